@@ -1,0 +1,285 @@
+//! The catalog: all backups below the backup directory, as they are on disk at this moment.
+//!
+//! Nothing is cached, so a backup that was deleted by hand is unknown from then on. Only directories that carry our mark
+//! are recovered or swept; everything else (the node's own API may write to the same place) is served as found, called
+//! foreign, and never changed.
+//!
+//! ```text
+//! BACKUPS/.lock            flock while a job is created and runs; holds the last id that was given out
+//! BACKUPS/.service         flock of the one service of this directory
+//! BACKUPS/.creating-<id>/  a backup that has not got its name yet
+//! BACKUPS/.deleting-*      data on its way out
+//! BACKUPS/<id>/            see `commit`
+//! ```
+//! Recover settles what a crash left: a backup in progress that no living process works on becomes failed. It only
+//! renames and writes small files, so that it takes no time; the sweep removes the data afterwards.
+
+use std::collections::HashMap;
+use std::fs::{self, Metadata};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use crate::commit::{self, PARTIAL, USE_FILE, WHOLE};
+use crate::disk::{self, Lock, Owner};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::id::BackupId;
+use crate::manifest::MANIFEST_FILE;
+use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status};
+
+const JOB_LOCK: &str = ".lock";
+const SERVICE_LOCK: &str = ".service";
+const CREATING: &str = ".creating-";
+const DELETING: &str = ".deleting-";
+
+/// The largest `status` and `backup.json` that are read; ours are far smaller.
+const MAX_STATUS_BYTES: u64 = 64;
+const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;
+
+/// How many names below `.deleting-` one backup can have at a time.
+const MAX_GARBAGE_NAMES: u32 = 1000;
+
+/// The backup directory.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    directory: PathBuf,
+    owner: Option<Owner>,
+}
+
+/// One backup as found on disk.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) id: BackupId,
+    pub(crate) status: Status,
+    /// Present when the backup is ours.
+    pub(crate) record: Option<Record>,
+    pub(crate) scope: Scope,
+    /// When it began, or when its directory was last changed where nobody wrote that down.
+    pub(crate) started_ms: u64,
+}
+
+impl Catalog {
+    /// Opens the backup directory, creating it where it is missing. `source` is the database whose owner what we create
+    /// shall follow.
+    pub(crate) fn open(directory: &Path, source: &Path) -> Result<Catalog> {
+        let owner = Owner::following(source)?;
+        let remedy = |e: Error| {
+            let context = format!(
+                "cannot use {} as backup directory; create it for the user that runs this, or name another with \
+                 --backup-directory",
+                directory.display()
+            );
+            Error::new(e.kind(), context).because(e)
+        };
+        disk::ensure_dir(directory, owner).map_err(remedy)?;
+        let catalog = Catalog { directory: directory.to_owned(), owner };
+        // Opening the lock file proves that the directory can be written before anybody relies on it.
+        drop(Lock::try_take(&catalog.job_lock_path(), owner).map_err(remedy)?);
+        Ok(catalog)
+    }
+
+    /// A view for reading only: nothing is created, nothing is checked.
+    pub(crate) fn view(directory: &Path) -> Result<Catalog> {
+        if !directory.is_dir() {
+            let context = format!("there is no backup directory {}; name it with --backup-directory", directory.display());
+            return Err(Error::new(Kind::Usage, context));
+        }
+        Ok(Catalog { directory: directory.to_owned(), owner: None })
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(crate) fn owner(&self) -> Option<Owner> {
+        self.owner
+    }
+
+    pub(crate) fn path(&self, id: &BackupId) -> PathBuf {
+        self.directory.join(id.as_str())
+    }
+
+    pub(crate) fn job_lock_path(&self) -> PathBuf {
+        self.directory.join(JOB_LOCK)
+    }
+
+    /// The lock that makes a service the only one of this directory.
+    pub(crate) fn lock_service(&self) -> Result<Lock> {
+        Lock::try_take(&self.directory.join(SERVICE_LOCK), self.owner)?.ok_or_else(|| {
+            let context = format!(
+                "another service uses the backup directory {}; stop it, or name another with --backup-directory",
+                self.directory.display()
+            );
+            Error::new(Kind::Busy, context)
+        })
+    }
+
+    /// The backup of this name; `None` where there is none (any more).
+    pub(crate) fn find(&self, id: &BackupId) -> Option<Found> {
+        let path = self.path(id);
+        let meta = path.symlink_metadata().ok().filter(Metadata::is_dir)?;
+        let record = read_record(&path, id);
+        let mut status = read_status(&path)?;
+        if record.is_some() {
+            // Somebody removed the data of a finished backup: there is no backup any more.
+            if status == Status::Done && !path.join(WHOLE).is_dir() {
+                return None;
+            }
+            // The process that worked on it is gone, and no service has recovered it yet.
+            if status == Status::InProgress && !Lock::is_held(&path.join(USE_FILE)) {
+                // It may have been finished between the two looks.
+                status = match read_status(&path)? {
+                    Status::InProgress => Status::Failed,
+                    settled => settled,
+                };
+            }
+        }
+        let scope = match &record {
+            Some(record) => record.scope,
+            None if has_sqlite(&path) => Scope::RocksdbAndPact,
+            None => Scope::Rocksdb,
+        };
+        let started_ms = record.as_ref().map_or_else(|| modified_ms(&meta), |r| r.started_ms);
+        Some(Found { id: id.clone(), status, record, scope, started_ms })
+    }
+
+    /// Every backup, newest first.
+    pub(crate) fn list(&self) -> Result<Vec<Found>> {
+        let mut found: Vec<Found> = self.ids()?.iter().filter_map(|id| self.find(id)).collect();
+        found.sort_by(|a, b| (b.started_ms, &b.id).cmp(&(a.started_ms, &a.id)));
+        Ok(found)
+    }
+
+    /// The job that a living process, perhaps another one, runs here.
+    pub(crate) fn running(&self) -> Option<BackupId> {
+        let in_progress = |f: &Found| f.status == Status::InProgress && f.record.is_some();
+        self.list().ok()?.into_iter().find(in_progress).map(|f| f.id)
+    }
+
+    /// The largest millisecond identifier in the directory, ours or not.
+    pub(crate) fn newest_millis(&self) -> Result<u64> {
+        Ok(self.ids()?.iter().filter_map(BackupId::millis).max().unwrap_or(0))
+    }
+
+    /// Bytes of disk that only this backup holds: of its files, those all of whose names lie in it.
+    pub(crate) fn exclusive_bytes(&self, id: &BackupId) -> u64 {
+        let mut inodes = HashMap::new();
+        let mut pending = vec![self.path(id)];
+        while let Some(directory) = pending.pop() {
+            // What disappears while we look is no longer held by this backup.
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                match entry.metadata() {
+                    Ok(meta) if meta.is_dir() => pending.push(entry.path()),
+                    Ok(meta) => {
+                        let seen = inodes.entry((meta.dev(), meta.ino())).or_insert((0, meta.nlink(), meta.blocks()));
+                        seen.0 += 1;
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+        inodes.values().filter(|(names, links, _)| names >= links).map(|(_, _, blocks)| blocks * 512).sum()
+    }
+
+    /// Settles every status that a crash left open. Removes nothing: that is the sweep's work.
+    pub(crate) fn recover(&self) -> Result<()> {
+        // While another process makes a backup, what it is creating is not ours to touch.
+        if let Some(_job_lock) = Lock::try_take(&self.job_lock_path(), self.owner)? {
+            for name in self.names()?.iter().filter(|n| n.starts_with(CREATING)) {
+                let to = self.free_path(name.trim_start_matches(CREATING));
+                disk::rename(&self.directory.join(name), &to)?;
+            }
+        }
+        for id in self.ids()? {
+            let path = self.path(&id);
+            let is_dir = path.symlink_metadata().is_ok_and(|m| m.is_dir());
+            let Some(mut record) = read_record(&path, &id).filter(|_| is_dir) else { continue };
+            let Some(status) = read_status(&path) else {
+                log::warn!("backup left alone id={id} reason=\"its status file is missing or says nothing we know\"");
+                continue;
+            };
+            let left = [PARTIAL, WHOLE, MANIFEST_FILE].iter().any(|name| path.join(name).symlink_metadata().is_ok());
+            match status {
+                Status::InProgress => {
+                    let Some(_use_lock) = Lock::try_take(&path.join(USE_FILE), self.owner)? else { continue };
+                    let reason = "interrupted: the process that made the backup ended before it was finished";
+                    commit::fail(self, &path, &mut record, reason, self.owner)?;
+                    log::warn!("backup interrupted id={id}");
+                }
+                Status::Failed if left || record.reason.is_none() => {
+                    let reason = "interrupted while it was failing: its reason was not written down";
+                    commit::fail(self, &path, &mut record, reason, self.owner)?;
+                }
+                Status::Failed => {}
+                Status::Done => disk::remove_file(&path.join(STATUS_FAILED_FILE))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was moved to `.deleting-*`, as long as `keep_going` says so; `Ok(false)` when it was told to stop.
+    pub(crate) fn sweep(&self, keep_going: &dyn Fn() -> bool) -> Result<bool> {
+        for name in self.names()?.iter().filter(|n| n.starts_with(DELETING)) {
+            if !disk::remove_tree(&self.directory.join(name), keep_going)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A name below which the data of a backup can wait for the sweep.
+    pub(crate) fn free_garbage_path(&self, id: &BackupId) -> PathBuf {
+        self.free_path(id.as_str())
+    }
+
+    fn free_path(&self, stem: &str) -> PathBuf {
+        let candidate = |n: u32| self.directory.join(format!("{DELETING}{stem}.{n}"));
+        let free = (0..MAX_GARBAGE_NAMES).map(candidate).find(|p| p.symlink_metadata().is_err());
+        free.unwrap_or_else(|| candidate(MAX_GARBAGE_NAMES))
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let failed = || format!("cannot list the backup directory {}", self.directory.display());
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.directory).context(failed)? {
+            // A name that is not UTF-8 is neither an identifier nor one of our own.
+            names.extend(entry.context(failed)?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn ids(&self) -> Result<Vec<BackupId>> {
+        Ok(self.names()?.iter().filter_map(|n| BackupId::parse(n)).collect())
+    }
+}
+
+fn read_bounded(path: &Path, limit_bytes: u64) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // O_NONBLOCK so that a FIFO of that name cannot hold us; it means nothing to a regular file.
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()?;
+    fs::File::from(file).take(limit_bytes).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+fn read_status(path: &Path) -> Option<Status> {
+    let bytes = read_bounded(&path.join(STATUS_FILE), MAX_STATUS_BYTES)?;
+    Status::parse(std::str::from_utf8(&bytes).ok()?)
+}
+
+/// The record, if it carries our mark and was written for this directory: a copy under another name is not ours.
+fn read_record(path: &Path, id: &BackupId) -> Option<Record> {
+    let bytes = read_bounded(&path.join(RECORD_FILE), MAX_RECORD_BYTES)?;
+    Record::parse(&bytes).filter(|r| r.id == *id)
+}
+
+fn has_sqlite(path: &Path) -> bool {
+    let names = fs::read_dir(path.join(WHOLE).join("sqlite")).into_iter().flatten().flatten();
+    names.map(|e| e.file_name()).any(|n| n.to_string_lossy().ends_with(".sqlite"))
+}
+
+fn modified_ms(meta: &Metadata) -> u64 {
+    let since = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

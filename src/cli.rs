@@ -1,0 +1,568 @@
+//! The command line: what was typed, with the environment and the configuration files, becomes a [`Plan`] in one step.
+//!
+//! [`Typed`] is what clap read, not yet judged; [`parse`] is the one place that decides what it means. Precedence, key
+//! by key: flag, environment, later file, earlier file, default. Nothing is opened here but configuration files, and
+//! those through a parameter; whether a directory exists is found out by whoever uses it.
+//!
+//! Commands and flags may stand in any order, so that a container's `ENTRYPOINT` can hold the flags and its command be
+//! `make`. A flag that a command does not use is an error there: it would promise something that does not happen.
+//!
+//! # Limitations
+//! All commands share one help page. That a backup directory lies within the node's own files is seen here by its name
+//! only, not through symbolic links.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use chainweb_backup::{FILE_BYTES_MAX, FileConfig, parse_file, parse_interface, parse_name, parse_size, suggest};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{CommandFactory, Parser};
+use log::LevelFilter;
+
+/// The port of the service; the node's own is 1848.
+const PORT: u16 = 1849;
+/// The words of the command line that people may use; `heights` is for our own child process.
+const COMMANDS: &[&str] = &["serve", "make", "list", "check"];
+const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+
+const USAGE: &str = "chainweb-backup [serve] --database-directory DIR [--enable-backup-api] [FLAGS]
+       chainweb-backup make  --database-directory DIR [--backup-pact]
+       chainweb-backup list  --backup-directory DIR [--json]
+       chainweb-backup check --backup-directory DIR ID";
+
+const AFTER_HELP: &str = "\
+Commands:
+  serve       Answer the backup API over HTTP (the default)
+  make        Make one backup now, without a server, and print its id
+  list        List the backups, newest first
+  check ID    Print one backup's status: backup-done, backup-in-progress or backup-failed
+
+Each value comes from the flag, else the environment (ENABLE_BACKUP_API=true, BACKUP_DIR=DIR), else the last
+--config-file that has it, else the default.
+
+Examples:
+  chainweb-backup --database-directory /data --enable-backup-api
+  curl -X POST 'http://127.0.0.1:1849/make-backup?backupPact'       start a backup, prints its id
+  curl http://127.0.0.1:1849/check-backup/ID                        how that backup goes
+  curl http://127.0.0.1:1849/list-backups                           what there is
+
+Exit codes:
+  0  ok                  10  no such backup         13  verification failed
+  1  failed              11  busy: a job runs       14  the node is running
+  2  wrong usage         12  no space               15  the target is not empty";
+
+/// What was typed, as typed.
+#[derive(Parser)]
+#[command(name = "chainweb-backup", version, about = "Backups of a running Chainweb node (RocksDB and SQLite)")]
+#[command(override_usage = USAGE, after_help = AFTER_HELP, next_line_help = false)]
+struct Typed {
+    /// What to do: serve (default), make, list or check ID
+    #[arg(value_name = "COMMAND", hide = true)]
+    words: Vec<OsString>,
+    /// The node's database directory, the one that holds `0`
+    #[arg(long, value_name = "DIR")]
+    database_directory: Option<PathBuf>,
+    /// Where the backups go [default: <database-directory>/backups]
+    #[arg(long, value_name = "DIR")]
+    backup_directory: Option<PathBuf>,
+    /// The node's configuration file, YAML or JSON; may be repeated, later files win
+    #[arg(long, value_name = "FILE")]
+    config_file: Vec<PathBuf>,
+    /// Answer the backup endpoints (off by default; health and metrics always answer)
+    #[arg(long, conflicts_with = "disable_backup_api")]
+    enable_backup_api: bool,
+    /// Do not answer them, whatever environment and files say
+    #[arg(long)]
+    disable_backup_api: bool,
+    /// Port to listen on, 0 for any free one [default: 1849]
+    #[arg(long, value_name = "N")]
+    service_port: Option<u16>,
+    /// IP address to listen on, * for all [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDR", value_parser = |t: &str| parse_interface(t).map_err(|e| e.chain()))]
+    service_interface: Option<IpAddr>,
+    /// Write the address and port listened on to this file
+    #[arg(long, value_name = "FILE")]
+    address_file: Option<PathBuf>,
+    /// The version in the URL prefix, like mainnet01 [default: any]
+    #[arg(long, value_name = "NAME", value_parser = |t: &str| parse_name(t).map_err(|e| e.chain()))]
+    chainweb_version: Option<String>,
+    /// The node's version, for the header x-chainweb-node-version [default: unknown]
+    #[arg(long, value_name = "V", value_parser = |t: &str| parse_name(t).map_err(|e| e.chain()))]
+    node_version: Option<String>,
+    /// Free space a backup must leave, like 10GiB [default: 1 GiB or 5 %, the smaller]
+    #[arg(long, value_name = "SIZE", value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
+    reserve_bytes: Option<u64>,
+    /// error, warn, info, debug, trace or off [default: info]
+    #[arg(long, value_name = "LEVEL", value_parser = log_level(), ignore_case = true, hide_possible_values = true)]
+    log_level: Option<LevelFilter>,
+    /// make: back up the Pact databases too
+    #[arg(long)]
+    backup_pact: bool,
+    /// list: print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What to do, validated.
+#[derive(Debug, PartialEq)]
+pub enum Plan {
+    /// Answer HTTP requests until told to stop.
+    Serve(ServePlan),
+    /// Make one backup and print its id.
+    Make(MakePlan),
+    /// Print what backups there are.
+    List {
+        /// Where the backups are.
+        backup_directory: PathBuf,
+        /// As JSON instead of a table.
+        json: bool,
+        /// What is logged.
+        log_level: LevelFilter,
+        /// To be logged once at the start, each a whole sentence.
+        warnings: Vec<String>,
+    },
+    /// Print the status of one backup.
+    Check {
+        /// Where the backups are.
+        backup_directory: PathBuf,
+        /// As typed: not yet parsed, so not yet to be joined to any path.
+        id: String,
+        /// What is logged.
+        log_level: LevelFilter,
+        /// To be logged once at the start, each a whole sentence.
+        warnings: Vec<String>,
+    },
+    /// Print the heights of a finished copy; for our own child process.
+    Heights {
+        /// The RocksDB directory of the copy.
+        directory: PathBuf,
+    },
+}
+
+/// How to serve.
+#[derive(Debug, PartialEq)]
+pub struct ServePlan {
+    /// The node's database directory.
+    pub database_directory: PathBuf,
+    /// Where the backups are.
+    pub backup_directory: PathBuf,
+    /// Whether the backup endpoints answer.
+    pub api_enabled: bool,
+    /// The address to listen on.
+    pub interface: IpAddr,
+    /// The port to listen on; 0 takes a free one.
+    pub port: u16,
+    /// Where to write what is listened on.
+    pub address_file: Option<PathBuf>,
+    /// The version in the URL prefix; `None` accepts any.
+    pub chainweb_version: Option<String>,
+    /// The node's version; `None` is unknown.
+    pub node_version: Option<String>,
+    /// Free space to leave; `None` is the default of [`chainweb_backup::Config`].
+    pub reserve_bytes: Option<u64>,
+    /// What is logged.
+    pub log_level: LevelFilter,
+    /// To be logged once at the start, each a whole sentence.
+    pub warnings: Vec<String>,
+}
+
+/// How to make one backup.
+#[derive(Debug, PartialEq)]
+pub struct MakePlan {
+    /// The node's database directory.
+    pub database_directory: PathBuf,
+    /// Where the backups are.
+    pub backup_directory: PathBuf,
+    /// Whether the Pact databases are backed up too.
+    pub backup_pact: bool,
+    /// The version to record.
+    pub chainweb_version: Option<String>,
+    /// The node's version to record.
+    pub node_version: Option<String>,
+    /// Free space to leave; `None` is the default of [`chainweb_backup::Config`].
+    pub reserve_bytes: Option<u64>,
+    /// What is logged.
+    pub log_level: LevelFilter,
+    /// To be logged once at the start, each a whole sentence.
+    pub warnings: Vec<String>,
+}
+
+/// An end before any work: help, version or wrong usage.
+#[derive(Debug, PartialEq)]
+pub struct Exit {
+    /// The exit status.
+    pub code: i32,
+    /// Whether the text was asked for (stdout) or is an error (stderr).
+    pub to_stdout: bool,
+    /// What to print, complete with its last newline.
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Command {
+    Serve,
+    Make,
+    List,
+    Check,
+    Heights,
+}
+
+/// Decides what to do. `args` begins with the program's name, as in `std::env::args_os`.
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    env: &dyn Fn(&str) -> Option<OsString>,
+    read_file: &dyn Fn(&Path) -> io::Result<String>,
+) -> Result<Plan, Exit> {
+    let typed = Typed::try_parse_from(args).map_err(|e| Exit {
+        code: if e.use_stderr() { 2 } else { 0 },
+        to_stdout: !e.use_stderr(),
+        text: e.render().to_string(),
+    })?;
+    if typed.words.first().is_some_and(|word| word == "help") {
+        return Err(Exit { code: 0, to_stdout: true, text: Typed::command().render_help().to_string() });
+    }
+    resolve(typed, env, read_file).map_err(|message| Exit {
+        code: 2,
+        to_stdout: false,
+        text: format!("error: {message}\n\nFor more information, try '--help'.\n"),
+    })
+}
+
+/// Reads a configuration file for [`parse`]: UTF-8, and never more than the parser takes.
+pub fn read_file(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    // One byte more than is allowed, so that the parser sees that there is more.
+    File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn resolve(
+    mut typed: Typed,
+    env: &dyn Fn(&str) -> Option<OsString>,
+    read_file: &dyn Fn(&Path) -> io::Result<String>,
+) -> Result<Plan, String> {
+    let (command, operand) = command(std::mem::take(&mut typed.words))?;
+    refuse_foreign_flags(&typed, command)?;
+    if command == Command::Heights {
+        return Ok(Plan::Heights { directory: operand.map(PathBuf::from).ok_or("heights needs a directory")? });
+    }
+    let mut file = FileConfig::default();
+    for path in &typed.config_file {
+        let text = read_file(path).map_err(|e| format!("cannot read configuration file {}: {e}", path.display()))?;
+        file = parse_file(&text, &path.display().to_string()).map_err(|e| e.chain())?.or(file);
+    }
+    // An empty variable is how a container says nothing.
+    let env = |name: &str| env(name).filter(|value| !value.is_empty());
+
+    let chainweb_version = typed.chainweb_version.or(file.chainweb_version);
+    let database_directory = typed.database_directory.or(file.database_directory);
+    let backup_directory = typed
+        .backup_directory
+        .or_else(|| env("BACKUP_DIR").map(PathBuf::from))
+        .or(file.backup_directory)
+        .or_else(|| database_directory.as_ref().map(|d| d.join("backups")));
+    let log_level = typed.log_level.unwrap_or(LevelFilter::Info);
+    let mut warnings = file.warnings;
+
+    if matches!(command, Command::List | Command::Check) {
+        let backup_directory = backup_directory.ok_or(
+            "no backup directory: name one with --backup-directory DIR, BACKUP_DIR or `backup.directory` in a \
+             --config-file, or name the node's with --database-directory DIR (its `backups` is the default)",
+        )?;
+        return Ok(match operand {
+            None => Plan::List { backup_directory, json: typed.json, log_level, warnings },
+            // What is not UTF-8 is no id; the replacement characters keep it from becoming one.
+            Some(id) => Plan::Check { backup_directory, id: id.to_string_lossy().into_owned(), log_level, warnings },
+        });
+    }
+    let (Some(database_directory), Some(backup_directory)) = (database_directory, backup_directory) else {
+        let version = chainweb_version.as_deref().unwrap_or("mainnet01");
+        return Err(format!(
+            "no database directory: name the node's with --database-directory DIR, or `databaseDirectory` in a \
+             --config-file (a node that was not told one uses ~/.local/share/chainweb-node/{version})"
+        ));
+    };
+    if backup_directory.starts_with(database_directory.join("0")) || backup_directory == database_directory {
+        return Err(format!(
+            "the backup directory {} lies among the node's own files: name another, like {}",
+            backup_directory.display(),
+            database_directory.join("backups").display()
+        ));
+    }
+    let node_version = typed.node_version.or(file.node_version);
+    let reserve_bytes = typed.reserve_bytes.or(file.reserve_bytes);
+    if command == Command::Make {
+        return Ok(Plan::Make(MakePlan {
+            database_directory,
+            backup_directory,
+            backup_pact: typed.backup_pact,
+            chainweb_version,
+            node_version,
+            reserve_bytes,
+            log_level,
+            warnings,
+        }));
+    }
+
+    let from_flag = (typed.enable_backup_api || typed.disable_backup_api).then_some(typed.enable_backup_api);
+    // Read even where a flag decides: a wrong value is a mistake whoever wins.
+    let from_env = env("ENABLE_BACKUP_API").map(|value| truth("ENABLE_BACKUP_API", &value)).transpose()?;
+    let api_enabled = from_flag.or(from_env).or(file.api_enabled).unwrap_or(false);
+    let interface = typed.service_interface.or(file.interface).unwrap_or(Ipv4Addr::LOCALHOST.into());
+    if !api_enabled {
+        warnings.push("the backup API is off: only health and metrics answer; --enable-backup-api turns it on".into());
+    }
+    if node_version.is_none() {
+        warnings.push("the node's version is unknown: --node-version V names it for x-chainweb-node-version".into());
+    }
+    if api_enabled && !interface.is_loopback() {
+        warnings.push(format!("listening on {interface}: whoever reaches this port can start backups"));
+    }
+    Ok(Plan::Serve(ServePlan {
+        database_directory,
+        backup_directory,
+        api_enabled,
+        interface,
+        port: typed.service_port.or(file.port).unwrap_or(PORT),
+        address_file: typed.address_file,
+        chainweb_version,
+        node_version,
+        reserve_bytes,
+        log_level,
+        warnings,
+    }))
+}
+
+/// The command and its operand; `check` and `heights` have one, and only they.
+fn command(words: Vec<OsString>) -> Result<(Command, Option<OsString>), String> {
+    let mut words = words.into_iter();
+    let word = words.next().unwrap_or_else(|| "serve".into());
+    let command = match word.to_str() {
+        Some("serve") => Command::Serve,
+        Some("make") => Command::Make,
+        Some("list") => Command::List,
+        Some("check") => Command::Check,
+        Some("heights") => Command::Heights,
+        _ => {
+            let word = word.to_string_lossy();
+            let tip = suggest(&word, COMMANDS).map_or(String::new(), |c| format!("did you mean '{c}'? "));
+            return Err(format!("no command {word:?}: {tip}(commands: {})", COMMANDS.join(", ")));
+        }
+    };
+    let operand = match command {
+        Command::Check => Some(words.next().ok_or("check needs the ID of a backup: 'list' shows them")?),
+        Command::Heights => words.next(),
+        Command::Serve | Command::Make | Command::List => None,
+    };
+    match words.next() {
+        Some(more) => Err(format!("unexpected argument {more:?} after '{}'", word.to_string_lossy())),
+        None => Ok((command, operand)),
+    }
+}
+
+/// Refuses each flag that the command would ignore.
+fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
+    use Command::{Check, List, Make, Serve};
+    let flags: [(&str, bool, &[Command]); 14] = [
+        ("--database-directory", typed.database_directory.is_some(), &[Serve, Make, List, Check]),
+        ("--backup-directory", typed.backup_directory.is_some(), &[Serve, Make, List, Check]),
+        ("--config-file", !typed.config_file.is_empty(), &[Serve, Make, List, Check]),
+        ("--log-level", typed.log_level.is_some(), &[Serve, Make, List, Check]),
+        ("--chainweb-version", typed.chainweb_version.is_some(), &[Serve, Make]),
+        ("--node-version", typed.node_version.is_some(), &[Serve, Make]),
+        ("--reserve-bytes", typed.reserve_bytes.is_some(), &[Serve, Make]),
+        ("--enable-backup-api", typed.enable_backup_api, &[Serve]),
+        ("--disable-backup-api", typed.disable_backup_api, &[Serve]),
+        ("--service-port", typed.service_port.is_some(), &[Serve]),
+        ("--service-interface", typed.service_interface.is_some(), &[Serve]),
+        ("--address-file", typed.address_file.is_some(), &[Serve]),
+        ("--backup-pact", typed.backup_pact, &[Make]),
+        ("--json", typed.json, &[List]),
+    ];
+    let name = |command: Command| format!("{command:?}").to_lowercase();
+    match flags.iter().find(|(_, given, commands)| *given && !commands.contains(&command)) {
+        None => Ok(()),
+        Some((flag, _, commands)) => {
+            let theirs: Vec<String> = commands.iter().map(|&c| format!("'{}'", name(c))).collect();
+            let default = if command == Serve { " (the command when none is given)" } else { "" };
+            Err(format!("{flag} belongs to {}, not to '{}'{default}", theirs.join(" and "), name(command)))
+        }
+    }
+}
+
+/// A yes or no from the environment; containers write `true`.
+fn truth(name: &str, value: &OsStr) -> Result<bool, String> {
+    match value.to_string_lossy().to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" => Ok(false),
+        _ => Err(format!("environment variable {name} is {value:?}: write true or false, or leave it empty")),
+    }
+}
+
+/// The names of `log`, and the node's word for silence.
+fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
+    let names = LOG_LEVELS.map(|name| PossibleValue::new(name).aliases((name == "off").then_some("quiet")));
+    PossibleValuesParser::new(names).map(|name| name.parse().unwrap_or(LevelFilter::Off))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOP: &str =
+        "databaseDirectory: /file\nbackup: {directory: /file/b, api: {enabled: true, port: 7, interface: ::1}}";
+
+    /// Parses a command line of words, with an environment and files that stand here as text.
+    fn run(line: &str, env: &[(&str, &str)], files: &[(&str, &str)]) -> Result<Plan, Exit> {
+        let args = ["chainweb-backup"].into_iter().chain(line.split_whitespace()).map(OsString::from);
+        let look =
+            |list: &[(&str, &str)], name: &str| list.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string());
+        parse(args, &|name| look(env, name).map(OsString::from), &|path| {
+            look(files, &path.to_string_lossy()).ok_or_else(|| io::ErrorKind::NotFound.into())
+        })
+    }
+
+    fn serve(line: &str, env: &[(&str, &str)], files: &[(&str, &str)]) -> ServePlan {
+        match run(line, env, files) {
+            Ok(Plan::Serve(plan)) => plan,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    /// Asserts that a line is wrong usage and that the message has each of the words.
+    fn wrong(line: &str, env: &[(&str, &str)], files: &[(&str, &str)], words: &[&str]) {
+        let exit = run(line, env, files).expect_err(line);
+        assert_eq!((exit.code, exit.to_stdout), (2, false), "{line}");
+        assert!(exit.text.starts_with("error: ") && exit.text.ends_with(".\n"), "{}", exit.text);
+        for word in words {
+            assert!(exit.text.contains(word), "{line}: no {word:?} in {}", exit.text);
+        }
+    }
+
+    #[test]
+    fn clap_finds_no_fault_in_the_declaration() {
+        Typed::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        for line in ["--database-directory /d", "serve --database-directory /d", "--database-directory /d serve"] {
+            let plan = serve(line, &[], &[]);
+            assert_eq!((plan.backup_directory.as_path(), plan.api_enabled), (Path::new("/d/backups"), false));
+            assert_eq!((plan.interface, plan.port), (Ipv4Addr::LOCALHOST.into(), 1849));
+            assert_eq!((plan.address_file, plan.chainweb_version, plan.node_version), (None, None, None));
+            assert_eq!((plan.reserve_bytes, plan.log_level), (None, LevelFilter::Info));
+            assert!(plan.warnings[0].contains("API is off") && plan.warnings[1].contains("version is unknown"));
+        }
+        assert_eq!(serve("--database-directory d", &[], &[]).backup_directory, Path::new("d/backups"));
+        use LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
+        for (name, level) in LOG_LEVELS.into_iter().chain(["quiet"]).zip([Error, Warn, Info, Debug, Trace, Off, Off]) {
+            assert_eq!(serve(&format!("--database-directory d --log-level {name}"), &[], &[]).log_level, level);
+        }
+    }
+
+    #[test]
+    fn flag_before_environment_before_later_file_before_earlier_file() {
+        let files =
+            &[("1", TOP), ("2", "chainweb: {chainwebVersion: v2, backup: {directory: /2, api: {enabled: false}}}")];
+        let env = &[("BACKUP_DIR", "/env"), ("ENABLE_BACKUP_API", "true")];
+        let empty = &[("BACKUP_DIR", ""), ("ENABLE_BACKUP_API", "")];
+        let place = |line: &str, env: &[_], files: &[_]| serve(line, env, files).backup_directory;
+        let on = |line: &str, env: &[_], files: &[_]| serve(line, env, files).api_enabled;
+        let both = "--config-file 1 --config-file 2";
+        assert_eq!(place(&format!("{both} --backup-directory /flag"), env, files), Path::new("/flag"));
+        assert_eq!(place(both, env, files), Path::new("/env"));
+        assert_eq!(place(both, empty, files), Path::new("/2"));
+        assert_eq!(place("--config-file 2 --config-file 1", &[], files), Path::new("/file/b"));
+        assert_eq!(place("--config-file 2 --database-directory /x", &[], &[("2", "")]), Path::new("/x/backups"));
+        assert!(!on(&format!("{both} --disable-backup-api"), env, files));
+        assert!(on(both, env, files) && !on(both, empty, files) && on("--config-file 2 --config-file 1", &[], files));
+        assert!(on(&format!("{both} --enable-backup-api"), &[("ENABLE_BACKUP_API", "0")], files));
+        assert!(!on("--config-file 1", &[("ENABLE_BACKUP_API", "No")], files));
+
+        let plan = serve(both, &[], files);
+        assert_eq!((plan.port, plan.interface.to_string().as_str()), (7, "::1"));
+        assert_eq!(
+            (plan.database_directory.as_path(), plan.chainweb_version.as_deref()),
+            (Path::new("/file"), Some("v2"))
+        );
+        let flags = "--service-port 0 --service-interface * --database-directory /flag --chainweb-version f \
+                     --node-version 2.31 --reserve-bytes 2KiB --address-file a --log-level DEBUG";
+        let plan = serve(&format!("{both} {flags} --enable-backup-api"), &[], files);
+        assert_eq!((plan.port, plan.interface, plan.log_level), (0, Ipv4Addr::UNSPECIFIED.into(), LevelFilter::Debug));
+        assert_eq!(
+            (plan.database_directory.as_path(), plan.chainweb_version.as_deref()),
+            (Path::new("/flag"), Some("f"))
+        );
+        assert_eq!((plan.node_version.as_deref(), plan.reserve_bytes), (Some("2.31"), Some(2048)));
+        assert_eq!((plan.address_file, plan.warnings.len()), (Some("a".into()), 1));
+        assert!(plan.warnings[0].contains("listening on 0.0.0.0"));
+    }
+
+    #[test]
+    fn the_other_commands() {
+        let warnings = Vec::new();
+        let Ok(Plan::Make(make)) = run("--database-directory /d make --backup-pact", &[], &[]) else { panic!("make") };
+        assert_eq!((make.backup_directory.as_path(), make.backup_pact), (Path::new("/d/backups"), true));
+        // The daemon's variables are set where the other commands run too; only `serve` judges the switch.
+        let env = &[("BACKUP_DIR", "/b"), ("ENABLE_BACKUP_API", "maybe")];
+        let (backup_directory, log_level) = (PathBuf::from("/b"), LevelFilter::Info);
+        let list = Plan::List { backup_directory: "/b".into(), json: true, log_level, warnings: Vec::new() };
+        assert_eq!(run("list --json", env, &[]), Ok(list));
+        let check = Plan::Check { backup_directory, id: "17".into(), log_level, warnings };
+        assert_eq!(run("check 17 --config-file f", env, &[("f", "{}")]), Ok(check));
+        assert_eq!(run("heights /x", &[], &[]), Ok(Plan::Heights { directory: "/x".into() }));
+        assert!(matches!(run("list --config-file f", &[], &[("f", TOP)]), Ok(Plan::List { .. })));
+    }
+
+    #[test]
+    fn help_and_version_are_no_errors() {
+        for line in ["--help", "-h", "help", "make --help", "--version", "-V"] {
+            let exit = run(line, &[], &[]).expect_err(line);
+            assert_eq!((exit.code, exit.to_stdout), (0, true), "{line}");
+            assert!(exit.text.starts_with("chainweb-backup 0") || exit.text.contains("Exit codes:"), "{line}");
+            assert!(exit.text.lines().all(|l| l.chars().count() <= 120) && !exit.text.contains("heights"), "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2_with_the_remedy() {
+        let bad = &[("f", "backup: {direcotry: /b}")];
+        wrong("", &[], &[], &["no database directory", "--database-directory DIR", "`databaseDirectory`", "mainnet01"]);
+        wrong("make", &[("BACKUP_DIR", "/b")], &[], &["no database directory"]);
+        wrong("list", &[], &[], &["no backup directory", "--backup-directory DIR", "BACKUP_DIR", "`backup.directory`"]);
+        wrong("mkae", &[], &[], &["\"mkae\"", "did you mean 'make'?", "serve, make, list, check"]);
+        wrong("check", &[], &[], &["ID", "'list' shows them"]);
+        wrong("check 1 2", &[], &[], &["unexpected argument \"2\""]);
+        wrong("--databse-directory /d", &[], &[], &["similar argument exists: '--database-directory'"]);
+        wrong("--enable-backup-api --disable-backup-api", &[], &[], &["cannot be used with"]);
+        wrong("--service-port 1 --service-port 1", &[], &[], &["cannot be used multiple times"]);
+        wrong("--service-port 65536", &[], &[], &["0..=65535"]);
+        wrong("--service-interface unix:/run/x", &[], &[], &["is not an IP address", "127.0.0.1"]);
+        wrong("--reserve-bytes 10G", &[], &[], &["is not a size", "10GiB"]);
+        wrong("--log-level loud", &[], &[], &["error, warn, info"]);
+        wrong("--backup-directory=", &[], &[], &["a value is required"]);
+        for flag in ["--service-port 1", "--service-interface ::1", "--address-file f", "--enable-backup-api"] {
+            for command in ["make", "list", "check 1"] {
+                wrong(&format!("{command} {flag}"), &[], &[], &["belongs to 'serve', not to"]);
+            }
+        }
+        wrong("--json", &[], &[], &["--json belongs to 'list', not to 'serve' (the command when none is given)"]);
+        wrong("list --reserve-bytes 1", &[], &[], &["belongs to 'serve' and 'make'"]);
+        wrong(
+            "--database-directory /d",
+            &[("ENABLE_BACKUP_API", "maybe")],
+            &[],
+            &["ENABLE_BACKUP_API", "\"maybe\"", "true"],
+        );
+        wrong("--config-file f", &[], &[], &["cannot read configuration file f"]);
+        wrong("list --config-file f", &[], bad, &["f: unknown key `backup.direcotry`", "did you mean `directory`?"]);
+        for place in ["/d/0", "/d/0/rocksDb/b", "/d", "/d/"] {
+            let line = format!("--database-directory /d --backup-directory {place}");
+            wrong(&line, &[], &[], &["among the node's own files", "/d/backups"]);
+        }
+    }
+}

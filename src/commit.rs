@@ -1,0 +1,198 @@
+//! One unfinished backup, from its directory's birth to the one commit point, or to its end as a failure.
+//!
+//! ```text
+//! step                                                    a crash after it leaves
+//! 1  lock .lock; write the id into it                     nothing
+//! 2  .creating-<id>: lock .use, write backup.json,        .creating-<id>, which recover removes;
+//!    status.failed, status (in progress), sync            the id was not handed out
+//! 3  rename .creating-<id> -> <id>, sync the parent       an in-progress backup, which recover fails;
+//!    ONLY NOW IS THE ID HANDED OUT                        the same after each step up to 6
+//! 4  fill 0.partial; the files that others wrote and
+//!    every directory are synced, bottom-up
+//! 5  manifest.json, backup.json, each synced
+//! 6  rename 0.partial -> 0, sync <id>
+//! 7  status becomes backup-done by write, sync, rename,   a good backup
+//!    sync: THE COMMIT
+//! 8  remove status.failed                                 (recover removes it)
+//! ```
+//! Failing: first `status.failed` is renamed to `status` (it needs no space), then the reason is written, then the data is
+//! moved to `.deleting-*`, where the sweep of the catalog finds it. So no instant shows a failed backup as anything else,
+//! and a backup whose status could not be changed keeps its data, which is then still what its status says.
+//!
+//! Invariants: `.lock` and `<id>/.use` are held while an [`Unfinished`] lives. Every error of a sync is final.
+
+use std::path::{Path, PathBuf};
+
+use crate::catalog::Catalog;
+use crate::control::{Control, Phase};
+use crate::disk::{self, Lock, Owner};
+use crate::error::{Error, Kind, Result};
+use crate::id::BackupId;
+use crate::manifest::{MANIFEST_FILE, Manifest};
+use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status, Versions};
+
+/// Where a backup is filled.
+pub(crate) const PARTIAL: &str = "0.partial";
+
+/// Where a whole backup stands.
+pub(crate) const WHOLE: &str = "0";
+
+/// The lock of one backup.
+pub(crate) const USE_FILE: &str = ".use";
+
+/// How many identifiers are tried when directories of that name stand in the way.
+const MAX_ID_TRIES: u64 = 1000;
+
+/// A backup that is being made.
+#[derive(Debug)]
+#[must_use = "an unfinished backup is committed or abandoned"]
+pub(crate) struct Unfinished {
+    /// What will be written to `backup.json`.
+    pub(crate) record: Record,
+    path: PathBuf,
+    owner: Option<Owner>,
+    _use_lock: Lock,
+    _job_lock: Lock,
+}
+
+impl Unfinished {
+    /// Steps 1 to 3. Fails with [`Kind::Busy`] while another process makes a backup here.
+    pub(crate) fn create(catalog: &Catalog, scope: Scope, now_ms: u64, versions: Versions) -> Result<Unfinished> {
+        let lock_path = catalog.job_lock_path();
+        let job_lock = Lock::try_take(&lock_path, catalog.owner())?.ok_or_else(|| {
+            let context = format!("another process makes a backup in {}", catalog.directory().display());
+            Error::new(Kind::Busy, context)
+        })?;
+        let noted = job_lock.read_note().trim().parse().unwrap_or(0);
+        let first = catalog.newest_millis()?.max(noted).saturating_add(1).max(now_ms);
+        for unix_ms in first..first.saturating_add(MAX_ID_TRIES) {
+            let id = BackupId::from_millis(unix_ms);
+            if catalog.path(&id).symlink_metadata().is_ok() {
+                continue;
+            }
+            job_lock.write_note(&lock_path, id.as_str())?;
+            let creating = catalog.directory().join(format!(".creating-{id}"));
+            let record = Record::new(id.clone(), scope, now_ms, versions.clone());
+            let born = birth(&creating, &record, catalog.owner())
+                .and_then(|use_lock| Ok((use_lock, disk::rename_new(&creating, &catalog.path(&id))?)));
+            match born {
+                Ok((use_lock, true)) => {
+                    let path = catalog.path(&id);
+                    let owner = catalog.owner();
+                    let new = Unfinished { record, path, owner, _use_lock: use_lock, _job_lock: job_lock };
+                    // Without this sync the name could be lost after it was handed out.
+                    return match disk::sync_dir(catalog.directory()) {
+                        Ok(()) => Ok(new),
+                        Err(cause) => Err(new.abandon(catalog, cause).1),
+                    };
+                }
+                Ok((_, false)) => disk::remove_tree(&creating, &|| true).map(|_| ())?,
+                Err(cause) => {
+                    // A courtesy; recover does it at the next start.
+                    let _ = disk::remove_tree(&creating, &|| true);
+                    return Err(cause);
+                }
+            }
+        }
+        let context = format!("{MAX_ID_TRIES} identifiers from {first} on are taken; remove what is named like that");
+        Err(Error::new(Kind::Io, context))
+    }
+
+    pub(crate) fn id(&self) -> &BackupId {
+        &self.record.id
+    }
+
+    /// The directory that step 4 fills.
+    pub(crate) fn partial(&self) -> PathBuf {
+        self.path.join(PARTIAL)
+    }
+
+    pub(crate) fn owner(&self) -> Option<Owner> {
+        self.owner
+    }
+
+    /// Steps 5 to 8; the files of step 4 are synced already. On an error the backup is still unfinished: abandon it.
+    pub(crate) fn commit(&mut self, manifest: &Manifest, now_ms: u64, control: &Control) -> Result<()> {
+        let partial = self.partial();
+        disk::sync_dirs(&partial)?;
+        disk::write_new(&self.path.join(MANIFEST_FILE), &manifest.to_bytes(), self.owner)?;
+        self.record.bytes = manifest.bytes();
+        self.record.files_count = manifest.files.len() as u64;
+        self.record.phase = Phase::Finished;
+        self.record.finished_ms = Some(now_ms);
+        disk::replace(&self.path, RECORD_FILE, &self.record.to_bytes(), self.owner)?;
+        if !disk::rename_new(&partial, &self.path.join(WHOLE))? {
+            let context = format!("{} appeared while the backup was made", self.path.join(WHOLE).display());
+            return Err(Error::new(Kind::Damaged, context));
+        }
+        disk::sync_dir(&self.path)?;
+        // The last moment at which a cancelled job can end as one.
+        control.check()?;
+        disk::replace(&self.path, STATUS_FILE, Status::Done.word().as_bytes(), self.owner)?;
+        // Committed: what follows can fail without making the backup worse.
+        let _ = disk::remove_file(&self.path.join(STATUS_FAILED_FILE));
+        Ok(())
+    }
+
+    /// Ends the job as a failure because of `cause`. Returns whether the disk says so now, and the cause.
+    pub(crate) fn abandon(mut self, catalog: &Catalog, cause: Error) -> (bool, Error) {
+        self.record.phase = Phase::Finished;
+        let settled = fail(catalog, &self.path, &mut self.record, &cause.chain(), self.owner);
+        (settled.is_ok(), cause)
+    }
+}
+
+/// Step 2.
+fn birth(creating: &Path, record: &Record, owner: Option<Owner>) -> Result<Lock> {
+    disk::create_dir(creating, owner)?;
+    let lock = Lock::try_take(&creating.join(USE_FILE), owner)?
+        .ok_or_else(|| Error::new(Kind::Busy, format!("somebody holds {}", creating.join(USE_FILE).display())))?;
+    disk::write_new(&creating.join(RECORD_FILE), &record.to_bytes(), owner)?;
+    disk::write_new(&creating.join(STATUS_FAILED_FILE), Status::Failed.word().as_bytes(), owner)?;
+    disk::write_new(&creating.join(STATUS_FILE), Status::InProgress.word().as_bytes(), owner)?;
+    disk::sync_dir(creating)?;
+    Ok(lock)
+}
+
+/// Makes the backup in `path` a failed one: status, reason, data, in this order. An error means that the status on disk is
+/// unchanged or not durable, and that the data is untouched. Also what recover does with what a crash left.
+pub(crate) fn fail(
+    catalog: &Catalog,
+    path: &Path,
+    record: &mut Record,
+    reason: &str,
+    owner: Option<Owner>,
+) -> Result<()> {
+    let ready_made = path.join(STATUS_FAILED_FILE);
+    if ready_made.exists() {
+        disk::rename(&ready_made, &path.join(STATUS_FILE)).and_then(|()| disk::sync_dir(path))?;
+    } else {
+        disk::replace(path, STATUS_FILE, Status::Failed.word().as_bytes(), owner)?;
+    }
+    record.reason.get_or_insert_with(|| reason.to_owned());
+    record.replay_blocks = None;
+    let explain = || disk::replace(path, RECORD_FILE, &record.to_bytes(), owner);
+    let explained = explain();
+    let moved = discard_data(catalog, path, &record.id);
+    if explained.is_err() && moved.is_ok() {
+        // The disk was full: now it may have room for the reason. The status has it right in any case.
+        let _ = catalog.sweep(&|| true).and_then(|_| explain());
+    }
+    if let Err(e) = moved {
+        // The failed backup still holds its data: recover moves it away at the next start.
+        log::warn!("clean-up postponed id={} reason={:?}", record.id, e.chain());
+    }
+    Ok(())
+}
+
+/// Moves the data of a failed backup to where the sweep removes it.
+pub(crate) fn discard_data(catalog: &Catalog, path: &Path, id: &BackupId) -> Result<()> {
+    for name in [PARTIAL, WHOLE] {
+        let data = path.join(name);
+        if data.symlink_metadata().is_ok() {
+            disk::rename(&data, &catalog.free_garbage_path(id))?;
+        }
+    }
+    disk::remove_file(&path.join(MANIFEST_FILE))?;
+    disk::remove_file(&path.join(STATUS_FAILED_FILE))
+}

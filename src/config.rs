@@ -1,0 +1,517 @@
+//! Configuration: what a service needs to know, and what a configuration file says.
+//!
+//! Pure functions over text. A file is read in two steps: the text becomes a tree ([`Node`], the same for JSON and
+//! YAML), then the few keys that are ours are looked up in it. Every other key is the node's and is tolerated, whatever
+//! it holds; below `backup` all is ours, so that a misspelt key there is an error and not a backup that never runs.
+//!
+//! Invariants:
+//! - No text makes this file panic, recurse without bound or hold more than a small multiple of the text's size: a file
+//!   has at most [`FILE_BYTES_MAX`] bytes and [`DEPTH_MAX`] levels; an alias shares what it names, it copies nothing.
+//! - A key that we read and that stands twice in one mapping is an error: which of the two is meant cannot be known.
+//! - Plain YAML scalars mean what the node's own parser takes them for (YAML 1.1: `yes` and `on` are true).
+//!
+//! # Limitations
+//! A file that begins with `{` is JSON, so YAML in flow style at the top level is not read. Merge keys (`<<`) are
+//! refused where they could hide a key of ours, and tolerated elsewhere. Sizes are whole numbers.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use yaml_rust2::parser::{Event, Parser};
+use yaml_rust2::scanner::{Marker, TScalarStyle};
+
+use crate::error::{Error, Kind, Result};
+
+/// The largest configuration file that is read; a node's whole file has about 5 KB.
+pub const FILE_BYTES_MAX: usize = 1 << 20;
+/// The deepest nesting in a YAML file (serde_json has its own limit of 128).
+const DEPTH_MAX: usize = 64;
+/// The longest version name: they end in HTTP headers, URLs and records.
+const NAME_CHARS_MAX: usize = 128;
+/// How much of a text from outside an error message repeats.
+const QUOTE_CHARS_MAX: usize = 60;
+
+const BACKUP_KEYS: &[&str] = &["api", "directory", "nodeVersion", "reserveBytes"];
+const API_KEYS: &[&str] = &["enabled", "interface", "port", "configuration"];
+
+/// What a service needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where the backups are.
+    pub backup_directory: PathBuf,
+    /// Whether the backup endpoints answer; off unless somebody asked for them. Health and metrics always answer.
+    pub api_enabled: bool,
+    /// The `{chainwebVersion}` of the URL prefix; `None` accepts any.
+    pub chainweb_version: Option<String>,
+    /// The node's version for `x-chainweb-node-version`; `None` is sent as `unknown`.
+    pub node_version: Option<String>,
+    /// Free space that a backup must leave; `None` is the smaller of 1 GiB and 5 % of the file system.
+    pub reserve_bytes: Option<u64>,
+    /// The program that reads a finished copy's heights, called as `program heights DIR`; `None` reads them in process.
+    pub heights_program: Option<PathBuf>,
+}
+
+impl Config {
+    /// The configuration of an embedder that says nothing but where: API off, everything else by default.
+    pub fn new(backup_directory: impl Into<PathBuf>) -> Config {
+        Config {
+            backup_directory: backup_directory.into(),
+            api_enabled: false,
+            chainweb_version: None,
+            node_version: None,
+            reserve_bytes: None,
+            heights_program: None,
+        }
+    }
+}
+
+/// What one configuration file says; `None` where it says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FileConfig {
+    /// `databaseDirectory`
+    pub database_directory: Option<PathBuf>,
+    /// `chainweb.chainwebVersion`
+    pub chainweb_version: Option<String>,
+    /// `backup.api.enabled`
+    pub api_enabled: Option<bool>,
+    /// `backup.directory`
+    pub backup_directory: Option<PathBuf>,
+    /// `backup.api.interface`; never the node's `serviceApi.interface`
+    pub interface: Option<IpAddr>,
+    /// `backup.api.port`; never the node's `serviceApi.port`
+    pub port: Option<u16>,
+    /// `backup.nodeVersion`
+    pub node_version: Option<String>,
+    /// `backup.reserveBytes`
+    pub reserve_bytes: Option<u64>,
+    /// Keys outside `backup` that look like misspelt keys of ours, each a whole sentence. They may be the node's.
+    pub warnings: Vec<String>,
+}
+
+impl FileConfig {
+    /// What both say, where `self` wins.
+    pub fn or(self, other: FileConfig) -> FileConfig {
+        FileConfig {
+            database_directory: self.database_directory.or(other.database_directory),
+            chainweb_version: self.chainweb_version.or(other.chainweb_version),
+            api_enabled: self.api_enabled.or(other.api_enabled),
+            backup_directory: self.backup_directory.or(other.backup_directory),
+            interface: self.interface.or(other.interface),
+            port: self.port.or(other.port),
+            node_version: self.node_version.or(other.node_version),
+            reserve_bytes: self.reserve_bytes.or(other.reserve_bytes),
+            warnings: [self.warnings, other.warnings].concat(),
+        }
+    }
+}
+
+/// Reads the text of a configuration file of ours or of a node, JSON or YAML; `name` stands in front of every message.
+pub fn parse_file(text: &str, name: &str) -> Result<FileConfig> {
+    let said = tree(text).and_then(|root| root.map_or(Ok(FileConfig::default()), |root| read_root(&root)));
+    said.map(|said| FileConfig { warnings: said.warnings.iter().map(|w| format!("{name}: {w}")).collect(), ..said })
+        .map_err(|message| Error::new(Kind::Usage, format!("{name}: {message}")))
+}
+
+/// A number of bytes, plain or with a unit: `1000000`, `500MB`, `10 GiB`.
+pub fn parse_size(text: &str) -> Result<u64> {
+    const UNITS: [(&str, u64); 10] = [
+        ("", 1),
+        ("b", 1),
+        ("kb", 1_000),
+        ("mb", 1_000_000),
+        ("gb", 1_000_000_000),
+        ("tb", 1_000_000_000_000),
+        ("kib", 1 << 10),
+        ("mib", 1 << 20),
+        ("gib", 1 << 30),
+        ("tib", 1 << 40),
+    ];
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = text[digits.len()..].trim().to_ascii_lowercase();
+    let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+    // `parse` takes a leading `+`, which no size needs.
+    let count = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
+    count.zip(factor).and_then(|(count, factor)| count.checked_mul(factor)).ok_or_else(|| {
+        let remedy = "write whole bytes, or a whole number with kB, MB, GB, TB, KiB, MiB, GiB or TiB, like 10GiB";
+        Error::new(Kind::Usage, format!("{} is not a size: {remedy}", quote(text)))
+    })
+}
+
+/// The address to listen on: an IP address, `localhost`, or the node's notation for all of them (`*`, `*4`, `*6`).
+pub fn parse_interface(text: &str) -> Result<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    match text {
+        "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
+        "*" | "*4" => Ok(Ipv4Addr::UNSPECIFIED.into()),
+        "*6" => Ok(Ipv6Addr::UNSPECIFIED.into()),
+        _ => bare.parse().map_err(|_| {
+            let remedy = "write one like 127.0.0.1 or ::1, or `*` for all (the port has its own setting)";
+            Error::new(Kind::Usage, format!("{} is not an IP address: {remedy}", quote(text)))
+        }),
+    }
+}
+
+/// A version name as it may stand in an HTTP header, a URL and a log line: printable ASCII without blanks and slashes.
+pub fn parse_name(text: &str) -> Result<String> {
+    if !text.is_empty() && text.len() <= NAME_CHARS_MAX && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/') {
+        return Ok(text.to_string());
+    }
+    let remedy =
+        format!("write 1 to {NAME_CHARS_MAX} printable ASCII characters without blanks and slashes, like 2.31.1");
+    Err(Error::new(Kind::Usage, format!("{} is not a version: {remedy}", quote(text))))
+}
+
+/// The known word that was probably meant. Case and separators do not count; a beginning or an end of a known word, a
+/// known word with something added, and a few wrong letters (one in three at most) are recognised.
+pub fn suggest<'a>(typed: &str, known: &[&'a str]) -> Option<&'a str> {
+    fn letters(word: &str) -> String {
+        word.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    }
+    /// Whether one is a beginning or an end of the other; two letters say too little.
+    fn part(a: &str, b: &str) -> bool {
+        let (short, long) = if a.len() < b.len() { (a, b) } else { (b, a) };
+        short.len() >= 3 && (long.starts_with(short) || long.ends_with(short))
+    }
+    // Bounds the work on text from outside: the distance costs the product of both lengths.
+    if typed.len() > QUOTE_CHARS_MAX {
+        return None;
+    }
+    let typed = letters(typed);
+    let candidates = known.iter().filter_map(|&word| {
+        let letters = letters(word);
+        let distance = strsim::osa_distance(&typed, &letters);
+        let limit = (typed.chars().count().max(letters.chars().count()) / 3).max(1);
+        let close = distance <= limit && distance < letters.chars().count();
+        (close || part(&typed, &letters)).then_some((!close, distance, word))
+    });
+    candidates.min_by_key(|&(far, distance, _)| (far, distance)).map(|(_, _, word)| word)
+}
+
+/// Text from outside for a message: one line, short, in backquotes.
+fn quote(text: &str) -> String {
+    let shown: String = text.chars().take(QUOTE_CHARS_MAX).flat_map(char::escape_debug).collect();
+    format!("`{shown}{}`", if text.chars().count() > QUOTE_CHARS_MAX { "…" } else { "" })
+}
+
+/// What stands in a configuration file. Mappings keep their duplicates: only a lookup knows whether they matter.
+#[derive(Debug)]
+enum Node {
+    /// A scalar without quotes, not yet interpreted: the key that holds it knows what it should be.
+    Plain(String),
+    /// A scalar in quotes, or a block.
+    Text(String),
+    /// Nothing of ours is a list, so what it holds is not kept.
+    List,
+    Map(Vec<(String, Rc<Node>)>),
+}
+
+type Entries = [(String, Rc<Node>)];
+/// The error of every step below: a message without the file's name.
+type Said<T> = std::result::Result<T, String>;
+
+impl Node {
+    fn is_null(&self) -> bool {
+        matches!(self, Node::Plain(p) if matches!(p.as_str(), "" | "~" | "null" | "Null" | "NULL"))
+    }
+
+    fn as_bool(&self) -> Option<bool> {
+        let Node::Plain(plain) = self else { return None };
+        match plain.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "y" => Some(true),
+            "false" | "no" | "off" | "n" => Some(false),
+            _ => None,
+        }
+    }
+
+    fn is_number(&self) -> bool {
+        // `inf` and `nan` are numbers for Rust, words for everybody else.
+        matches!(self, Node::Plain(p) if p.contains(|c: char| c.is_ascii_digit()) && p.parse::<f64>().is_ok())
+    }
+
+    /// What it is, for a message.
+    fn found(&self) -> String {
+        match self {
+            Node::Map(_) => "a mapping".to_string(),
+            Node::List => "a list".to_string(),
+            Node::Plain(p) if self.as_bool().is_some() => format!("the truth value {}", quote(p)),
+            Node::Plain(p) if self.is_number() => format!("the number {}", quote(p)),
+            Node::Plain(t) | Node::Text(t) => format!("the text {}", quote(t)),
+        }
+    }
+}
+
+fn read_root(root: &Node) -> Said<FileConfig> {
+    let Node::Map(root) = root else {
+        return Err(format!("the file must be a mapping of keys to values, found {}", root.found()));
+    };
+    let chainweb = section(root, "", "chainweb")?.unwrap_or(&[]);
+    let mut said = read_backup(root, "")?.or(read_backup(chainweb, "chainweb.")?);
+    said.database_directory = path(root, "", "databaseDirectory")?;
+    said.chainweb_version = name(root, "", "chainwebVersion")?.or(name(chainweb, "chainweb.", "chainwebVersion")?);
+    for (entries, prefix, ours) in [
+        (root.as_slice(), "", ["databaseDirectory", "chainweb", "chainwebVersion", "backup"].as_slice()),
+        (chainweb, "chainweb.", ["chainwebVersion", "backup"].as_slice()),
+    ] {
+        for (key, _) in entries.iter().filter(|(key, _)| !ours.contains(&key.as_str())) {
+            if let Some(meant) = suggest(key, ours).filter(|meant| key.len().abs_diff(meant.len()) <= 2) {
+                let key = quote(&format!("{prefix}{key}"));
+                said.warnings
+                    .push(format!("key {key} is not ours and is ignored: if it should be ours, write `{meant}`"));
+            }
+        }
+    }
+    Ok(said)
+}
+
+/// The `backup` section below `above`, which is at `prefix`.
+fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
+    let Some(backup) = section(above, prefix, "backup")? else { return Ok(FileConfig::default()) };
+    let prefix = format!("{prefix}backup.");
+    known(backup, &prefix, BACKUP_KEYS, "api.", API_KEYS)?;
+    let api = section(backup, &prefix, "api")?.unwrap_or(&[]);
+    let api_prefix = format!("{prefix}api.");
+    known(api, &api_prefix, API_KEYS, "../", BACKUP_KEYS)?;
+    let expected_size = "a number of bytes, or a size like 10GiB";
+    Ok(FileConfig {
+        backup_directory: path(backup, &prefix, "directory")?,
+        node_version: name(backup, &prefix, "nodeVersion")?,
+        reserve_bytes: value(backup, &prefix, "reserveBytes", expected_size, |node| match node {
+            Node::Plain(t) | Node::Text(t) if node.as_bool().is_none() => {
+                Some(parse_size(t).map_err(|e| e.to_string()))
+            }
+            _ => None,
+        })?,
+        api_enabled: value(api, &api_prefix, "enabled", "true or false", |node| node.as_bool().map(Ok))?,
+        interface: text(api, &api_prefix, "interface", "an IP address", parse_interface)?,
+        port: value(api, &api_prefix, "port", "a port number from 0 to 65535", |node| match node {
+            Node::Plain(p) if p.bytes().all(|b| b.is_ascii_digit()) => p.parse().ok().map(Ok),
+            _ => None,
+        })?,
+        ..FileConfig::default()
+    })
+}
+
+/// Refuses a key that is not one of `keys`; `elsewhere` are keys whose place is `place`, a common slip.
+fn known(entries: &Entries, prefix: &str, keys: &[&str], place: &str, elsewhere: &[&str]) -> Said<()> {
+    let Some((key, _)) = entries.iter().find(|(key, _)| !keys.contains(&key.as_str())) else { return Ok(()) };
+    let full = quote(&format!("{prefix}{key}"));
+    let remedy = if elsewhere.contains(&key.as_str()) {
+        let place =
+            if place == "../" { prefix.trim_end_matches("api.").to_string() } else { format!("{prefix}{place}") };
+        format!("it belongs at `{place}{key}`")
+    } else if let Some(meant) = suggest(key, keys) {
+        format!("did you mean `{meant}`?")
+    } else {
+        "remove it".to_string()
+    };
+    Err(format!("unknown key {full}: {remedy} (known here: {})", keys.join(", ")))
+}
+
+/// The node at `key`; nothing there and null are the same.
+fn get<'a>(entries: &'a Entries, prefix: &str, key: &str) -> Said<Option<&'a Node>> {
+    if entries.iter().any(|(k, _)| k == "<<") {
+        return Err(format!("merge key `{prefix}<<` is not supported: write its keys out"));
+    }
+    let mut found = entries.iter().filter(|(k, _)| k == key).map(|(_, node)| &**node);
+    let node = found.next();
+    if found.next().is_some() {
+        return Err(format!("key `{prefix}{key}` stands there twice: remove one"));
+    }
+    Ok(node.filter(|node| !node.is_null()))
+}
+
+fn section<'a>(entries: &'a Entries, prefix: &str, key: &str) -> Said<Option<&'a Entries>> {
+    match get(entries, prefix, key)? {
+        None => Ok(None),
+        Some(Node::Map(entries)) => Ok(Some(entries)),
+        Some(other) => Err(mismatch(prefix, key, "a mapping", other)),
+    }
+}
+
+/// What `convert` makes of the node at `key`: `None` is the wrong type, an error the wrong value.
+fn value<T>(
+    entries: &Entries,
+    prefix: &str,
+    key: &str,
+    expected: &str,
+    convert: impl Fn(&Node) -> Option<Said<T>>,
+) -> Said<Option<T>> {
+    let Some(node) = get(entries, prefix, key)? else { return Ok(None) };
+    let converted = convert(node).ok_or_else(|| mismatch(prefix, key, expected, node))?;
+    converted.map(Some).map_err(|message| format!("key `{prefix}{key}`: {message}"))
+}
+
+fn text<T>(
+    entries: &Entries,
+    prefix: &str,
+    key: &str,
+    expected: &str,
+    convert: impl Fn(&str) -> Result<T>,
+) -> Said<Option<T>> {
+    value(entries, prefix, key, expected, |node| match node {
+        Node::Plain(_) if node.as_bool().is_some() || node.is_number() => None,
+        Node::Plain(t) | Node::Text(t) => Some(convert(t).map_err(|e| e.to_string())),
+        Node::List | Node::Map(_) => None,
+    })
+}
+
+fn path(entries: &Entries, prefix: &str, key: &str) -> Said<Option<PathBuf>> {
+    text(entries, prefix, key, "a path", |t| match t {
+        "" => Err(Error::new(Kind::Usage, "the path is empty: write one, or null for the default")),
+        _ => Ok(PathBuf::from(t)),
+    })
+}
+
+fn name(entries: &Entries, prefix: &str, key: &str) -> Said<Option<String>> {
+    text(entries, prefix, key, "a text", parse_name)
+}
+
+fn mismatch(prefix: &str, key: &str, expected: &str, found: &Node) -> String {
+    let scalar_as_text = matches!(found, Node::Plain(_)) && matches!(expected, "a text" | "a path");
+    let remedy = if scalar_as_text { " (put it in quotes)" } else { "" };
+    format!("key `{prefix}{key}` must be {expected}, found {}{remedy}", found.found())
+}
+
+/// The tree of a text; `None` where it holds nothing.
+fn tree(text: &str) -> Said<Option<Rc<Node>>> {
+    if text.len() > FILE_BYTES_MAX {
+        return Err(format!("the file has {} bytes, at most {FILE_BYTES_MAX} are read", text.len()));
+    }
+    let text = text.trim_start_matches('\u{feff}');
+    let root = if text.trim_start().starts_with('{') {
+        // serde_json's message ends with line and column.
+        Some(Rc::new(serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?))
+    } else {
+        yaml_tree(text)?
+    };
+    Ok(root.filter(|root| !root.is_null()))
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Node, D::Error> {
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+struct NodeVisitor;
+
+impl<'de> Visitor<'de> for NodeVisitor {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Node, E> {
+        Ok(Node::Plain("null".to_string()))
+    }
+
+    fn visit_bool<E>(self, v: bool) -> std::result::Result<Node, E> {
+        Ok(Node::Plain(v.to_string()))
+    }
+
+    fn visit_i64<E>(self, v: i64) -> std::result::Result<Node, E> {
+        Ok(Node::Plain(v.to_string()))
+    }
+
+    fn visit_u64<E>(self, v: u64) -> std::result::Result<Node, E> {
+        Ok(Node::Plain(v.to_string()))
+    }
+
+    fn visit_f64<E>(self, v: f64) -> std::result::Result<Node, E> {
+        // `Debug` keeps the point: 1849.0 must not pass for a whole number.
+        Ok(Node::Plain(format!("{v:?}")))
+    }
+
+    fn visit_str<E>(self, v: &str) -> std::result::Result<Node, E> {
+        Ok(Node::Text(v.to_string()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Node, A::Error> {
+        while seq.next_element::<Node>()?.is_some() {}
+        Ok(Node::List)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Node, A::Error> {
+        let mut entries = Vec::new();
+        while let Some((key, node)) = map.next_entry()? {
+            entries.push((key, Rc::new(node)));
+        }
+        Ok(Node::Map(entries))
+    }
+}
+
+/// A list or mapping whose end has not been read.
+struct Open {
+    is_map: bool,
+    /// The items of a list; of a mapping, keys and values by turns.
+    items: Vec<Rc<Node>>,
+    anchor: usize,
+    height: usize,
+}
+
+/// The tree of a YAML text. Not by yaml-rust2's own loader: it recurses without bound and copies what an alias names.
+fn yaml_tree(text: &str) -> Said<Option<Rc<Node>>> {
+    let at = |mark: Marker, message: &str| format!("{message} at line {} column {}", mark.line(), mark.col() + 1);
+    let too_deep = format!("nested deeper than {DEPTH_MAX} levels");
+    let mut parser = Parser::new(text.chars());
+    let mut root = None;
+    let mut open: Vec<Open> = Vec::new();
+    let mut anchors = HashMap::new();
+    loop {
+        let (event, mark) = parser.next_token().map_err(|e| format!("not YAML: {}", at(*e.marker(), e.info())))?;
+        let is_map = matches!(event, Event::MappingStart(..));
+        let (node, height, anchor) = match event {
+            Event::StreamEnd => return Ok(root),
+            Event::DocumentStart if root.is_some() => {
+                return Err(at(mark, "a second document begins: keep one, or use one file for each"));
+            }
+            Event::StreamStart | Event::DocumentStart | Event::DocumentEnd | Event::Nothing => continue,
+            Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) if open.len() < DEPTH_MAX => {
+                open.push(Open { is_map, items: Vec::new(), anchor, height: 1 });
+                continue;
+            }
+            Event::SequenceStart(..) | Event::MappingStart(..) => return Err(at(mark, &too_deep)),
+            Event::SequenceEnd | Event::MappingEnd => {
+                let closed = open.pop().ok_or_else(|| at(mark, "not YAML: an end without a beginning"))?;
+                let node = if closed.is_map { mapping(&closed.items) } else { Node::List };
+                (Rc::new(node), closed.height, closed.anchor)
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let plain = style == TScalarStyle::Plain && tag.is_none_or(|tag| tag.suffix != "str");
+                (Rc::new(if plain { Node::Plain(text) } else { Node::Text(text) }), 0, anchor)
+            }
+            Event::Alias(id) => match anchors.get(&id) {
+                Some((node, height)) => (Rc::clone(node), *height, 0),
+                None => return Err(at(mark, "an alias stands within what it names")),
+            },
+        };
+        // Counts the levels behind an alias too: chained aliases could build a depth that no stack of `drop` survives.
+        if open.len() + height > DEPTH_MAX {
+            return Err(at(mark, &too_deep));
+        }
+        if anchor > 0 {
+            anchors.insert(anchor, (Rc::clone(&node), height));
+        }
+        match open.last_mut() {
+            None => root = Some(node),
+            Some(parent) => {
+                parent.height = parent.height.max(height + 1);
+                parent.items.push(node);
+            }
+        }
+    }
+}
+
+/// Keys that are lists or mappings are nobody's: they are left out.
+fn mapping(keys_and_values: &[Rc<Node>]) -> Node {
+    let entries = keys_and_values.chunks_exact(2).filter_map(|pair| match &*pair[0] {
+        Node::Plain(key) | Node::Text(key) => Some((key.clone(), Rc::clone(&pair[1]))),
+        Node::List | Node::Map(_) => None,
+    });
+    Node::Map(entries.collect())
+}

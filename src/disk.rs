@@ -1,0 +1,311 @@
+//! The dirty hand: every change that we make to the file system is made here.
+//!
+//! Invariants
+//! - Each operation passes the fault gate before it happens, so that a test can fail or kill every one of them.
+//! - A path given to this file lies below the backup directory, or is the pin directory: no source is ever changed.
+//! - Nothing follows a symbolic link on its way to delete something.
+//! - An error of fsync is returned and never retried: after one, the kernel may have dropped the data.
+//!
+//! RocksDB's checkpoint and SQLite write by themselves, but only inside an unfinished backup; what they wrote is synced here.
+#![allow(clippy::disallowed_methods)]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{CWD, FlockOperation, Gid, RenameFlags, Uid};
+use rustix::io::Errno;
+
+use crate::control::Control;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::gate::pass;
+
+/// One read and write of a copy. Larger chunks were slower where the page cache is small (1 MiB: 3.4 times).
+const COPY_CHUNK_BYTES: usize = 256 * 1024;
+
+/// How much may be copied between two looks at the free space.
+const SPACE_CHECK_BYTES: u64 = 16 * 1024 * 1024;
+
+/// User and group of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    uid: u32,
+    gid: u32,
+}
+
+impl Owner {
+    /// The owner to give to what we create so that it follows `path`; `None` where new files belong to it anyway, or
+    /// where we may not give files away.
+    pub(crate) fn following(path: &Path) -> Result<Option<Owner>> {
+        let meta = fs::metadata(path).context(|| format!("cannot read the owner of {}", path.display()))?;
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        let foreign = meta.uid() != uid.as_raw() || meta.gid() != gid.as_raw();
+        Ok((uid.is_root() && foreign).then_some(Owner { uid: meta.uid(), gid: meta.gid() }))
+    }
+
+    fn ids(self) -> (Option<Uid>, Option<Gid>) {
+        (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
+    }
+}
+
+fn failed(verb: &str, path: &Path) -> String {
+    format!("cannot {verb} {}", path.display())
+}
+
+/// Creates a directory that must not exist yet.
+pub(crate) fn create_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
+    pass("mkdir", path).and_then(|()| fs::create_dir(path)).context(|| failed("create directory", path))?;
+    give(path, owner)
+}
+
+/// Creates a directory that only its owner may enter, if it is not there.
+pub(crate) fn ensure_private_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let create = || fs::DirBuilder::new().mode(0o700).create(path);
+    pass("mkdir", path).and_then(|()| create()).context(|| failed("create directory", path))?;
+    give(path, owner)
+}
+
+/// Creates a directory and its parents where they are missing; the parents must be creatable too.
+pub(crate) fn ensure_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        ensure_dir(parent, owner)?;
+    }
+    create_dir(path, owner)?;
+    match path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    }
+}
+
+/// Gives a file or directory that we created to its owner-to-be.
+pub(crate) fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
+    let Some(owner) = owner else { return Ok(()) };
+    let (uid, gid) = owner.ids();
+    pass("chown", path).context(|| failed("change the owner of", path))?;
+    rustix::fs::chownat(CWD, path, uid, gid, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        .context(|| failed("change the owner of", path))
+}
+
+/// Creates a file that must not exist, with `bytes` in it, synced. Its name is durable once its directory is synced.
+pub(crate) fn write_new(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Result<()> {
+    let create = || -> io::Result<File> {
+        pass("create", path)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.write_all(bytes)?;
+        Ok(file)
+    };
+    let file = create().context(|| failed("write", path))?;
+    give(path, owner)?;
+    pass("fsync", path).and_then(|()| file.sync_all()).context(|| failed("sync", path))
+}
+
+/// Replaces `directory/name` by `bytes`, atomically and durably: a reader, and a power cut, see the old or the new file.
+pub(crate) fn replace(directory: &Path, name: &str, bytes: &[u8], owner: Option<Owner>) -> Result<()> {
+    let temporary = directory.join(format!(".{name}.tmp"));
+    remove_file(&temporary)?;
+    let written = write_new(&temporary, bytes, owner).and_then(|()| rename(&temporary, &directory.join(name)));
+    if let Err(cause) = written {
+        // The cause is what matters; what the clean-up cannot do, the next replace does.
+        let _ = remove_file(&temporary);
+        return Err(cause);
+    }
+    sync_dir(directory)
+}
+
+/// Renames over whatever `to` is. Durable once both directories are synced.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    pass("rename", from).and_then(|()| fs::rename(from, to)).context(|| failed("rename", from))
+}
+
+/// Renames where nothing stands at `to`; `Ok(false)` and no change where something does.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<bool> {
+    pass("rename", from).context(|| failed("rename", from))?;
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(false),
+        // Some file systems know no flags; what calls us holds the lock of the backup directory, so looking first is enough.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            if to.symlink_metadata().is_ok() {
+                return Ok(false);
+            }
+            fs::rename(from, to).context(|| failed("rename", from)).map(|()| true)
+        }
+        Err(errno) => Err(Error::io(failed("rename", from), errno.into())),
+    }
+}
+
+/// Gives `from` a second name. The error of the system is returned bare: callers act on EXDEV, EPERM and ENOENT.
+pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
+    pass("link", to)?;
+    fs::hard_link(from, to)
+}
+
+/// Copies the first `limit_bytes` of an open file (all of it, where there are fewer) to a new file, synced; returns the
+/// number of bytes. Counts them on `control`, stops within one chunk when the job is cancelled, and stops with
+/// [`Kind::NoSpace`] before the file system of the copy falls below the reserve.
+pub(crate) fn copy(
+    from: &mut File,
+    limit_bytes: u64,
+    to: &Path,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<u64> {
+    pass("copy", to).context(|| failed("copy to", to))?;
+    let mut out =
+        OpenOptions::new().write(true).create_new(true).open(to).context(|| failed("create", to))?;
+    give(to, owner)?;
+    let mut buffer = vec![0; COPY_CHUNK_BYTES];
+    let (mut done, mut next_space_check) = (0, 0);
+    while done < limit_bytes {
+        control.check()?;
+        if done >= next_space_check {
+            require_room(to, control.reserve_bytes())?;
+            next_space_check = done + SPACE_CHECK_BYTES;
+        }
+        let wanted = usize::try_from(limit_bytes - done).unwrap_or(usize::MAX).min(buffer.len());
+        let count = match from.read(&mut buffer[..wanted]) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(Error::io(format!("cannot read the source of {}", to.display()), e)),
+        };
+        out.write_all(&buffer[..count]).context(|| failed("write", to))?;
+        done += count as u64;
+        control.add_done(count as u64);
+    }
+    pass("fsync", to).and_then(|()| out.sync_all()).context(|| failed("sync", to))?;
+    Ok(done)
+}
+
+/// Passes the gate before a library writes to a file of an unfinished backup by itself.
+pub(crate) fn written_by_library(path: &Path) -> Result<()> {
+    pass("library", path).context(|| failed("write", path))
+}
+
+/// Makes the content of a file durable.
+pub(crate) fn sync_file(path: &Path) -> Result<()> {
+    pass("fsync", path).and_then(|()| File::open(path)?.sync_all()).context(|| failed("sync", path))
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    pass("fsync-dir", path).and_then(|()| File::open(path)?.sync_all()).context(|| failed("sync directory", path))
+}
+
+/// Syncs a directory and those below it, bottom-up.
+pub(crate) fn sync_dirs(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).context(|| failed("read directory", path))? {
+        let entry = entry.context(|| failed("read directory", path))?;
+        if entry.file_type().context(|| failed("look at", &entry.path()))?.is_dir() {
+            sync_dirs(&entry.path())?;
+        }
+    }
+    sync_dir(path)
+}
+
+/// Removes a file; one that is not there is no error.
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
+    // Looked at first so that the common case, nothing there, is no operation at all.
+    if path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
+    gone(pass("unlink", path).and_then(|()| fs::remove_file(path))).context(|| failed("remove", path))
+}
+
+/// Removes a directory and all below it, as long as `keep_going` says so; `Ok(false)` when it was told to stop.
+/// What somebody else removed meanwhile is no error.
+pub(crate) fn remove_tree(path: &Path, keep_going: &dyn Fn() -> bool) -> Result<bool> {
+    let entries = match fs::read_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+        other => other.context(|| failed("read directory", path))?,
+    };
+    for entry in entries {
+        if !keep_going() {
+            return Ok(false);
+        }
+        let entry = entry.context(|| failed("read directory", path))?;
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            if !remove_tree(&entry.path(), keep_going)? {
+                return Ok(false);
+            }
+        } else {
+            remove_file(&entry.path())?;
+        }
+    }
+    gone(pass("rmdir", path).and_then(|()| fs::remove_dir(path))).context(|| failed("remove directory", path))?;
+    Ok(true)
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// An exclusive flock, held until dropped; a process that dies gives it back.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Lock(File);
+
+impl Lock {
+    /// Takes the lock of a file, which is created if it is missing; `None` where somebody else has it.
+    pub(crate) fn try_take(path: &Path, owner: Option<Owner>) -> Result<Option<Lock>> {
+        let new = !path.exists();
+        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path);
+        let file = pass("lock", path).and_then(|()| open()).context(|| failed("open lock file", path))?;
+        if new {
+            give(path, owner)?;
+        }
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(Error::io(failed("lock", path), errno.into())),
+        }
+    }
+
+    /// Whether a living process holds the lock of a file. Changes nothing; a file that is not there is not held.
+    pub(crate) fn is_held(path: &Path) -> bool {
+        let Ok(file) = File::open(path) else { return false };
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    }
+
+    /// A short note kept in the lock file itself, durable when this returns.
+    pub(crate) fn write_note(&self, path: &Path, note: &str) -> Result<()> {
+        pass("note", path)
+            .and_then(|()| self.0.write_all_at(note.as_bytes(), 0))
+            .and_then(|()| self.0.set_len(note.len() as u64))
+            .context(|| failed("write", path))?;
+        pass("fsync", path).and_then(|()| self.0.sync_all()).context(|| failed("sync", path))
+    }
+
+    /// The note, or nothing where it cannot be read.
+    pub(crate) fn read_note(&self) -> String {
+        let mut note = [0; 64];
+        let length = self.0.read_at(&mut note, 0).unwrap_or(0);
+        String::from_utf8_lossy(&note[..length]).into_owned()
+    }
+}
+
+/// Bytes available to us, and bytes in all, of the file system that holds `path`.
+pub(crate) fn free_bytes(path: &Path) -> Result<(u64, u64)> {
+    let stat = rustix::fs::statvfs(path).context(|| failed("ask for the free space of", path))?;
+    Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
+}
+
+/// Fails where the file system of `path` has less than `reserve_bytes` left.
+pub(crate) fn require_room(path: &Path, reserve_bytes: u64) -> Result<()> {
+    let (free, _) = free_bytes(path)?;
+    if free >= reserve_bytes {
+        return Ok(());
+    }
+    let context = format!("only {free} bytes are free while {reserve_bytes} bytes must stay free; free some space");
+    Err(Error::new(Kind::NoSpace, context))
+}

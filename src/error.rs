@@ -1,0 +1,112 @@
+//! The one error type of the crate.
+//!
+//! An error is a [`Kind`] (what a caller would do differently), a context (what was being done, to what) and a source.
+//! `Display` prints this level only; the faces join the chain once, with [`Error::chain`].
+//! Nothing in the crate matches on an error's text.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+
+/// The result of every fallible call of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, as far as a caller would act on it differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// An option, a parameter, a configuration key or an environment variable is wrong: correct it and call again.
+    Usage,
+    /// No backup has that identifier.
+    NotFound,
+    /// Another job, or another service, works on the same backup directory.
+    Busy,
+    /// The file system has no room for what is asked.
+    NoSpace,
+    /// A running node holds the database.
+    NodeRunning,
+    /// A source cannot be backed up as it stands; the context says why and what to do.
+    Refused,
+    /// What is on disk is not what it should be.
+    Damaged,
+    /// The job was cancelled.
+    Cancelled,
+    /// The service is shutting down and takes no more jobs.
+    ShuttingDown,
+    /// The operating system reported an error.
+    Io,
+    /// RocksDB or SQLite reported an error.
+    Database,
+}
+
+/// An error of this crate: kind, context, source.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    context: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error with no deeper cause. `context` is lower case, without a full stop, and names the remedy where there is one.
+    pub fn new(kind: Kind, context: impl Into<String>) -> Error {
+        Error { kind, context: context.into(), source: None }
+    }
+
+    /// The same error with the cause below it.
+    pub fn because(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        Error { source: Some(source.into()), ..self }
+    }
+
+    /// An error of the operating system; a full disk or quota becomes [`Kind::NoSpace`].
+    pub fn io(context: impl Into<String>, source: io::Error) -> Error {
+        let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        Error::new(if full { Kind::NoSpace } else { Kind::Io }, context).because(source)
+    }
+
+    /// What a caller may act on.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The whole chain in one line: `context: cause: cause of the cause`.
+    pub fn chain(&self) -> String {
+        let mut line = self.context.clone();
+        let mut next = StdError::source(self);
+        while let Some(cause) = next {
+            line.push_str(": ");
+            line.push_str(&cause.to_string());
+            next = cause.source();
+        }
+        line
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.context)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|s| s as &(dyn StdError + 'static))
+    }
+}
+
+/// Adds what was being done to the result of a call of the operating system.
+pub(crate) trait IoContext<T> {
+    /// `context` is evaluated on the error path only.
+    fn context(self, context: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn context(self, context: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|e| Error::io(context(), e))
+    }
+}
+
+impl<T> IoContext<T> for rustix::io::Result<T> {
+    fn context(self, context: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|e| Error::io(context(), e.into()))
+    }
+}

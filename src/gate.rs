@@ -1,0 +1,63 @@
+//! The fault gate: every change that `disk` makes to the file system passes here first.
+//!
+//! Compiled to nothing unless the private feature `gate` is on. With it, a test arms a [`Plan`] for the operations below
+//! one directory: the N-th of them fails with EIO, or the process kills itself before it. The names of the operations are
+//! kept, so that a test can also check their order. Invariant: an operation that the gate refuses has not happened.
+
+use std::io;
+use std::path::Path;
+
+#[cfg(not(feature = "gate"))]
+pub(crate) fn pass(_operation: &'static str, _path: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(feature = "gate")]
+pub(crate) use armed::pass;
+#[cfg(feature = "gate")]
+pub use armed::{Plan, arm, disarm};
+
+#[cfg(feature = "gate")]
+mod armed {
+    use super::{Path, io};
+    use parking_lot::Mutex;
+    use std::path::PathBuf;
+
+    /// What shall happen to the operations below `root`; counted from 1.
+    #[derive(Debug, Clone, Default)]
+    pub struct Plan {
+        /// Only operations whose path lies below this directory count.
+        pub root: PathBuf,
+        /// The operations that fail with EIO.
+        pub fail_at: Vec<u64>,
+        /// The operation before which the process kills itself with SIGKILL.
+        pub kill_at: Option<u64>,
+        /// The operations that came, oldest first: name and path.
+        pub log: Vec<(&'static str, PathBuf)>,
+    }
+
+    static PLANS: Mutex<Vec<Plan>> = Mutex::new(Vec::new());
+
+    /// Puts a plan into force.
+    pub fn arm(plan: Plan) {
+        PLANS.lock().push(plan);
+    }
+
+    /// Takes the plan of `root` back, with its log.
+    pub fn disarm(root: &Path) -> Plan {
+        let mut plans = PLANS.lock();
+        let at = plans.iter().position(|p| p.root == root).expect("a plan is disarmed once, after it was armed");
+        plans.remove(at)
+    }
+
+    pub(crate) fn pass(operation: &'static str, path: &Path) -> io::Result<()> {
+        let mut plans = PLANS.lock();
+        let Some(plan) = plans.iter_mut().find(|p| path.starts_with(&p.root)) else { return Ok(()) };
+        plan.log.push((operation, path.to_owned()));
+        let number = plan.log.len() as u64;
+        if plan.kill_at == Some(number) {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+        if plan.fail_at.contains(&number) { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
+    }
+}

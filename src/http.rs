@@ -1,0 +1,244 @@
+//! The HTTP face: requests in, words of the contract out. The routes and answers; no listening.
+//!
+//! Invariants
+//! - Routes on the raw URL; each segment and parameter is decoded once. What names a backup becomes a [`BackupId`] or 404.
+//! - Every answer carries `x-peer-addr`, `x-server-timestamp` and `x-chainweb-node-version`.
+//! - A path that is not ours is `None`: the embedder's own routes are never in our way.
+//! - Nothing here touches a source or changes the catalog.
+
+use std::net::SocketAddr;
+
+use percent_encoding::percent_decode_str;
+use rouille::{Request, Response, ResponseBody};
+
+use crate::config::suggest;
+use crate::error::{Error, Kind};
+use crate::id::BackupId;
+use crate::metrics;
+use crate::service::{MakeRequest, Service, now_ms};
+
+const TEXT: &str = "text/plain;charset=utf-8";
+const JSON: &str = "application/json";
+
+/// The content type that Prometheus asks for.
+const METRICS: &str = "text/plain;version=0.0.4;charset=utf-8";
+
+/// The routes, as [`Service::handle`] serves them; the same list stands in the README, which a test checks.
+pub const ROUTES: [&str; 5] = [
+    "POST /make-backup",
+    "GET /check-backup/{backupId}",
+    "GET /list-backups",
+    "GET /health-check",
+    "GET /metrics",
+];
+
+enum Route<'a> {
+    Make,
+    Check(&'a str),
+    List,
+    Health,
+    Metrics,
+}
+
+impl Service {
+    /// Answers a request that is ours: the backup endpoints, `/health-check` and `/metrics`, each also below
+    /// `/chainweb/0.0/{chainwebVersion}`. `None` for every other path. Mount it in the node's own rouille server.
+    pub fn handle(&self, request: &Request) -> Option<Response> {
+        let url = request.raw_url();
+        let (path, query) = url.split_once('?').unwrap_or((url, ""));
+        let route = self.route(path)?;
+        let response = answer(self, &route, request, query);
+        Some(self.decorate(response, &request.remote_addr().to_string()))
+    }
+
+    /// The answer for a path that is nobody's.
+    pub fn not_found(&self, request: &Request) -> Response {
+        self.decorate(text(404, "no such endpoint"), &request.remote_addr().to_string())
+    }
+
+    /// Adds the three headers of the contract to a response made elsewhere, by a listener for one.
+    pub fn decorate_for(&self, response: Response, peer: SocketAddr) -> Response {
+        self.decorate(response, &peer.to_string())
+    }
+
+    fn decorate(&self, response: Response, peer: &str) -> Response {
+        let version = self.shared().config.node_version.clone().unwrap_or_else(|| "unknown".to_owned());
+        response
+            .with_unique_header("x-peer-addr", peer.to_owned())
+            .with_unique_header("x-server-timestamp", (now_ms() / 1000).to_string())
+            .with_unique_header("x-chainweb-node-version", version)
+    }
+
+    fn route<'a>(&self, path: &'a str) -> Option<Route<'a>> {
+        let bare = match path.strip_prefix("/chainweb/0.0/") {
+            None => path.strip_prefix('/')?,
+            Some(rest) => {
+                let (version, bare) = rest.split_once('/')?;
+                let version = percent_decode_str(version).decode_utf8().ok()?;
+                let configured = self.shared().config.chainweb_version.as_ref();
+                if version.is_empty() || configured.is_some_and(|c| *c != version) {
+                    return None;
+                }
+                bare
+            }
+        };
+        match bare {
+            "make-backup" => Some(Route::Make),
+            "list-backups" => Some(Route::List),
+            "health-check" => Some(Route::Health),
+            "metrics" => Some(Route::Metrics),
+            _ => bare.strip_prefix("check-backup/").filter(|id| !id.contains('/')).map(Route::Check),
+        }
+    }
+}
+
+fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> Response {
+    let config = &service.shared().config;
+    let is_api = matches!(route, Route::Make | Route::Check(_) | Route::List);
+    if is_api && !config.api_enabled {
+        return text(404, "the backup API is off; enable it with --enable-backup-api");
+    }
+    let post = matches!(route, Route::Make);
+    let allowed: &[&str] = if post { &["POST"] } else { &["GET", "HEAD"] };
+    if !allowed.contains(&request.method()) {
+        let allow = allowed.join(", ");
+        return text(405, &format!("use {}", allowed[0])).with_unique_header("Allow", allow);
+    }
+    let known: &[&str] = if post { &["backupPact"] } else { &[] };
+    let parameters = match parse_query(query, known) {
+        Ok(parameters) => parameters,
+        Err(sentence) => return text(400, &sentence),
+    };
+    match route {
+        Route::Make if is_cross_site(request) => text(403, "requests from other web sites are refused"),
+        Route::Make => match backup_pact(&parameters) {
+            Ok(backup_pact) => make(service, MakeRequest { backup_pact }),
+            Err(sentence) => text(400, &sentence),
+        },
+        Route::Check(segment) => check(service, segment, request),
+        Route::List => match service.list_backups() {
+            Ok(backups) => json(&backups),
+            Err(e) => failure(&e),
+        },
+        Route::Health => text(200, "Health check OK."),
+        Route::Metrics => {
+            let backups = service.list_backups().unwrap_or_default();
+            let shared = service.shared();
+            let version = config.node_version.as_deref().unwrap_or("unknown");
+            let running = shared.running();
+            let body = metrics::render(&shared.counters, &backups, running.as_ref(), shared.free_bytes(), version);
+            respond(200, METRICS, body)
+        }
+    }
+}
+
+fn make(service: &Service, request: MakeRequest) -> Response {
+    match service.make_backup(request) {
+        Ok(id) => with_scope(service, &id, text(200, id.as_str())),
+        Err(e) => failure(&e),
+    }
+}
+
+fn check(service: &Service, segment: &str, request: &Request) -> Response {
+    let decoded = percent_decode_str(segment).decode_utf8().ok();
+    let Some(id) = decoded.and_then(|d| BackupId::parse(&d)) else { return text(404, "no such backup") };
+    let wants_json = request.header("Accept").is_some_and(|accept| {
+        accept.split(',').any(|range| range.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case(JSON)))
+    });
+    let response = if wants_json {
+        service.details(&id).map(|details| json(&details))
+    } else {
+        service.check_backup(&id).map(|status| text(200, status.word()))
+    };
+    response.map_or_else(|| text(404, "no such backup"), |r| with_scope(service, &id, r))
+}
+
+fn with_scope(service: &Service, id: &BackupId, response: Response) -> Response {
+    match service.details(id) {
+        Some(details) => response.with_unique_header("x-backup-scope", details.scope.word()),
+        None => response,
+    }
+}
+
+/// An error of the service as an answer; the status says what a client could do differently.
+fn failure(e: &Error) -> Response {
+    let status = match e.kind() {
+        Kind::Usage => 400,
+        Kind::NotFound => 404,
+        Kind::Busy | Kind::ShuttingDown | Kind::Cancelled => 503,
+        Kind::NoSpace => 507,
+        Kind::NodeRunning | Kind::Refused | Kind::Damaged | Kind::Io | Kind::Database => 500,
+    };
+    text(status, &e.chain())
+}
+
+/// Decodes the parameters; one that is not known, or stands twice, is an error that names the right one.
+fn parse_query(query: &str, known: &[&str]) -> Result<Vec<(String, String)>, String> {
+    let mut parameters: Vec<(String, String)> = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (decode(name), decode(value));
+        if !known.contains(&name.as_str()) {
+            let remedy = match suggest(&name, known) {
+                Some(right) => format!("did you mean {right}?"),
+                None if known.is_empty() => "this endpoint has no parameters".to_owned(),
+                None => format!("the only parameter is {}", known.join(", ")),
+            };
+            return Err(format!("unknown parameter {}: {remedy}", printable(&name)));
+        }
+        if parameters.iter().any(|(n, _)| *n == name) {
+            return Err(format!("parameter {name} is given twice: give it once"));
+        }
+        parameters.push((name, value));
+    }
+    Ok(parameters)
+}
+
+fn backup_pact(parameters: &[(String, String)]) -> Result<bool, String> {
+    let Some((name, value)) = parameters.first() else { return Ok(false) };
+    match value.to_ascii_lowercase().as_str() {
+        "" | "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(format!("parameter {name} cannot be {}: use true or false, or no value for true", printable(value))),
+    }
+}
+
+/// A decoded name or value; one that is not UTF-8 keeps replacement characters, which no known name has.
+fn decode(encoded: &str) -> String {
+    percent_decode_str(&encoded.replace('+', " ")).decode_utf8_lossy().into_owned()
+}
+
+/// What a client sent, as it may stand in an answer: bounded, quoted, without control characters.
+fn printable(sent: &str) -> String {
+    let short: String = sent.chars().take(64).collect();
+    format!("{short:?}")
+}
+
+/// Whether a browser says that another site's page sends this. Programs send neither header.
+fn is_cross_site(request: &Request) -> bool {
+    let other_site = request.header("Sec-Fetch-Site").is_some_and(|site| !matches!(site, "same-origin" | "none"));
+    let other_origin = request.header("Origin").is_some_and(|origin| {
+        let authority = origin.split_once("://").map_or(origin, |(_, authority)| authority);
+        request.header("Host").is_none_or(|host| !host.eq_ignore_ascii_case(authority))
+    });
+    other_site || other_origin
+}
+
+/// Plain text, without a trailing newline.
+fn text(status: u16, body: &str) -> Response {
+    respond(status, TEXT, body.to_owned())
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Response {
+    let body = serde_json::to_string(value).expect("what we tell has only string keys");
+    respond(200, JSON, body)
+}
+
+fn respond(status_code: u16, content_type: &'static str, body: String) -> Response {
+    Response {
+        status_code,
+        headers: vec![("Content-Type".into(), content_type.into())],
+        data: ResponseBody::from_string(body),
+        upgrade: None,
+    }
+}

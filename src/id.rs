@@ -1,0 +1,65 @@
+//! Backup identifiers: the only way a name from outside can reach a path.
+//!
+//! An identifier is 1 to 64 characters of `[a-zA-Z0-9_-]`, the alphabet of the contract, so that it can be joined to the
+//! backup directory: it holds no separator, no dot and no NUL. Those we make are decimal milliseconds since the epoch.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest identifier that is looked up; longer ones cannot name a backup.
+const MAX_LENGTH_BYTES: usize = 64;
+
+/// Decimal digits of a millisecond timestamp between the years 2001 and 2286.
+const MILLIS_DIGITS: usize = 13;
+
+/// The identifier of a backup: a valid name of a directory directly below the backup directory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BackupId(String);
+
+impl BackupId {
+    /// Parses strictly: anything but 1 to 64 characters of `[a-zA-Z0-9_-]` is no identifier.
+    pub fn parse(text: &str) -> Option<BackupId> {
+        let valid = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        let ok = !text.is_empty() && text.len() <= MAX_LENGTH_BYTES && text.bytes().all(valid);
+        ok.then(|| BackupId(text.to_owned()))
+    }
+
+    /// The identifier of a backup created at `unix_ms`, milliseconds since the epoch.
+    pub(crate) fn from_millis(unix_ms: u64) -> BackupId {
+        BackupId(format!("{unix_ms:0width$}", width = MILLIS_DIGITS))
+    }
+
+    /// The milliseconds of an identifier of ours. Identifiers of other lengths (the node may write seconds or
+    /// microseconds into the same directory) have none, and so never push ours out of the millisecond range.
+    pub(crate) fn millis(&self) -> Option<u64> {
+        let decimal = self.0.len() == MILLIS_DIGITS && self.0.bytes().all(|b| b.is_ascii_digit());
+        decimal.then(|| self.0.parse().ok()).flatten()
+    }
+
+    /// The identifier as it stands in URLs and as a directory's name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for BackupId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<BackupId, String> {
+        BackupId::parse(&text).ok_or_else(|| format!("{text:?} is not a backup identifier"))
+    }
+}
+
+impl From<BackupId> for String {
+    fn from(id: BackupId) -> String {
+        id.0
+    }
+}

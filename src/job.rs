@@ -1,0 +1,174 @@
+//! One backup from pre-flight to a filled and synced `0.partial`; `commit` does the rest.
+//!
+//! Order of capture: the Pact databases first, one after the other, RocksDB last. Every Pact database is then at or behind
+//! RocksDB, which the node repairs by replaying blocks; nothing is held open longer than one database takes. A node may
+//! commit Pact a moment before the block reaches RocksDB: so the heights are compared in the finished copies, and RocksDB
+//! is captured again while Pact is ahead, a stated number of times.
+//!
+//! Invariants: when this returns, every file that is not a link is synced. The first error ends the job.
+
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::catalog::Catalog;
+use crate::commit::Unfinished;
+use crate::config::Config;
+use crate::control::{Control, Phase};
+use crate::disk;
+use crate::error::{Error, Kind, Result};
+use crate::manifest::Manifest;
+use crate::record::{Method, PactPart, RocksdbPart, Status};
+use crate::rocks::{self, Capture, Cut};
+use crate::source::{RocksSource, Sources};
+use crate::{sqlite, stopped};
+
+/// How often RocksDB is captured while Pact is ahead of it: once, and three times again.
+const MAX_CAPTURES: u32 = 4;
+
+/// What a node may need to bring a committed Pact block into RocksDB, before the next capture.
+const PACT_AHEAD_PAUSE: Duration = Duration::from_millis(250);
+
+/// The reserve where none is configured: the smaller of this and a twentieth of the file system.
+const DEFAULT_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// Fills the backup and writes what came into its record. What was copied is synced; directories are not.
+pub(crate) fn fill(
+    backup: &mut Unfinished,
+    catalog: &Catalog,
+    sources: &Sources,
+    config: &Config,
+    control: &Control,
+) -> Result<Manifest> {
+    let owner = backup.owner();
+    let partial = backup.partial();
+    control.enter(Phase::PreFlight);
+    control.check()?;
+    disk::create_dir(&partial, owner)?;
+    let databases = if backup.record.scope.has_pact() { sources.sqlite.databases()? } else { Vec::new() };
+    pre_flight(&partial, &databases, sources, config, control)?;
+
+    if backup.record.scope.has_pact() {
+        control.enter(Phase::Pact);
+        let directory = partial.join("sqlite");
+        disk::create_dir(&directory, owner)?;
+        for database in &databases {
+            let name = database.file_name().ok_or_else(|| nameless(database))?;
+            let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), owner, control)?;
+            log::debug!("copied database={} bytes={} height={:?}", part.file, part.bytes, part.block_height);
+            backup.record.pact.push(part);
+        }
+        backup.record.warnings.extend(missing_databases(catalog, &backup.record.pact)?);
+    }
+
+    let rocksdb = partial.join("rocksDb");
+    let mut captures_count = 0;
+    let (capture, cut) = loop {
+        control.enter(Phase::Rocksdb);
+        control.check()?;
+        captures_count += 1;
+        let capture = rocks::capture(sources, &rocksdb, owner, control)?;
+        control.enter(Phase::Heights);
+        let cut = rocks::read_cut(&rocksdb, config.heights_program.as_deref(), control)?;
+        let Some(ahead) = cut.as_ref().and_then(|cut| pact_ahead(&backup.record.pact, cut)) else { break (capture, cut) };
+        if captures_count == MAX_CAPTURES {
+            let warning = format!("{ahead} after {captures_count} captures of RocksDB: the node must rewind Pact at its start");
+            backup.record.warnings.push(warning);
+            break (capture, cut);
+        }
+        log::info!("capturing rocksdb again id={} reason={ahead:?}", backup.id());
+        disk::remove_tree(&rocksdb, &|| true)?;
+        sleep(PACT_AHEAD_PAUSE);
+    };
+
+    control.enter(Phase::Sync);
+    let pact = backup.record.pact.clone();
+    let manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;
+    backup.record.replay_blocks = cut.as_ref().and_then(|cut| replay_blocks(&pact, cut));
+    backup.record.versions.rocksdb = rocks::version_in(&rocksdb).unwrap_or_default();
+    backup.record.rocksdb = Some(rocksdb_part(&manifest, &capture, captures_count, cut));
+    Ok(manifest)
+}
+
+/// Refuses before byte one what cannot end well: a node that runs, a disk without room.
+fn pre_flight(
+    partial: &Path,
+    databases: &[std::path::PathBuf],
+    sources: &Sources,
+    config: &Config,
+    control: &Control,
+) -> Result<()> {
+    if let RocksSource::Directory(database) = &sources.rocksdb {
+        stopped::require_unlocked(database)?;
+    }
+    let mut needed_bytes = 0;
+    for database in databases {
+        needed_bytes += sqlite::needed_bytes(database)?;
+    }
+    if !rocks::can_link(sources.rocksdb.path(), partial)? {
+        needed_bytes += rocks::total_bytes(&sources.rocksdb)?;
+    }
+    let (free_bytes, size_bytes) = disk::free_bytes(partial)?;
+    let reserve_bytes = config.reserve_bytes.unwrap_or(DEFAULT_RESERVE_BYTES.min(size_bytes / 20));
+    control.set_total(needed_bytes);
+    control.set_reserve(reserve_bytes);
+    if free_bytes >= needed_bytes.saturating_add(reserve_bytes) {
+        return Ok(());
+    }
+    let context = format!(
+        "not enough space: the backup needs {needed_bytes} bytes and {reserve_bytes} bytes must stay free, but only \
+         {free_bytes} bytes are free; delete old backups or use a larger file system"
+    );
+    Err(Error::new(Kind::NoSpace, context))
+}
+
+fn nameless(database: &Path) -> Error {
+    Error::new(Kind::Refused, format!("{} has no file name", database.display()))
+}
+
+/// A database that the last good backup with Pact has and this one has not: worth a warning, never silent.
+fn missing_databases(catalog: &Catalog, pact: &[PactPart]) -> Result<Option<String>> {
+    let last = catalog.list()?.into_iter().find(|f| f.status == Status::Done && f.scope.has_pact() && f.record.is_some());
+    let Some(last) = last.and_then(|f| f.record) else { return Ok(None) };
+    let here = |file: &str| pact.iter().any(|p| p.file == file);
+    let missing: Vec<&str> = last.pact.iter().map(|p| p.file.as_str()).filter(|f| !here(f)).collect();
+    let warning = || format!("databases of backup {} are missing in this one: {}", last.id, missing.join(", "));
+    Ok((!missing.is_empty()).then(warning))
+}
+
+/// Says by how much Pact is ahead of RocksDB, where it is.
+fn pact_ahead(pact: &[PactPart], cut: &Cut) -> Option<String> {
+    let distance = |part: &PactPart| {
+        let block = cut.chains.get(&part.chain?)?;
+        part.block_height?.checked_sub(*block).filter(|blocks| *blocks > 0)
+    };
+    let worst = pact.iter().filter_map(|p| Some((distance(p)?, p.chain?))).max()?;
+    Some(format!("pact is {} blocks ahead of rocksdb on chain {}", worst.0, worst.1))
+}
+
+/// The largest number of blocks that a Pact database is behind the cut.
+fn replay_blocks(pact: &[PactPart], cut: &Cut) -> Option<u64> {
+    let behind = |p: &PactPart| Some(cut.chains.get(&p.chain?)?.saturating_sub(p.block_height?));
+    pact.iter().filter_map(behind).max()
+}
+
+fn method_of(path: &str, pact: &[PactPart], capture: &Capture) -> Method {
+    match path.strip_prefix("0/sqlite/") {
+        Some(name) => pact.iter().find(|p| p.file == name).map_or(Method::Copied, |p| p.method),
+        None if capture.linked && rocks::is_immutable(path) => Method::Linked,
+        None => Method::Copied,
+    }
+}
+
+fn rocksdb_part(manifest: &Manifest, capture: &Capture, captures_count: u32, cut: Option<Cut>) -> RocksdbPart {
+    let files: Vec<_> = manifest.files.iter().filter(|f| f.path.starts_with("0/rocksDb/")).collect();
+    let copied = files.iter().filter(|f| f.method != Method::Linked);
+    RocksdbPart {
+        capture: capture.way.to_owned(),
+        files_count: files.len() as u64,
+        bytes: files.iter().map(|f| f.bytes).sum(),
+        copied_bytes: copied.map(|f| f.bytes).sum(),
+        captures_count,
+        cut_height: cut.map(|c| c.height),
+    }
+}

@@ -1,0 +1,74 @@
+//! Backups of a running Chainweb node: its RocksDB and its SQLite databases, taken beside the writing node, committed at
+//! one point, found again after any crash. No Tokio: one backup thread, one channel, a status map.
+//!
+//! # Embedding
+//! A node that is written in Rust hands over its open database and mounts the endpoints in its own rouille server:
+//! ```no_run
+//! use std::{path::Path, sync::Arc};
+//! use chainweb_backup::{Config, Service, Sources, rocksdb, rouille};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let node_directory = Path::new("/var/lib/node");
+//!     let db = Arc::new(rocksdb::DB::open_default(node_directory.join("0/rocksDb"))?);
+//!     let config = Config { api_enabled: true, ..Config::new(node_directory.join("backups")) };
+//!     let service = Service::start(config, Sources::embedded(db, node_directory))?;
+//!     rouille::start_server("127.0.0.1:1848", move |request| {
+//!         service.handle(request).unwrap_or_else(rouille::Response::empty_404)
+//!     });
+//! }
+//! ```
+//! A database that this crate backs up in the node's own process must be opened through the libraries that are linked
+//! here, re-exported as `rocksdb` and `rusqlite`: a second SQLite in one process loses its file locks.
+//!
+//! # Architecture
+//! A functional core with one dirty hand. Each file uses only rows below its own:
+//! ```text
+//! row 6  main, cli, http, listener     faces: words in, words out
+//! row 5  service, metrics              the one thread, the channel, the status map
+//! row 4  job                           one backup, start to end
+//! row 3  catalog, commit               what is on disk, and the one commit point
+//! row 2  rocks, stopped, sqlite        a source -> synced files
+//!        source, record, manifest      what is read; durable formats
+//! row 1  disk                          every change that we make to the file system
+//! row 0  id, error, config, control, gate   no I/O
+//! ```
+//! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
+//! else. Only `rocks` and `source` name the `rocksdb` crate, only `sqlite` names `rusqlite`, only `http` and `listener`
+//! name `rouille`, only `service` names `crossbeam-channel`. The protocol of each part stands at the top of its file.
+
+mod catalog;
+mod commit;
+mod config;
+mod control;
+mod disk;
+mod error;
+#[cfg_attr(feature = "gate", doc(hidden))]
+#[cfg(feature = "gate")]
+pub mod gate;
+#[cfg(not(feature = "gate"))]
+mod gate;
+mod http;
+mod id;
+mod job;
+mod listener;
+mod manifest;
+mod metrics;
+mod record;
+mod rocks;
+mod service;
+mod source;
+mod sqlite;
+mod stopped;
+
+pub use config::{Config, FILE_BYTES_MAX, FileConfig, parse_file, parse_interface, parse_name, parse_size, suggest};
+pub use control::Phase;
+pub use error::{Error, Kind, Result};
+pub use http::ROUTES;
+pub use id::BackupId;
+pub use listener::{Decorate, Handler, Limits, Listener, Stopper};
+pub use record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Versions};
+pub use rocks::heights_json;
+pub use service::{Details, MakeRequest, Progress, Service, check_backup_in, list_backups_in};
+pub use source::{RocksSource, Sources, SqliteSource};
+
+pub use {rocksdb, rouille, rusqlite};

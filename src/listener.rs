@@ -1,0 +1,517 @@
+//! The daemon's own blocking HTTP/1.1 listener: bytes in, a [`Request`] to the handler, a [`Response`] out.
+//!
+//! rouille's own server can be killed or hung by one client; its `Request` and `Response` are fine. This file routes
+//! nothing and knows nothing of backups; `decorate` adds the headers of the service to what we say ourselves.
+//!
+//! **Invariants.** No client can end the accept loop, make us hold more than [`Limits`] says, or stretch a deadline by
+//! sending or taking a byte now and then. A request reaches the handler whole and once, or not at all; bytes of one
+//! request are never run as another. Nothing wakes up while nobody talks to us.
+//!
+//! **Protocol of a connection**, on one small thread with one descriptor:
+//! 1. *Admission*, on the accept thread. At the cap, the connection that has waited longest for its client (to send or
+//!    to receive) is closed; one inside the handler never is. With no such connection, the new one is told 503.
+//! 2. *Reading* head, then body, each within the deadline. What breaks a rule is answered (4xx, 505) and is the end;
+//!    silence before the first byte just ends it. What follows the request stays in the buffer.
+//! 3. *Handling*. A panic is a 500 and the end. 4. *Writing* head and body in one go, within the deadline. Then 2.
+//! 5. *End* after an answer: close our side, read on for a moment, close. (A close with unread bytes is a reset, which
+//!    takes the answer away from the client.) A stop closes every reading side: what has arrived is still answered.
+//!
+//! **Limitations.** Linux: `shutdown` of a listening socket wakes its `accept`. TCP only: a Unix socket needs an enum
+//! in place of `TcpStream`, an inherited socket a second constructor; a token is the handler's business. Responses are
+//! built in memory and have a body (not 1xx, 204, 304). No Transfer-Encoding, upgrades or trailers.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+use std::{mem, thread};
+
+use parking_lot::{Condvar, Mutex};
+use rouille::{Request, Response, ResponseBody};
+use rustix::process::{Resource, getrlimit};
+
+use crate::error::{Error, Kind, Result};
+
+/// Answers a request, always, on a thread with a stack of 256 KiB. A panic becomes a 500.
+pub type Handler = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
+/// Adds the headers of the service to a response that the listener made itself for that client.
+pub type Decorate = Arc<dyn Fn(Response, SocketAddr) -> Response + Send + Sync>;
+
+/// Stack of a connection's thread; only what is touched costs memory.
+const STACK_BYTES: usize = 256 * 1024;
+/// Header lines of one request.
+const HEADER_COUNT: usize = 64;
+/// Read from a socket in one go, on the stack.
+const CHUNK_BYTES: usize = 4096;
+/// What the kernel holds for a client that does not read.
+const SEND_BUFFER_BYTES: usize = 128 * 1024;
+/// A connection that waits for its client is not closed for another one before this: it may have work for us.
+const RIPE: Duration = Duration::from_millis(10);
+/// A connection over the cap waits this long at most for the place of another one.
+const ROOM_WAIT: Duration = Duration::from_millis(100);
+/// Connections over the cap that are being told 503; further ones are closed without a word.
+const REFUSAL_COUNT: usize = 8;
+/// Reading on after our last word: no longer than this,
+const LINGER: Duration = Duration::from_millis(500);
+/// and no more often than this, one chunk each.
+const LINGER_READS: usize = 32;
+/// Pause after a failed accept: out of descriptors or memory, where a retry at once only burns a processor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Failures to take on connections are logged once in this time.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// What all clients together, and each of them, can make the listener hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at a time; half of the process's descriptors (`RLIMIT_NOFILE`) where that is less.
+    pub connections: usize,
+    /// Request line and headers of one request in bytes, and what is read ahead of it.
+    pub head_bytes: usize,
+    /// Body of one request in bytes.
+    pub body_bytes: usize,
+    /// For each of: idling, receiving a head, receiving a body, writing a response, finishing after a stop.
+    pub deadline: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { connections: 64, head_bytes: 16 * 1024, body_bytes: 64 * 1024, deadline: Duration::from_secs(5) }
+    }
+}
+
+/// A bound socket. Clients can connect from here on; they are answered once [`Listener::run`] runs.
+pub struct Listener {
+    socket: Arc<TcpListener>,
+    limits: Limits,
+    connections: Arc<Connections>,
+}
+
+/// Ends [`Listener::run`], from any thread and any number of times.
+#[derive(Clone)]
+pub struct Stopper(Weak<TcpListener>, Arc<Connections>);
+
+impl Stopper {
+    /// Ends accepting at once and does not wait. Harmless before and after the run, too.
+    pub fn stop(&self) {
+        self.1.stopping.store(true, Ordering::SeqCst);
+        if let Some(socket) = self.0.upgrade() {
+            // Wakes the blocked accept; fails only where the socket is shut down already.
+            rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).ok();
+        }
+    }
+}
+
+impl Listener {
+    /// Binds `host:port`: an IPv4 address, an IPv6 address in brackets, or a name; port 0 takes a free one.
+    pub fn bind(address: &str) -> Result<Listener> {
+        let socket = TcpListener::bind(address).map_err(|e| {
+            let problem = match e.kind() {
+                ErrorKind::AddrInUse => {
+                    "already in use: stop the program that uses it or choose another --service-port"
+                }
+                ErrorKind::PermissionDenied => "not allowed for this user: choose a --service-port above 1023",
+                _ => "no address to listen on: choose another --service-interface",
+            };
+            Error::new(Kind::Usage, format!("{address} is {problem}")).because(e)
+        })?;
+        // Accepted connections inherit it. A kernel that refuses keeps its default, which is only larger.
+        rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES).ok();
+        Ok(Listener { socket: Arc::new(socket), limits: Limits::default(), connections: Arc::default() })
+    }
+
+    /// The same listener with other limits.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Listener {
+        Listener { limits, ..self }
+    }
+
+    /// The address and port it really listens on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.socket.local_addr().expect("a bound socket has an address")
+    }
+
+    /// The handle that ends [`Listener::run`]. It does not keep the port.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::downgrade(&self.socket), Arc::clone(&self.connections))
+    }
+
+    /// Answers requests until [`Stopper::stop`], then returns when those in flight are finished, after one deadline
+    /// at most. The port is free again on return. `decorate` gets every response that is not the handler's.
+    pub fn run(self, handler: Handler, decorate: Decorate) {
+        let Listener { socket, limits, connections } = self;
+        // A backup needs descriptors too: a crowd of clients must not take the last one.
+        let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |count| count as usize);
+        let cap = limits.connections.min(descriptors / 2).max(1);
+        let mut logged: Option<Instant> = None;
+        let mut log = |what: &str, cause: io::Error| {
+            if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+                log::warn!("{what}: {cause}");
+                logged = Some(Instant::now());
+            }
+        };
+        while !connections.stopping.load(Ordering::SeqCst) {
+            let (stream, peer) = match socket.accept() {
+                Ok((stream, peer)) => (Arc::new(stream), SocketAddr::new(peer.ip().to_canonical(), peer.port())),
+                // One client's own doing: it hung up between its connect and our accept.
+                Err(e) if e.kind() == ErrorKind::ConnectionAborted => continue,
+                Err(_) if connections.stopping.load(Ordering::SeqCst) => break,
+                Err(e) => {
+                    log("accept a connection", e);
+                    if let Some((_, slot)) = longest_waiting(&mut connections.slots.lock()) {
+                        slot.close();
+                    }
+                    thread::sleep(ACCEPT_PAUSE);
+                    continue;
+                }
+            };
+            let Some(welcome) = connections.admit(cap) else { continue };
+            let connection = || Connection {
+                peer,
+                buffer: Vec::new(),
+                limits,
+                handler: Arc::clone(&handler),
+                decorate: Arc::clone(&decorate),
+                slot: connections.register(&stream),
+            };
+            let served = connection();
+            let thread = thread::Builder::new().name("http".to_owned()).stack_size(STACK_BYTES);
+            if let Err(e) = thread.spawn(move || served.serve(welcome)) {
+                log("start a thread for a connection", e);
+                // A new socket takes this much without blocking. No lingering: the accept thread must go on.
+                let connection = connection();
+                connection.send(connection.own(OVERLOADED, true)).ok();
+            }
+        }
+        drop(socket);
+        connections.finish(limits.deadline);
+    }
+}
+
+/// The connections there are, and whether more are wanted.
+#[derive(Default)]
+struct Connections {
+    slots: Mutex<Vec<Slot>>,
+    /// Told whenever a slot goes.
+    released: Condvar,
+    stopping: AtomicBool,
+}
+
+/// What the accept thread knows of a connection.
+struct Slot {
+    stream: Arc<TcpStream>,
+    /// Since when it waits for its client, whose bytes do not change it; `None` while the client waits for us.
+    waits_since: Option<Instant>,
+    /// Shut down: its thread is about to notice.
+    closed: bool,
+}
+
+impl Slot {
+    /// Wakes the thread of the connection, whatever it waits for.
+    fn close(&mut self) {
+        self.closed = true;
+        self.stream.shutdown(Shutdown::Both).ok();
+    }
+}
+
+/// One that is closed already counts until it is gone: no other is closed in its stead.
+fn longest_waiting(slots: &mut [Slot]) -> Option<(Instant, &mut Slot)> {
+    slots.iter_mut().filter_map(|s| Some((s.waits_since?, s))).min_by_key(|(since, _)| *since)
+}
+
+impl Connections {
+    /// Makes room for one more: true for one to serve, false for one to be told 503, `None` for not even that.
+    fn admit(&self, cap: usize) -> Option<bool> {
+        let give_up = Instant::now() + ROOM_WAIT;
+        let mut slots = self.slots.lock();
+        while slots.len() >= cap {
+            let now = Instant::now();
+            let wake = match longest_waiting(&mut slots) {
+                Some((since, _)) if now < since + RIPE => give_up.min(since + RIPE),
+                Some((_, slot)) if now < give_up => {
+                    slot.close();
+                    give_up
+                }
+                _ => return (slots.len() < cap + REFUSAL_COUNT).then_some(false),
+            };
+            self.released.wait_until(&mut slots, wake);
+        }
+        Some(true)
+    }
+
+    fn register(self: &Arc<Self>, stream: &Arc<TcpStream>) -> SlotGuard {
+        self.slots.lock().push(Slot { stream: Arc::clone(stream), waits_since: None, closed: false });
+        SlotGuard { stream: Arc::clone(stream), connections: Arc::clone(self) }
+    }
+
+    /// After the last accept: waits for the requests in flight, then cuts off what is left.
+    fn finish(&self, deadline: Duration) {
+        let give_up = Instant::now() + deadline;
+        let mut slots = self.slots.lock();
+        slots.iter().for_each(|s| drop(s.stream.shutdown(Shutdown::Read)));
+        while !slots.is_empty() && !self.released.wait_until(&mut slots, give_up).timed_out() {}
+        slots.iter_mut().for_each(Slot::close);
+    }
+}
+
+/// The connection's hold on its slot, which goes with it.
+struct SlotGuard {
+    stream: Arc<TcpStream>,
+    connections: Arc<Connections>,
+}
+
+impl SlotGuard {
+    /// Says whose turn it is. An error where the connection was closed meanwhile: nothing more is done for it then.
+    fn turn(&self, waits_since: Option<Instant>) -> Outcome<()> {
+        let mut slots = self.connections.slots.lock();
+        let slot = slots.iter_mut().find(|s| Arc::ptr_eq(&s.stream, &self.stream) && !s.closed).ok_or(None)?;
+        slot.waits_since = waits_since;
+        Ok(())
+    }
+}
+
+impl Drop for SlotGuard {
+    fn drop(&mut self) {
+        self.connections.slots.lock().retain(|s| !Arc::ptr_eq(&s.stream, &self.stream));
+        self.connections.released.notify_all();
+    }
+}
+
+/// A status and the sentence that goes with it, our last word on a connection.
+type Refusal = (u16, &'static str);
+/// The error ends the connection: with a last word, or without where nobody is there or nothing was asked.
+type Outcome<T> = std::result::Result<T, Option<Refusal>>;
+
+const TOO_SLOW: Refusal = (408, "the request did not arrive in time");
+const TOO_LARGE: Refusal = (431, "the request line and the headers are too large or too many");
+const OVERLOADED: Refusal = (503, "too many connections: try again later");
+
+/// One client, on its own thread.
+struct Connection {
+    peer: SocketAddr,
+    /// Received and not yet used: a request in part, or the beginning of the next one.
+    buffer: Vec<u8>,
+    limits: Limits,
+    handler: Handler,
+    decorate: Decorate,
+    /// Dropped last: whoever sees the slot gone may rely on the handler being released.
+    slot: SlotGuard,
+}
+
+impl Connection {
+    fn serve(mut self, welcome: bool) {
+        // Answers to pipelined requests must not wait for the client's acknowledgements.
+        self.slot.stream.set_nodelay(true).ok();
+        let mut outcome = if welcome { Ok(true) } else { Err(Some(OVERLOADED)) };
+        while let Ok(true) = outcome {
+            outcome = self.exchange();
+        }
+        if let Err(Some(refusal)) = outcome {
+            outcome = self.send(self.own(refusal, true)).map(|()| false);
+        }
+        if outcome.is_ok() {
+            self.slot.stream.shutdown(Shutdown::Write).ok();
+            let (deadline, mut chunk) = (Instant::now() + LINGER, [0; CHUNK_BYTES]);
+            (0..LINGER_READS).take_while(|_| matches!(self.read(&mut chunk, deadline), Ok(1..))).count();
+        }
+    }
+
+    /// One request and its answer. True: the connection goes on.
+    fn exchange(&mut self) -> Outcome<bool> {
+        self.slot.turn(Some(Instant::now()))?;
+        let (head, body) = self.receive()?;
+        self.slot.turn(None)?;
+        let with_body = head.method != "HEAD";
+        let request = Request::fake_http_from(self.peer, head.method, head.url, head.headers, body);
+        let mut keep = false;
+        // A panic leaves behind nothing that we use again; what the handler shares is its own care.
+        let answer = catch_unwind(AssertUnwindSafe(|| {
+            let response = (self.handler)(&request);
+            keep = head.keep_alive && !self.slot.connections.stopping.load(Ordering::SeqCst);
+            render(response, with_body, keep)
+        }));
+        let answer = answer.ok().or_else(|| {
+            log::error!("answer method={} url={:?}: the handler panicked", request.method(), request.raw_url());
+            keep = false;
+            self.own((500, "internal error: the log of the service says more"), with_body)
+        });
+        self.send(answer).map(|()| keep)
+    }
+
+    /// Reads one request; what follows it stays in the buffer.
+    fn receive(&mut self) -> Outcome<(Head, Vec<u8>)> {
+        let Limits { head_bytes, body_bytes, deadline, .. } = self.limits;
+        if self.buffer.is_empty() {
+            self.fill(head_bytes, Instant::now() + deadline)?;
+        }
+        let until = Instant::now() + deadline;
+        let (head, used) = loop {
+            if let Some(parsed) = parse(&self.buffer, body_bytes)? {
+                break parsed;
+            }
+            self.fill(head_bytes, until)?;
+        };
+        let whole = used + head.length;
+        if head.expects && self.buffer.len() < whole {
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        }
+        let until = Instant::now() + deadline;
+        while self.buffer.len() < whole {
+            self.fill(whole, until)?;
+        }
+        let rest = self.buffer.split_off(whole);
+        Ok((head, mem::replace(&mut self.buffer, rest).split_off(used)))
+    }
+
+    /// Adds what has arrived to the buffer, up to `limit`.
+    fn fill(&mut self, limit: usize, deadline: Instant) -> Outcome<()> {
+        let mut chunk = [0; CHUNK_BYTES];
+        let room = limit.saturating_sub(self.buffer.len()).min(CHUNK_BYTES);
+        if room == 0 {
+            return Err(Some(TOO_LARGE));
+        }
+        let count = match self.read(&mut chunk[..room], deadline) {
+            Ok(count @ 1..) => count,
+            Err(e) if e.kind() == ErrorKind::TimedOut && !self.buffer.is_empty() => return Err(Some(TOO_SLOW)),
+            _ => return Err(None),
+        };
+        self.buffer.extend_from_slice(&chunk[..count]);
+        Ok(())
+    }
+
+    fn read(&self, chunk: &mut [u8], deadline: Instant) -> io::Result<usize> {
+        let mut stream = &*self.slot.stream;
+        until(deadline, |left| stream.set_read_timeout(Some(left)).and_then(|()| stream.read(chunk)))
+    }
+
+    fn write(&self, bytes: &[u8]) -> Outcome<()> {
+        let (mut stream, mut rest) = (&*self.slot.stream, bytes);
+        let deadline = Instant::now() + self.limits.deadline;
+        while !rest.is_empty() {
+            let written =
+                until(deadline, |left| stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest)));
+            rest = &rest[written.or(Err(None))?..];
+        }
+        Ok(())
+    }
+
+    fn send(&self, answer: Option<Vec<u8>>) -> Outcome<()> {
+        self.slot.turn(Some(Instant::now()))?;
+        self.write(&answer.ok_or(None)?)
+    }
+
+    /// A response of our own.
+    fn own(&self, (status_code, sentence): Refusal, with_body: bool) -> Option<Vec<u8>> {
+        let headers = vec![("Content-Type".into(), "text/plain;charset=utf-8".into())];
+        let response = Response { status_code, headers, data: ResponseBody::from_string(sentence), upgrade: None };
+        catch_unwind(AssertUnwindSafe(|| render((self.decorate)(response, self.peer), with_body, false))).ok()
+    }
+}
+
+/// Repeats a call on a socket, each time with the time left, until it succeeds, fails or the deadline has passed.
+fn until<T>(deadline: Instant, mut call: impl FnMut(Duration) -> io::Result<T>) -> io::Result<T> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        match call(left) {
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
+            outcome => return outcome,
+        }
+    }
+}
+
+/// The head of a request.
+struct Head {
+    method: String,
+    /// Path and query.
+    url: String,
+    headers: Vec<(String, String)>,
+    /// Bytes of the body.
+    length: usize,
+    /// The client waits for our 100 before it sends the body.
+    expects: bool,
+    keep_alive: bool,
+}
+
+/// The head at the start of `bytes` and its length; `None` while it is not whole.
+fn parse(bytes: &[u8], body_bytes: usize) -> std::result::Result<Option<(Head, usize)>, Refusal> {
+    let mut lines = [httparse::EMPTY_HEADER; HEADER_COUNT];
+    let mut request = httparse::Request::new(&mut lines);
+    let used = match request.parse(bytes) {
+        Ok(httparse::Status::Complete(used)) => used,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(TOO_LARGE),
+        Err(httparse::Error::Version) if bytes.windows(6).any(|w| w == b" HTTP/") => {
+            return Err((505, "only HTTP/1.0 and HTTP/1.1 are supported"));
+        }
+        Err(_) => return Err((400, "the request is not well-formed HTTP")),
+    };
+    let text = |h: &httparse::Header| (h.name.to_owned(), String::from_utf8_lossy(h.value).trim_ascii().to_owned());
+    let headers: Vec<(String, String)> = request.headers.iter().map(text).collect();
+    let values = |name: &'static str| {
+        headers.iter().filter(move |(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    };
+    let (hosts, current) = (values("Host").count(), request.version == Some(1));
+    if hosts > 1 || (current && hosts == 0) {
+        return Err((400, "an HTTP/1.1 request has one Host header"));
+    }
+    let url = path(request.path.unwrap_or_default()).ok_or((400, "the target is no path and no http URL"))?;
+    if values("Transfer-Encoding").next().is_some() {
+        return Err((411, "send the body with Content-Length instead of Transfer-Encoding"));
+    }
+    let length = match values("Content-Length").collect::<Vec<_>>()[..] {
+        [] => 0,
+        // A number that is too large for usize is too large a body as well.
+        [digits] if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
+            digits.parse().ok().filter(|length| *length <= body_bytes).ok_or((413, "the request body is too large"))?
+        }
+        _ => return Err((400, "Content-Length must be one decimal number")),
+    };
+    let expects = current && values("Expect").next().is_some();
+    if expects && !values("Expect").all(|value| value.eq_ignore_ascii_case("100-continue")) {
+        return Err((417, "the only expectation supported is 100-continue"));
+    }
+    let asks = |word| values("Connection").flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(word));
+    let keep_alive = !asks("close") && (current || asks("keep-alive"));
+    let method = request.method.unwrap_or_default().to_owned();
+    Ok(Some((Head { method, url, headers, length, expects, keep_alive }, used)))
+}
+
+/// Path and query of a request target: itself, or what follows the authority of an absolute URL.
+fn path(target: &str) -> Option<String> {
+    let rest = ["http://", "https://"].iter().find_map(|scheme| target.strip_prefix(scheme));
+    let path = rest.map_or(target, |rest| &rest[rest.find(['/', '?']).unwrap_or(rest.len())..]);
+    let slash = if rest.is_some() && !path.starts_with('/') { "/" } else { "" };
+    Some(format!("{slash}{path}")).filter(|url| url.starts_with('/'))
+}
+
+const REASONS: &str = "200 OK|400 Bad Request|401 Unauthorized|403 Forbidden|404 Not Found|405 Method Not Allowed|\
+    408 Request Timeout|411 Length Required|413 Content Too Large|417 Expectation Failed|500 Internal Server Error|\
+    431 Request Header Fields Too Large|503 Service Unavailable|505 HTTP Version Not Supported";
+
+/// A response as it goes over the wire. Panics, as its handler might, on one that cannot be sent.
+fn render(response: Response, with_body: bool, keep_alive: bool) -> Vec<u8> {
+    // What frames the message is the listener's alone, and a line break would forge a second response.
+    let framing = ["connection", "content-length", "transfer-encoding"];
+    let sent = |name: &str, value: &str| {
+        !framing.contains(&&name.to_ascii_lowercase()[..]) && ![name, value].concat().contains(['\r', '\n', '\0'])
+    };
+    let status = response.status_code;
+    assert!((200..1000).contains(&status) && !matches!(status, 204 | 304), "status {status} has no body");
+    let code = format!("{status} ");
+    let mut head = format!("HTTP/1.1 {}\r\n", REASONS.split('|').find(|r| r.starts_with(&code)).unwrap_or(&code));
+    for (name, value) in response.headers.iter().filter(|(name, value)| sent(name, value)) {
+        head += &format!("{name}: {value}\r\n");
+    }
+    if !response.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("Server")) {
+        head += concat!("Server: chainweb-backup/", env!("CARGO_PKG_VERSION"), "\r\n");
+    }
+    let mut body = Vec::new();
+    response.data.into_reader_and_size().0.read_to_end(&mut body).expect("a response body is in memory");
+    head += &format!("Content-Length: {}\r\n", body.len());
+    head += if keep_alive { "Connection: keep-alive\r\n\r\n" } else { "Connection: close\r\n\r\n" };
+    [head.into_bytes(), if with_body { body } else { Vec::new() }].concat()
+}

@@ -1,0 +1,266 @@
+//! The program `chainweb-backup`: parse, run, say how it went. Errors end here, as one line and an exit code.
+
+mod cli;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use chainweb_backup::{
+    BackupId, Config, Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, check_backup_in,
+    heights_json, list_backups_in,
+};
+use cli::{MakePlan, Plan, ServePlan};
+use log::LevelFilter;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+/// How long the end may take after a signal; recover settles at the next start what did not end by then.
+const STOP_LIMIT: Duration = Duration::from_secs(9);
+
+/// How often `make` looks at its job, and draws its progress line.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+fn main() -> ExitCode {
+    let env = |name: &str| std::env::var_os(name);
+    let plan = match cli::parse(std::env::args_os(), &env, &cli::read_file) {
+        Ok(plan) => plan,
+        Err(exit) => {
+            let mut out: Box<dyn Write> = if exit.to_stdout { Box::new(io::stdout()) } else { Box::new(io::stderr()) };
+            // Nobody is left to tell that the reader has closed the pipe.
+            let _ = out.write_all(exit.text.as_bytes());
+            return code(exit.code);
+        }
+    };
+    match run(plan) {
+        Ok(exit_code) => code(exit_code),
+        Err(e) => {
+            eprintln!("error: {}", e.chain());
+            code(exit_code(e.kind()))
+        }
+    }
+}
+
+fn code(exit_code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(exit_code).unwrap_or(1))
+}
+
+/// The exit codes of the README.
+fn exit_code(kind: Kind) -> i32 {
+    match kind {
+        Kind::Usage => 2,
+        Kind::NotFound => 10,
+        Kind::Busy => 11,
+        Kind::NoSpace => 12,
+        Kind::Damaged => 13,
+        Kind::NodeRunning => 14,
+        Kind::Refused | Kind::Cancelled | Kind::ShuttingDown | Kind::Io | Kind::Database => 1,
+    }
+}
+
+fn run(plan: Plan) -> Result<i32> {
+    match plan {
+        Plan::Serve(plan) => serve(plan),
+        Plan::Make(plan) => make(plan),
+        Plan::List { backup_directory, json, log_level, warnings } => {
+            start_log(log_level, &warnings);
+            list(&backup_directory, json)
+        }
+        Plan::Check { backup_directory, id, log_level, warnings } => {
+            start_log(log_level, &warnings);
+            check(&backup_directory, &id)
+        }
+        Plan::Heights { directory } => print(&heights_json(&directory)?),
+    }
+}
+
+fn start_log(level: LevelFilter, warnings: &[String]) {
+    let config = simplelog::ConfigBuilder::new().set_time_format_rfc3339().build();
+    simplelog::WriteLogger::init(level, config, io::stderr()).expect("nobody else sets a logger in this program");
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+}
+
+fn serve(plan: ServePlan) -> Result<i32> {
+    start_log(plan.log_level, &plan.warnings);
+    let config = Config {
+        api_enabled: plan.api_enabled,
+        chainweb_version: plan.chainweb_version,
+        node_version: plan.node_version,
+        reserve_bytes: plan.reserve_bytes,
+        heights_program: std::env::current_exe().ok(),
+        ..Config::new(&plan.backup_directory)
+    };
+    if !config.api_enabled {
+        log::warn!("the backup API is off: only health and metrics are served; --enable-backup-api turns it on");
+    }
+    if config.node_version.is_none() {
+        log::warn!("the node's version is unknown: name it with --node-version for x-chainweb-node-version");
+    }
+    let service = Arc::new(Service::start(config, Sources::directory(&plan.database_directory))?);
+    let listener = Listener::bind(&std::net::SocketAddr::new(plan.interface, plan.port).to_string())?;
+    let address = listener.local_addr();
+    if !address.ip().is_loopback() {
+        log::warn!("anybody who can reach {address} can make backups: let a firewall or a proxy decide who can");
+    }
+    stop_on_signal(&service, Some(listener.stopper()))?;
+    if let Some(path) = &plan.address_file {
+        write_address(path, &address.to_string())?;
+    }
+    log::info!("serving address={address} backup_directory={}", plan.backup_directory.display());
+    let (answering, decorating) = (Arc::clone(&service), Arc::clone(&service));
+    listener.run(
+        Arc::new(move |request| answering.handle(request).unwrap_or_else(|| answering.not_found(request))),
+        Arc::new(move |response, peer| decorating.decorate_for(response, peer)),
+    );
+    service.shutdown();
+    log::info!("stopped");
+    Ok(0)
+}
+
+/// SIGTERM and SIGINT end the program in order: no new connections, no new jobs, the running job failed.
+fn stop_on_signal(service: &Arc<Service>, stopper: Option<chainweb_backup::Stopper>) -> Result<()> {
+    let failed = |e| Error::io("cannot handle signals", e);
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
+    let service = Arc::clone(service);
+    let wait = move || {
+        let Some(signal) = signals.forever().next() else { return };
+        log::info!("stopping signal={signal}");
+        let serves = stopper.is_some();
+        if let Some(stopper) = stopper {
+            stopper.stop();
+        }
+        let late = move || {
+            thread::sleep(STOP_LIMIT);
+            log::warn!("stopping took too long: what is unfinished is settled at the next start");
+            std::process::exit(i32::from(!serves));
+        };
+        // Without this thread the end may come late, but it comes.
+        let _ = thread::Builder::new().name("stop-limit".to_owned()).spawn(late);
+        service.shutdown();
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(failed)?;
+    Ok(())
+}
+
+/// Scripts wait for this file, so it appears whole.
+#[expect(clippy::disallowed_methods, reason = "the address file is no part of a backup directory")]
+fn write_address(path: &Path, address: &str) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    std::fs::write(&temporary, address)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(|e| Error::io(format!("cannot write the address file {}", path.display()), e))
+}
+
+fn make(plan: MakePlan) -> Result<i32> {
+    start_log(plan.log_level, &plan.warnings);
+    let config = Config {
+        chainweb_version: plan.chainweb_version,
+        node_version: plan.node_version,
+        reserve_bytes: plan.reserve_bytes,
+        heights_program: std::env::current_exe().ok(),
+        ..Config::new(&plan.backup_directory)
+    };
+    let service = Arc::new(Service::start_beside(config, Sources::directory(&plan.database_directory))?);
+    stop_on_signal(&service, None)?;
+    let id = service.make_backup(MakeRequest { backup_pact: plan.backup_pact })?;
+    print(id.as_str())?;
+    let terminal = io::stderr().is_terminal();
+    let details = loop {
+        match service.details(&id) {
+            Some(d) if d.status == Status::InProgress => {
+                if terminal {
+                    progress_line(&d);
+                }
+                thread::sleep(PROGRESS_INTERVAL);
+            }
+            ended => break ended,
+        }
+    };
+    if terminal {
+        eprint!("\r\x1b[K");
+    }
+    let kind = service.failure_kind(&id);
+    service.finish();
+    match details.map(|d| d.status) {
+        Some(Status::Done) => Ok(0),
+        Some(_) => Ok(exit_code(kind.unwrap_or(Kind::Io))),
+        None => Err(Error::new(Kind::NotFound, format!("backup {id} was deleted while it was made"))),
+    }
+}
+
+fn progress_line(details: &Details) {
+    let Some(p) = &details.progress else { return };
+    let eta = p.eta_seconds.map_or_else(|| "?".to_owned(), |s| format!("{s}s"));
+    let (done, total, rate) = (size(p.bytes_done), size(p.bytes_total), size(p.bytes_per_second));
+    eprint!("\r\x1b[K{:?} {done} of {total}, {rate}/s, ETA {eta}", p.phase);
+}
+
+fn check(directory: &Path, id: &str) -> Result<i32> {
+    let none = || Error::new(Kind::NotFound, format!("there is no backup {id:?} in {}", directory.display()));
+    let id = BackupId::parse(id).ok_or_else(none)?;
+    let details = check_backup_in(directory, &id)?.ok_or_else(none)?;
+    print(details.status.word())?;
+    if let Some(reason) = details.record.and_then(|r| r.reason) {
+        eprintln!("{reason}");
+    }
+    Ok(match details.status {
+        Status::Done => 0,
+        Status::Failed => 1,
+        Status::InProgress => 11,
+    })
+}
+
+fn list(directory: &Path, json: bool) -> Result<i32> {
+    let backups = list_backups_in(directory)?;
+    if json {
+        return print(&serde_json::to_string_pretty(&backups).expect("details have only string keys"));
+    }
+    let mut table = format!(
+        "{:<16} {:<18} {:<12} {:<20} {:>10} {:>10} {:>10} NOTE\n",
+        "ID", "STATUS", "SCOPE", "STARTED (UTC)", "SIZE", "EXCLUSIVE", "CUT"
+    );
+    for backup in &backups {
+        let record = backup.record.as_ref();
+        let bytes = record.map_or_else(|| "-".to_owned(), |r| size(r.bytes));
+        let exclusive = backup.exclusive_bytes.map_or_else(|| "-".to_owned(), size);
+        let cut = record.and_then(|r| r.rocksdb.as_ref()?.cut_height).map_or_else(|| "-".to_owned(), |h| h.to_string());
+        let note = match record {
+            None => "foreign".to_owned(),
+            Some(r) => r.reason.clone().unwrap_or_else(|| r.warnings.join("; ")),
+        };
+        let (status, scope) = (backup.status.word(), backup.scope.word());
+        let started = utc(backup.started_ms);
+        let line = format!("{:<16} {status:<18} {scope:<12} {started:<20} {bytes:>10} {exclusive:>10} {cut:>10} {note}", backup.id.as_str());
+        table.push_str(line.trim_end());
+        table.push('\n');
+    }
+    print(table.trim_end())
+}
+
+fn print(text: &str) -> Result<i32> {
+    writeln!(io::stdout(), "{text}").map_err(|e| Error::io("cannot write to the standard output", e))?;
+    Ok(0)
+}
+
+fn utc(unix_ms: u64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp((unix_ms / 1000).cast_signed());
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
+    time.ok().and_then(|t| t.format(format).ok()).unwrap_or_else(|| "-".to_owned())
+}
+
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}

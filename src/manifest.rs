@@ -1,0 +1,75 @@
+//! `manifest.json`: every file of a finished backup. Written and synced before the backup gets its final name.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::record::{FORMAT, Method};
+
+/// Name of the file, beside `backup.json`.
+pub(crate) const MANIFEST_FILE: &str = "manifest.json";
+
+/// One file of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Path below the backup's directory, `0/rocksDb/000012.sst`.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// How it came here.
+    pub method: Method,
+    /// BLAKE2b-512 in hexadecimal, where it was computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake2b: Option<String>,
+}
+
+/// The content of `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Our mark.
+    pub format: String,
+    /// Every file, sorted by path.
+    pub files: Vec<Entry>,
+}
+
+impl Manifest {
+    /// Lists what lies below `0.partial`, under the names that it will have; `method_of` tells how a file came.
+    /// Anything but regular files and directories is an error: nobody of ours makes such a thing.
+    pub(crate) fn of(partial: &Path, method_of: &dyn Fn(&str) -> Method) -> Result<Manifest> {
+        let mut files = Vec::new();
+        let mut pending = vec![PathBuf::new()];
+        while let Some(below) = pending.pop() {
+            let directory = partial.join(&below);
+            let failed = || format!("cannot list {}", directory.display());
+            for entry in std::fs::read_dir(&directory).context(failed)? {
+                let entry = entry.context(failed)?;
+                let name = below.join(entry.file_name());
+                let meta = entry.metadata().context(failed)?;
+                if meta.is_dir() {
+                    pending.push(name);
+                } else if meta.is_file() {
+                    let path = format!("0/{}", name.display());
+                    files.push(Entry { method: method_of(&path), path, bytes: meta.len(), blake2b: None });
+                } else {
+                    let context = format!("{} is neither a file nor a directory", entry.path().display());
+                    return Err(Error::new(Kind::Damaged, context));
+                }
+            }
+        }
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(Manifest { format: FORMAT.to_owned(), files })
+    }
+
+    /// Sizes of all files added up.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.files.iter().map(|f| f.bytes).sum()
+    }
+
+    /// The bytes of `manifest.json`.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("a manifest has only string keys");
+        bytes.push(b'\n');
+        bytes
+    }
+}

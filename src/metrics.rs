@@ -1,0 +1,77 @@
+//! Counters of the service, and their Prometheus text form. No I/O: what is told here was looked up by the caller.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::record::Status;
+use crate::service::{Details, Progress};
+
+/// What the service counts since its start.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    done_count: AtomicU64,
+    failed_count: AtomicU64,
+    last_duration_ms: AtomicU64,
+    last_bytes: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn job_done(&self, seconds: f64, bytes: u64) {
+        self.done_count.fetch_add(1, Relaxed);
+        self.last_duration_ms.store((seconds * 1000.0) as u64, Relaxed);
+        self.last_bytes.store(bytes, Relaxed);
+    }
+
+    pub(crate) fn job_failed(&self) {
+        self.failed_count.fetch_add(1, Relaxed);
+    }
+}
+
+/// The metrics in the text format of Prometheus, version 0.0.4.
+pub(crate) fn render(
+    counters: &Counters,
+    backups: &[Details],
+    running: Option<&Progress>,
+    free_bytes: u64,
+    node_version: &str,
+) -> String {
+    let mut text = String::new();
+    let mut metric = |name: &str, kind: &str, help: &str, samples: &[(String, f64)]| {
+        let _ = writeln!(text, "# HELP chainweb_backup_{name} {help}\n# TYPE chainweb_backup_{name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(text, "chainweb_backup_{name}{labels} {value}");
+        }
+    };
+    let plain = |value: f64| [(String::new(), value)];
+    let load = |counter: &AtomicU64| counter.load(Relaxed) as f64;
+    let with_status = |status: Status| backups.iter().filter(move |b| b.status == status);
+
+    let quoted = node_version.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let versions = format!("{{version=\"{}\",node_version=\"{quoted}\"}}", env!("CARGO_PKG_VERSION"));
+    metric("info", "gauge", "Versions of this program and of the node.", &[(versions, 1.0)]);
+    metric("in_progress", "gauge", "Whether a backup is being made.", &plain(f64::from(u8::from(running.is_some()))));
+    let results = [
+        ("{result=\"done\"}".to_owned(), load(&counters.done_count)),
+        ("{result=\"failed\"}".to_owned(), load(&counters.failed_count)),
+    ];
+    metric("jobs_total", "counter", "Jobs that ended since the start.", &results);
+    let statuses = [Status::Done, Status::InProgress, Status::Failed]
+        .map(|s| (format!("{{status=\"{}\"}}", s.word()), with_status(s).count() as f64));
+    metric("backups", "gauge", "Backups in the backup directory.", &statuses);
+    let finished = with_status(Status::Done).filter_map(|b| b.record.as_ref()?.finished_ms).max();
+    if let Some(finished_ms) = finished {
+        let help = "When the newest good backup was finished, seconds since the epoch.";
+        metric("last_success_timestamp_seconds", "gauge", help, &plain(finished_ms as f64 / 1000.0));
+    }
+    if counters.done_count.load(Relaxed) > 0 {
+        let seconds = load(&counters.last_duration_ms) / 1000.0;
+        metric("last_duration_seconds", "gauge", "How long the last good backup took.", &plain(seconds));
+        metric("last_bytes", "gauge", "Size of the last good backup.", &plain(load(&counters.last_bytes)));
+    }
+    if let Some(progress) = running {
+        metric("job_bytes_done", "gauge", "Bytes that the running job has copied.", &plain(progress.bytes_done as f64));
+        metric("job_bytes_total", "gauge", "Bytes that the running job copies.", &plain(progress.bytes_total as f64));
+    }
+    metric("free_bytes", "gauge", "Free space for backups.", &plain(free_bytes as f64));
+    text
+}

@@ -1,0 +1,270 @@
+//! RocksDB through RocksDB itself: the only file that calls the `rocksdb` crate.
+//!
+//! - **Checkpoint** of the node's own open handle. It flushes first, links every SST and copies the rest. RocksDB would
+//!   copy across file systems by itself, but without cancel, space check or progress. So when the backup directory is on
+//!   another file system the checkpoint is made in the pin directory, a sibling of the node's `0`, and our own engine
+//!   copies from there, releasing each pin as soon as it is copied.
+//! - **Heights** of a finished copy, which is opened read-only and without a LOG: no file appears in the backup.
+//!
+//! Invariants: a backup is never opened read-write; a linked file is never written to, given away or synced.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{DB, IteratorMode, Options, ReadOptions};
+use serde::{Deserialize, Serialize};
+
+use crate::control::Control;
+use crate::disk::{self, Lock, Owner};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::source::{RocksSource, Sources};
+use crate::stopped;
+
+/// Our directory beside the node's `0`, used when the backup directory is on another file system.
+const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
+
+/// The node's table of cuts, as a prefix of its keys.
+const CUT_PREFIX: &[u8] = b"-CutHashes$";
+
+/// The smallest key above every key with that prefix.
+const CUT_PREFIX_END: &[u8] = b"-CutHashes%";
+
+/// How long the child that reads the heights may take; replaying a large WAL takes seconds.
+const HEIGHTS_TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// How often a waiting parent looks whether the child has ended.
+const CHILD_POLL: Duration = Duration::from_millis(10);
+
+/// Files that the finished copy may hold open, so that a terabyte does not cost thousands of descriptors.
+const MAX_OPEN_FILES: i32 = 64;
+
+/// RocksDB's name for the size of all its SSTs, of every version.
+const TOTAL_SST_BYTES: &str = "rocksdb.total-sst-files-size";
+
+/// How RocksDB was captured.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    /// `checkpoint` or `stopped-copy`.
+    pub(crate) way: &'static str,
+    /// Whether SSTs are links to the node's own files.
+    pub(crate) linked: bool,
+}
+
+/// A cut: the newest block of every chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Cut {
+    pub(crate) height: u64,
+    /// Block height by chain.
+    pub(crate) chains: BTreeMap<u32, u64>,
+}
+
+/// Whether a file of RocksDB never changes once it has its name, and so may be linked.
+pub(crate) fn is_immutable(name: &str) -> bool {
+    name.ends_with(".sst") || name.ends_with(".blob")
+}
+
+/// Whether hard links from the database's directory to `directory` work.
+pub(crate) fn can_link(database: &Path, directory: &Path) -> Result<bool> {
+    let probe = directory.join(".probe");
+    disk::remove_file(&probe)?;
+    match disk::link(&database.join("CURRENT"), &probe) {
+        Ok(()) => disk::remove_file(&probe).map(|()| true),
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(not_permitted(database, e)),
+        Err(e) => Err(Error::io(format!("cannot link a file of {}", database.display()), e)),
+    }
+}
+
+/// EPERM and EACCES on a link: `fs.protected_hardlinks` wants the owner of the file, or somebody who may write to it.
+pub(crate) fn not_permitted(database: &Path, cause: io::Error) -> Error {
+    let context = format!(
+        "the files of {} may not be linked by this user (fs.protected_hardlinks); run as the node's user or as root",
+        database.display()
+    );
+    Error::new(Kind::Refused, context).because(cause)
+}
+
+/// Bytes of the whole database: what a copy needs where links cannot reach.
+pub(crate) fn total_bytes(source: &RocksSource) -> Result<u64> {
+    let failed = |e| Error::new(Kind::Database, "cannot ask RocksDB for its size").because(e);
+    match source {
+        RocksSource::Handle(db) => Ok(db.property_int_value(TOTAL_SST_BYTES).map_err(failed)?.unwrap_or(0)),
+        RocksSource::Directory(database) => stopped::total_bytes(database),
+    }
+}
+
+/// The RocksDB that last wrote this database, from the `Version` section of its newest OPTIONS file.
+pub(crate) fn version_in(copy: &Path) -> Option<String> {
+    let names = file_names(copy).ok()?;
+    let options = names.iter().rfind(|n| n.starts_with("OPTIONS-"))?;
+    let text = fs::read_to_string(copy.join(options)).ok()?;
+    let version = text.lines().find_map(|line| line.trim().strip_prefix("rocksdb_version="))?;
+    Some(version.to_owned())
+}
+
+/// Captures RocksDB into the new directory `to`. Every file that is not a link is synced; `to` itself is not.
+pub(crate) fn capture(sources: &Sources, to: &Path, owner: Option<Owner>, control: &Control) -> Result<Capture> {
+    let parent = to.parent().unwrap_or(to);
+    let linked = can_link(sources.rocksdb.path(), parent)?;
+    match &sources.rocksdb {
+        RocksSource::Handle(db) if linked => {
+            checkpoint(db, to)?;
+            for name in file_names(to)?.iter().filter(|n| !is_immutable(n)) {
+                disk::give(&to.join(name), owner)?;
+                disk::sync_file(&to.join(name))?;
+            }
+            disk::give(to, owner)?;
+            Ok(Capture { way: "checkpoint", linked })
+        }
+        RocksSource::Handle(db) => {
+            let pins = Pins::take(sources)?;
+            let pinned = pins.directory.join("rocksDb");
+            checkpoint(db, &pinned)?;
+            disk::create_dir(to, owner)?;
+            for name in file_names(&pinned)? {
+                let from = pinned.join(&name);
+                let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+                disk::copy(&mut file, u64::MAX, &to.join(&name), owner, control)?;
+                disk::remove_file(&from)?;
+            }
+            pins.clear()?;
+            Ok(Capture { way: "checkpoint", linked })
+        }
+        RocksSource::Directory(database) => {
+            stopped::copy(database, to, linked, owner, control)?;
+            Ok(Capture { way: "stopped-copy", linked })
+        }
+    }
+}
+
+/// Removes the pins that a crash left. They are links: they cost nothing until the node deletes their files.
+pub(crate) fn clear_pins(sources: &Sources) -> Result<()> {
+    if sources.database_directory.join(PIN_DIRECTORY).is_dir() { Pins::take(sources)?.clear() } else { Ok(()) }
+}
+
+/// The pin directory, locked and empty.
+struct Pins {
+    directory: PathBuf,
+    _lock: Lock,
+}
+
+impl Pins {
+    fn take(sources: &Sources) -> Result<Pins> {
+        let directory = sources.database_directory.join(PIN_DIRECTORY);
+        let owner = Owner::following(&sources.database_directory)?;
+        disk::ensure_private_dir(&directory, owner)?;
+        let lock = Lock::try_take(&directory.join(".lock"), owner)?.ok_or_else(|| {
+            Error::new(Kind::Busy, format!("another backup uses {}; try again when it is done", directory.display()))
+        })?;
+        let pins = Pins { directory, _lock: lock };
+        pins.clear()?;
+        Ok(pins)
+    }
+
+    fn clear(&self) -> Result<()> {
+        disk::remove_tree(&self.directory.join("rocksDb"), &|| true)?;
+        disk::remove_tree(&self.directory.join("rocksDb.tmp"), &|| true).map(|_| ())
+    }
+}
+
+fn checkpoint(db: &DB, to: &Path) -> Result<()> {
+    disk::written_by_library(to)?;
+    let failed = |e| Error::new(Kind::Database, format!("cannot make a checkpoint in {}", to.display())).because(e);
+    Checkpoint::new(db).and_then(|c| c.create_checkpoint(to)).map_err(failed)
+}
+
+fn file_names(directory: &Path) -> Result<Vec<String>> {
+    let failed = || format!("cannot list {}", directory.display());
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).context(failed)? {
+        names.push(entry.context(failed)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Reads the newest cut of a finished copy; `None` where the database has no cuts. With a `program`, it reads them in a
+/// child process (`program heights DIR`), so that neither a damaged file nor a large WAL harms this one.
+pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Option<Cut>> {
+    let Some(program) = program else { return read_cut_here(copy) };
+    let failed = |what: &str| Error::new(Kind::Damaged, format!("{what} while reading the finished copy {}", copy.display()));
+    let mut child = Command::new(program)
+        .arg("heights")
+        .arg(copy)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context(|| format!("cannot start {}", program.display()))?;
+    let deadline = Instant::now() + HEIGHTS_TIME_LIMIT;
+    let status = loop {
+        let waited = child.try_wait().context(|| "cannot wait for the child that reads the heights".to_owned())?;
+        let cancelled = control.check();
+        match waited {
+            Some(status) => break status,
+            None if cancelled.is_err() || Instant::now() > deadline => {
+                // A child that has ended meanwhile is as good as a killed one.
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(cancelled.err().unwrap_or_else(|| failed("the time limit was reached")));
+            }
+            None => std::thread::sleep(CHILD_POLL),
+        }
+    };
+    // Both outputs are far smaller than a pipe's buffer: a cut has one entry per chain.
+    let (mut out, mut err) = (String::new(), String::new());
+    let read = |pipe: Option<&mut dyn Read>, text: &mut String| pipe.map(|p| p.read_to_string(text)).transpose();
+    let outputs = read(child.stdout.as_mut().map(|p| p as _), &mut out)
+        .and_then(|_| read(child.stderr.as_mut().map(|p| p as _), &mut err));
+    outputs.context(|| "cannot read what the child said".to_owned())?;
+    if !status.success() {
+        let said = err.trim().lines().last().unwrap_or("nothing").to_owned();
+        return Err(failed(&format!("the child ended with {status}")).because(said));
+    }
+    serde_json::from_str(&out).map_err(|e| failed("the child's answer made no sense").because(e))
+}
+
+/// The child's side of [`read_cut`]: the newest cut of the RocksDB in `directory` as JSON, `null` where it has none.
+///
+/// # Errors
+/// Fails when RocksDB cannot open the directory or reports damage.
+pub fn heights_json(directory: &Path) -> Result<String> {
+    let cut = read_cut_here(directory)?;
+    Ok(serde_json::to_string(&cut).expect("a cut has keys that JSON can spell"))
+}
+
+fn read_cut_here(copy: &Path) -> Result<Option<Cut>> {
+    let failed = |e| Error::new(Kind::Damaged, format!("RocksDB cannot open the copy {}", copy.display())).because(e);
+    let mut options = Options::default();
+    options.set_max_open_files(MAX_OPEN_FILES);
+    // A logger of our own, which drops everything: the default one would create a LOG in the backup.
+    options.set_info_logger(rocksdb::InfoLogger::new_callback_logger(rocksdb::LogLevel::Fatal, |_, _| {}));
+    // Other column families are the node's business; the cuts are in the default one.
+    let db = DB::open_for_read_only(&options, copy, false).map_err(failed)?;
+    let mut range = ReadOptions::default();
+    range.set_iterate_upper_bound(CUT_PREFIX_END);
+    let newest = db.iterator_opt(IteratorMode::End, range).next().transpose().map_err(failed)?;
+    let Some((key, value)) = newest.filter(|(key, _)| key.starts_with(CUT_PREFIX)) else { return Ok(None) };
+    Ok(parse_cut(&key[CUT_PREFIX.len()..], &value))
+}
+
+/// A cut as the node stores it: the key begins with the height, 8 bytes big-endian; the value is JSON with `height` and
+/// `hashes: {chain: {height, hash}}`. `None` for what does not look like that: another node's table is not our business.
+fn parse_cut(key: &[u8], value: &[u8]) -> Option<Cut> {
+    #[derive(Deserialize)]
+    struct StoredBlock {
+        height: u64,
+    }
+    #[derive(Deserialize)]
+    struct StoredCut {
+        hashes: BTreeMap<String, StoredBlock>,
+    }
+    let height = u64::from_be_bytes(key.get(..8)?.try_into().ok()?);
+    let stored: StoredCut = serde_json::from_slice(value).ok()?;
+    let chains = stored.hashes.into_iter().map(|(chain, block)| Some((chain.parse().ok()?, block.height)));
+    Some(Cut { height, chains: chains.collect::<Option<_>>()? })
+}

@@ -1,0 +1,495 @@
+//! The service: one dedicated backup thread, one channel to it, one status map. The public API.
+//!
+//! ```text
+//! callers --- make_backup ---> channel ---> backup thread --- writes ---> sources' copies, catalog
+//!    |                                          |
+//!    +--- check, list: status map, then the catalog, read only
+//! ```
+//! Invariants
+//! - The status map speaks for jobs of this process that the disk does not speak for: the running one, and one whose end
+//!   could not be written. For everything else the catalog on disk decides.
+//! - Whether a job runs is decided, and a request is put into the channel, under one lock. So a request that finds no
+//!   job running is answered before the next job begins, and a hundred callers at once get one identifier.
+//! - Only the backup thread changes the catalog or touches a source. It sweeps garbage only while nobody wants a backup.
+//! - An error is logged once, here.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::catalog::{Catalog, Found};
+use crate::commit::Unfinished;
+use crate::config::Config;
+use crate::control::{Control, Phase};
+use crate::disk::Lock;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::id::BackupId;
+use crate::metrics::Counters;
+use crate::record::{Record, Scope, Status, Versions};
+use crate::source::Sources;
+use crate::{disk, job, rocks, sqlite};
+
+/// What a caller of [`Service::make_backup`] wants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MakeRequest {
+    /// Back up the Pact databases too. RocksDB is always in.
+    pub backup_pact: bool,
+}
+
+/// All that is known of one backup.
+#[derive(Debug, Clone, Serialize)]
+pub struct Details {
+    /// The backup's identifier.
+    pub id: BackupId,
+    /// The word of the contract.
+    pub status: Status,
+    /// What it really covers.
+    pub scope: Scope,
+    /// Whether somebody else made it, the node's own API for one. Such a backup is never changed.
+    pub foreign: bool,
+    /// When it began, milliseconds since the epoch.
+    pub started_ms: u64,
+    /// What its job is doing; absent where no job of this service runs.
+    pub progress: Option<Progress>,
+    /// Bytes of disk that deleting it would free, as of the end of the last job; absent until that is known.
+    pub exclusive_bytes: Option<u64>,
+    /// What `backup.json` says; absent for a foreign backup.
+    pub record: Option<Record>,
+}
+
+/// How far a running job has come.
+#[derive(Debug, Clone, Serialize)]
+pub struct Progress {
+    /// What it is doing.
+    pub phase: Phase,
+    /// Bytes copied so far; linked files move no bytes.
+    pub bytes_done: u64,
+    /// Bytes to copy in all, as far as known.
+    pub bytes_total: u64,
+    /// Bytes copied per second, on average since the job began.
+    pub bytes_per_second: u64,
+    /// Seconds since the job began.
+    pub elapsed_seconds: u64,
+    /// Seconds until the bytes are copied at that rate; absent before the first byte.
+    pub eta_seconds: Option<u64>,
+}
+
+/// A backup service. Dropping it cancels the running job and ends the thread.
+pub struct Service {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    _service_lock: Option<Lock>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    sources: Sources,
+    pub(crate) catalog: Catalog,
+    pub(crate) counters: Counters,
+    state: Mutex<State>,
+}
+
+/// Whether this process is the service of the backup directory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Service,
+    Beside,
+}
+
+struct State {
+    /// The status map.
+    jobs: HashMap<BackupId, Job>,
+    running: Option<BackupId>,
+    exclusive_bytes: HashMap<BackupId, u64>,
+    /// Why the last job failed, as far as a caller may act on it.
+    last_failure: Option<(BackupId, Kind)>,
+    /// Absent once no more jobs are taken.
+    requests: Option<Sender<Request>>,
+    /// Set when the thread shall end at once, leaving garbage for the next start.
+    stopping: bool,
+}
+
+/// A job of this process that the catalog does not speak for.
+struct Job {
+    status: Status,
+    scope: Scope,
+    started_ms: u64,
+    started: Instant,
+    control: Arc<Control>,
+}
+
+struct Request {
+    make: MakeRequest,
+    reply: Sender<Result<BackupId>>,
+}
+
+impl Service {
+    /// Starts the service: takes the backup directory for itself, settles what a crash left there, starts the thread.
+    /// When this returns, every job of an earlier process is terminal.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`]: there is no RocksDB. [`Kind::Busy`]: another service has this backup directory. [`Kind::Io`]: the
+    /// backup directory cannot be created or written. Each says what to do.
+    pub fn start(config: Config, sources: Sources) -> Result<Service> {
+        Service::start_as(Role::Service, config, sources)
+    }
+
+    /// Like [`Service::start`], but beside a service that may use the same backup directory: for one backup made by
+    /// another process. While either makes a backup, the other's is [`Kind::Busy`] or its identifier.
+    ///
+    /// # Errors
+    /// As [`Service::start`]; [`Kind::Busy`] means that another process makes a backup at this moment.
+    pub fn start_beside(config: Config, sources: Sources) -> Result<Service> {
+        Service::start_as(Role::Beside, config, sources)
+    }
+
+    fn start_as(role: Role, config: Config, sources: Sources) -> Result<Service> {
+        sources.validate()?;
+        let catalog = Catalog::open(&config.backup_directory, &sources.database_directory)?;
+        let service_lock = match role {
+            Role::Service => Some(catalog.lock_service()?),
+            Role::Beside => None,
+        };
+        catalog.recover()?;
+        if let Some(running) = (role == Role::Beside).then(|| catalog.running()).flatten() {
+            return Err(Error::new(Kind::Busy, format!("backup {running} is being made; wait for it, then try again")));
+        }
+        let (sender, receiver) = unbounded();
+        let state = State {
+            jobs: HashMap::new(),
+            running: None,
+            exclusive_bytes: HashMap::new(),
+            last_failure: None,
+            requests: Some(sender),
+            stopping: false,
+        };
+        let counters = Counters::default();
+        let shared = Arc::new(Shared { config, sources, catalog, counters, state: Mutex::new(state) });
+        let worker = Arc::clone(&shared);
+        let thread = Builder::new().name("backup".to_owned()).spawn(move || worker.work(&receiver));
+        let thread = thread.context(|| "cannot start the backup thread".to_owned())?;
+        Ok(Service { shared, thread: Mutex::new(Some(thread)), _service_lock: service_lock })
+    }
+
+    /// Starts a backup and returns its identifier, or returns the identifier of the job that is running already: what
+    /// that job covers is in its [`Details::scope`]. The identifier is durable: from now on it is known, also after a
+    /// crash, until its backup is deleted.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`]: the Pact databases are wanted and there are none. [`Kind::ShuttingDown`]. [`Kind::Io`] and
+    /// [`Kind::NoSpace`]: the job could not even be recorded. What goes wrong later is the job's status.
+    pub fn make_backup(&self, request: MakeRequest) -> Result<BackupId> {
+        let shutting_down = || Error::new(Kind::ShuttingDown, "the service is shutting down");
+        let (reply, answer) = bounded(1);
+        {
+            let state = self.shared.state.lock();
+            if let Some(running) = &state.running {
+                return Ok(running.clone());
+            }
+            let requests = state.requests.as_ref().ok_or_else(shutting_down)?;
+            requests.send(Request { make: request, reply }).map_err(|_| shutting_down())?;
+        }
+        answer.recv().map_err(|_| shutting_down())?
+    }
+
+    /// The status of a backup; `None` where no backup has that identifier, for example because it was deleted.
+    pub fn check_backup(&self, id: &BackupId) -> Option<Status> {
+        let mapped = self.shared.state.lock().jobs.get(id).map(|job| job.status);
+        match mapped {
+            Some(Status::InProgress) => mapped,
+            // Its end could not be written down, so the map knows better, until somebody deletes what is left of it.
+            Some(_) if self.shared.catalog.path(id).is_dir() => mapped,
+            _ => self.shared.catalog.find(id).map(|found| found.status),
+        }
+    }
+
+    /// All that is known of a backup; `None` as for [`Service::check_backup`].
+    pub fn details(&self, id: &BackupId) -> Option<Details> {
+        let found = self.shared.catalog.find(id);
+        self.shared.details(id, found)
+    }
+
+    /// Every backup below the backup directory, newest first.
+    ///
+    /// # Errors
+    /// [`Kind::Io`]: the backup directory cannot be listed.
+    pub fn list_backups(&self) -> Result<Vec<Details>> {
+        let found = self.shared.catalog.list()?;
+        Ok(found.into_iter().filter_map(|f| self.shared.details(&f.id.clone(), Some(f))).collect())
+    }
+
+    /// Cancels the running job, which ends as failed with the reason `shut down`, refuses new ones, and waits for the
+    /// thread to end. Calling it again does nothing.
+    pub fn shutdown(&self) {
+        {
+            let mut state = self.shared.state.lock();
+            state.stopping = true;
+            state.jobs.values().for_each(|job| job.control.cancel());
+        }
+        self.finish();
+    }
+
+    /// Takes no more jobs, lets the running one end by itself, and waits until its garbage is gone too.
+    pub fn finish(&self) {
+        self.shared.state.lock().requests = None;
+        if let Some(thread) = self.thread.lock().take() {
+            // The thread catches the panics of its jobs; there is nobody left to tell of another one.
+            let _ = thread.join();
+        }
+    }
+
+    /// Why the backup failed, where it is the last job of this service that did.
+    pub fn failure_kind(&self, id: &BackupId) -> Option<Kind> {
+        self.shared.state.lock().last_failure.as_ref().filter(|(failed, _)| failed == id).map(|(_, kind)| *kind)
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// Every backup below a backup directory, newest first, without a service: nothing is created or changed.
+///
+/// # Errors
+/// [`Kind::Usage`]: there is no such directory. [`Kind::Io`]: it cannot be listed.
+pub fn list_backups_in(directory: &Path) -> Result<Vec<Details>> {
+    let catalog = Catalog::view(directory)?;
+    Ok(catalog.list()?.into_iter().map(|found| viewed(&catalog, found)).collect())
+}
+
+/// One backup below a backup directory, as [`list_backups_in`] tells it; `None` where there is none.
+///
+/// # Errors
+/// [`Kind::Usage`]: there is no such directory.
+pub fn check_backup_in(directory: &Path, id: &BackupId) -> Result<Option<Details>> {
+    let catalog = Catalog::view(directory)?;
+    Ok(catalog.find(id).map(|found| viewed(&catalog, found)))
+}
+
+fn viewed(catalog: &Catalog, found: Found) -> Details {
+    Details {
+        exclusive_bytes: Some(catalog.exclusive_bytes(&found.id)),
+        foreign: found.record.is_none(),
+        id: found.id,
+        status: found.status,
+        scope: found.scope,
+        started_ms: found.started_ms,
+        progress: None,
+        record: found.record,
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl Shared {
+    fn details(&self, id: &BackupId, found: Option<Found>) -> Option<Details> {
+        let state = self.state.lock();
+        let deleted = |j: &&Job| j.status != Status::InProgress && !self.catalog.path(id).is_dir();
+        let job = state.jobs.get(id).filter(|j| !deleted(j));
+        let status = job.map(|j| j.status).or(found.as_ref().map(|f| f.status))?;
+        let scope = job.map(|j| j.scope).or(found.as_ref().map(|f| f.scope))?;
+        let started_ms = job.map(|j| j.started_ms).or(found.as_ref().map(|f| f.started_ms))?;
+        let record = found.and_then(|f| f.record);
+        Some(Details {
+            id: id.clone(),
+            status,
+            scope,
+            foreign: record.is_none() && job.is_none(),
+            started_ms,
+            progress: job.filter(|j| j.status == Status::InProgress).map(Job::progress),
+            exclusive_bytes: state.exclusive_bytes.get(id).copied(),
+            record,
+        })
+    }
+
+    /// Progress of the running job.
+    pub(crate) fn running(&self) -> Option<Progress> {
+        let state = self.state.lock();
+        state.running.as_ref().and_then(|id| state.jobs.get(id)).map(Job::progress)
+    }
+
+    /// The backup thread.
+    fn work(&self, requests: &Receiver<Request>) {
+        if let Err(e) = rocks::clear_pins(&self.sources) {
+            log::warn!("pins stay reason={:?}", e.chain());
+        }
+        self.count_exclusive_bytes();
+        let mut garbage = true;
+        loop {
+            let request = match requests.try_recv() {
+                Ok(request) => request,
+                Err(_) if garbage => {
+                    garbage = self.sweep(requests);
+                    continue;
+                }
+                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Empty) => match requests.recv() {
+                    Ok(request) => request,
+                    Err(_) => return,
+                },
+            };
+            self.make(request, requests);
+            self.count_exclusive_bytes();
+            garbage = true;
+        }
+    }
+
+    /// Removes garbage until somebody wants a backup; whether some is left to remove.
+    fn sweep(&self, requests: &Receiver<Request>) -> bool {
+        let nobody_waits = || requests.is_empty() && !self.state.lock().stopping;
+        match self.catalog.sweep(&nobody_waits) {
+            Ok(finished) => !finished && nobody_waits(),
+            Err(e) => {
+                log::warn!("garbage stays reason={:?}", e.chain());
+                false
+            }
+        }
+    }
+
+    fn make(&self, request: Request, requests: &Receiver<Request>) {
+        let (backup, control) = match self.accept(request.make) {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                if e.kind() != Kind::Usage {
+                    log::error!("backup refused reason={:?}", e.chain());
+                }
+                let running = (e.kind() == Kind::Busy).then(|| self.catalog.running()).flatten();
+                // A caller that has gone away needs no answer.
+                let _ = request.reply.send(running.ok_or(e));
+                return;
+            }
+        };
+        let id = backup.id().clone();
+        let started = Instant::now();
+        let _ = request.reply.send(Ok(id.clone()));
+        {
+            let mut state = self.state.lock();
+            state.running = Some(id.clone());
+            if state.stopping {
+                control.cancel();
+            }
+            // Those who asked before anybody could see that a job runs get its identifier too.
+            for late in requests.try_iter() {
+                let _ = late.reply.send(Ok(id.clone()));
+            }
+        }
+        log::info!("backup started id={id} scope={}", backup.record.scope.word());
+        let result = self.run(backup, &control);
+        let mut state = self.state.lock();
+        state.running = None;
+        let seconds = started.elapsed().as_secs_f64();
+        match result {
+            Ok(record) => {
+                state.jobs.remove(&id);
+                self.counters.job_done(seconds, record.bytes);
+                let replay = record.replay_blocks.map_or_else(String::new, |blocks| format!(" replay_blocks={blocks}"));
+                let size = format!("files={} bytes={}", record.files_count, record.bytes);
+                log::info!("backup done id={id} seconds={seconds:.2} {size}{replay}");
+                record.warnings.iter().for_each(|w| log::warn!("backup warning id={id} warning={w:?}"));
+            }
+            Err((settled, e)) => {
+                if settled {
+                    state.jobs.remove(&id);
+                } else if let Some(job) = state.jobs.get_mut(&id) {
+                    job.status = Status::Failed;
+                }
+                state.last_failure = Some((id.clone(), e.kind()));
+                self.counters.job_failed();
+                log::error!("backup failed id={id} seconds={seconds:.2} reason={:?}", e.chain());
+            }
+        }
+    }
+
+    /// Creates the job's record and puts it into the status map: afterwards its identifier may be handed out.
+    fn accept(&self, make: MakeRequest) -> Result<(Unfinished, Arc<Control>)> {
+        let scope = if make.backup_pact { Scope::RocksdbAndPact } else { Scope::Rocksdb };
+        if make.backup_pact && self.sources.sqlite.databases()?.is_empty() {
+            let directory = self.sources.sqlite.path().display();
+            let context = format!("there are no Pact databases (*.sqlite) in {directory}; leave backupPact out");
+            return Err(Error::new(Kind::Usage, context));
+        }
+        let now_ms = now_ms();
+        let backup = Unfinished::create(&self.catalog, scope, now_ms, self.versions())?;
+        let control = Arc::new(Control::default());
+        let job = Job {
+            status: Status::InProgress,
+            scope,
+            started_ms: now_ms,
+            started: Instant::now(),
+            control: Arc::clone(&control),
+        };
+        self.state.lock().jobs.insert(backup.id().clone(), job);
+        Ok((backup, control))
+    }
+
+    /// Runs the job; on failure says whether the disk knows of it.
+    fn run(&self, mut backup: Unfinished, control: &Control) -> std::result::Result<Record, (bool, Error)> {
+        let attempt = || {
+            let manifest = job::fill(&mut backup, &self.catalog, &self.sources, &self.config, control)?;
+            backup.commit(&manifest, now_ms(), control)
+        };
+        let result = catch_unwind(AssertUnwindSafe(attempt))
+            .unwrap_or_else(|_| Err(Error::new(Kind::Io, "the backup thread panicked; see the log")));
+        match result {
+            Ok(()) => Ok(backup.record),
+            Err(cause) => {
+                backup.record.finished_ms = Some(now_ms());
+                Err(backup.abandon(&self.catalog, cause))
+            }
+        }
+    }
+
+    fn versions(&self) -> Versions {
+        Versions {
+            chainweb_backup: env!("CARGO_PKG_VERSION").to_owned(),
+            rocksdb: String::new(),
+            sqlite: sqlite::library_version(),
+            node: self.config.node_version.clone().unwrap_or_else(|| "unknown".to_owned()),
+        }
+    }
+
+    fn count_exclusive_bytes(&self) {
+        let Ok(found) = self.catalog.list() else { return };
+        let counted: HashMap<_, _> =
+            found.iter().map(|f| (f.id.clone(), self.catalog.exclusive_bytes(&f.id))).collect();
+        self.state.lock().exclusive_bytes = counted;
+    }
+
+    /// Free bytes of the file system that holds the backups.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        disk::free_bytes(self.catalog.directory()).map_or(0, |(free, _)| free)
+    }
+}
+
+impl Job {
+    fn progress(&self) -> Progress {
+        let elapsed = self.started.elapsed();
+        let (bytes_done, bytes_total) = self.control.bytes();
+        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+        let bytes_per_second = bytes_done.saturating_mul(1000) / millis;
+        Progress {
+            phase: self.control.phase(),
+            bytes_done,
+            bytes_total,
+            bytes_per_second,
+            elapsed_seconds: elapsed.as_secs(),
+            eta_seconds: (bytes_total - bytes_done).checked_div(bytes_per_second),
+        }
+    }
+}
+
+/// Milliseconds since the epoch; a clock before it counts as the epoch.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

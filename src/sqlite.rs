@@ -1,0 +1,223 @@
+//! One SQLite database into one finished file: the only file that knows rusqlite.
+//!
+//! Two ways, chosen per database:
+//! - **File copy**: the database of another process that left no `-wal`: its node stopped cleanly, and opening it would
+//!   create files beside it. The bytes are copied; size, modification and change time, inode, and "no -wal" must be the
+//!   same before and after, otherwise somebody used it meanwhile and the copy fails.
+//! - **Online backup**: everything else. A read transaction on the source connection pins one commit for the whole copy;
+//!   without it SQLite starts again at every write of another connection and may never finish. The connection is
+//!   read-only and never runs a WAL checkpoint: closing it leaves the node's files as they are (SQLite's own `-shm` aside).
+//!
+//! Invariants
+//! - POSIX locks belong to the process: closing any descriptor of a database drops every lock SQLite holds on it here.
+//!   So a database that may be open in this process is only ever opened by SQLite itself.
+//! - A finished copy is opened with `immutable=1` only, so that no `-wal` or `-shm` appears in a backup.
+//!
+//! Limitation: while the read transaction is open the node's WAL grows, by what the node writes in that time.
+
+use std::ffi::c_int;
+use std::fs::{self, File, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::config::DbConfig;
+use rusqlite::types::Value;
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+
+use crate::control::Control;
+use crate::disk::{self, Owner};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::record::{Method, PactPart};
+use crate::source::{SqliteSource, chain_of};
+
+/// Pages per step of an online backup: a few hundred KiB with the node's pages of 1 KiB, so that cancelling is prompt.
+const STEP_PAGES: c_int = 512;
+
+/// How long one call waits for a lock that somebody else holds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often in a row a step may find the database busy before the copy fails.
+const MAX_BUSY_STEPS: u32 = 30;
+
+/// What a path may not hold in a `file:` URI.
+const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
+
+/// How much is copied between two looks at the free space, in steps.
+const STEPS_PER_SPACE_CHECK: u32 = 32;
+
+/// Bytes that a copy of this database will need at most: the database and what its WAL holds.
+pub(crate) fn needed_bytes(database: &Path) -> Result<u64> {
+    let main = look(database)?.len();
+    Ok(main + fs::metadata(wal_of(database)).map_or(0, |m| m.len()))
+}
+
+/// Copies one database to the new file `to`, synced. What it holds is one commit of the source, made no earlier than the
+/// call. Fails with [`Kind::Refused`] for what is not a SQLite database that can be copied.
+pub(crate) fn copy(
+    source: &SqliteSource,
+    database: &Path,
+    to: &Path,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<PactPart> {
+    let meta = look(database)?;
+    if meta.len() == 0 {
+        return Err(refused(database, "it is empty; remove it or let the node create it anew"));
+    }
+    let method = match source {
+        SqliteSource::Foreign(_) if !wal_of(database).exists() => {
+            copy_file(database, to, owner, control)?;
+            Method::Copied
+        }
+        SqliteSource::Foreign(_) | SqliteSource::Embedded(_) => {
+            copy_online(database, to, owner, control)?;
+            Method::OnlineBackup
+        }
+    };
+    let newest = newest_block(to)?;
+    Ok(PactPart {
+        file: database.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        chain: chain_of(database),
+        method,
+        bytes: look(to)?.len(),
+        block_height: newest.as_ref().map(|(height, _)| *height),
+        block_hash: newest.and_then(|(_, hash)| hash),
+    })
+}
+
+fn refused(database: &Path, why: &str) -> Error {
+    Error::new(Kind::Refused, format!("cannot back up {}: {why}", database.display()))
+}
+
+/// The file itself, not what a link points to: locks and `-wal` would stand beside the wrong name.
+fn look(database: &Path) -> Result<Metadata> {
+    let meta = database.symlink_metadata().context(|| format!("cannot look at {}", database.display()))?;
+    if meta.is_file() { Ok(meta) } else { Err(refused(database, "it is not a regular file")) }
+}
+
+fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn wal_of(database: &Path) -> PathBuf {
+    beside(database, "-wal")
+}
+
+fn copy_file(database: &Path, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
+    if fs::metadata(beside(database, "-journal")).is_ok_and(|m| m.len() > 0) {
+        return Err(refused(database, "it has a hot journal: start the node once, so that it repairs the database"));
+    }
+    let fingerprint = |m: &Metadata| (m.len(), m.ino(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+    let before = fingerprint(&look(database)?);
+    let mut file = File::open(database).context(|| format!("cannot open {}", database.display()))?;
+    disk::copy(&mut file, u64::MAX, to, owner, control)?;
+    if fingerprint(&look(database)?) != before || wal_of(database).exists() {
+        let context = format!("{} was used while it was copied: the node has been started", database.display());
+        return Err(Error::new(Kind::NodeRunning, context));
+    }
+    Ok(())
+}
+
+fn copy_online(database: &Path, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
+    let failed = |verb: &str, e: rusqlite::Error| {
+        Error::new(Kind::Database, format!("cannot {verb} {}", database.display())).because(e)
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let source = Connection::open_with_flags(database, flags).map_err(|e| failed("open", e))?;
+    source.busy_timeout(BUSY_TIMEOUT).map_err(|e| failed("open", e))?;
+    source.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(|e| failed("open", e))?;
+    source.execute_batch("PRAGMA query_only=1; PRAGMA mmap_size=0; BEGIN").map_err(|e| failed("open", e))?;
+    // The transaction gets its snapshot with the first read.
+    source
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))
+        .map_err(|e| failed("read", e))?;
+
+    let written = |e: rusqlite::Error| Error::new(Kind::Database, format!("cannot write {}", to.display())).because(e);
+    disk::write_new(to, b"", owner)?;
+    disk::written_by_library(to)?;
+    let mut target = Connection::open(to).map_err(written)?;
+    // Nobody sees the file before it is whole and synced: no journal, no sync on the way.
+    target.execute_batch("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF").map_err(written)?;
+    let page_bytes = source
+        .query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0).map(u64::from))
+        .map_err(|e| failed("read", e))?;
+    let backup = Backup::new(&source, &mut target).map_err(|e| failed("copy", e))?;
+    let (mut busy_steps, mut steps, mut counted) = (0, 0_u32, 0);
+    loop {
+        control.check()?;
+        if steps % STEPS_PER_SPACE_CHECK == 0 {
+            disk::require_room(to, control.reserve_bytes())?;
+        }
+        steps = steps.wrapping_add(1);
+        let result = backup.step(STEP_PAGES).map_err(|e| failed("copy", e))?;
+        let progress = backup.progress();
+        let done_bytes = u64::try_from(progress.pagecount - progress.remaining).unwrap_or(0) * page_bytes;
+        control.add_done(done_bytes.saturating_sub(counted));
+        counted = counted.max(done_bytes);
+        match result {
+            StepResult::Done => break,
+            StepResult::More => busy_steps = 0,
+            _ if busy_steps == MAX_BUSY_STEPS => {
+                let why = "another program keeps it locked; stop that program or try again";
+                return Err(refused(database, why));
+            }
+            _ => {
+                busy_steps += 1;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+    drop(backup);
+    target.close().map_err(|(_, e)| written(e))?;
+    source.execute_batch("ROLLBACK").map_err(|e| failed("release", e))?;
+    source.close().map_err(|(_, e)| failed("close", e))?;
+    if look(to)?.len() != counted {
+        let context = format!("the copy {} has {} bytes instead of {counted}", to.display(), look(to)?.len());
+        return Err(Error::new(Kind::Damaged, context));
+    }
+    disk::sync_file(to)
+}
+
+/// The newest block of a finished copy: height and hash of the top row of `BlockHistory`, a table of the node's Pact
+/// service. `None` where there is no such table, or no row.
+fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
+    let failed = |e: rusqlite::Error| {
+        Error::new(Kind::Damaged, format!("cannot read the finished copy {}", copy.display())).because(e)
+    };
+    let connection = open_finished(copy).map_err(failed)?;
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'BlockHistory'";
+    if connection.query_row(tables, [], |row| row.get::<_, i64>(0)).map_err(failed)? == 0 {
+        return Ok(None);
+    }
+    let newest = "SELECT blockheight, hash FROM BlockHistory ORDER BY blockheight DESC LIMIT 1";
+    let row = connection.query_row(newest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Value>(1)?)));
+    let newest = row.optional().map_err(failed)?;
+    Ok(newest.and_then(|(height, hash)| Some((u64::try_from(height).ok()?, hash_text(hash)))))
+}
+
+/// Opens a file that nobody writes any more, without leaving anything beside it.
+fn open_finished(copy: &Path) -> rusqlite::Result<Connection> {
+    let path = std::path::absolute(copy).unwrap_or_else(|_| copy.to_owned());
+    let encoded = percent_encode(path.as_os_str().as_encoded_bytes(), URI_PATH);
+    let uri = format!("file:{encoded}?mode=ro&immutable=1");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(uri, flags)
+}
+
+fn hash_text(hash: Value) -> Option<String> {
+    match hash {
+        Value::Text(text) => Some(text),
+        Value::Blob(bytes) => Some(bytes.iter().map(|b| format!("{b:02x}")).collect()),
+        _ => None,
+    }
+}
+
+/// The version of the SQLite that is linked into this program.
+pub(crate) fn library_version() -> String {
+    rusqlite::version().to_owned()
+}
