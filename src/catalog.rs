@@ -82,7 +82,8 @@ impl Catalog {
     /// A view for reading only: nothing is created, nothing is checked.
     pub(crate) fn view(directory: &Path) -> Result<Catalog> {
         if !directory.is_dir() {
-            let context = format!("there is no backup directory {}; name it with --backup-directory", directory.display());
+            let context =
+                format!("there is no backup directory {}; name it with --backup-directory", directory.display());
             return Err(Error::new(Kind::Usage, context));
         }
         Ok(Catalog { directory: directory.to_owned(), owner: None })

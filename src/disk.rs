@@ -11,10 +11,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{CWD, FlockOperation, Gid, RenameFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use crate::control::Control;
@@ -89,8 +90,7 @@ pub(crate) fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
     let Some(owner) = owner else { return Ok(()) };
     let (uid, gid) = owner.ids();
     pass("chown", path).context(|| failed("change the owner of", path))?;
-    rustix::fs::chownat(CWD, path, uid, gid, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
-        .context(|| failed("change the owner of", path))
+    rustix::fs::chownat(CWD, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW).context(|| failed("change the owner of", path))
 }
 
 /// Creates a file that must not exist, with `bytes` in it, synced. Its name is durable once its directory is synced.
@@ -147,19 +147,36 @@ pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to)
 }
 
+/// As [`link`], by names in open directories; `to_path` is where `to` leads, for the gate.
+pub(crate) fn link_at(
+    from: BorrowedFd<'_>,
+    name: &str,
+    to: BorrowedFd<'_>,
+    to_name: &str,
+    to_path: &Path,
+) -> io::Result<()> {
+    pass("link", to_path)?;
+    Ok(rustix::fs::linkat(from, name, to, to_name, AtFlags::empty())?)
+}
+
+/// Cuts a file of ours back, synced.
+pub(crate) fn truncate(path: &Path, bytes: u64) -> Result<()> {
+    let cut = || OpenOptions::new().write(true).open(path).and_then(|f| f.set_len(bytes).and_then(|()| f.sync_all()));
+    pass("truncate", path).and_then(|()| cut()).context(|| failed("cut back", path))
+}
+
 /// Copies the first `limit_bytes` of an open file (all of it, where there are fewer) to a new file, synced; returns the
 /// number of bytes. Counts them on `control`, stops within one chunk when the job is cancelled, and stops with
 /// [`Kind::NoSpace`] before the file system of the copy falls below the reserve.
 pub(crate) fn copy(
-    from: &mut File,
+    from: &mut dyn Read,
     limit_bytes: u64,
     to: &Path,
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<u64> {
     pass("copy", to).context(|| failed("copy to", to))?;
-    let mut out =
-        OpenOptions::new().write(true).create_new(true).open(to).context(|| failed("create", to))?;
+    let mut out = OpenOptions::new().write(true).create_new(true).open(to).context(|| failed("create", to))?;
     give(to, owner)?;
     let mut buffer = vec![0; COPY_CHUNK_BYTES];
     let (mut done, mut next_space_check) = (0, 0);

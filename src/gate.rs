@@ -12,10 +12,14 @@ pub(crate) fn pass(_operation: &'static str, _path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// A named moment of a protocol, about the source in `_path`: a test may act there.
+#[cfg(not(feature = "gate"))]
+pub(crate) fn point(_name: &'static str, _path: &Path) {}
+
 #[cfg(feature = "gate")]
-pub(crate) use armed::pass;
+pub use armed::{Plan, arm, at_point, disarm, forget_points};
 #[cfg(feature = "gate")]
-pub use armed::{Plan, arm, disarm};
+pub(crate) use armed::{pass, point};
 
 #[cfg(feature = "gate")]
 mod armed {
@@ -48,6 +52,26 @@ mod armed {
         let mut plans = PLANS.lock();
         let at = plans.iter().position(|p| p.root == root).expect("a plan is disarmed once, after it was armed");
         plans.remove(at)
+    }
+
+    type Act = Box<dyn FnMut(&'static str) + Send>;
+
+    static ACTS: Mutex<Vec<(PathBuf, Act)>> = Mutex::new(Vec::new());
+
+    /// Calls `act` with the name of each moment that a protocol reaches for the source in `path`.
+    pub fn at_point(path: &Path, act: impl FnMut(&'static str) + Send + 'static) {
+        ACTS.lock().push((path.to_owned(), Box::new(act)));
+    }
+
+    /// Takes back what [`at_point`] did for `path`.
+    pub fn forget_points(path: &Path) {
+        ACTS.lock().retain(|(p, _)| p != path);
+    }
+
+    pub(crate) fn point(name: &'static str, path: &Path) {
+        for (_, act) in ACTS.lock().iter_mut().filter(|(p, _)| p == path) {
+            act(name);
+        }
     }
 
     pub(crate) fn pass(operation: &'static str, path: &Path) -> io::Result<()> {

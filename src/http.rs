@@ -24,13 +24,8 @@ const JSON: &str = "application/json";
 const METRICS: &str = "text/plain;version=0.0.4;charset=utf-8";
 
 /// The routes, as [`Service::handle`] serves them; the same list stands in the README, which a test checks.
-pub const ROUTES: [&str; 5] = [
-    "POST /make-backup",
-    "GET /check-backup/{backupId}",
-    "GET /list-backups",
-    "GET /health-check",
-    "GET /metrics",
-];
+pub const ROUTES: [&str; 5] =
+    ["POST /make-backup", "GET /check-backup/{backupId}", "GET /list-backups", "GET /health-check", "GET /metrics"];
 
 enum Route<'a> {
     Make,

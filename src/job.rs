@@ -17,11 +17,12 @@ use crate::config::Config;
 use crate::control::{Control, Phase};
 use crate::disk;
 use crate::error::{Error, Kind, Result};
+use crate::live::is_immutable;
 use crate::manifest::Manifest;
 use crate::record::{Method, PactPart, RocksdbPart, Status};
 use crate::rocks::{self, Capture, Cut};
-use crate::source::{RocksSource, Sources};
-use crate::{sqlite, stopped};
+use crate::source::Sources;
+use crate::sqlite;
 
 /// How often RocksDB is captured while Pact is ahead of it: once, and three times again.
 const MAX_CAPTURES: u32 = 4;
@@ -70,9 +71,12 @@ pub(crate) fn fill(
         let capture = rocks::capture(sources, &rocksdb, owner, control)?;
         control.enter(Phase::Heights);
         let cut = rocks::read_cut(&rocksdb, config.heights_program.as_deref(), control)?;
-        let Some(ahead) = cut.as_ref().and_then(|cut| pact_ahead(&backup.record.pact, cut)) else { break (capture, cut) };
+        let Some(ahead) = cut.as_ref().and_then(|cut| pact_ahead(&backup.record.pact, cut)) else {
+            break (capture, cut);
+        };
         if captures_count == MAX_CAPTURES {
-            let warning = format!("{ahead} after {captures_count} captures of RocksDB: the node must rewind Pact at its start");
+            let warning =
+                format!("{ahead} after {captures_count} captures of RocksDB: the node must rewind Pact at its start");
             backup.record.warnings.push(warning);
             break (capture, cut);
         }
@@ -90,7 +94,7 @@ pub(crate) fn fill(
     Ok(manifest)
 }
 
-/// Refuses before byte one what cannot end well: a node that runs, a disk without room.
+/// Refuses before byte one what cannot end well: a disk without room.
 fn pre_flight(
     partial: &Path,
     databases: &[std::path::PathBuf],
@@ -98,9 +102,6 @@ fn pre_flight(
     config: &Config,
     control: &Control,
 ) -> Result<()> {
-    if let RocksSource::Directory(database) = &sources.rocksdb {
-        stopped::require_unlocked(database)?;
-    }
     let mut needed_bytes = 0;
     for database in databases {
         needed_bytes += sqlite::needed_bytes(database)?;
@@ -128,7 +129,8 @@ fn nameless(database: &Path) -> Error {
 
 /// A database that the last good backup with Pact has and this one has not: worth a warning, never silent.
 fn missing_databases(catalog: &Catalog, pact: &[PactPart]) -> Result<Option<String>> {
-    let last = catalog.list()?.into_iter().find(|f| f.status == Status::Done && f.scope.has_pact() && f.record.is_some());
+    let last =
+        catalog.list()?.into_iter().find(|f| f.status == Status::Done && f.scope.has_pact() && f.record.is_some());
     let Some(last) = last.and_then(|f| f.record) else { return Ok(None) };
     let here = |file: &str| pact.iter().any(|p| p.file == file);
     let missing: Vec<&str> = last.pact.iter().map(|p| p.file.as_str()).filter(|f| !here(f)).collect();
@@ -155,7 +157,7 @@ fn replay_blocks(pact: &[PactPart], cut: &Cut) -> Option<u64> {
 fn method_of(path: &str, pact: &[PactPart], capture: &Capture) -> Method {
     match path.strip_prefix("0/sqlite/") {
         Some(name) => pact.iter().find(|p| p.file == name).map_or(Method::Copied, |p| p.method),
-        None if capture.linked && rocks::is_immutable(path) => Method::Linked,
+        None if capture.linked && is_immutable(path) => Method::Linked,
         None => Method::Copied,
     }
 }
@@ -169,6 +171,8 @@ fn rocksdb_part(manifest: &Manifest, capture: &Capture, captures_count: u32, cut
         bytes: files.iter().map(|f| f.bytes).sum(),
         copied_bytes: copied.map(|f| f.bytes).sum(),
         captures_count,
+        rounds_count: capture.live.map(|run| run.rounds_count),
+        window_us: capture.live.map(|run| u64::try_from(run.window.as_micros()).unwrap_or(u64::MAX)),
         cut_height: cut.map(|c| c.height),
     }
 }

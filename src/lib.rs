@@ -27,10 +27,10 @@
 //! row 5  service, metrics              the one thread, the channel, the status map
 //! row 4  job                           one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
-//! row 2  rocks, stopped, sqlite        a source -> synced files
+//! row 2  rocks, live, sqlite           a source -> synced files
 //!        source, record, manifest      what is read; durable formats
 //! row 1  disk                          every change that we make to the file system
-//! row 0  id, error, config, control, gate   no I/O
+//! row 0  id, error, config, control, gate, log_format, version_edit   no I/O
 //! ```
 //! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
 //! else. Only `rocks` and `source` name the `rocksdb` crate, only `sqlite` names `rusqlite`, only `http` and `listener`
@@ -51,6 +51,8 @@ mod http;
 mod id;
 mod job;
 mod listener;
+mod live;
+mod log_format;
 mod manifest;
 mod metrics;
 mod record;
@@ -58,7 +60,7 @@ mod rocks;
 mod service;
 mod source;
 mod sqlite;
-mod stopped;
+mod version_edit;
 
 pub use config::{Config, FILE_BYTES_MAX, FileConfig, parse_file, parse_interface, parse_name, parse_size, suggest};
 pub use control::Phase;

@@ -39,28 +39,17 @@ pub type Handler = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
 /// Adds the headers of the service to a response that the listener made itself for that client.
 pub type Decorate = Arc<dyn Fn(Response, SocketAddr) -> Response + Send + Sync>;
 
-/// Stack of a connection's thread; only what is touched costs memory.
-const STACK_BYTES: usize = 256 * 1024;
-/// Header lines of one request.
-const HEADER_COUNT: usize = 64;
-/// Read from a socket in one go, on the stack.
-const CHUNK_BYTES: usize = 4096;
-/// What the kernel holds for a client that does not read.
-const SEND_BUFFER_BYTES: usize = 128 * 1024;
-/// A connection that waits for its client is not closed for another one before this: it may have work for us.
-const RIPE: Duration = Duration::from_millis(10);
-/// A connection over the cap waits this long at most for the place of another one.
-const ROOM_WAIT: Duration = Duration::from_millis(100);
-/// Connections over the cap that are being told 503; further ones are closed without a word.
-const REFUSAL_COUNT: usize = 8;
-/// Reading on after our last word: no longer than this,
-const LINGER: Duration = Duration::from_millis(500);
-/// and no more often than this, one chunk each.
-const LINGER_READS: usize = 32;
-/// Pause after a failed accept: out of descriptors or memory, where a retry at once only burns a processor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Failures to take on connections are logged once in this time.
-const LOG_EVERY: Duration = Duration::from_secs(1);
+const STACK_BYTES: usize = 256 * 1024; // stack of a connection's thread; only what is touched costs memory
+const HEADER_COUNT: usize = 64; // header lines of one request
+const CHUNK_BYTES: usize = 4096; // read from a socket in one go, on the stack
+const SEND_BUFFER_BYTES: usize = 128 * 1024; // what the kernel holds for a client that does not read
+const RIPE: Duration = Duration::from_millis(10); // before this, one that waits is not closed for another
+const ROOM_WAIT: Duration = Duration::from_millis(100); // at most, by one over the cap for the place of another
+const REFUSAL_COUNT: usize = 8; // over the cap and being told 503; further ones are closed without a word
+const LINGER: Duration = Duration::from_millis(500); // reading on after our last word: no longer than this,
+const LINGER_READS: usize = 32; // and no more often than this, one chunk each
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50); // after a failure, unless a descriptor comes free
+const LOG_EVERY: Duration = Duration::from_secs(1); // failures to take on connections are logged once in this time
 
 /// What all clients together, and each of them, can make the listener hold.
 #[derive(Debug, Clone, Copy)]
@@ -122,7 +111,6 @@ impl Listener {
     }
 
     /// The same listener with other limits.
-    #[must_use]
     pub fn with_limits(self, limits: Limits) -> Listener {
         Listener { limits, ..self }
     }
@@ -154,15 +142,15 @@ impl Listener {
         while !connections.stopping.load(Ordering::SeqCst) {
             let (stream, peer) = match socket.accept() {
                 Ok((stream, peer)) => (Arc::new(stream), SocketAddr::new(peer.ip().to_canonical(), peer.port())),
-                // One client's own doing: it hung up between its connect and our accept.
-                Err(e) if e.kind() == ErrorKind::ConnectionAborted => continue,
+                Err(e) if e.kind() == ErrorKind::ConnectionAborted => continue, // it hung up before we accepted
                 Err(_) if connections.stopping.load(Ordering::SeqCst) => break,
                 Err(e) => {
                     log("accept a connection", e);
-                    if let Some((_, slot)) = longest_waiting(&mut connections.slots.lock()) {
+                    let mut slots = connections.slots.lock();
+                    if let Some((_, slot)) = longest_waiting(&mut slots) {
                         slot.close();
                     }
-                    thread::sleep(ACCEPT_PAUSE);
+                    connections.released.wait_for(&mut slots, ACCEPT_PAUSE);
                     continue;
                 }
             };
@@ -184,7 +172,6 @@ impl Listener {
                 connection.send(connection.own(OVERLOADED, true)).ok();
             }
         }
-        drop(socket);
         connections.finish(limits.deadline);
     }
 }
@@ -193,8 +180,7 @@ impl Listener {
 #[derive(Default)]
 struct Connections {
     slots: Mutex<Vec<Slot>>,
-    /// Told whenever a slot goes.
-    released: Condvar,
+    released: Condvar, // told whenever a slot goes
     stopping: AtomicBool,
 }
 
@@ -203,8 +189,7 @@ struct Slot {
     stream: Arc<TcpStream>,
     /// Since when it waits for its client, whose bytes do not change it; `None` while the client waits for us.
     waits_since: Option<Instant>,
-    /// Shut down: its thread is about to notice.
-    closed: bool,
+    closed: bool, // shut down: its thread is about to notice
 }
 
 impl Slot {
@@ -241,7 +226,8 @@ impl Connections {
     }
 
     fn register(self: &Arc<Self>, stream: &Arc<TcpStream>) -> SlotGuard {
-        self.slots.lock().push(Slot { stream: Arc::clone(stream), waits_since: None, closed: false });
+        let waits_since = Some(Instant::now());
+        self.slots.lock().push(Slot { stream: Arc::clone(stream), waits_since, closed: false });
         SlotGuard { stream: Arc::clone(stream), connections: Arc::clone(self) }
     }
 
@@ -285,6 +271,7 @@ type Outcome<T> = std::result::Result<T, Option<Refusal>>;
 
 const TOO_SLOW: Refusal = (408, "the request did not arrive in time");
 const TOO_LARGE: Refusal = (431, "the request line and the headers are too large or too many");
+const VERSION: Refusal = (505, "only HTTP/1.0 and HTTP/1.1 are supported");
 const OVERLOADED: Refusal = (503, "too many connections: try again later");
 
 /// One client, on its own thread.
@@ -301,8 +288,7 @@ struct Connection {
 
 impl Connection {
     fn serve(mut self, welcome: bool) {
-        // Answers to pipelined requests must not wait for the client's acknowledgements.
-        self.slot.stream.set_nodelay(true).ok();
+        self.slot.stream.set_nodelay(true).ok(); // the next answer must not wait for an acknowledgement
         let mut outcome = if welcome { Ok(true) } else { Err(Some(OVERLOADED)) };
         while let Ok(true) = outcome {
             outcome = self.exchange();
@@ -382,15 +368,14 @@ impl Connection {
 
     fn read(&self, chunk: &mut [u8], deadline: Instant) -> io::Result<usize> {
         let mut stream = &*self.slot.stream;
-        until(deadline, |left| stream.set_read_timeout(Some(left)).and_then(|()| stream.read(chunk)))
+        by(deadline, |left| stream.set_read_timeout(Some(left)).and_then(|()| stream.read(chunk)))
     }
 
     fn write(&self, bytes: &[u8]) -> Outcome<()> {
         let (mut stream, mut rest) = (&*self.slot.stream, bytes);
         let deadline = Instant::now() + self.limits.deadline;
         while !rest.is_empty() {
-            let written =
-                until(deadline, |left| stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest)));
+            let written = by(deadline, |left| stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest)));
             rest = &rest[written.or(Err(None))?..];
         }
         Ok(())
@@ -410,7 +395,7 @@ impl Connection {
 }
 
 /// Repeats a call on a socket, each time with the time left, until it succeeds, fails or the deadline has passed.
-fn until<T>(deadline: Instant, mut call: impl FnMut(Duration) -> io::Result<T>) -> io::Result<T> {
+fn by<T>(deadline: Instant, mut call: impl FnMut(Duration) -> io::Result<T>) -> io::Result<T> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -426,13 +411,10 @@ fn until<T>(deadline: Instant, mut call: impl FnMut(Duration) -> io::Result<T>) 
 /// The head of a request.
 struct Head {
     method: String,
-    /// Path and query.
-    url: String,
+    url: String, // path and query
     headers: Vec<(String, String)>,
-    /// Bytes of the body.
-    length: usize,
-    /// The client waits for our 100 before it sends the body.
-    expects: bool,
+    length: usize, // bytes of the body
+    expects: bool, // the client waits for our 100 before it sends the body
     keep_alive: bool,
 }
 
@@ -440,13 +422,12 @@ struct Head {
 fn parse(bytes: &[u8], body_bytes: usize) -> std::result::Result<Option<(Head, usize)>, Refusal> {
     let mut lines = [httparse::EMPTY_HEADER; HEADER_COUNT];
     let mut request = httparse::Request::new(&mut lines);
+    let version = bytes.split(|b| *b == b' ').nth(2).unwrap_or_default();
     let used = match request.parse(bytes) {
         Ok(httparse::Status::Complete(used)) => used,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(TOO_LARGE),
-        Err(httparse::Error::Version) if bytes.windows(6).any(|w| w == b" HTTP/") => {
-            return Err((505, "only HTTP/1.0 and HTTP/1.1 are supported"));
-        }
+        Err(httparse::Error::Version) if version.starts_with(b"HTTP/") => return Err(VERSION),
         Err(_) => return Err((400, "the request is not well-formed HTTP")),
     };
     let text = |h: &httparse::Header| (h.name.to_owned(), String::from_utf8_lossy(h.value).trim_ascii().to_owned());
@@ -509,9 +490,11 @@ fn render(response: Response, with_body: bool, keep_alive: bool) -> Vec<u8> {
     if !response.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("Server")) {
         head += concat!("Server: chainweb-backup/", env!("CARGO_PKG_VERSION"), "\r\n");
     }
-    let mut body = Vec::new();
-    response.data.into_reader_and_size().0.read_to_end(&mut body).expect("a response body is in memory");
-    head += &format!("Content-Length: {}\r\n", body.len());
+    let (mut reader, size) = response.data.into_reader_and_size();
+    let mut bytes = Vec::with_capacity(head.len() + size.unwrap_or(0) + 128);
+    reader.read_to_end(&mut bytes).expect("a response body is in memory");
+    head += &format!("Content-Length: {}\r\n", bytes.len());
     head += if keep_alive { "Connection: keep-alive\r\n\r\n" } else { "Connection: close\r\n\r\n" };
-    [head.into_bytes(), if with_body { body } else { Vec::new() }].concat()
+    bytes.splice(..if with_body { 0 } else { bytes.len() }, head.into_bytes());
+    bytes
 }

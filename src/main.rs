@@ -95,18 +95,9 @@ fn serve(plan: ServePlan) -> Result<i32> {
         heights_program: std::env::current_exe().ok(),
         ..Config::new(&plan.backup_directory)
     };
-    if !config.api_enabled {
-        log::warn!("the backup API is off: only health and metrics are served; --enable-backup-api turns it on");
-    }
-    if config.node_version.is_none() {
-        log::warn!("the node's version is unknown: name it with --node-version for x-chainweb-node-version");
-    }
     let service = Arc::new(Service::start(config, Sources::directory(&plan.database_directory))?);
     let listener = Listener::bind(&std::net::SocketAddr::new(plan.interface, plan.port).to_string())?;
     let address = listener.local_addr();
-    if !address.ip().is_loopback() {
-        log::warn!("anybody who can reach {address} can make backups: let a firewall or a proxy decide who can");
-    }
     stop_on_signal(&service, Some(listener.stopper()))?;
     if let Some(path) = &plan.address_file {
         write_address(path, &address.to_string())?;
@@ -236,7 +227,10 @@ fn list(directory: &Path, json: bool) -> Result<i32> {
         };
         let (status, scope) = (backup.status.word(), backup.scope.word());
         let started = utc(backup.started_ms);
-        let line = format!("{:<16} {status:<18} {scope:<12} {started:<20} {bytes:>10} {exclusive:>10} {cut:>10} {note}", backup.id.as_str());
+        let line = format!(
+            "{:<16} {status:<18} {scope:<12} {started:<20} {bytes:>10} {exclusive:>10} {cut:>10} {note}",
+            backup.id.as_str()
+        );
         table.push_str(line.trim_end());
         table.push('\n');
     }
@@ -244,8 +238,11 @@ fn list(directory: &Path, json: bool) -> Result<i32> {
 }
 
 fn print(text: &str) -> Result<i32> {
-    writeln!(io::stdout(), "{text}").map_err(|e| Error::io("cannot write to the standard output", e))?;
-    Ok(0)
+    // A reader that has seen enough, such as head, is no failure.
+    match writeln!(io::stdout(), "{text}") {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("cannot write to the standard output", e)),
+        _ => Ok(0),
+    }
 }
 
 fn utc(unix_ms: u64) -> String {

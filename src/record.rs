@@ -95,7 +95,7 @@ pub enum Method {
 /// How RocksDB came into the backup, and what it holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RocksdbPart {
-    /// `checkpoint` through an open handle, or `stopped-copy` of a directory that nobody holds.
+    /// `checkpoint` through an open handle, or `live-copy` of a directory that another process may hold.
     pub capture: String,
     /// Files in it.
     pub files_count: u64,
@@ -105,6 +105,12 @@ pub struct RocksdbPart {
     pub copied_bytes: u64,
     /// How often RocksDB was captured: more than once when Pact was ahead of it.
     pub captures_count: u32,
+    /// Rounds until a live copy held, the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounds_count: Option<u32>,
+    /// How long the window of its last round was open, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_us: Option<u64>,
     /// Height of the newest cut, where the database has cuts.
     pub cut_height: Option<u64>,
 }

@@ -4,6 +4,7 @@
 //!   copy across file systems by itself, but without cancel, space check or progress. So when the backup directory is on
 //!   another file system the checkpoint is made in the pin directory, a sibling of the node's `0`, and our own engine
 //!   copies from there, releasing each pin as soon as it is copied.
+//! - **Directory**: the live copy of `live`, which needs no RocksDB; here only because it is the other way to capture.
 //! - **Heights** of a finished copy, which is opened read-only and without a LOG: no file appears in the backup.
 //!
 //! Invariants: a backup is never opened read-write; a linked file is never written to, given away or synced.
@@ -22,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::control::Control;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::live::{self, is_immutable, not_permitted};
 use crate::source::{RocksSource, Sources};
-use crate::stopped;
 
 /// Our directory beside the node's `0`, used when the backup directory is on another file system.
 const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
@@ -49,8 +50,10 @@ const TOTAL_SST_BYTES: &str = "rocksdb.total-sst-files-size";
 /// How RocksDB was captured.
 #[derive(Debug)]
 pub(crate) struct Capture {
-    /// `checkpoint` or `stopped-copy`.
+    /// `checkpoint` or `live-copy`.
     pub(crate) way: &'static str,
+    /// How the live copy went.
+    pub(crate) live: Option<live::Run>,
     /// Whether SSTs are links to the node's own files.
     pub(crate) linked: bool,
 }
@@ -61,11 +64,6 @@ pub(crate) struct Cut {
     pub(crate) height: u64,
     /// Block height by chain.
     pub(crate) chains: BTreeMap<u32, u64>,
-}
-
-/// Whether a file of RocksDB never changes once it has its name, and so may be linked.
-pub(crate) fn is_immutable(name: &str) -> bool {
-    name.ends_with(".sst") || name.ends_with(".blob")
 }
 
 /// Whether hard links from the database's directory to `directory` work.
@@ -80,21 +78,12 @@ pub(crate) fn can_link(database: &Path, directory: &Path) -> Result<bool> {
     }
 }
 
-/// EPERM and EACCES on a link: `fs.protected_hardlinks` wants the owner of the file, or somebody who may write to it.
-pub(crate) fn not_permitted(database: &Path, cause: io::Error) -> Error {
-    let context = format!(
-        "the files of {} may not be linked by this user (fs.protected_hardlinks); run as the node's user or as root",
-        database.display()
-    );
-    Error::new(Kind::Refused, context).because(cause)
-}
-
 /// Bytes of the whole database: what a copy needs where links cannot reach.
 pub(crate) fn total_bytes(source: &RocksSource) -> Result<u64> {
     let failed = |e| Error::new(Kind::Database, "cannot ask RocksDB for its size").because(e);
     match source {
         RocksSource::Handle(db) => Ok(db.property_int_value(TOTAL_SST_BYTES).map_err(failed)?.unwrap_or(0)),
-        RocksSource::Directory(database) => stopped::total_bytes(database),
+        RocksSource::Directory(database) => live::total_bytes(database),
     }
 }
 
@@ -119,7 +108,7 @@ pub(crate) fn capture(sources: &Sources, to: &Path, owner: Option<Owner>, contro
                 disk::sync_file(&to.join(name))?;
             }
             disk::give(to, owner)?;
-            Ok(Capture { way: "checkpoint", linked })
+            Ok(Capture { way: "checkpoint", live: None, linked })
         }
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
@@ -133,11 +122,19 @@ pub(crate) fn capture(sources: &Sources, to: &Path, owner: Option<Owner>, contro
                 disk::remove_file(&from)?;
             }
             pins.clear()?;
-            Ok(Capture { way: "checkpoint", linked })
+            Ok(Capture { way: "checkpoint", live: None, linked })
+        }
+        RocksSource::Directory(database) if linked => {
+            let live = live::copy(database, to, to, owner, control)?;
+            Ok(Capture { way: "live-copy", live: Some(live), linked })
         }
         RocksSource::Directory(database) => {
-            stopped::copy(database, to, linked, owner, control)?;
-            Ok(Capture { way: "stopped-copy", linked })
+            let pins = Pins::take(sources)?;
+            let pinned = pins.directory.join("rocksDb");
+            disk::ensure_private_dir(&pinned, owner)?;
+            let live = live::copy(database, to, &pinned, owner, control)?;
+            pins.clear()?;
+            Ok(Capture { way: "live-copy", live: Some(live), linked })
         }
     }
 }
@@ -192,7 +189,8 @@ fn file_names(directory: &Path) -> Result<Vec<String>> {
 /// child process (`program heights DIR`), so that neither a damaged file nor a large WAL harms this one.
 pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Option<Cut>> {
     let Some(program) = program else { return read_cut_here(copy) };
-    let failed = |what: &str| Error::new(Kind::Damaged, format!("{what} while reading the finished copy {}", copy.display()));
+    let failed =
+        |what: &str| Error::new(Kind::Damaged, format!("{what} while reading the finished copy {}", copy.display()));
     let mut child = Command::new(program)
         .arg("heights")
         .arg(copy)
@@ -239,6 +237,10 @@ pub fn heights_json(directory: &Path) -> Result<String> {
 
 fn read_cut_here(copy: &Path) -> Result<Option<Cut>> {
     let failed = |e| Error::new(Kind::Damaged, format!("RocksDB cannot open the copy {}", copy.display())).because(e);
+    // RocksDB would create a directory that is not there, even read-only.
+    if !copy.join("CURRENT").is_file() {
+        return Err(Error::new(Kind::Damaged, format!("there is no RocksDB in {} (no file CURRENT)", copy.display())));
+    }
     let mut options = Options::default();
     options.set_max_open_files(MAX_OPEN_FILES);
     // A logger of our own, which drops everything: the default one would create a LOG in the backup.

@@ -1,0 +1,206 @@
+//! The log format of RocksDB's MANIFEST and WAL, read from bytes: pure, no I/O of its own.
+//!
+//! Source of the format: RocksDB, `db/log_format.h` and `db/log_reader.cc`. A file is a row of blocks of 32 KiB; a record
+//! is one fragment, or several of which each lies in one block:
+//! ```text
+//! +---------+--------+------+---------+
+//! | crc (4) | len(2) |type 1| payload |   crc: masked CRC-32C of type and payload; numbers little-endian
+//! +---------+--------+------+---------+   fewer than 7 bytes left in a block: zeroes, skipped
+//! ```
+//! Invariants: no input makes this panic; no more than one block, and in [`Records`] one record, is held in memory.
+
+use std::io::{self, Read};
+
+/// Size of a block.
+const BLOCK_BYTES: usize = 32 * 1024;
+
+/// Size of a fragment's header.
+const HEADER_BYTES: usize = 7;
+
+/// What a fragment's type means to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FragmentKind {
+    /// A whole record.
+    Full,
+    /// A record begins.
+    First,
+    /// A record goes on.
+    Middle,
+    /// A record ends.
+    Last,
+    /// Tells about the log itself: compression, time stamps, the log before this one. Complete by itself.
+    Meta,
+    /// Belongs to a log file that is used again: what follows it in the file may be an older log.
+    Recyclable,
+}
+
+/// One fragment, and where it ends in the file.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Fragment<'a> {
+    pub(crate) kind: FragmentKind,
+    pub(crate) payload: &'a [u8],
+    pub(crate) end: u64,
+}
+
+/// Why there is no further fragment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The file ends behind a fragment.
+    Clean,
+    /// The file ends within a fragment, or in zeroes that were never written: what a writer leaves that is killed.
+    Torn,
+    /// A fragment makes no sense, and more bytes follow it.
+    Damaged,
+}
+
+/// Reads fragments, block by block.
+pub(crate) struct Fragments<R> {
+    reader: R,
+    block: Vec<u8>,
+    /// Where the next fragment begins in the block.
+    at: usize,
+    /// Where the block begins in the file.
+    block_start: u64,
+}
+
+impl<R: Read> Fragments<R> {
+    pub(crate) fn new(reader: R) -> Fragments<R> {
+        Fragments { reader, block: Vec::new(), at: 0, block_start: 0 }
+    }
+
+    /// The next fragment, or why there is none. After an end there is nothing more to read.
+    pub(crate) fn next(&mut self) -> io::Result<Result<Fragment<'_>, End>> {
+        if self.block.is_empty() || self.at + HEADER_BYTES > BLOCK_BYTES {
+            self.read_block()?;
+        }
+        let rest = &self.block[self.at.min(self.block.len())..];
+        if rest.is_empty() {
+            return Ok(Err(End::Clean));
+        }
+        if rest.len() < HEADER_BYTES {
+            return Ok(Err(End::Torn));
+        }
+        let (length, kind) = (usize::from(u16::from_le_bytes([rest[4], rest[5]])), rest[6]);
+        if kind == 0 && length == 0 {
+            // Space that was reserved and never written. Real data behind it would be damage.
+            let zero = rest.iter().all(|byte| *byte == 0) && !self.more_follows()?;
+            return Ok(Err(if zero { End::Torn } else { End::Damaged }));
+        }
+        let end = self.at + HEADER_BYTES + length;
+        if end > BLOCK_BYTES {
+            return Ok(Err(self.tail_or_damage()?));
+        }
+        if end > self.block.len() {
+            return Ok(Err(End::Torn));
+        }
+        let stored = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]);
+        if stored != masked_crc(&rest[HEADER_BYTES - 1..HEADER_BYTES + length]) {
+            let last = end == self.block.len() && !self.more_follows()?;
+            return Ok(Err(if last { End::Torn } else { End::Damaged }));
+        }
+        let kind = match kind {
+            1 => FragmentKind::Full,
+            2 => FragmentKind::First,
+            3 => FragmentKind::Middle,
+            4 => FragmentKind::Last,
+            5..=8 | 11 | 131 => FragmentKind::Recyclable,
+            9 | 10 | 130.. => FragmentKind::Meta,
+            _ => return Ok(Err(End::Damaged)),
+        };
+        let start = self.at + HEADER_BYTES;
+        self.at = end;
+        Ok(Ok(Fragment { kind, payload: &self.block[start..end], end: self.block_start + end as u64 }))
+    }
+
+    /// A fragment that does not fit into its block: the rest of a killed writer if nothing follows.
+    fn tail_or_damage(&mut self) -> io::Result<End> {
+        Ok(if self.more_follows()? { End::Damaged } else { End::Torn })
+    }
+
+    /// Whether the file has anything but zeroes behind the current block. Only asked where reading ends.
+    fn more_follows(&mut self) -> io::Result<bool> {
+        if self.block.len() < BLOCK_BYTES {
+            return Ok(false);
+        }
+        let mut buffer = vec![0; BLOCK_BYTES];
+        loop {
+            match self.reader.read(&mut buffer)? {
+                0 => return Ok(false),
+                count if buffer[..count].iter().any(|byte| *byte != 0) => return Ok(true),
+                _ => {}
+            }
+        }
+    }
+
+    fn read_block(&mut self) -> io::Result<()> {
+        self.block_start += self.block.len() as u64;
+        self.block.clear();
+        self.at = 0;
+        (&mut self.reader).take(BLOCK_BYTES as u64).read_to_end(&mut self.block).map(|_| ())
+    }
+}
+
+/// RocksDB stores checksums masked, so that a checksum of data with checksums in it stays a good one.
+fn masked_crc(bytes: &[u8]) -> u32 {
+    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+/// What a log consists of, up to the last complete record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Where the last complete record ends.
+    pub(crate) complete_bytes: u64,
+    /// Whether any record belongs to a log file that is used again.
+    pub(crate) recyclable: bool,
+    pub(crate) end: End,
+}
+
+/// Measures a WAL.
+pub(crate) fn measure(reader: impl Read) -> io::Result<Extent> {
+    let mut fragments = Fragments::new(reader);
+    let mut extent = Extent { complete_bytes: 0, recyclable: false, end: End::Clean };
+    loop {
+        match fragments.next()? {
+            Ok(fragment) => match fragment.kind {
+                FragmentKind::Full | FragmentKind::Last | FragmentKind::Meta => extent.complete_bytes = fragment.end,
+                FragmentKind::First | FragmentKind::Middle => {}
+                FragmentKind::Recyclable => extent.recyclable = true,
+            },
+            Err(end) => return Ok(Extent { end, ..extent }),
+        }
+    }
+}
+
+/// Joins the fragments of a log to records and hands each to `take`, until the log ends or `take` fails.
+pub(crate) fn each_record<E>(
+    reader: impl Read,
+    max_record_bytes: usize,
+    mut take: impl FnMut(&[u8]) -> Result<(), E>,
+) -> io::Result<Result<End, E>> {
+    let mut fragments = Fragments::new(reader);
+    let mut record: Option<Vec<u8>> = None;
+    loop {
+        let fragment = match fragments.next()? {
+            Ok(fragment) => fragment,
+            Err(end) => return Ok(Ok(end)),
+        };
+        let result = match (fragment.kind, &mut record) {
+            (FragmentKind::Full, None) => take(fragment.payload),
+            (FragmentKind::First, None) => {
+                record = Some(fragment.payload.to_vec());
+                Ok(())
+            }
+            (FragmentKind::Middle | FragmentKind::Last, Some(so_far))
+                if so_far.len() + fragment.payload.len() <= max_record_bytes =>
+            {
+                so_far.extend_from_slice(fragment.payload);
+                if fragment.kind == FragmentKind::Last { take(&record.take().unwrap_or_default()) } else { Ok(()) }
+            }
+            (FragmentKind::Meta, None) => Ok(()),
+            _ => return Ok(Ok(End::Damaged)),
+        };
+        if let Err(e) = result {
+            return Ok(Err(e));
+        }
+    }
+}
