@@ -193,6 +193,9 @@ pub(crate) fn discard_data(catalog: &Catalog, path: &Path, id: &BackupId) -> Res
             disk::rename(&data, &catalog.free_garbage_path(id))?;
         }
     }
-    disk::remove_file(&path.join(MANIFEST_FILE))?;
-    disk::remove_file(&path.join(STATUS_FAILED_FILE))
+    disk::end_replace(path, STATUS_FILE)?;
+    disk::end_replace(path, RECORD_FILE)?;
+    disk::remove_file(&path.join(STATUS_FAILED_FILE))?;
+    // Last: as long as it is there, recover comes back here.
+    disk::remove_file(&path.join(MANIFEST_FILE))
 }

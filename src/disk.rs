@@ -13,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, RenameFlags, Uid};
 use rustix::io::Errno;
@@ -108,7 +108,7 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Resu
 
 /// Replaces `directory/name` by `bytes`, atomically and durably: a reader, and a power cut, see the old or the new file.
 pub(crate) fn replace(directory: &Path, name: &str, bytes: &[u8], owner: Option<Owner>) -> Result<()> {
-    let temporary = directory.join(format!(".{name}.tmp"));
+    let temporary = temporary_of(directory, name);
     remove_file(&temporary)?;
     let written = write_new(&temporary, bytes, owner).and_then(|()| rename(&temporary, &directory.join(name)));
     if let Err(cause) = written {
@@ -117,6 +117,15 @@ pub(crate) fn replace(directory: &Path, name: &str, bytes: &[u8], owner: Option<
         return Err(cause);
     }
     sync_dir(directory)
+}
+
+/// Removes what a [`replace`] of `directory/name` left that was cut off.
+pub(crate) fn end_replace(directory: &Path, name: &str) -> Result<()> {
+    remove_file(&temporary_of(directory, name))
+}
+
+fn temporary_of(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!(".{name}.tmp"))
 }
 
 /// Renames over whatever `to` is. Durable once both directories are synced.
@@ -291,7 +300,9 @@ impl Lock {
     /// Whether a living process holds the lock of a file. Changes nothing; a file that is not there is not held.
     pub(crate) fn is_held(path: &Path) -> bool {
         let Ok(file) = File::open(path) else { return false };
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+        let taken = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
+        drop(Lock(file));
+        taken == Err(Errno::WOULDBLOCK)
     }
 
     /// A short note kept in the lock file itself, durable when this returns.
@@ -308,6 +319,14 @@ impl Lock {
         let mut note = [0; 64];
         let length = self.0.read_at(&mut note, 0).unwrap_or(0);
         String::from_utf8_lossy(&note[..length]).into_owned()
+    }
+}
+
+impl Drop for Lock {
+    /// Closing is not enough: a process forked at this moment has a copy of the descriptor, and with it the lock, until
+    /// its exec.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
 }
 

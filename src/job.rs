@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::control::{Control, Phase};
 use crate::disk;
 use crate::error::{Error, Kind, Result};
-use crate::live::is_immutable;
+use crate::live_files::is_immutable;
 use crate::manifest::Manifest;
 use crate::record::{Method, PactPart, RocksdbPart, Status};
 use crate::rocks::{self, Capture, Cut};

@@ -27,7 +27,7 @@
 //! row 5  service, metrics              the one thread, the channel, the status map
 //! row 4  job                           one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
-//! row 2  rocks, live, sqlite           a source -> synced files
+//! row 2  rocks, live, live_files, sqlite   a source -> synced files
 //!        source, record, manifest      what is read; durable formats
 //! row 1  disk                          every change that we make to the file system
 //! row 0  id, error, config, control, gate, log_format, version_edit   no I/O
@@ -52,6 +52,7 @@ mod id;
 mod job;
 mod listener;
 mod live;
+mod live_files;
 mod log_format;
 mod manifest;
 mod metrics;

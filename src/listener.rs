@@ -43,8 +43,9 @@ const STACK_BYTES: usize = 256 * 1024; // stack of a connection's thread; only w
 const HEADER_COUNT: usize = 64; // header lines of one request
 const CHUNK_BYTES: usize = 4096; // read from a socket in one go, on the stack
 const SEND_BUFFER_BYTES: usize = 128 * 1024; // what the kernel holds for a client that does not read
+const BACKLOG_COUNT: i32 = 1024; // connected and not yet accepted; over it, clients try again after a second
 const RIPE: Duration = Duration::from_millis(10); // before this, one that waits is not closed for another
-const ROOM_WAIT: Duration = Duration::from_millis(100); // at most, by one over the cap for the place of another
+const ROOM_WAIT: Duration = Duration::from_millis(500); // at most, by one over the cap for the place of another
 const REFUSAL_COUNT: usize = 8; // over the cap and being told 503; further ones are closed without a word
 const LINGER: Duration = Duration::from_millis(500); // reading on after our last word: no longer than this,
 const LINGER_READS: usize = 32; // and no more often than this, one chunk each
@@ -97,16 +98,15 @@ impl Listener {
     pub fn bind(address: &str) -> Result<Listener> {
         let socket = TcpListener::bind(address).map_err(|e| {
             let problem = match e.kind() {
-                ErrorKind::AddrInUse => {
-                    "already in use: stop the program that uses it or choose another --service-port"
-                }
+                ErrorKind::AddrInUse => "in use: stop the program that uses it or choose another --service-port",
                 ErrorKind::PermissionDenied => "not allowed for this user: choose a --service-port above 1023",
                 _ => "no address to listen on: choose another --service-interface",
             };
             Error::new(Kind::Usage, format!("{address} is {problem}")).because(e)
         })?;
-        // Accepted connections inherit it. A kernel that refuses keeps its default, which is only larger.
+        // Accepted connections inherit the size. A kernel that refuses either of these keeps its default.
         rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES).ok();
+        rustix::net::listen(&socket, BACKLOG_COUNT).ok();
         Ok(Listener { socket: Arc::new(socket), limits: Limits::default(), connections: Arc::default() })
     }
 

@@ -35,22 +35,19 @@
 //! Invariants: no file of the source is opened for writing, LOCK is not touched, no link is followed. The loop has a
 //! limit in rounds and in time, and ends in an error that names what was in the way.
 
-use std::cell::RefCell;
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
-use rustix::io::Errno;
+use rustix::fs::Stat;
 
 use crate::control::Control;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate;
+use crate::live_files::{MAX_TEXT_BYTES, Pin, Source, Staging, fstat, identity, is_options};
 use crate::log_format::{self, End};
 use crate::version_edit::{LiveFile, Versions};
 
@@ -63,22 +60,6 @@ const ROUND_PAUSE: Duration = Duration::from_millis(5);
 
 /// A record of a MANIFEST holds one edit; the first one of a large database some MB.
 const MAX_EDIT_BYTES: usize = 256 * 1024 * 1024;
-
-/// The largest CURRENT and OPTIONS that are read; real ones have 16 bytes and some KiB.
-const MAX_TEXT_BYTES: u64 = 4 * 1024 * 1024;
-
-/// File systems whose view of a file is cached, or is another file system's: magic numbers of statfs(2).
-const REFUSED_FILE_SYSTEMS: [(i64, &str); 9] = [
-    (0x6969, "NFS"),
-    (0x517b, "SMB"),
-    (0xff53_4d42, "CIFS"),
-    (0xfe53_4d42, "SMB2"),
-    (0x6573_5546, "FUSE"),
-    (0x794c_7630, "overlay"),
-    (0x0102_1997, "9p"),
-    (0x00c3_6400, "Ceph"),
-    (0x0bd0_0bd0, "Lustre"),
-];
 
 /// How a live copy went.
 #[derive(Debug, Clone, Copy)]
@@ -109,11 +90,11 @@ struct Instantaneous {
     window: Duration,
 }
 
-/// Why a round must be repeated.
-struct Again(String);
-
+/// Why a round does not hold.
 enum Failure {
-    Again(Again),
+    /// The database moved on: another round may hold.
+    Again(String),
+    /// No round will.
     Final(Error),
 }
 
@@ -124,7 +105,7 @@ impl From<Error> for Failure {
 }
 
 fn again(why: impl Into<String>) -> Failure {
-    Failure::Again(Again(why.into()))
+    Failure::Again(why.into())
 }
 
 /// Copies the database in `source` to the new directory `to`. `pins` is where links are made: `to` itself on the source's
@@ -146,7 +127,7 @@ pub(crate) fn copy(source: &Path, to: &Path, pins: &Path, owner: Option<Owner>, 
         let why = match round(&source, &staging, &mut last_manifest) {
             Ok(found) => break found,
             Err(Failure::Final(e)) => return Err(e),
-            Err(Failure::Again(Again(why))) => why,
+            Err(Failure::Again(why)) => why,
         };
         log::debug!("live copy round={rounds_count} again={why:?}");
         if rounds_count == MAX_ROUNDS || Instant::now() > deadline {
@@ -194,7 +175,16 @@ fn round(
         staging.drop_stale(source)?;
     }
     for file in &live {
-        staging.pin(source, file, &instant)?;
+        match staging.pin(source, file)? {
+            Pin::Good => {}
+            // A file is deleted only after the edit that says so was written.
+            Pin::Gone if instant.still_holds(source)? => {
+                let why = "is missing although its MANIFEST names it: the database is damaged or has db_paths";
+                return Err(source.refused(&format!("{} {why}", file.name)).into());
+            }
+            Pin::Gone => return Err(again(format!("{} was deleted", file.name))),
+            Pin::Again(why) => return Err(again(why)),
+        }
     }
     Ok((instant, live))
 }
@@ -349,10 +339,6 @@ fn require_size(path: &Path, bytes: u64) -> Result<()> {
     Err(Error::new(Kind::Damaged, context))
 }
 
-fn is_options(name: &str) -> bool {
-    name.strip_prefix("OPTIONS-").is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
-}
-
 /// The name in CURRENT, which must be a plain MANIFEST name: it is joined to a path.
 fn manifest_name(source: &Source, current: &str) -> Result<String> {
     let name = current.strip_suffix('\n').filter(|name| {
@@ -360,259 +346,4 @@ fn manifest_name(source: &Source, current: &str) -> Result<String> {
     });
     name.map(str::to_owned)
         .ok_or_else(|| source.refused("its CURRENT does not name a MANIFEST: the database is damaged"))
-}
-
-fn fstat(file: &File, name: &str) -> Result<Stat> {
-    rustix::fs::fstat(file).context(|| format!("cannot look at {name}"))
-}
-
-/// The directory of the database, opened once.
-struct Source {
-    path: PathBuf,
-    directory: OwnedFd,
-}
-
-impl Source {
-    fn at(path: &Path) -> Result<Source> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(path, flags, Mode::empty()).context(|| not_readable(path))?;
-        Ok(Source { path: path.to_owned(), directory })
-    }
-
-    fn refused(&self, why: &str) -> Error {
-        Error::new(Kind::Refused, format!("cannot copy the database in {}: {why}", self.path.display()))
-    }
-
-    fn refuse_what_cannot_be_copied(&self) -> Result<()> {
-        let stat = rustix::fs::fstatfs(&self.directory).context(|| not_readable(&self.path))?;
-        if let Some((_, name)) = REFUSED_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == i64::from(stat.f_type)) {
-            let why =
-                format!("it lies on {name}, whose file sizes and names may be out of date; run beside the real disk");
-            return Err(self.refused(&why));
-        }
-        let names = self.names()?;
-        if let Some(name) = names.iter().find(|name| matches!(name.as_str(), "titandb" | "blob_dir")) {
-            return Err(self.refused(&format!("its directory {name} holds data that RocksDB does not know of")));
-        }
-        let options = names.iter().filter(|name| is_options(name)).max();
-        let Some(mut file) = options.map(|name| self.open(name)).transpose()?.flatten() else { return Ok(()) };
-        let mut text = String::new();
-        (&mut file).take(MAX_TEXT_BYTES).read_to_string(&mut text).context(|| not_readable(&self.path))?;
-        let elsewhere =
-            text.lines().find_map(|line| line.trim().strip_prefix("wal_dir=")).filter(|dir| !dir.is_empty());
-        match elsewhere.filter(|dir| !self.is_here(Path::new(dir))) {
-            Some(dir) => Err(self.refused(&format!("its WAL is elsewhere (wal_dir={dir})"))),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether a directory is the database's own; one that is not there is what a moved database still names.
-    fn is_here(&self, directory: &Path) -> bool {
-        match (rustix::fs::stat(directory), rustix::fs::fstat(&self.directory)) {
-            (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
-            _ => true,
-        }
-    }
-
-    fn names(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
-        let dir = Dir::read_from(&self.directory).context(|| not_readable(&self.path))?;
-        for entry in dir {
-            let entry = entry.context(|| not_readable(&self.path))?;
-            // A name that is not UTF-8 is no file of RocksDB's.
-            names.extend(entry.file_name().to_str().map(str::to_owned));
-        }
-        Ok(names)
-    }
-
-    fn wal_numbers(&self) -> Result<Vec<(u64, String)>> {
-        let numbered = |name: String| Some((name.strip_suffix(".log")?.parse().ok()?, name));
-        Ok(self.names()?.into_iter().filter_map(numbered).collect())
-    }
-
-    /// Opens a regular file of the database; `None` where it is gone.
-    fn open(&self, name: &str) -> Result<Option<File>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.directory, name, flags, Mode::empty()) {
-            Ok(file) => {
-                let file = File::from(file);
-                let kind = FileType::from_raw_mode(fstat(&file, name)?.st_mode);
-                if kind == FileType::RegularFile { Ok(Some(file)) } else { Err(self.not_regular(name)) }
-            }
-            Err(Errno::NOENT) => Ok(None),
-            Err(Errno::LOOP) => Err(self.not_regular(name)),
-            Err(errno) => Err(Error::io(not_readable(&self.path.join(name)), errno.into())),
-        }
-    }
-
-    fn not_regular(&self, name: &str) -> Error {
-        self.refused(&format!("{name} is not a regular file"))
-    }
-
-    fn stat(&self, name: &str) -> Result<Option<Stat>> {
-        stat_at(&self.directory, name).context(|| not_readable(&self.path.join(name)))
-    }
-
-    fn read_current(&self) -> Result<Option<String>> {
-        let Some(mut file) = self.open("CURRENT")? else { return Ok(None) };
-        let mut text = String::new();
-        (&mut file).take(MAX_TEXT_BYTES).read_to_string(&mut text).context(|| not_readable(&self.path))?;
-        Ok(Some(text))
-    }
-}
-
-fn not_readable(path: &Path) -> String {
-    format!("cannot read {}; run as the node's user or as root", path.display())
-}
-
-/// The state of a name; `None` where it is gone.
-fn stat_at(directory: &OwnedFd, name: &str) -> rustix::io::Result<Option<Stat>> {
-    match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// Where the links are made.
-struct Staging {
-    path: PathBuf,
-    directory: OwnedFd,
-    /// The WALs that are linked now.
-    wals: RefCell<Vec<String>>,
-}
-
-/// A WAL's link has another name than its copy will have.
-const WAL_PIN: &str = "pin.";
-
-impl Staging {
-    fn open(path: &Path) -> Result<Staging> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::openat(CWD, path, flags, Mode::empty())
-            .context(|| format!("cannot open {}", path.display()))?;
-        Ok(Staging { path: path.to_owned(), directory, wals: RefCell::default() })
-    }
-
-    fn names(&self) -> Result<Vec<String>> {
-        Source { path: self.path.clone(), directory: self.try_clone()? }.names()
-    }
-
-    fn try_clone(&self) -> Result<OwnedFd> {
-        self.directory.try_clone().context(|| format!("cannot open {}", self.path.display()))
-    }
-
-    fn stat(&self, name: &str) -> Result<Option<Stat>> {
-        stat_at(&self.directory, name).context(|| format!("cannot look at {}", self.path.join(name).display()))
-    }
-
-    /// Links `name` of the source as `as_name`; `Ok(false)` where it is gone, `Err(None)` where something has that name.
-    fn link(&self, source: &Source, name: &str, as_name: &str) -> std::result::Result<bool, Option<Error>> {
-        let linked = disk::link_at(source.directory.as_fd(), name, self.directory.as_fd(), as_name, &self.path);
-        match linked {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(None),
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(Some(not_permitted(&source.path, e))),
-            Err(e) => Err(Some(Error::io(format!("cannot link {}", source.path.join(name).display()), e))),
-        }
-    }
-
-    fn link_wal(&self, source: &Source, name: &str) -> Result<bool> {
-        let taken = || Error::new(Kind::Busy, format!("somebody else works in {}", self.path.display()));
-        self.wals.borrow_mut().push(name.to_owned());
-        self.link(source, name, &format!("{WAL_PIN}{name}")).map_err(|e| e.unwrap_or_else(taken))
-    }
-
-    fn drop_wal(&self, name: &str) -> Result<()> {
-        disk::remove_file(&self.path.join(format!("{WAL_PIN}{name}")))
-    }
-
-    fn drop_wals(&self) -> Result<()> {
-        self.wals.take().iter().try_for_each(|name| self.drop_wal(name))
-    }
-
-    /// Step 7.
-    fn drop_stale(&self, source: &Source) -> Result<()> {
-        for name in self.names()?.iter().filter(|name| is_immutable(name)) {
-            let (pinned, there) = (self.stat(name)?, source.stat(name)?);
-            if pinned.map(identity) != there.map(identity) {
-                disk::remove_file(&self.path.join(name))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Step 8 for one file.
-    fn pin(&self, source: &Source, file: &LiveFile, instant: &Instantaneous) -> std::result::Result<(), Failure> {
-        let name = &file.name;
-        let path = self.path.join(name);
-        match self.link(source, name, name) {
-            Ok(true) => {}
-            // Gone from the source: what was pinned in an earlier round is it, otherwise the database has moved on.
-            Ok(false) if self.stat(name)?.is_some() => {}
-            // A file is deleted only after the edit that says so was written.
-            Ok(false) if instant.still_holds(source)? => {
-                let why = format!(
-                    "{name} is missing although its MANIFEST names it: the database is damaged or has db_paths"
-                );
-                return Err(Failure::Final(source.refused(&why)));
-            }
-            Ok(false) => return Err(again(format!("{name} was deleted"))),
-            Err(Some(e)) => return Err(Failure::Final(e)),
-            Err(None) => {
-                let (pinned, there) = (self.stat(name)?, source.stat(name)?);
-                if there.is_some() && pinned.map(identity) != there.map(identity) {
-                    disk::remove_file(&path)?;
-                    return Err(again(format!("the number of {name} was used again")));
-                }
-            }
-        }
-        let pinned = self.stat(name)?.ok_or_else(|| again(format!("{name} was removed from the copy")))?;
-        if FileType::from_raw_mode(pinned.st_mode) != FileType::RegularFile {
-            return Err(Failure::Final(source.not_regular(name)));
-        }
-        if pinned.st_size.cast_unsigned() != file.bytes {
-            disk::remove_file(&path)?;
-            return Err(again(format!("{name} has {} bytes where the MANIFEST says {}", pinned.st_size, file.bytes)));
-        }
-        Ok(())
-    }
-
-    /// Drops what earlier rounds pinned and the last one does not need.
-    fn keep_only(&self, live: &[LiveFile]) -> Result<()> {
-        let live: HashSet<&str> = live.iter().map(|file| file.name.as_str()).collect();
-        for name in self.names()?.iter().filter(|name| is_immutable(name) && !live.contains(name.as_str())) {
-            disk::remove_file(&self.path.join(name))?;
-        }
-        Ok(())
-    }
-}
-
-fn identity(stat: Stat) -> (u64, u64) {
-    (stat.st_dev, stat.st_ino)
-}
-
-/// Whether a file of RocksDB never changes once it has its name, and so may be linked.
-pub(crate) fn is_immutable(name: &str) -> bool {
-    name.ends_with(".sst") || name.ends_with(".blob")
-}
-
-/// EPERM and EACCES on a link: `fs.protected_hardlinks` wants the owner of the file, or somebody who may write to it.
-pub(crate) fn not_permitted(database: &Path, cause: io::Error) -> Error {
-    let context = format!(
-        "the files of {} may not be linked by this user (fs.protected_hardlinks); run as the node's user or as root",
-        database.display()
-    );
-    Error::new(Kind::Refused, context).because(cause)
-}
-
-/// Sizes of all files of the database added up: what a copy needs where links cannot reach. Files may come and go.
-pub(crate) fn total_bytes(database: &Path) -> Result<u64> {
-    let source = Source::at(database)?;
-    let mut bytes = 0;
-    for name in source.names()? {
-        let regular = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        bytes += source.stat(&name)?.filter(regular).map_or(0, |stat| stat.st_size.cast_unsigned());
-    }
-    Ok(bytes)
 }

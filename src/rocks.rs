@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::control::Control;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::live::{self, is_immutable, not_permitted};
+use crate::live;
+use crate::live_files::{is_immutable, not_permitted, total_bytes as directory_bytes};
 use crate::source::{RocksSource, Sources};
 
 /// Our directory beside the node's `0`, used when the backup directory is on another file system.
@@ -83,7 +84,7 @@ pub(crate) fn total_bytes(source: &RocksSource) -> Result<u64> {
     let failed = |e| Error::new(Kind::Database, "cannot ask RocksDB for its size").because(e);
     match source {
         RocksSource::Handle(db) => Ok(db.property_int_value(TOTAL_SST_BYTES).map_err(failed)?.unwrap_or(0)),
-        RocksSource::Directory(database) => live::total_bytes(database),
+        RocksSource::Directory(database) => directory_bytes(database),
     }
 }
 

@@ -1,0 +1,299 @@
+//! The two directories of a live copy: the source, which is only read, and the staging, where its files get a second
+//! name. Steps of the protocol in `live`, one call each.
+//!
+//! Invariants: the source is opened once and used by name in that directory; links are not followed, only regular files
+//! are taken; nothing here opens a file for writing. What is in the way is named, with the remedy.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::disk;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::version_edit::LiveFile;
+
+/// The largest CURRENT and OPTIONS that are read; real ones have 16 bytes and some KiB.
+pub(crate) const MAX_TEXT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// File systems whose view of a file is cached, or is another file system's: magic numbers of statfs(2).
+const REFUSED_FILE_SYSTEMS: [(i64, &str); 9] = [
+    (0x6969, "NFS"),
+    (0x517b, "SMB"),
+    (0xff53_4d42, "CIFS"),
+    (0xfe53_4d42, "SMB2"),
+    (0x6573_5546, "FUSE"),
+    (0x794c_7630, "overlay"),
+    (0x0102_1997, "9p"),
+    (0x00c3_6400, "Ceph"),
+    (0x0bd0_0bd0, "Lustre"),
+];
+
+/// What became of the link to a live file.
+pub(crate) enum Pin {
+    /// It is there, and has the size that it must have.
+    Good,
+    /// The source has the file no more, and it was not linked before.
+    Gone,
+    /// Another round must look again, because of this.
+    Again(String),
+}
+
+/// The directory of the database, opened once.
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    directory: OwnedFd,
+}
+
+impl Source {
+    pub(crate) fn at(path: &Path) -> Result<Source> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path, flags, Mode::empty()).context(|| not_readable(path))?;
+        Ok(Source { path: path.to_owned(), directory })
+    }
+
+    pub(crate) fn refused(&self, why: &str) -> Error {
+        Error::new(Kind::Refused, format!("cannot copy the database in {}: {why}", self.path.display()))
+    }
+
+    pub(crate) fn refuse_what_cannot_be_copied(&self) -> Result<()> {
+        let stat = rustix::fs::fstatfs(&self.directory).context(|| not_readable(&self.path))?;
+        if let Some((_, name)) = REFUSED_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == i64::from(stat.f_type)) {
+            let why =
+                format!("it lies on {name}, whose file sizes and names may be out of date; run beside the real disk");
+            return Err(self.refused(&why));
+        }
+        let names = self.names()?;
+        if let Some(name) = names.iter().find(|name| matches!(name.as_str(), "titandb" | "blob_dir")) {
+            return Err(self.refused(&format!("its directory {name} holds data that RocksDB does not know of")));
+        }
+        let options = names.iter().filter(|name| is_options(name)).max();
+        let Some(mut file) = options.map(|name| self.open(name)).transpose()?.flatten() else { return Ok(()) };
+        let mut text = String::new();
+        (&mut file).take(MAX_TEXT_BYTES).read_to_string(&mut text).context(|| not_readable(&self.path))?;
+        let elsewhere =
+            text.lines().find_map(|line| line.trim().strip_prefix("wal_dir=")).filter(|dir| !dir.is_empty());
+        match elsewhere.filter(|dir| !self.is_here(Path::new(dir))) {
+            Some(dir) => Err(self.refused(&format!("its WAL is elsewhere (wal_dir={dir})"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a directory is the database's own; one that is not there is what a moved database still names.
+    fn is_here(&self, directory: &Path) -> bool {
+        match (rustix::fs::stat(directory), rustix::fs::fstat(&self.directory)) {
+            (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
+            _ => true,
+        }
+    }
+
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        let dir = Dir::read_from(&self.directory).context(|| not_readable(&self.path))?;
+        for entry in dir {
+            let entry = entry.context(|| not_readable(&self.path))?;
+            // A name that is not UTF-8 is no file of RocksDB's.
+            names.extend(entry.file_name().to_str().map(str::to_owned));
+        }
+        Ok(names)
+    }
+
+    pub(crate) fn wal_numbers(&self) -> Result<Vec<(u64, String)>> {
+        let numbered = |name: String| Some((name.strip_suffix(".log")?.parse().ok()?, name));
+        Ok(self.names()?.into_iter().filter_map(numbered).collect())
+    }
+
+    /// Opens a regular file of the database; `None` where it is gone.
+    pub(crate) fn open(&self, name: &str) -> Result<Option<File>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.directory, name, flags, Mode::empty()) {
+            Ok(file) => {
+                let file = File::from(file);
+                let kind = FileType::from_raw_mode(fstat(&file, name)?.st_mode);
+                if kind == FileType::RegularFile { Ok(Some(file)) } else { Err(self.not_regular(name)) }
+            }
+            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::LOOP) => Err(self.not_regular(name)),
+            Err(errno) => Err(Error::io(not_readable(&self.path.join(name)), errno.into())),
+        }
+    }
+
+    pub(crate) fn not_regular(&self, name: &str) -> Error {
+        self.refused(&format!("{name} is not a regular file"))
+    }
+
+    pub(crate) fn stat(&self, name: &str) -> Result<Option<Stat>> {
+        stat_at(&self.directory, name).context(|| not_readable(&self.path.join(name)))
+    }
+
+    pub(crate) fn read_current(&self) -> Result<Option<String>> {
+        let Some(mut file) = self.open("CURRENT")? else { return Ok(None) };
+        let mut text = String::new();
+        (&mut file).take(MAX_TEXT_BYTES).read_to_string(&mut text).context(|| not_readable(&self.path))?;
+        Ok(Some(text))
+    }
+}
+
+fn not_readable(path: &Path) -> String {
+    format!("cannot read {}; run as the node's user or as root", path.display())
+}
+
+/// The state of a name; `None` where it is gone.
+fn stat_at(directory: &OwnedFd, name: &str) -> rustix::io::Result<Option<Stat>> {
+    match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Where the links are made.
+pub(crate) struct Staging {
+    path: PathBuf,
+    directory: OwnedFd,
+    /// The WALs that are linked now.
+    wals: RefCell<Vec<String>>,
+}
+
+/// A WAL's link has another name than its copy will have.
+const WAL_PIN: &str = "pin.";
+
+impl Staging {
+    pub(crate) fn open(path: &Path) -> Result<Staging> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(CWD, path, flags, Mode::empty())
+            .context(|| format!("cannot open {}", path.display()))?;
+        Ok(Staging { path: path.to_owned(), directory, wals: RefCell::default() })
+    }
+
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        Source { path: self.path.clone(), directory: self.try_clone()? }.names()
+    }
+
+    fn try_clone(&self) -> Result<OwnedFd> {
+        self.directory.try_clone().context(|| format!("cannot open {}", self.path.display()))
+    }
+
+    pub(crate) fn stat(&self, name: &str) -> Result<Option<Stat>> {
+        stat_at(&self.directory, name).context(|| format!("cannot look at {}", self.path.join(name).display()))
+    }
+
+    /// Links `name` of the source as `as_name`; `Ok(false)` where it is gone, `Err(None)` where something has that name.
+    fn link(&self, source: &Source, name: &str, as_name: &str) -> std::result::Result<bool, Option<Error>> {
+        let linked = disk::link_at(source.directory.as_fd(), name, self.directory.as_fd(), as_name, &self.path);
+        match linked {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(None),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(Some(not_permitted(&source.path, e))),
+            Err(e) => Err(Some(Error::io(format!("cannot link {}", source.path.join(name).display()), e))),
+        }
+    }
+
+    pub(crate) fn link_wal(&self, source: &Source, name: &str) -> Result<bool> {
+        let taken = || Error::new(Kind::Busy, format!("somebody else works in {}", self.path.display()));
+        self.wals.borrow_mut().push(name.to_owned());
+        self.link(source, name, &format!("{WAL_PIN}{name}")).map_err(|e| e.unwrap_or_else(taken))
+    }
+
+    pub(crate) fn drop_wal(&self, name: &str) -> Result<()> {
+        disk::remove_file(&self.path.join(format!("{WAL_PIN}{name}")))
+    }
+
+    pub(crate) fn drop_wals(&self) -> Result<()> {
+        self.wals.take().iter().try_for_each(|name| self.drop_wal(name))
+    }
+
+    /// Drops the pins whose source is gone or is another file now.
+    pub(crate) fn drop_stale(&self, source: &Source) -> Result<()> {
+        for name in self.names()?.iter().filter(|name| is_immutable(name)) {
+            let (pinned, there) = (self.stat(name)?, source.stat(name)?);
+            if pinned.map(identity) != there.map(identity) {
+                disk::remove_file(&self.path.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Links one live file, unless it is linked already.
+    pub(crate) fn pin(&self, source: &Source, file: &LiveFile) -> Result<Pin> {
+        let name = &file.name;
+        let path = self.path.join(name);
+        match self.link(source, name, name) {
+            Ok(true) => {}
+            // Gone from the source, but what was linked in an earlier round is it.
+            Ok(false) if self.stat(name)?.is_some() => {}
+            Ok(false) => return Ok(Pin::Gone),
+            Err(Some(e)) => return Err(e),
+            Err(None) => {
+                let (pinned, there) = (self.stat(name)?, source.stat(name)?);
+                if there.is_some() && pinned.map(identity) != there.map(identity) {
+                    disk::remove_file(&path)?;
+                    return Ok(Pin::Again(format!("the number of {name} was used again")));
+                }
+            }
+        }
+        let Some(pinned) = self.stat(name)? else {
+            return Ok(Pin::Again(format!("{name} was removed from {}", self.path.display())));
+        };
+        if FileType::from_raw_mode(pinned.st_mode) != FileType::RegularFile {
+            return Err(source.not_regular(name));
+        }
+        if pinned.st_size.cast_unsigned() == file.bytes {
+            return Ok(Pin::Good);
+        }
+        disk::remove_file(&path)?;
+        Ok(Pin::Again(format!("{name} has {} bytes where the MANIFEST says {}", pinned.st_size, file.bytes)))
+    }
+
+    /// Drops what earlier rounds pinned and the last one does not need.
+    pub(crate) fn keep_only(&self, live: &[LiveFile]) -> Result<()> {
+        let live: HashSet<&str> = live.iter().map(|file| file.name.as_str()).collect();
+        for name in self.names()?.iter().filter(|name| is_immutable(name) && !live.contains(name.as_str())) {
+            disk::remove_file(&self.path.join(name))?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn identity(stat: Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// Whether a file of RocksDB never changes once it has its name, and so may be linked.
+pub(crate) fn is_immutable(name: &str) -> bool {
+    name.ends_with(".sst") || name.ends_with(".blob")
+}
+
+/// EPERM and EACCES on a link: `fs.protected_hardlinks` wants the owner of the file, or somebody who may write to it.
+pub(crate) fn not_permitted(database: &Path, cause: io::Error) -> Error {
+    let context = format!(
+        "the files of {} may not be linked by this user (fs.protected_hardlinks); run as the node's user or as root",
+        database.display()
+    );
+    Error::new(Kind::Refused, context).because(cause)
+}
+
+/// Sizes of all files of the database added up: what a copy needs where links cannot reach. Files may come and go.
+pub(crate) fn total_bytes(database: &Path) -> Result<u64> {
+    let source = Source::at(database)?;
+    let mut bytes = 0;
+    for name in source.names()? {
+        let regular = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        bytes += source.stat(&name)?.filter(regular).map_or(0, |stat| stat.st_size.cast_unsigned());
+    }
+    Ok(bytes)
+}
+
+pub(crate) fn is_options(name: &str) -> bool {
+    name.strip_prefix("OPTIONS-").is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
+pub(crate) fn fstat(file: &File, name: &str) -> Result<Stat> {
+    rustix::fs::fstat(file).context(|| format!("cannot look at {name}"))
+}
