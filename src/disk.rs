@@ -11,22 +11,24 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::num::NonZeroU64;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, RenameFlags, Uid};
+use rustix::fs::{Advice, AtFlags, CWD, FlockOperation, Gid, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use crate::control::Control;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate::pass;
+use crate::sys::{self, Flush};
 
 /// One read and write of a copy. Larger chunks were slower where the page cache is small (1 MiB: 3.4 times).
 const COPY_CHUNK_BYTES: usize = 256 * 1024;
 
-/// How much may be copied between two looks at the free space.
-const SPACE_CHECK_BYTES: u64 = 16 * 1024 * 1024;
+/// How much is written between two looks at the free space, and at most queued for the disk twice.
+const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
 /// User and group of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,9 +176,10 @@ pub(crate) fn truncate(path: &Path, bytes: u64) -> Result<()> {
     pass("truncate", path).and_then(|()| cut()).context(|| failed("cut back", path))
 }
 
-/// Copies the first `limit_bytes` of an open file (all of it, where there are fewer) to a new file, synced; returns the
-/// number of bytes. Counts them on `control`, stops within one chunk when the job is cancelled, and stops with
-/// [`Kind::NoSpace`] before the file system of the copy falls below the reserve.
+/// Copies the first `limit_bytes` of a file (all of it, where there are fewer) to a new file, synced; returns the number
+/// of bytes. Counts them on `control`, stops within one chunk when the job is cancelled, and stops with [`Kind::NoSpace`]
+/// before the file system of the copy falls below the reserve. Writes at the disk's pace, and leaves little of the copy
+/// in the page cache: the node needs it more.
 pub(crate) fn copy(
     from: &mut dyn Read,
     limit_bytes: u64,
@@ -184,16 +187,30 @@ pub(crate) fn copy(
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<u64> {
+    copy_watched(from, limit_bytes, to, owner, control, &|| Ok(()))
+}
+
+/// As [`copy`]; asks `watch` before every window of writing whether to go on.
+pub(crate) fn copy_watched(
+    from: &mut dyn Read,
+    limit_bytes: u64,
+    to: &Path,
+    owner: Option<Owner>,
+    control: &Control,
+    watch: &dyn Fn() -> Result<()>,
+) -> Result<u64> {
     pass("copy", to).context(|| failed("copy to", to))?;
     let mut out = OpenOptions::new().write(true).create_new(true).open(to).context(|| failed("create", to))?;
     give(to, owner)?;
     let mut buffer = vec![0; COPY_CHUNK_BYTES];
-    let (mut done, mut next_space_check) = (0, 0);
+    let (mut done, mut window_start) = (0, 0);
     while done < limit_bytes {
         control.check()?;
-        if done >= next_space_check {
+        if done == 0 || done - window_start >= WINDOW_BYTES {
+            watch()?;
             require_room(to, control.reserve_bytes())?;
-            next_space_check = done + SPACE_CHECK_BYTES;
+            pace(&out, window_start, done);
+            window_start = done;
         }
         let wanted = usize::try_from(limit_bytes - done).unwrap_or(usize::MAX).min(buffer.len());
         let count = match from.read(&mut buffer[..wanted]) {
@@ -207,7 +224,21 @@ pub(crate) fn copy(
         control.add_done(count as u64);
     }
     pass("fsync", to).and_then(|()| out.sync_all()).context(|| failed("sync", to))?;
+    if done >= WINDOW_BYTES {
+        let _ = rustix::fs::fadvise(&out, 0, None, Advice::DontNeed);
+    }
     Ok(done)
+}
+
+/// Starts to write the window that ends at `end`, and waits for the one before it: so at most two windows queue up in
+/// front of the node's own fsync. What is on the disk need not stay in the cache.
+fn pace(out: &File, start: u64, end: u64) {
+    let Some(length) = end.checked_sub(start).and_then(NonZeroU64::new) else { return };
+    sys::flush_range(out, start, length.get(), Flush::Start);
+    if let Some(before) = start.checked_sub(WINDOW_BYTES) {
+        sys::flush_range(out, before, WINDOW_BYTES, Flush::Wait);
+        let _ = rustix::fs::fadvise(out, before, NonZeroU64::new(WINDOW_BYTES), Advice::DontNeed);
+    }
 }
 
 /// Passes the gate before a library writes to a file of an unfinished backup by itself.

@@ -16,16 +16,23 @@ pub(crate) fn pass(_operation: &'static str, _path: &Path) -> io::Result<()> {
 #[cfg(not(feature = "gate"))]
 pub(crate) fn point(_name: &'static str, _path: &Path) {}
 
+/// Whether a test wants the simpler protocol of this name for the source in `_path`, to see it fail.
+#[cfg(not(feature = "gate"))]
+pub(crate) const fn simpler(_name: &'static str, _path: &Path) -> bool {
+    false
+}
+
 #[cfg(feature = "gate")]
-pub use armed::{Plan, arm, at_point, disarm, forget_points};
+pub use armed::{Plan, arm, at_point, disarm, forget_points, weaken};
 #[cfg(feature = "gate")]
-pub(crate) use armed::{pass, point};
+pub(crate) use armed::{pass, point, simpler};
 
 #[cfg(feature = "gate")]
 mod armed {
     use super::{Path, io};
     use parking_lot::Mutex;
     use std::path::PathBuf;
+    use std::sync::Arc;
 
     /// What shall happen to the operations below `root`; counted from 1.
     #[derive(Debug, Clone, Default)]
@@ -56,22 +63,38 @@ mod armed {
 
     type Act = Box<dyn FnMut(&'static str) + Send>;
 
-    static ACTS: Mutex<Vec<(PathBuf, Act)>> = Mutex::new(Vec::new());
+    static ACTS: Mutex<Vec<(PathBuf, Arc<Mutex<Act>>)>> = Mutex::new(Vec::new());
 
     /// Calls `act` with the name of each moment that a protocol reaches for the source in `path`.
     pub fn at_point(path: &Path, act: impl FnMut(&'static str) + Send + 'static) {
-        ACTS.lock().push((path.to_owned(), Box::new(act)));
+        ACTS.lock().push((path.to_owned(), Arc::new(Mutex::new(Box::new(act)))));
     }
 
-    /// Takes back what [`at_point`] did for `path`.
+    static WEAKENED: Mutex<Vec<(PathBuf, &'static str)>> = Mutex::new(Vec::new());
+
+    /// Makes the live copy of the source in `path` use a simpler protocol that is known to be wrong.
+    pub fn weaken(path: &Path, name: &'static str) {
+        WEAKENED.lock().push((path.to_owned(), name));
+    }
+
+    pub(crate) fn simpler(name: &'static str, path: &Path) -> bool {
+        WEAKENED.lock().iter().any(|(p, n)| p == path && *n == name)
+    }
+
+    /// Takes back what [`at_point`] and [`weaken`] did for `path`.
     pub fn forget_points(path: &Path) {
         ACTS.lock().retain(|(p, _)| p != path);
+        WEAKENED.lock().retain(|(p, _)| p != path);
     }
 
     pub(crate) fn point(name: &'static str, path: &Path) {
-        for (_, act) in ACTS.lock().iter_mut().filter(|(p, _)| p == path) {
-            act(name);
-        }
+        // Taken out while they act, so that what they do may reach such moments itself.
+        let mut acts = ACTS.lock();
+        let (mut here, others): (Vec<_>, Vec<_>) = std::mem::take(&mut *acts).into_iter().partition(|(p, _)| p == path);
+        *acts = others;
+        drop(acts);
+        here.iter_mut().for_each(|(_, act)| act(name));
+        ACTS.lock().append(&mut here);
     }
 
     pub(crate) fn pass(operation: &'static str, path: &Path) -> io::Result<()> {

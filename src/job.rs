@@ -21,7 +21,7 @@ use crate::live_files::is_immutable;
 use crate::manifest::Manifest;
 use crate::record::{Method, PactPart, RocksdbPart, Status};
 use crate::rocks::{self, Capture, Cut};
-use crate::source::Sources;
+use crate::source::{RocksSource, Sources};
 use crate::sqlite;
 
 /// How often RocksDB is captured while Pact is ahead of it: once, and three times again.
@@ -53,9 +53,10 @@ pub(crate) fn fill(
         control.enter(Phase::Pact);
         let directory = partial.join("sqlite");
         disk::create_dir(&directory, owner)?;
+        let node_is_up = sources.rocksdb.is_held_by_another()?;
         for database in &databases {
             let name = database.file_name().ok_or_else(|| nameless(database))?;
-            let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), owner, control)?;
+            let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), node_is_up, owner, control)?;
             log::debug!("copied database={} bytes={} height={:?}", part.file, part.bytes, part.block_height);
             backup.record.pact.push(part);
         }
@@ -74,9 +75,11 @@ pub(crate) fn fill(
         let Some(ahead) = cut.as_ref().and_then(|cut| pact_ahead(&backup.record.pact, cut)) else {
             break (capture, cut);
         };
-        if captures_count == MAX_CAPTURES {
+        // A node that is down will not write the missing block either.
+        let is_down = matches!(sources.rocksdb, RocksSource::Directory(_)) && !sources.rocksdb.is_held_by_another()?;
+        if is_down || captures_count == MAX_CAPTURES {
             let warning =
-                format!("{ahead} after {captures_count} captures of RocksDB: the node must rewind Pact at its start");
+                format!("{ahead} after {captures_count} capture(s) of RocksDB: the node must rewind Pact at its start");
             backup.record.warnings.push(warning);
             break (capture, cut);
         }

@@ -27,10 +27,11 @@
 //! row 5  service, metrics              the one thread, the channel, the status map
 //! row 4  job                           one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
-//! row 2  rocks, live, live_files, sqlite   a source -> synced files
+//! row 2  rocks, live, live_files, sqlite, raw_copy   a source -> synced files
 //!        source, record, manifest      what is read; durable formats
-//! row 1  disk                          every change that we make to the file system
-//! row 0  id, error, config, control, gate, log_format, version_edit   no I/O
+//! row 1  disk, sys                     every change that we make to the file system
+//! row 0  id, error, config, control, gate,
+//!        log_format, version_edit, sqlite_wal   no I/O
 //! ```
 //! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
 //! else. Only `rocks` and `source` name the `rocksdb` crate, only `sqlite` names `rusqlite`, only `http` and `listener`
@@ -56,11 +57,14 @@ mod live_files;
 mod log_format;
 mod manifest;
 mod metrics;
+mod raw_copy;
 mod record;
 mod rocks;
 mod service;
 mod source;
 mod sqlite;
+mod sqlite_wal;
+mod sys;
 mod version_edit;
 
 pub use config::{Config, FILE_BYTES_MAX, FileConfig, parse_file, parse_interface, parse_name, parse_size, suggest};

@@ -88,6 +88,8 @@ pub enum Method {
     Linked,
     /// Bytes read and written.
     Copied,
+    /// The files of a SQLite database, copied under a read transaction.
+    RawCopy,
     /// Written by SQLite's online backup.
     OnlineBackup,
 }

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::process::{Flock, FlockType};
+
 use crate::error::{Error, IoContext, Kind, Result};
 
 /// Where the RocksDB is, and whether we hold it open.
@@ -80,6 +82,19 @@ impl RocksSource {
             RocksSource::Directory(path) => path,
         }
     }
+
+    /// Whether another process holds the database open: asked of its LOCK, which is not taken.
+    pub(crate) fn is_held_by_another(&self) -> Result<bool> {
+        let RocksSource::Directory(path) = self else { return Ok(false) };
+        let path = path.join("LOCK");
+        let file = match fs::File::open(&path) {
+            // A database whose LOCK was never made or copied is held by nobody.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            other => other.context(|| format!("cannot open {}", path.display()))?,
+        };
+        let holder = rustix::process::fcntl_getlk(&file, &Flock::from(FlockType::WriteLock));
+        Ok(holder.context(|| format!("cannot ask who holds {}", path.display()))?.is_some())
+    }
 }
 
 impl SqliteSource {
@@ -114,4 +129,11 @@ impl SqliteSource {
 /// The chain of `pact-v1-chain-N.sqlite`.
 pub(crate) fn chain_of(database: &Path) -> Option<u32> {
     database.file_stem()?.to_str()?.rsplit_once("chain-")?.1.parse().ok()
+}
+
+/// The file that SQLite keeps beside a database: `-wal`, `-shm`, `-journal`.
+pub(crate) fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }

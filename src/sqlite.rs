@@ -1,19 +1,18 @@
 //! One SQLite database into one finished file: the only file that knows rusqlite.
 //!
-//! Two ways, chosen per database:
+//! Three ways, chosen per database and written into the record:
 //! - **File copy**: the database of another process that left no `-wal`: its node stopped cleanly, and opening it would
 //!   create files beside it. The bytes are copied; size, modification and change time, inode, and "no -wal" must be the
 //!   same before and after, otherwise somebody used it meanwhile and the copy fails.
-//! - **Online backup**: everything else. A read transaction on the source connection pins one commit for the whole copy;
-//!   without it SQLite starts again at every write of another connection and may never finish. The connection is
-//!   read-only and never runs a WAL checkpoint: closing it leaves the node's files as they are (SQLite's own `-shm` aside).
+//! - **Raw copy** (`raw_copy`): every other database in WAL mode, which is how the node has them.
+//! - **Online backup**: what is left, databases with a rollback journal. A read transaction on the source connection pins
+//!   one commit for the whole copy; without it SQLite starts again at every write of another connection and may never
+//!   finish. Meanwhile the writer has to wait: there is no other way with a rollback journal.
 //!
 //! Invariants
 //! - POSIX locks belong to the process: closing any descriptor of a database drops every lock SQLite holds on it here.
 //!   So a database that may be open in this process is only ever opened by SQLite itself.
 //! - A finished copy is opened with `immutable=1` only, so that no `-wal` or `-shm` appears in a backup.
-//!
-//! Limitation: while the read transaction is open the node's WAL grows, by what the node writes in that time.
 
 use std::ffi::c_int;
 use std::fs::{self, File, Metadata};
@@ -30,8 +29,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use crate::control::Control;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::raw_copy;
 use crate::record::{Method, PactPart};
-use crate::source::{SqliteSource, chain_of};
+use crate::source::{SqliteSource, beside, chain_of};
 
 /// Pages per step of an online backup: a few hundred KiB with the node's pages of 1 KiB, so that cancelling is prompt.
 const STEP_PAGES: c_int = 512;
@@ -60,6 +60,7 @@ pub(crate) fn copy(
     source: &SqliteSource,
     database: &Path,
     to: &Path,
+    node_is_up: bool,
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<PactPart> {
@@ -73,8 +74,13 @@ pub(crate) fn copy(
             Method::Copied
         }
         SqliteSource::Foreign(_) | SqliteSource::Embedded(_) => {
-            copy_online(database, to, owner, control)?;
-            Method::OnlineBackup
+            let node_is_up = node_is_up && matches!(source, SqliteSource::Foreign(_));
+            if raw_copy::copy(database, to, node_is_up, owner, control)? {
+                Method::RawCopy
+            } else {
+                copy_online(database, to, owner, control)?;
+                Method::OnlineBackup
+            }
         }
     };
     let newest = newest_block(to)?;
@@ -96,12 +102,6 @@ fn refused(database: &Path, why: &str) -> Error {
 fn look(database: &Path) -> Result<Metadata> {
     let meta = database.symlink_metadata().context(|| format!("cannot look at {}", database.display()))?;
     if meta.is_file() { Ok(meta) } else { Err(refused(database, "it is not a regular file")) }
-}
-
-fn beside(database: &Path, suffix: &str) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 fn wal_of(database: &Path) -> PathBuf {

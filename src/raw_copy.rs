@@ -1,0 +1,363 @@
+//! The raw copy: a SQLite database in WAL mode, copied as files while a read transaction holds one commit of it.
+//!
+//! It costs what `cp` costs; SQLite's own online backup costs five times that, and nine times its CPU. Every step
+//! counts: leaving one out was seen to corrupt copies (each by a stress test with that step taken out).
+//!
+//! 1. Open read-only through SQLite, never to run a WAL checkpoint, not even on close.
+//! 2. `BEGIN`, one read: from now on a read lock on the `-shm` says which commit we see. No checkpoint moves pages into
+//!    the database beyond that commit, and the WAL is not started anew. Where a node is believed up, another process must
+//!    hold the `-shm` too: otherwise locks do not reach it (layers of a container), and nothing would hold.
+//! 3. M = the frames of the WAL up to its last commit, found by its chain of checksums. Its header is kept.
+//! 4. Copy the database through SQLite's own descriptor: closing one of ours would drop SQLite's locks. Pages that a
+//!    checkpoint writes meanwhile come from frames up to M, which are applied again later.
+//! 5. Copy frames 1 to M (from the first: a checkpointer may skip pages that a later frame has) and read the header
+//!    again. Other salts mean that the WAL was started anew: legal only where our lock is READ0, which says that the
+//!    database file alone is what we see. Otherwise the copy is discarded.
+//! 6. Before releasing: the lock on the database, the same read lock as at the start, and the inode must still be there.
+//! 7. Release. Then, in the copy only: apply the WAL; it must be exactly M frames.
+//!
+//! While the transaction is open the node's WAL grows. Over [`MAX_WAL_BYTES`] the copy is given up and tried again later.
+//!
+//! Invariants: no descriptor of the source's database or `-shm` is opened or closed by us while SQLite has it; the `-wal`
+//! carries no locks. Nothing of the source is written, SQLite's own `-shm` aside.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+use rustix::fs::OFlags;
+use rustix::process::{Flock, FlockType};
+
+use crate::control::Control;
+use crate::disk::{self, Owner};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::gate;
+use crate::source::beside;
+use crate::sqlite_wal::{HEADER_BYTES, Header};
+use crate::sys;
+
+/// How large the node's WAL may grow while we hold it.
+const MAX_WAL_BYTES: u64 = 512 * 1024 * 1024;
+
+/// How often one database is tried.
+const MAX_ATTEMPTS: u32 = 3;
+
+/// The pause before the next attempt, times the attempts so far.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long one call waits for a lock that somebody else holds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Byte of the `-shm` that every user of it holds (os_unix.c, `UNIX_SHM_DMS`).
+const SHM_IN_USE: u64 = 128;
+
+/// Byte of the `-shm` that stands for `WAL_READ_LOCK(0)`; those of the others follow (`UNIX_SHM_BASE` + 3).
+const SHM_READ0: u64 = 123;
+
+/// How many read locks there are.
+const SHM_READ_LOCKS: u64 = 5;
+
+/// First byte of the database's shared lock (`SHARED_FIRST`).
+const DATABASE_SHARED: u64 = 0x4000_0002;
+
+/// Where the `-shm` says how many frames the WAL has: `mxFrame` of the WAL-index header, in the machine's byte order.
+const SHM_MAX_FRAME: u64 = 16;
+
+/// Why an attempt did not succeed.
+enum Failure {
+    /// Another attempt may succeed.
+    Again(String),
+    /// None will.
+    Final(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        Failure::Final(e)
+    }
+}
+
+type Attempt<T> = std::result::Result<T, Failure>;
+
+/// Copies a database in WAL mode to the new file `to`, synced. `Ok(false)`, with nothing left behind, where it is not in
+/// WAL mode. `node_is_up` asks for the check of step 2.
+pub(crate) fn copy(
+    database: &Path,
+    to: &Path,
+    node_is_up: bool,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<bool> {
+    let mut attempt = 1;
+    loop {
+        let why = match try_copy(database, to, node_is_up, owner, control) {
+            Ok(copied) => return Ok(copied),
+            Err(Failure::Final(e)) => return Err(e),
+            Err(Failure::Again(why)) => why,
+        };
+        disk::remove_file(to)?;
+        disk::remove_file(&beside(to, "-wal"))?;
+        log::warn!("raw copy discarded database={} attempt={attempt} reason={why:?}", database.display());
+        if attempt == MAX_ATTEMPTS {
+            let context = format!("cannot copy {}: {why}, {attempt} times", database.display());
+            return Err(Error::new(Kind::Busy, context));
+        }
+        control.check()?;
+        std::thread::sleep(ATTEMPT_PAUSE * attempt);
+        attempt += 1;
+    }
+}
+
+fn try_copy(database: &Path, to: &Path, node_is_up: bool, owner: Option<Owner>, control: &Control) -> Attempt<bool> {
+    let failed =
+        |e: rusqlite::Error| Error::new(Kind::Database, format!("cannot read {}", database.display())).because(e);
+    let connection = open(database).map_err(failed)?;
+    connection.execute_batch("BEGIN").map_err(failed)?;
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(failed)?;
+    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failed)?;
+    if mode != "wal" {
+        return Ok(false);
+    }
+    let held = Held::find(&connection, database)?;
+    if node_is_up {
+        held.require_other_user(database)?;
+    }
+    gate::point("raw-held", database);
+    let wal_path = beside(database, "-wal");
+    let mut wal = File::open(&wal_path).context(|| format!("cannot open {}", wal_path.display()))?;
+    let header = read_header(&wal, &wal_path)?;
+    let frames = header.as_ref().map_or(Ok(0), |h| committed(h, &mut wal, &wal_path))?;
+    let wal_is_bounded = || held.wal_bytes(header.as_ref()) <= MAX_WAL_BYTES;
+
+    let mut pages = Descriptor { fd: held.database, at: 0 };
+    let watch = || if wal_is_bounded() { Ok(()) } else { Err(Error::new(Kind::Busy, WAL_TOO_LARGE)) };
+    disk::copy_watched(&mut pages, u64::MAX, to, owner, control, &watch).map_err(|e| match e.kind() {
+        Kind::Busy => Failure::Again(WAL_TOO_LARGE.to_owned()),
+        _ => Failure::Final(e),
+    })?;
+    gate::point("raw-database-copied", database);
+
+    let mut applied = 0;
+    if let Some(header) = header.as_ref().filter(|_| frames > 0) {
+        let copy = beside(to, "-wal");
+        wal.seek(SeekFrom::Start(HEADER_BYTES as u64)).context(|| format!("cannot read {}", wal_path.display()))?;
+        let bytes = header.extent_bytes(frames);
+        let mut whole = io::Cursor::new(header.bytes()).chain(&mut wal);
+        if disk::copy(&mut whole, bytes, &copy, owner, control)? != bytes {
+            return Err(Failure::Again("the WAL became shorter".to_owned()));
+        }
+        applied = frames;
+    }
+    gate::point("raw-wal-copied", database);
+    let now = read_header(&wal, &wal_path)?;
+    let same = match (&header, &now) {
+        (Some(before), Some(now)) => before.same_salts(now),
+        (None, None) => true,
+        _ => false,
+    };
+    if !same && !gate::simpler("raw-salts", database) {
+        if !held.reads_database_only() {
+            return Err(Failure::Again("the WAL was started anew although we read it".to_owned()));
+        }
+        disk::remove_file(&beside(to, "-wal"))?;
+        applied = 0;
+    }
+    if let Some(lost) = held.lost(database)?.filter(|_| !gate::simpler("raw-locks", database)) {
+        log::error!("lock lost database={} lock={lost:?}", database.display());
+        return Err(Failure::Again(format!("{lost} was lost: somebody closed the file in this process")));
+    }
+    connection.execute_batch("ROLLBACK").map_err(failed)?;
+    drop(held);
+    connection.close().map_err(|(_, e)| failed(e))?;
+    fold(to, applied)?;
+    Ok(true)
+}
+
+const WAL_TOO_LARGE: &str = "the node's WAL grew over the bound while it was held";
+
+fn open(database: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(database, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.execute_batch("PRAGMA query_only=1; PRAGMA mmap_size=0")?;
+    Ok(connection)
+}
+
+fn read_header(wal: &File, path: &Path) -> Result<Option<Header>> {
+    let mut bytes = [0; HEADER_BYTES];
+    match wal.read_exact_at(&mut bytes, 0) {
+        Ok(()) => Ok(Header::parse(&bytes)),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(e) => Err(Error::io(format!("cannot read {}", path.display()), e)),
+    }
+}
+
+fn committed(header: &Header, wal: &mut File, path: &Path) -> Result<u64> {
+    let failed = || format!("cannot read {}", path.display());
+    wal.seek(SeekFrom::Start(HEADER_BYTES as u64)).context(failed)?;
+    header.committed_frames(io::BufReader::with_capacity(256 * 1024, wal)).context(failed)
+}
+
+/// Applies the copied WAL to the copied database: only in the copy, and exactly the frames that were copied.
+fn fold(copy: &Path, frames: u64) -> Result<()> {
+    let wal = beside(copy, "-wal");
+    if frames > 0 {
+        let failed =
+            |e: rusqlite::Error| Error::new(Kind::Damaged, format!("cannot apply {}", wal.display())).because(e);
+        disk::written_by_library(copy)?;
+        let connection = Connection::open(copy).map_err(failed)?;
+        // Exclusive before the first access: then SQLite needs no -shm. Synced once, below.
+        connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA synchronous=OFF").map_err(failed)?;
+        let counts =
+            |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
+        let result = connection.query_row("PRAGMA wal_checkpoint(FULL)", [], counts).map_err(failed)?;
+        let expected = i64::try_from(frames).unwrap_or(i64::MAX);
+        if result != (0, expected, expected) {
+            let context = format!("applying {} gave {result:?} instead of {expected} frames", wal.display());
+            return Err(Error::new(Kind::Damaged, context));
+        }
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(failed)?;
+        connection.close().map_err(|(_, e)| failed(e))?;
+    }
+    if wal.exists() {
+        return Err(Error::new(Kind::Damaged, format!("{} is left beside the copy", wal.display())));
+    }
+    disk::sync_file(copy)
+}
+
+/// The descriptors and locks of the read transaction.
+struct Held<'a> {
+    connection: &'a Connection,
+    /// Device and inode of the database and of its `-shm`.
+    identities: [(u64, u64); 2],
+    database: BorrowedFd<'a>,
+    shm: BorrowedFd<'a>,
+    /// The read locks on the `-shm` at the start, as bytes. A node that embeds us may have some of its own.
+    read_locks: Vec<u64>,
+}
+
+impl<'a> Held<'a> {
+    fn find(connection: &'a Connection, database: &Path) -> Result<Held<'a>> {
+        let shm_path = beside(database, "-shm");
+        let identities = [identity(database)?, identity(&shm_path)?];
+        let one = |identity, read_only: bool, path: &Path| -> Result<BorrowedFd<'a>> {
+            let failed = || format!("cannot find the descriptor of {} that SQLite uses", path.display());
+            let all = sys::descriptors_of(identity, connection).context(failed)?;
+            // A database has the node's descriptors too where we are embedded; ours is the read-only one.
+            let fits = |fd: &BorrowedFd<'_>| {
+                let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::empty());
+                !read_only || flags & OFlags::RWMODE == OFlags::RDONLY
+            };
+            all.into_iter().find(fits).ok_or_else(|| Error::new(Kind::Database, failed()))
+        };
+        let mut held = Held {
+            connection,
+            identities,
+            database: one(identities[0], true, database)?,
+            shm: one(identities[1], false, &shm_path)?,
+            read_locks: Vec::new(),
+        };
+        held.read_locks = held.read_locks_now()?;
+        match held.lost(database)? {
+            None => Ok(held),
+            Some(lock) => {
+                Err(Error::new(Kind::Database, format!("SQLite does not hold {lock} of {}", database.display())))
+            }
+        }
+    }
+
+    /// Whether a process other than ours has the `-shm` in use.
+    fn require_other_user(&self, database: &Path) -> Result<()> {
+        let probe = Flock { start: SHM_IN_USE, length: 1, ..Flock::from(FlockType::WriteLock) };
+        let failed = || format!("cannot ask who uses {}", database.display());
+        if rustix::process::fcntl_getlk(self.shm, &probe).context(failed)?.is_some() {
+            return Ok(());
+        }
+        let context = format!(
+            "the node runs, but its locks on {} do not reach this process (another container or mount?): run in the \
+             node's container, or stop the node",
+            database.display()
+        );
+        Err(Error::new(Kind::Refused, context))
+    }
+
+    /// Bytes of live frames in the node's WAL. Its file's length says nothing: it stays at its largest.
+    fn wal_bytes(&self, header: Option<&Header>) -> u64 {
+        let mut frames = [0; 4];
+        let read = rustix::io::pread(self.shm, &mut frames, SHM_MAX_FRAME).unwrap_or(0);
+        let count = if read == frames.len() { u64::from(u32::from_ne_bytes(frames)) } else { 0 };
+        header.map_or(0, |h| h.extent_bytes(count))
+    }
+
+    /// Whether what we see is the database file alone: our only read lock is READ0.
+    fn reads_database_only(&self) -> bool {
+        self.read_locks == [SHM_READ0]
+    }
+
+    fn read_locks_now(&self) -> Result<Vec<u64>> {
+        let locks = locks_of(&[self.shm])?;
+        let covered = |byte: &u64| locks.iter().any(|(first, last)| (first..=last).contains(&byte));
+        Ok((SHM_READ0..SHM_READ0 + SHM_READ_LOCKS).filter(covered).collect())
+    }
+
+    /// Names the lock, or the name of the file, that is no longer there.
+    fn lost(&self, database: &Path) -> Result<Option<&'static str>> {
+        // In an embedding node the lock may have been taken through any connection of the process.
+        let all = sys::descriptors_of(self.identities[0], self.connection);
+        let locks = locks_of(&all.context(|| format!("cannot find the descriptors of {}", database.display()))?)?;
+        if !locks.iter().any(|(first, last)| (first..=last).contains(&&DATABASE_SHARED)) {
+            return Ok(Some("the lock on the database"));
+        }
+        let now = self.read_locks_now()?;
+        if self.read_locks.is_empty() || !self.read_locks.iter().all(|byte| now.contains(byte)) {
+            return Ok(Some("the read lock on the -shm"));
+        }
+        let same =
+            identity(database)? == self.identities[0] && identity(&beside(database, "-shm"))? == self.identities[1];
+        Ok((!same).then_some("the name of the file"))
+    }
+}
+
+fn identity(path: &Path) -> Result<(u64, u64)> {
+    let meta = fs::symlink_metadata(path).context(|| format!("cannot look at {}", path.display()))?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+/// The ranges of POSIX locks that this process has through these descriptors: first and last byte of each.
+/// Format of `/proc/self/fdinfo`: proc(5), `lock: 1: POSIX ADVISORY READ 4711 00:2f:4711 124 124`.
+fn locks_of(descriptors: &[BorrowedFd<'_>]) -> Result<Vec<(u64, u64)>> {
+    let mut locks = Vec::new();
+    for fd in descriptors {
+        let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+        let text = fs::read_to_string(&path).context(|| format!("cannot read {path}"))?;
+        for line in text.lines().filter(|line| line.starts_with("lock:") && line.contains("POSIX")) {
+            let mut words = line.split_whitespace().rev();
+            let last = words.next().map(|w| if w == "EOF" { Some(u64::MAX) } else { w.parse().ok() });
+            let first = words.next().map(|w| w.parse().ok());
+            if let (Some(Some(first)), Some(Some(last))) = (first, last) {
+                locks.push((first, last));
+            }
+        }
+    }
+    Ok(locks)
+}
+
+/// Reads through a descriptor that belongs to SQLite, by position.
+struct Descriptor<'a> {
+    fd: BorrowedFd<'a>,
+    at: u64,
+}
+
+impl Read for Descriptor<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = rustix::io::pread(self.fd, buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}

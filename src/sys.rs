@@ -1,0 +1,53 @@
+//! Calls that need `unsafe`, each with its proof. Nothing else in the crate has any.
+#![allow(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+
+/// The descriptors of this process that lead to the file `(device, inode)`, for as long as `keeper` lives.
+///
+/// They belong to somebody else and must not be closed: closing any descriptor of a file drops every POSIX lock that
+/// this process has on it, and so SQLite's. The caller vouches that `keeper` keeps them open: it is a connection of SQLite
+/// in a read transaction on that file.
+pub(crate) fn descriptors_of<K>(file: (u64, u64), _keeper: &K) -> io::Result<Vec<BorrowedFd<'_>>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let entry = entry?;
+        let Some(number) = entry.file_name().to_str().and_then(|n| n.parse::<RawFd>().ok()) else { continue };
+        // One that is closed meanwhile is not the keeper's.
+        let Ok(meta) = fs::metadata(entry.path()) else { continue };
+        if (meta.dev(), meta.ino()) == file {
+            // SAFETY: the descriptor was open on this file a moment ago. SQLite (os_unix.c, unixClose and setPendingFd)
+            // closes no descriptor of a database while any connection of the process has a lock on it, and the
+            // descriptor of a -shm while any connection uses it. The keeper is such a connection, in a read transaction,
+            // and is borrowed for as long as the descriptor is. Whoever else opened these files in this process broke
+            // the rule stated at `SqliteSource::Embedded`.
+            found.push(unsafe { BorrowedFd::borrow_raw(number) });
+        }
+    }
+    Ok(found)
+}
+
+/// What to do with a range of a file that was just written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Flush {
+    /// Begin to write it to the disk.
+    Start,
+    /// Wait until it is on the disk.
+    Wait,
+}
+
+/// Paces writing, so that a large copy never queues more than a little in front of somebody else's fsync. It makes nothing
+/// durable: that is what fsync is for. A file system that cannot do it loses nothing, so there is no error.
+pub(crate) fn flush_range(file: &File, offset: u64, bytes: u64, flush: Flush) {
+    let (Ok(offset), Ok(bytes)) = (i64::try_from(offset), i64::try_from(bytes)) else { return };
+    let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let flags = match flush {
+        Flush::Start => libc::SYNC_FILE_RANGE_WRITE,
+        Flush::Wait => wait,
+    };
+    // SAFETY: the descriptor is open while `file` is borrowed; the call takes plain numbers and touches no memory.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, bytes, flags) };
+}

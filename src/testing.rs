@@ -1,0 +1,81 @@
+//! Private parts of the crate for its own tests, as plain functions. Compiled only with the private feature `gate`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::control::Control;
+use crate::error::Result;
+use crate::log_format::{self, End, Fragments};
+use crate::version_edit::Versions;
+use crate::{live, live_files};
+
+/// One live copy of the database in `source` to the new directory `to`, by links in `pins`; rounds and window.
+///
+/// # Errors
+/// As the live copy.
+pub fn live_copy(source: &Path, to: &Path, pins: &Path) -> Result<(u32, Duration)> {
+    live::copy(source, to, pins, None, &Control::default()).map(|run| (run.rounds_count, run.window))
+}
+
+/// Whether the live copy links this file instead of copying it.
+pub fn is_immutable(name: &str) -> bool {
+    live_files::is_immutable(name)
+}
+
+fn word(end: End) -> &'static str {
+    match end {
+        End::Clean => "clean",
+        End::Torn => "torn",
+        End::Damaged => "damaged",
+    }
+}
+
+/// A log: its complete bytes, whether it is recyclable, and how it ends.
+pub fn measure(log: &[u8]) -> (u64, bool, &'static str) {
+    let extent = log_format::measure(log).expect("bytes in memory can be read");
+    (extent.complete_bytes, extent.recyclable, word(extent.end))
+}
+
+/// The records of a log, none longer than `max_record_bytes`, and how it ends.
+pub fn records(log: &[u8], max_record_bytes: usize) -> (Vec<Vec<u8>>, &'static str) {
+    let mut all = Vec::new();
+    let take = |record: &[u8]| {
+        all.push(record.to_vec());
+        Ok::<(), ()>(())
+    };
+    let end = log_format::each_record(log, max_record_bytes, take).expect("bytes in memory can be read");
+    (all, word(end.expect("nothing is refused")))
+}
+
+/// Where each fragment of a log ends, and its kind.
+pub fn fragments(log: &[u8]) -> Vec<(u64, String)> {
+    let mut fragments = Fragments::new(log);
+    let mut all = Vec::new();
+    while let Ok(fragment) = fragments.next().expect("bytes in memory can be read") {
+        all.push((fragment.end, format!("{:?}", fragment.kind)));
+    }
+    all
+}
+
+/// The live files that a MANIFEST names, with their sizes, or why it is refused.
+///
+/// # Errors
+/// A sentence, as the operator would read it.
+pub fn live_files(manifest: &[u8]) -> std::result::Result<Vec<(String, u64)>, String> {
+    let mut versions = Versions::new();
+    let end = log_format::each_record(manifest, usize::MAX, |record| versions.apply(record));
+    match end.expect("bytes in memory can be read")? {
+        End::Damaged => Err("damaged".to_owned()),
+        End::Clean | End::Torn => Ok(versions.live_files().into_iter().map(|f| (f.name, f.bytes)).collect()),
+    }
+}
+
+/// The live files after these edits, or why one is refused.
+///
+/// # Errors
+/// A sentence, as the operator would read it.
+pub fn live_files_of(edits: &[Vec<u8>]) -> std::result::Result<Vec<(String, u64)>, String> {
+    let mut versions = Versions::new();
+    edits.iter().try_for_each(|edit| versions.apply(edit))?;
+    Ok(versions.live_files().into_iter().map(|f| (f.name, f.bytes)).collect())
+}
