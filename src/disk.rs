@@ -373,6 +373,9 @@ pub(crate) fn require_room(path: &Path, reserve_bytes: u64) -> Result<()> {
     if free >= reserve_bytes {
         return Ok(());
     }
-    let context = format!("only {free} bytes are free while {reserve_bytes} bytes must stay free; free some space");
+    let context = format!(
+        "only {free} bytes are free on the file system of {} while {reserve_bytes} bytes must stay free; free some space",
+        path.display()
+    );
     Err(Error::new(Kind::NoSpace, context))
 }

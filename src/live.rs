@@ -149,8 +149,9 @@ pub(crate) fn copy(source: &Path, to: &Path, pins: &Path, owner: Option<Owner>, 
         for file in &live {
             let from = pins.join(&file.name);
             let mut pinned = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
-            disk::copy(&mut pinned, u64::MAX, &to.join(&file.name), owner, control)?;
-            // Pins hold what the node has deleted: each goes as soon as it is copied.
+            // Pins hold what the node has deleted: its disk must not run full because of us, and each goes when copied.
+            let node_has_room = || disk::require_room(pins, control.reserve_bytes());
+            disk::copy_watched(&mut pinned, u64::MAX, &to.join(&file.name), owner, control, &node_has_room)?;
             disk::remove_file(&from)?;
         }
     }

@@ -3,7 +3,7 @@
 mod cli;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -22,6 +22,9 @@ use time::macros::format_description;
 
 /// How long the end may take after a signal; recover settles at the next start what did not end by then.
 const STOP_LIMIT: Duration = Duration::from_secs(9);
+
+/// This very program, also after its file was replaced by a newer one.
+const OURSELVES: &str = "/proc/self/exe";
 
 /// How often `make` looks at its job, and draws its progress line.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -92,7 +95,7 @@ fn serve(plan: ServePlan) -> Result<i32> {
         chainweb_version: plan.chainweb_version,
         node_version: plan.node_version,
         reserve_bytes: plan.reserve_bytes,
-        heights_program: std::env::current_exe().ok(),
+        heights_program: Some(PathBuf::from(OURSELVES)),
         ..Config::new(&plan.backup_directory)
     };
     let service = Arc::new(Service::start(config, Sources::directory(&plan.database_directory))?);
@@ -154,7 +157,7 @@ fn make(plan: MakePlan) -> Result<i32> {
         chainweb_version: plan.chainweb_version,
         node_version: plan.node_version,
         reserve_bytes: plan.reserve_bytes,
-        heights_program: std::env::current_exe().ok(),
+        heights_program: Some(PathBuf::from(OURSELVES)),
         ..Config::new(&plan.backup_directory)
     };
     let service = Arc::new(Service::start_beside(config, Sources::directory(&plan.database_directory))?);

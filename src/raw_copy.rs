@@ -22,7 +22,7 @@
 //! carries no locks. Nothing of the source is written, SQLite's own `-shm` aside.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, IoSliceMut, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -31,6 +31,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::OFlags;
+use rustix::io::{Errno, ReadWriteFlags};
 use rustix::process::{Flock, FlockType};
 
 use crate::control::Control;
@@ -65,8 +66,16 @@ const SHM_READ_LOCKS: u64 = 5;
 /// First byte of the database's shared lock (`SHARED_FIRST`).
 const DATABASE_SHARED: u64 = 0x4000_0002;
 
-/// Where the `-shm` says how many frames the WAL has: `mxFrame` of the WAL-index header, in the machine's byte order.
-const SHM_MAX_FRAME: u64 = 16;
+/// Where the WAL-index header, at the start of the `-shm` and in the machine's byte order, says the page size (`szPage`, 2
+/// bytes, 1 for 64 KiB) and how many frames the WAL has (`mxFrame`, 4 bytes).
+const SHM_PAGE_SIZE: usize = 14;
+const SHM_MAX_FRAME: usize = 16;
+
+/// Size of a frame's header in the WAL.
+const FRAME_HEADER_BYTES: u64 = 24;
+
+/// `RWF_DONTCACHE` of linux/fs.h: what is read leaves the page cache again, unless it was there already.
+const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 /// Why an attempt did not succeed.
 enum Failure {
@@ -132,9 +141,9 @@ fn try_copy(database: &Path, to: &Path, node_is_up: bool, owner: Option<Owner>, 
     let mut wal = File::open(&wal_path).context(|| format!("cannot open {}", wal_path.display()))?;
     let header = read_header(&wal, &wal_path)?;
     let frames = header.as_ref().map_or(Ok(0), |h| committed(h, &mut wal, &wal_path))?;
-    let wal_is_bounded = || held.wal_bytes(header.as_ref()) <= MAX_WAL_BYTES;
+    let wal_is_bounded = || held.wal_bytes() <= MAX_WAL_BYTES;
 
-    let mut pages = Descriptor { fd: held.database, at: 0 };
+    let mut pages = Descriptor { fd: held.database, at: 0, flags: read_flags(database)? };
     let watch = || if wal_is_bounded() { Ok(()) } else { Err(Error::new(Kind::Busy, WAL_TOO_LARGE)) };
     disk::copy_watched(&mut pages, u64::MAX, to, owner, control, &watch).map_err(|e| match e.kind() {
         Kind::Busy => Failure::Again(WAL_TOO_LARGE.to_owned()),
@@ -288,11 +297,14 @@ impl<'a> Held<'a> {
     }
 
     /// Bytes of live frames in the node's WAL. Its file's length says nothing: it stays at its largest.
-    fn wal_bytes(&self, header: Option<&Header>) -> u64 {
-        let mut frames = [0; 4];
-        let read = rustix::io::pread(self.shm, &mut frames, SHM_MAX_FRAME).unwrap_or(0);
-        let count = if read == frames.len() { u64::from(u32::from_ne_bytes(frames)) } else { 0 };
-        header.map_or(0, |h| h.extent_bytes(count))
+    fn wal_bytes(&self) -> u64 {
+        let mut header = [0; SHM_MAX_FRAME + 4];
+        if rustix::io::pread(self.shm, &mut header, 0) != Ok(header.len()) {
+            return 0;
+        }
+        let page = u16::from_ne_bytes([header[SHM_PAGE_SIZE], header[SHM_PAGE_SIZE + 1]]);
+        let frames = u32::from_ne_bytes([header[16], header[17], header[18], header[19]]);
+        u64::from(frames) * (FRAME_HEADER_BYTES + if page == 1 { 65536 } else { u64::from(page) })
     }
 
     /// Whether what we see is the database file alone: our only read lock is READ0.
@@ -348,15 +360,33 @@ fn locks_of(descriptors: &[BorrowedFd<'_>]) -> Result<Vec<(u64, u64)>> {
     Ok(locks)
 }
 
+/// A database that fills more than half of the free memory would push the node's own pages out of the page cache.
+fn read_flags(database: &Path) -> Result<ReadWriteFlags> {
+    let bytes = fs::symlink_metadata(database).context(|| format!("cannot look at {}", database.display()))?.len();
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available_kib =
+        meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().split(' ').next()?.parse().ok());
+    let is_large = bytes / 1024 > available_kib.unwrap_or(u64::MAX) / 2;
+    Ok(if is_large { DONTCACHE } else { ReadWriteFlags::empty() })
+}
+
 /// Reads through a descriptor that belongs to SQLite, by position.
 struct Descriptor<'a> {
     fd: BorrowedFd<'a>,
     at: u64,
+    flags: ReadWriteFlags,
 }
 
 impl Read for Descriptor<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = rustix::io::pread(self.fd, buffer, self.at)?;
+        let count = match rustix::io::preadv2(self.fd, &mut [IoSliceMut::new(buffer)], self.at, self.flags) {
+            // Neither every kernel nor every file system has the flag.
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) if !self.flags.is_empty() => {
+                self.flags = ReadWriteFlags::empty();
+                rustix::io::pread(self.fd, buffer, self.at)?
+            }
+            other => other?,
+        };
         self.at += count as u64;
         Ok(count)
     }
