@@ -17,13 +17,19 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use chainweb_backup::{FILE_BYTES_MAX, FileConfig, parse_file, parse_interface, parse_name, parse_size, suggest};
+use chainweb_backup::{
+    Config, FILE_BYTES_MAX, FileConfig, PactMethod, parse_file, parse_interface, parse_name, parse_pact_method,
+    parse_size, suggest,
+};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser};
 use log::LevelFilter;
 
 /// The port of the service; the node's own is 1848.
 const PORT: u16 = 1849;
+
+/// This very program, also after its file was replaced by a newer one.
+const OURSELVES: &str = "/proc/self/exe";
 /// The words of the command line that people may use; `heights` is for our own child process.
 const COMMANDS: &[&str] = &["serve", "make", "list", "check"];
 const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
@@ -95,6 +101,9 @@ struct Typed {
     /// Free space a backup must leave, like 10GiB [default: 1 GiB or 5 %, the smaller]
     #[arg(long, value_name = "SIZE", value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
     reserve_bytes: Option<u64>,
+    /// How Pact is copied: copy, or clone to share blocks on xfs and btrfs [default: copy]
+    #[arg(long, value_name = "HOW", value_parser = |t: &str| parse_pact_method(t).map_err(|e| e.chain()))]
+    pact_method: Option<PactMethod>,
     /// error, warn, info, debug, trace or off [default: info]
     #[arg(long, value_name = "LEVEL", value_parser = log_level(), ignore_case = true, hide_possible_values = true)]
     log_level: Option<LevelFilter>,
@@ -147,22 +156,14 @@ pub enum Plan {
 pub struct ServePlan {
     /// The node's database directory.
     pub database_directory: PathBuf,
-    /// Where the backups are.
-    pub backup_directory: PathBuf,
-    /// Whether the backup endpoints answer.
-    pub api_enabled: bool,
+    /// What the service needs to know.
+    pub config: Config,
     /// The address to listen on.
     pub interface: IpAddr,
     /// The port to listen on; 0 takes a free one.
     pub port: u16,
     /// Where to write what is listened on.
     pub address_file: Option<PathBuf>,
-    /// The version in the URL prefix; `None` accepts any.
-    pub chainweb_version: Option<String>,
-    /// The node's version; `None` is unknown.
-    pub node_version: Option<String>,
-    /// Free space to leave; `None` is the default of [`chainweb_backup::Config`].
-    pub reserve_bytes: Option<u64>,
     /// What is logged.
     pub log_level: LevelFilter,
     /// To be logged once at the start, each a whole sentence.
@@ -174,16 +175,10 @@ pub struct ServePlan {
 pub struct MakePlan {
     /// The node's database directory.
     pub database_directory: PathBuf,
-    /// Where the backups are.
-    pub backup_directory: PathBuf,
+    /// What the service needs to know.
+    pub config: Config,
     /// Whether the Pact databases are backed up too.
     pub backup_pact: bool,
-    /// The version to record.
-    pub chainweb_version: Option<String>,
-    /// The node's version to record.
-    pub node_version: Option<String>,
-    /// Free space to leave; `None` is the default of [`chainweb_backup::Config`].
-    pub reserve_bytes: Option<u64>,
     /// What is logged.
     pub log_level: LevelFilter,
     /// To be logged once at the start, each a whole sentence.
@@ -292,45 +287,39 @@ fn resolve(
             database_directory.join("backups").display()
         ));
     }
-    let node_version = typed.node_version.or(file.node_version);
-    let reserve_bytes = typed.reserve_bytes.or(file.reserve_bytes);
+    let mut config = Config {
+        chainweb_version,
+        node_version: typed.node_version.or(file.node_version),
+        reserve_bytes: typed.reserve_bytes.or(file.reserve_bytes),
+        pact_method: typed.pact_method.or(file.pact_method).unwrap_or_default(),
+        heights_program: Some(PathBuf::from(OURSELVES)),
+        ..Config::new(backup_directory)
+    };
     if command == Command::Make {
-        return Ok(Plan::Make(MakePlan {
-            database_directory,
-            backup_directory,
-            backup_pact: typed.backup_pact,
-            chainweb_version,
-            node_version,
-            reserve_bytes,
-            log_level,
-            warnings,
-        }));
+        let backup_pact = typed.backup_pact;
+        return Ok(Plan::Make(MakePlan { database_directory, config, backup_pact, log_level, warnings }));
     }
 
     let from_flag = (typed.enable_backup_api || typed.disable_backup_api).then_some(typed.enable_backup_api);
     // Read even where a flag decides: a wrong value is a mistake whoever wins.
     let from_env = env("ENABLE_BACKUP_API").map(|value| truth("ENABLE_BACKUP_API", &value)).transpose()?;
-    let api_enabled = from_flag.or(from_env).or(file.api_enabled).unwrap_or(false);
+    config.api_enabled = from_flag.or(from_env).or(file.api_enabled).unwrap_or(false);
     let interface = typed.service_interface.or(file.interface).unwrap_or(Ipv4Addr::LOCALHOST.into());
-    if !api_enabled {
+    if !config.api_enabled {
         warnings.push("the backup API is off: only health and metrics answer; --enable-backup-api turns it on".into());
     }
-    if node_version.is_none() {
+    if config.node_version.is_none() {
         warnings.push("the node's version is unknown: --node-version V names it for x-chainweb-node-version".into());
     }
-    if api_enabled && !interface.is_loopback() {
+    if config.api_enabled && !interface.is_loopback() {
         warnings.push(format!("listening on {interface}: whoever reaches this port can start backups"));
     }
     Ok(Plan::Serve(ServePlan {
         database_directory,
-        backup_directory,
-        api_enabled,
+        config,
         interface,
         port: typed.service_port.or(file.port).unwrap_or(PORT),
         address_file: typed.address_file,
-        chainweb_version,
-        node_version,
-        reserve_bytes,
         log_level,
         warnings,
     }))
@@ -366,7 +355,7 @@ fn command(words: Vec<OsString>) -> Result<(Command, Option<OsString>), String> 
 /// Refuses each flag that the command would ignore.
 fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
     use Command::{Check, List, Make, Serve};
-    let flags: [(&str, bool, &[Command]); 14] = [
+    let flags: [(&str, bool, &[Command]); 15] = [
         ("--database-directory", typed.database_directory.is_some(), &[Serve, Make, List, Check]),
         ("--backup-directory", typed.backup_directory.is_some(), &[Serve, Make, List, Check]),
         ("--config-file", !typed.config_file.is_empty(), &[Serve, Make, List, Check]),
@@ -374,6 +363,7 @@ fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
         ("--chainweb-version", typed.chainweb_version.is_some(), &[Serve, Make]),
         ("--node-version", typed.node_version.is_some(), &[Serve, Make]),
         ("--reserve-bytes", typed.reserve_bytes.is_some(), &[Serve, Make]),
+        ("--pact-method", typed.pact_method.is_some(), &[Serve, Make]),
         ("--enable-backup-api", typed.enable_backup_api, &[Serve]),
         ("--disable-backup-api", typed.disable_backup_api, &[Serve]),
         ("--service-port", typed.service_port.is_some(), &[Serve]),

@@ -63,7 +63,8 @@ impl Unfinished {
             let context = format!("another process makes a backup in {}", catalog.directory().display());
             Error::new(Kind::Busy, context)
         })?;
-        let noted = job_lock.read_note().trim().parse().unwrap_or(0);
+        // A note that is none of our identifiers says nothing: were it believed, a damaged one could end all backups.
+        let noted = BackupId::parse(job_lock.read_note().trim()).and_then(|id| id.millis()).unwrap_or(0);
         let first = catalog.newest_millis()?.max(noted).saturating_add(1).max(now_ms);
         for unix_ms in first..first.saturating_add(MAX_ID_TRIES) {
             let id = BackupId::from_millis(unix_ms);

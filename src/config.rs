@@ -35,8 +35,31 @@ const NAME_CHARS_MAX: usize = 128;
 /// How much of a text from outside an error message repeats.
 const QUOTE_CHARS_MAX: usize = 60;
 
-const BACKUP_KEYS: &[&str] = &["api", "directory", "nodeVersion", "reserveBytes"];
+const BACKUP_KEYS: &[&str] = &["api", "directory", "nodeVersion", "pactMethod", "reserveBytes"];
 const API_KEYS: &[&str] = &["enabled", "interface", "port", "configuration"];
+
+/// How the Pact databases are copied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PactMethod {
+    /// Byte by byte: costs space and time, and the node's databases stay as they are on disk.
+    #[default]
+    Copy,
+    /// Sharing blocks where the file system can (xfs, btrfs), otherwise as `Copy`: costs no time and no space at first,
+    /// but from then on the node's writes break its databases into many extents.
+    Clone,
+}
+
+/// Reads `copy` or `clone`.
+///
+/// # Errors
+/// [`Kind::Usage`] for anything else.
+pub fn parse_pact_method(text: &str) -> Result<PactMethod> {
+    match text {
+        "copy" => Ok(PactMethod::Copy),
+        "clone" => Ok(PactMethod::Clone),
+        _ => Err(Error::new(Kind::Usage, format!("{} is no way to copy Pact: use copy or clone", quote(text)))),
+    }
+}
 
 /// What a service needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +76,8 @@ pub struct Config {
     pub reserve_bytes: Option<u64>,
     /// The program that reads a finished copy's heights, called as `program heights DIR`; `None` reads them in process.
     pub heights_program: Option<PathBuf>,
+    /// How the Pact databases are copied.
+    pub pact_method: PactMethod,
 }
 
 impl Config {
@@ -65,6 +90,7 @@ impl Config {
             node_version: None,
             reserve_bytes: None,
             heights_program: None,
+            pact_method: PactMethod::default(),
         }
     }
 }
@@ -88,6 +114,8 @@ pub struct FileConfig {
     pub node_version: Option<String>,
     /// `backup.reserveBytes`
     pub reserve_bytes: Option<u64>,
+    /// `backup.pactMethod`.
+    pub pact_method: Option<PactMethod>,
     /// Keys outside `backup` that look like misspelt keys of ours, each a whole sentence. They may be the node's.
     pub warnings: Vec<String>,
 }
@@ -104,6 +132,7 @@ impl FileConfig {
             port: self.port.or(other.port),
             node_version: self.node_version.or(other.node_version),
             reserve_bytes: self.reserve_bytes.or(other.reserve_bytes),
+            pact_method: self.pact_method.or(other.pact_method),
             warnings: [self.warnings, other.warnings].concat(),
         }
     }
@@ -279,6 +308,7 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
     Ok(FileConfig {
         backup_directory: path(backup, &prefix, "directory")?,
         node_version: name(backup, &prefix, "nodeVersion")?,
+        pact_method: text(backup, &prefix, "pactMethod", "copy or clone", parse_pact_method)?,
         reserve_bytes: value(backup, &prefix, "reserveBytes", expected_size, |node| match node {
             Node::Plain(t) | Node::Text(t) if node.as_bool().is_none() => {
                 Some(parse_size(t).map_err(|e| e.to_string()))

@@ -15,6 +15,7 @@ use std::num::NonZeroU64;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, AtFlags, CWD, FlockOperation, Gid, RenameFlags, Uid};
 use rustix::io::Errno;
@@ -29,6 +30,13 @@ const COPY_CHUNK_BYTES: usize = 256 * 1024;
 
 /// How much is written between two looks at the free space, and at most queued for the disk twice.
 const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+
+/// The smallest and the largest range of a clone; both are multiples of every block size.
+const MIN_CLONE_BYTES: u64 = 4 * 1024 * 1024;
+const MAX_CLONE_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// How long cloning one range may keep a writer of the source waiting.
+const MAX_STALL: Duration = Duration::from_millis(100);
 
 /// User and group of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,6 +236,53 @@ pub(crate) fn copy_watched(
         let _ = rustix::fs::fadvise(&out, 0, None, Advice::DontNeed);
     }
     Ok(done)
+}
+
+/// Clones a file to a new file, synced: both share their blocks until either is written to. `Ok(None)`, with nothing left
+/// behind, where the file systems cannot do that. Cloned in ranges that are sized so that each stalls a writer of the
+/// source for about [`MAX_STALL`] at most: one call for a file of many extents was seen to stall it for seconds.
+pub(crate) fn clone(
+    from: BorrowedFd<'_>,
+    to: &Path,
+    owner: Option<Owner>,
+    control: &Control,
+    watch: &dyn Fn() -> Result<()>,
+) -> Result<Option<u64>> {
+    pass("clone", to).context(|| failed("clone to", to))?;
+    let out = OpenOptions::new().write(true).create_new(true).open(to).context(|| failed("create", to))?;
+    give(to, owner)?;
+    let size = || rustix::fs::fstat(from).map(|s| s.st_size.cast_unsigned()).context(|| failed("clone to", to));
+    let (mut at, mut range) = (0, MIN_CLONE_BYTES);
+    loop {
+        control.check()?;
+        watch()?;
+        require_room(to, control.reserve_bytes())?;
+        let rest = size()?.saturating_sub(at);
+        let started = Instant::now();
+        // The last range goes to the end, wherever that is by now.
+        match sys::clone_range(from, &out, at, if rest > range { range } else { 0 }) {
+            Ok(()) => {}
+            Err(e) if at == 0 && cannot_clone(&e) => {
+                remove_file(to)?;
+                return Ok(None);
+            }
+            Err(e) => return Err(Error::io(failed("clone to", to), e)),
+        }
+        control.add_done(rest.min(range));
+        if rest <= range {
+            break;
+        }
+        at += range;
+        range = if started.elapsed() > MAX_STALL / 2 { range / 2 } else { range * 2 };
+        range = range.clamp(MIN_CLONE_BYTES, MAX_CLONE_BYTES);
+    }
+    pass("fsync", to).and_then(|()| out.sync_all()).context(|| failed("sync", to))?;
+    Ok(Some(out.metadata().context(|| failed("look at", to))?.len()))
+}
+
+fn cannot_clone(e: &io::Error) -> bool {
+    let errno = e.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS))
 }
 
 /// Starts to write the window that ends at `end`, and waits for the one before it: so at most two windows queue up in

@@ -32,7 +32,6 @@ mod armed {
     use super::{Path, io};
     use parking_lot::Mutex;
     use std::path::PathBuf;
-    use std::sync::Arc;
 
     /// What shall happen to the operations below `root`; counted from 1.
     #[derive(Debug, Clone, Default)]
@@ -63,11 +62,11 @@ mod armed {
 
     type Act = Box<dyn FnMut(&'static str) + Send>;
 
-    static ACTS: Mutex<Vec<(PathBuf, Arc<Mutex<Act>>)>> = Mutex::new(Vec::new());
+    static ACTS: Mutex<Vec<(PathBuf, Act)>> = Mutex::new(Vec::new());
 
     /// Calls `act` with the name of each moment that a protocol reaches for the source in `path`.
     pub fn at_point(path: &Path, act: impl FnMut(&'static str) + Send + 'static) {
-        ACTS.lock().push((path.to_owned(), Arc::new(Mutex::new(Box::new(act)))));
+        ACTS.lock().push((path.to_owned(), Box::new(act)));
     }
 
     static WEAKENED: Mutex<Vec<(PathBuf, &'static str)>> = Mutex::new(Vec::new());

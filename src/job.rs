@@ -19,6 +19,7 @@ use crate::disk;
 use crate::error::{Error, Kind, Result};
 use crate::live_files::is_immutable;
 use crate::manifest::Manifest;
+use crate::raw_copy::How;
 use crate::record::{Method, PactPart, RocksdbPart, Status};
 use crate::rocks::{self, Capture, Cut};
 use crate::source::{RocksSource, Sources};
@@ -53,10 +54,10 @@ pub(crate) fn fill(
         control.enter(Phase::Pact);
         let directory = partial.join("sqlite");
         disk::create_dir(&directory, owner)?;
-        let node_is_up = sources.rocksdb.is_held_by_another()?;
+        let how = How { node_is_up: sources.rocksdb.is_held_by_another()?, method: config.pact_method };
         for database in &databases {
             let name = database.file_name().ok_or_else(|| nameless(database))?;
-            let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), node_is_up, owner, control)?;
+            let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), how, owner, control)?;
             log::debug!("copied database={} bytes={} height={:?}", part.file, part.bytes, part.block_height);
             backup.record.pact.push(part);
         }

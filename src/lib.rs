@@ -65,9 +65,15 @@ mod source;
 mod sqlite;
 mod sqlite_wal;
 mod sys;
+#[cfg(feature = "gate")]
+#[doc(hidden)]
+pub mod testing;
 mod version_edit;
 
-pub use config::{Config, FILE_BYTES_MAX, FileConfig, parse_file, parse_interface, parse_name, parse_size, suggest};
+pub use config::{
+    Config, FILE_BYTES_MAX, FileConfig, PactMethod, parse_file, parse_interface, parse_name, parse_pact_method,
+    parse_size, suggest,
+};
 pub use control::Phase;
 pub use error::{Error, Kind, Result};
 pub use http::ROUTES;

@@ -61,6 +61,9 @@ const ROUND_PAUSE: Duration = Duration::from_millis(5);
 /// A record of a MANIFEST holds one edit; the first one of a large database some MB.
 const MAX_EDIT_BYTES: usize = 256 * 1024 * 1024;
 
+/// Of the node's own file system, this part must stay free while deleted files are held there.
+const SOURCE_RESERVE_DIVISOR: u64 = 20;
+
 /// How a live copy went.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Run {
@@ -146,11 +149,13 @@ pub(crate) fn copy(source: &Path, to: &Path, pins: &Path, owner: Option<Owner>, 
         staging.drop_wal(&wal.name)?;
     }
     if pins != to {
+        // The reserve was made for the file system of the backup; the node's may be far smaller.
+        let source_reserve_bytes = control.reserve_bytes().min(disk::free_bytes(pins)?.1 / SOURCE_RESERVE_DIVISOR);
         for file in &live {
             let from = pins.join(&file.name);
             let mut pinned = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
             // Pins hold what the node has deleted: its disk must not run full because of us, and each goes when copied.
-            let node_has_room = || disk::require_room(pins, control.reserve_bytes());
+            let node_has_room = || disk::require_room(pins, source_reserve_bytes);
             disk::copy_watched(&mut pinned, u64::MAX, &to.join(&file.name), owner, control, &node_has_room)?;
             disk::remove_file(&from)?;
         }
@@ -187,6 +192,7 @@ fn round(
             Pin::Again(why) => return Err(again(why)),
         }
     }
+    gate::point("live-pinned", &source.path);
     Ok((instant, live))
 }
 
@@ -327,7 +333,8 @@ fn write_rest(
         return Err(source.refused("its MANIFEST became shorter while it was read"));
     }
     let mut options: Vec<String> = source.names()?.into_iter().filter(|n| is_options(n)).collect();
-    options.sort();
+    // A longer number is a larger one.
+    options.sort_by_key(|name| (name.len(), name.clone()));
     // The newest OPTIONS may be replaced while we look; the database opens without any.
     for name in options.iter().rev().map(String::as_str).take(2).chain(["IDENTITY"]) {
         let target = to.join(name);

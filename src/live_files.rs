@@ -72,7 +72,7 @@ impl Source {
         if let Some(name) = names.iter().find(|name| matches!(name.as_str(), "titandb" | "blob_dir")) {
             return Err(self.refused(&format!("its directory {name} holds data that RocksDB does not know of")));
         }
-        let options = names.iter().filter(|name| is_options(name)).max();
+        let options = names.iter().filter(|name| is_options(name)).max_by_key(|name| (name.len(), *name));
         let Some(mut file) = options.map(|name| self.open(name)).transpose()?.flatten() else { return Ok(()) };
         let mut text = String::new();
         (&mut file).take(MAX_TEXT_BYTES).read_to_string(&mut text).context(|| not_readable(&self.path))?;
@@ -84,11 +84,12 @@ impl Source {
         }
     }
 
-    /// Whether a directory is the database's own; one that is not there is what a moved database still names.
+    /// Whether a directory is the database's own. One that is not there is what a moved database still names, or is
+    /// relative to where the node was started: then WALs here tell that they are not elsewhere.
     fn is_here(&self, directory: &Path) -> bool {
         match (rustix::fs::stat(directory), rustix::fs::fstat(&self.directory)) {
             (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
-            _ => true,
+            _ => self.wal_numbers().is_ok_and(|wals| !wals.is_empty()),
         }
     }
 

@@ -3,14 +3,14 @@
 mod cli;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use chainweb_backup::{
-    BackupId, Config, Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, check_backup_in,
+    BackupId, Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, check_backup_in,
     heights_json, list_backups_in,
 };
 use cli::{MakePlan, Plan, ServePlan};
@@ -22,9 +22,6 @@ use time::macros::format_description;
 
 /// How long the end may take after a signal; recover settles at the next start what did not end by then.
 const STOP_LIMIT: Duration = Duration::from_secs(9);
-
-/// This very program, also after its file was replaced by a newer one.
-const OURSELVES: &str = "/proc/self/exe";
 
 /// How often `make` looks at its job, and draws its progress line.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -90,22 +87,15 @@ fn start_log(level: LevelFilter, warnings: &[String]) {
 
 fn serve(plan: ServePlan) -> Result<i32> {
     start_log(plan.log_level, &plan.warnings);
-    let config = Config {
-        api_enabled: plan.api_enabled,
-        chainweb_version: plan.chainweb_version,
-        node_version: plan.node_version,
-        reserve_bytes: plan.reserve_bytes,
-        heights_program: Some(PathBuf::from(OURSELVES)),
-        ..Config::new(&plan.backup_directory)
-    };
-    let service = Arc::new(Service::start(config, Sources::directory(&plan.database_directory))?);
+    let backup_directory = plan.config.backup_directory.clone();
+    let service = Arc::new(Service::start(plan.config, Sources::directory(&plan.database_directory))?);
     let listener = Listener::bind(&std::net::SocketAddr::new(plan.interface, plan.port).to_string())?;
     let address = listener.local_addr();
     stop_on_signal(&service, Some(listener.stopper()))?;
     if let Some(path) = &plan.address_file {
         write_address(path, &address.to_string())?;
     }
-    log::info!("serving address={address} backup_directory={}", plan.backup_directory.display());
+    log::info!("serving address={address} backup_directory={}", backup_directory.display());
     let (answering, decorating) = (Arc::clone(&service), Arc::clone(&service));
     listener.run(
         Arc::new(move |request| answering.handle(request).unwrap_or_else(|| answering.not_found(request))),
@@ -153,14 +143,7 @@ fn write_address(path: &Path, address: &str) -> Result<()> {
 
 fn make(plan: MakePlan) -> Result<i32> {
     start_log(plan.log_level, &plan.warnings);
-    let config = Config {
-        chainweb_version: plan.chainweb_version,
-        node_version: plan.node_version,
-        reserve_bytes: plan.reserve_bytes,
-        heights_program: Some(PathBuf::from(OURSELVES)),
-        ..Config::new(&plan.backup_directory)
-    };
-    let service = Arc::new(Service::start_beside(config, Sources::directory(&plan.database_directory))?);
+    let service = Arc::new(Service::start_beside(plan.config, Sources::directory(&plan.database_directory))?);
     stop_on_signal(&service, None)?;
     let id = service.make_backup(MakeRequest { backup_pact: plan.backup_pact })?;
     print(id.as_str())?;

@@ -90,6 +90,8 @@ pub enum Method {
     Copied,
     /// The files of a SQLite database, copied under a read transaction.
     RawCopy,
+    /// As a raw copy, sharing the blocks of the node's own file.
+    RawClone,
     /// Written by SQLite's online backup.
     OnlineBackup,
 }

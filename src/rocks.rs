@@ -133,8 +133,11 @@ pub(crate) fn capture(sources: &Sources, to: &Path, owner: Option<Owner>, contro
             let pins = Pins::take(sources)?;
             let pinned = pins.directory.join("rocksDb");
             disk::ensure_private_dir(&pinned, owner)?;
-            let live = live::copy(database, to, &pinned, owner, control)?;
-            pins.clear()?;
+            let live = live::copy(database, to, &pinned, owner, control);
+            // Also where it failed: links hold what the node deletes.
+            let cleared = pins.clear();
+            let live = live?;
+            cleared?;
             Ok(Capture { way: "live-copy", live: Some(live), linked })
         }
     }

@@ -29,7 +29,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use crate::control::Control;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::raw_copy;
+use crate::raw_copy::{self, How};
 use crate::record::{Method, PactPart};
 use crate::source::{SqliteSource, beside, chain_of};
 
@@ -60,7 +60,7 @@ pub(crate) fn copy(
     source: &SqliteSource,
     database: &Path,
     to: &Path,
-    node_is_up: bool,
+    how: How,
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<PactPart> {
@@ -74,12 +74,13 @@ pub(crate) fn copy(
             Method::Copied
         }
         SqliteSource::Foreign(_) | SqliteSource::Embedded(_) => {
-            let node_is_up = node_is_up && matches!(source, SqliteSource::Foreign(_));
-            if raw_copy::copy(database, to, node_is_up, owner, control)? {
-                Method::RawCopy
-            } else {
-                copy_online(database, to, owner, control)?;
-                Method::OnlineBackup
+            let how = How { node_is_up: how.node_is_up && matches!(source, SqliteSource::Foreign(_)), ..how };
+            match raw_copy::copy(database, to, how, owner, control)? {
+                Some(method) => method,
+                None => {
+                    copy_online(database, to, owner, control)?;
+                    Method::OnlineBackup
+                }
             }
         }
     };

@@ -30,6 +30,23 @@ pub(crate) fn descriptors_of<K>(file: (u64, u64), _keeper: &K) -> io::Result<Vec
     Ok(found)
 }
 
+/// Makes `bytes` bytes of `to` share the blocks of `from`, at the same offset in both; 0 bytes mean up to the end.
+///
+/// # Errors
+/// `EOPNOTSUPP`, `EXDEV` or `EINVAL` where the file systems cannot share blocks.
+pub(crate) fn clone_range(from: BorrowedFd<'_>, to: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    let range = libc::file_clone_range {
+        src_fd: i64::from(from.as_raw_fd()),
+        src_offset: offset,
+        src_length: bytes,
+        dest_offset: offset,
+    };
+    // SAFETY: both descriptors are open while they are borrowed; FICLONERANGE (ioctl_ficlonerange(2)) reads one
+    // `file_clone_range`, which lives until the call returns, and writes to no memory of ours.
+    let result = unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE, &raw const range) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// What to do with a range of a file that was just written.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Flush {

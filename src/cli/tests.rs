@@ -40,13 +40,13 @@ fn clap_finds_no_fault_in_the_declaration() {
 fn defaults() {
     for line in ["--database-directory /d", "serve --database-directory /d", "--database-directory /d serve"] {
         let plan = serve(line, &[], &[]);
-        assert_eq!((plan.backup_directory.as_path(), plan.api_enabled), (Path::new("/d/backups"), false));
+        assert_eq!((plan.config.backup_directory.as_path(), plan.config.api_enabled), (Path::new("/d/backups"), false));
         assert_eq!((plan.interface, plan.port), (Ipv4Addr::LOCALHOST.into(), 1849));
-        assert_eq!((plan.address_file, plan.chainweb_version, plan.node_version), (None, None, None));
-        assert_eq!((plan.reserve_bytes, plan.log_level), (None, LevelFilter::Info));
+        assert_eq!((plan.address_file, plan.config.chainweb_version, plan.config.node_version), (None, None, None));
+        assert_eq!((plan.config.reserve_bytes, plan.log_level), (None, LevelFilter::Info));
         assert!(plan.warnings[0].contains("API is off") && plan.warnings[1].contains("version is unknown"));
     }
-    assert_eq!(serve("--database-directory d", &[], &[]).backup_directory, Path::new("d/backups"));
+    assert_eq!(serve("--database-directory d", &[], &[]).config.backup_directory, Path::new("d/backups"));
     use LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
     for (name, level) in LOG_LEVELS.into_iter().chain(["quiet"]).zip([Error, Warn, Info, Debug, Trace, Off, Off]) {
         assert_eq!(serve(&format!("--database-directory d --log-level {name}"), &[], &[]).log_level, level);
@@ -58,8 +58,8 @@ fn flag_before_environment_before_later_file_before_earlier_file() {
     let files = &[("1", TOP), ("2", "chainweb: {chainwebVersion: v2, backup: {directory: /2, api: {enabled: false}}}")];
     let env = &[("BACKUP_DIR", "/env"), ("ENABLE_BACKUP_API", "true")];
     let empty = &[("BACKUP_DIR", ""), ("ENABLE_BACKUP_API", "")];
-    let place = |line: &str, env: &[_], files: &[_]| serve(line, env, files).backup_directory;
-    let on = |line: &str, env: &[_], files: &[_]| serve(line, env, files).api_enabled;
+    let place = |line: &str, env: &[_], files: &[_]| serve(line, env, files).config.backup_directory;
+    let on = |line: &str, env: &[_], files: &[_]| serve(line, env, files).config.api_enabled;
     let both = "--config-file 1 --config-file 2";
     assert_eq!(place(&format!("{both} --backup-directory /flag"), env, files), Path::new("/flag"));
     assert_eq!(place(both, env, files), Path::new("/env"));
@@ -73,13 +73,19 @@ fn flag_before_environment_before_later_file_before_earlier_file() {
 
     let plan = serve(both, &[], files);
     assert_eq!((plan.port, plan.interface.to_string().as_str()), (7, "::1"));
-    assert_eq!((plan.database_directory.as_path(), plan.chainweb_version.as_deref()), (Path::new("/file"), Some("v2")));
+    assert_eq!(
+        (plan.database_directory.as_path(), plan.config.chainweb_version.as_deref()),
+        (Path::new("/file"), Some("v2"))
+    );
     let flags = "--service-port 0 --service-interface * --database-directory /flag --chainweb-version f \
                  --node-version 2.31 --reserve-bytes 2KiB --address-file a --log-level DEBUG";
     let plan = serve(&format!("{both} {flags} --enable-backup-api"), &[], files);
     assert_eq!((plan.port, plan.interface, plan.log_level), (0, Ipv4Addr::UNSPECIFIED.into(), LevelFilter::Debug));
-    assert_eq!((plan.database_directory.as_path(), plan.chainweb_version.as_deref()), (Path::new("/flag"), Some("f")));
-    assert_eq!((plan.node_version.as_deref(), plan.reserve_bytes), (Some("2.31"), Some(2048)));
+    assert_eq!(
+        (plan.database_directory.as_path(), plan.config.chainweb_version.as_deref()),
+        (Path::new("/flag"), Some("f"))
+    );
+    assert_eq!((plan.config.node_version.as_deref(), plan.config.reserve_bytes), (Some("2.31"), Some(2048)));
     assert_eq!((plan.address_file, plan.warnings.len()), (Some("a".into()), 1));
     assert!(plan.warnings[0].contains("listening on 0.0.0.0"));
 }
@@ -88,7 +94,7 @@ fn flag_before_environment_before_later_file_before_earlier_file() {
 fn the_other_commands() {
     let warnings = Vec::new();
     let Ok(Plan::Make(make)) = run("--database-directory /d make --backup-pact", &[], &[]) else { panic!("make") };
-    assert_eq!((make.backup_directory.as_path(), make.backup_pact), (Path::new("/d/backups"), true));
+    assert_eq!((make.config.backup_directory.as_path(), make.backup_pact), (Path::new("/d/backups"), true));
     // The daemon's variables are set where the other commands run too; only `serve` judges the switch.
     let env = &[("BACKUP_DIR", "/b"), ("ENABLE_BACKUP_API", "maybe")];
     let (backup_directory, log_level) = (PathBuf::from("/b"), LevelFilter::Info);
