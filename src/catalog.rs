@@ -26,10 +26,11 @@ use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::manifest::MANIFEST_FILE;
-use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status};
+use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status, VERIFIED_FILE, Verified};
 
 const JOB_LOCK: &str = ".lock";
 const SERVICE_LOCK: &str = ".service";
+const PIN_FILE: &str = ".pinned";
 const CREATING: &str = ".creating-";
 const DELETING: &str = ".deleting-";
 
@@ -87,6 +88,28 @@ impl Catalog {
             return Err(Error::new(Kind::Usage, context));
         }
         Ok(Catalog { directory: directory.to_owned(), owner: None })
+    }
+
+    /// The catalog of a backup directory that is there, to change it without a source; what is created follows its owner.
+    pub(crate) fn manage(directory: &Path) -> Result<Catalog> {
+        let catalog = Catalog::view(directory)?;
+        Ok(Catalog { owner: Owner::following(directory)?, ..catalog })
+    }
+
+    /// The file whose presence pins a backup.
+    pub(crate) fn pin_path(&self, id: &BackupId) -> PathBuf {
+        self.path(id).join(PIN_FILE)
+    }
+
+    /// Whether an operator pinned the backup.
+    pub(crate) fn is_pinned(&self, id: &BackupId) -> bool {
+        self.pin_path(id).symlink_metadata().is_ok()
+    }
+
+    /// How the backup was last verified, where it was.
+    pub(crate) fn verified(&self, id: &BackupId) -> Option<Verified> {
+        let bytes = read_bounded(&self.path(id).join(VERIFIED_FILE), MAX_RECORD_BYTES)?;
+        serde_json::from_slice(&bytes).ok()
     }
 
     pub(crate) fn directory(&self) -> &Path {

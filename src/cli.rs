@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use chainweb_backup::{
-    Config, FILE_BYTES_MAX, FileConfig, PactMethod, parse_file, parse_interface, parse_name, parse_pact_method,
+    Config, FILE_BYTES_MAX, FileConfig, PactMethod, Policy, parse_file, parse_interface, parse_name, parse_pact_method,
     parse_size, suggest,
 };
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -29,15 +29,19 @@ use log::LevelFilter;
 const PORT: u16 = 1849;
 
 /// This very program, also after its file was replaced by a newer one.
-const OURSELVES: &str = "/proc/self/exe";
-/// The words of the command line that people may use; `heights` is for our own child process.
-const COMMANDS: &[&str] = &["serve", "make", "list", "check"];
+pub const OURSELVES: &str = "/proc/self/exe";
 const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
 const USAGE: &str = "chainweb-backup [serve] --database-directory DIR [--enable-backup-api] [FLAGS]
        chainweb-backup make  --database-directory DIR [--backup-pact]
        chainweb-backup list  --backup-directory DIR [--json]
-       chainweb-backup check --backup-directory DIR ID";
+       chainweb-backup check --backup-directory DIR ID
+       chainweb-backup verify  --backup-directory DIR ID|latest [--deep]
+       chainweb-backup restore --backup-directory DIR ID|latest --to DIR [--replace] [--deep]
+       chainweb-backup sum     --backup-directory DIR ID|latest
+       chainweb-backup delete  --backup-directory DIR ID...
+       chainweb-backup prune   --backup-directory DIR [--keep-last N] [--keep-daily N] [--keep-weekly N] [--dry-run]
+       chainweb-backup pin|unpin --backup-directory DIR ID";
 
 const AFTER_HELP: &str = "\
 Commands:
@@ -45,6 +49,13 @@ Commands:
   make        Make one backup now, without a server, and print its id
   list        List the backups, newest first
   check ID    Print one backup's status: backup-done, backup-in-progress or backup-failed
+  verify ID   Look whether a backup is still good; --deep reads every byte
+  restore ID  Put a backup below a database directory, after verifying it
+  sum ID      Write its checksums, for b2sum -c BLAKE2SUMS
+  delete ID   Delete backups
+  prune       Delete what no rule keeps; never the last good, a pinned or a used one
+  pin ID      Keep a backup from delete and prune; unpin takes it back
+ID is an identifier from list, for verify, restore and sum also: latest
 
 Each value comes from the flag, else the environment (ENABLE_BACKUP_API=true, BACKUP_DIR=DIR), else the last
 --config-file that has it, else the default.
@@ -113,6 +124,27 @@ struct Typed {
     /// list: print JSON
     #[arg(long)]
     json: bool,
+    /// verify, restore: read every byte, not only names and sizes
+    #[arg(long)]
+    deep: bool,
+    /// restore: the database directory that gets the backup's `0`
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+    /// restore: where there is a `0` already, keep it aside as `0.bak-<time>`
+    #[arg(long)]
+    replace: bool,
+    /// prune: keep the newest N good backups
+    #[arg(long, value_name = "N")]
+    keep_last: Option<u32>,
+    /// prune: keep the newest good backup of each of the last N days that have one
+    #[arg(long, value_name = "N")]
+    keep_daily: Option<u32>,
+    /// prune: the same for weeks
+    #[arg(long, value_name = "N")]
+    keep_weekly: Option<u32>,
+    /// prune: only say what would be deleted, and why the rest is kept
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// What to do, validated.
@@ -122,23 +154,12 @@ pub enum Plan {
     Serve(ServePlan),
     /// Make one backup and print its id.
     Make(MakePlan),
-    /// Print what backups there are.
-    List {
+    /// Do something with finished backups.
+    Manage {
         /// Where the backups are.
         backup_directory: PathBuf,
-        /// As JSON instead of a table.
-        json: bool,
-        /// What is logged.
-        log_level: LevelFilter,
-        /// To be logged once at the start, each a whole sentence.
-        warnings: Vec<String>,
-    },
-    /// Print the status of one backup.
-    Check {
-        /// Where the backups are.
-        backup_directory: PathBuf,
-        /// As typed: not yet parsed, so not yet to be joined to any path.
-        id: String,
+        /// What.
+        action: Action,
         /// What is logged.
         log_level: LevelFilter,
         /// To be logged once at the start, each a whole sentence.
@@ -148,6 +169,59 @@ pub enum Plan {
     Heights {
         /// The RocksDB directory of the copy.
         directory: PathBuf,
+    },
+    /// Read every block of a finished copy; for our own child process.
+    Inspect {
+        /// The RocksDB directory of the copy.
+        directory: PathBuf,
+    },
+}
+
+/// What to do with finished backups. Identifiers are as typed: not yet parsed, so not yet to be joined to any path.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    /// Print what there is, as JSON or as a table.
+    List {
+        /// As JSON instead of a table.
+        json: bool,
+    },
+    /// Print the status.
+    Check(String),
+    /// Look whether it is still good.
+    Verify {
+        /// An identifier, or `latest`.
+        id: String,
+        /// Read every byte.
+        deep: bool,
+    },
+    /// Put it below a database directory.
+    Restore {
+        /// An identifier, or `latest`.
+        id: String,
+        /// The database directory.
+        to: PathBuf,
+        /// Keep aside what is there.
+        replace: bool,
+        /// Read every byte before.
+        deep: bool,
+    },
+    /// Write its checksums.
+    Sum(String),
+    /// Delete these.
+    Delete(Vec<String>),
+    /// Delete what no rule keeps.
+    Prune {
+        /// The rules.
+        policy: Policy,
+        /// Only say what would be deleted.
+        dry_run: bool,
+    },
+    /// Keep it from being deleted, or no longer.
+    Pin {
+        /// An identifier.
+        id: String,
+        /// Whether it is kept.
+        pinned: bool,
     },
 }
 
@@ -202,8 +276,31 @@ enum Command {
     Make,
     List,
     Check,
+    Verify,
+    Restore,
+    Sum,
+    Delete,
+    Prune,
+    Pin,
+    Unpin,
     Heights,
+    Inspect,
 }
+
+/// The commands that people may use, by their words; the others are for our own child processes.
+const COMMANDS: [(&str, Command); 11] = [
+    ("serve", Command::Serve),
+    ("make", Command::Make),
+    ("list", Command::List),
+    ("check", Command::Check),
+    ("verify", Command::Verify),
+    ("restore", Command::Restore),
+    ("sum", Command::Sum),
+    ("delete", Command::Delete),
+    ("prune", Command::Prune),
+    ("pin", Command::Pin),
+    ("unpin", Command::Unpin),
+];
 
 /// Decides what to do. `args` begins with the program's name, as in `std::env::args_os`.
 pub fn parse(
@@ -239,10 +336,12 @@ fn resolve(
     env: &dyn Fn(&str) -> Option<OsString>,
     read_file: &dyn Fn(&Path) -> io::Result<String>,
 ) -> Result<Plan, String> {
-    let (command, operand) = command(std::mem::take(&mut typed.words))?;
+    let (command, operands) = command(std::mem::take(&mut typed.words))?;
     refuse_foreign_flags(&typed, command)?;
-    if command == Command::Heights {
-        return Ok(Plan::Heights { directory: operand.map(PathBuf::from).ok_or("heights needs a directory")? });
+    if matches!(command, Command::Heights | Command::Inspect) {
+        let directory = PathBuf::from(operands.into_iter().next().unwrap_or_default());
+        let heights = command == Command::Heights;
+        return Ok(if heights { Plan::Heights { directory } } else { Plan::Inspect { directory } });
     }
     let mut file = FileConfig::default();
     for path in &typed.config_file {
@@ -252,26 +351,23 @@ fn resolve(
     // An empty variable is how a container says nothing.
     let env = |name: &str| env(name).filter(|value| !value.is_empty());
 
-    let chainweb_version = typed.chainweb_version.or(file.chainweb_version);
-    let database_directory = typed.database_directory.or(file.database_directory);
+    let chainweb_version = typed.chainweb_version.clone().or(file.chainweb_version);
+    let database_directory = typed.database_directory.clone().or(file.database_directory);
     let backup_directory = typed
         .backup_directory
+        .clone()
         .or_else(|| env("BACKUP_DIR").map(PathBuf::from))
         .or(file.backup_directory)
         .or_else(|| database_directory.as_ref().map(|d| d.join("backups")));
     let log_level = typed.log_level.unwrap_or(LevelFilter::Info);
     let mut warnings = file.warnings;
 
-    if matches!(command, Command::List | Command::Check) {
+    if let Some(action) = action(command, &operands, &typed)? {
         let backup_directory = backup_directory.ok_or(
             "no backup directory: name one with --backup-directory DIR, BACKUP_DIR or `backup.directory` in a \
              --config-file, or name the node's with --database-directory DIR (its `backups` is the default)",
         )?;
-        return Ok(match operand {
-            None => Plan::List { backup_directory, json: typed.json, log_level, warnings },
-            // What is not UTF-8 is no id; the replacement characters keep it from becoming one.
-            Some(id) => Plan::Check { backup_directory, id: id.to_string_lossy().into_owned(), log_level, warnings },
-        });
+        return Ok(Plan::Manage { backup_directory, action, log_level, warnings });
     }
     let (Some(database_directory), Some(backup_directory)) = (database_directory, backup_directory) else {
         let version = chainweb_version.as_deref().unwrap_or("mainnet01");
@@ -325,41 +421,75 @@ fn resolve(
     }))
 }
 
-/// The command and its operand; `check` and `heights` have one, and only they.
-fn command(words: Vec<OsString>) -> Result<(Command, Option<OsString>), String> {
+/// The command and its operands.
+fn command(words: Vec<OsString>) -> Result<(Command, Vec<OsString>), String> {
     let mut words = words.into_iter();
     let word = words.next().unwrap_or_else(|| "serve".into());
+    let names: Vec<&str> = COMMANDS.iter().map(|(name, _)| *name).collect();
     let command = match word.to_str() {
-        Some("serve") => Command::Serve,
-        Some("make") => Command::Make,
-        Some("list") => Command::List,
-        Some("check") => Command::Check,
         Some("heights") => Command::Heights,
-        _ => {
+        Some("inspect") => Command::Inspect,
+        typed => COMMANDS.into_iter().find(|(name, _)| Some(*name) == typed).map(|(_, c)| c).ok_or_else(|| {
             let word = word.to_string_lossy();
-            let tip = suggest(&word, COMMANDS).map_or(String::new(), |c| format!("did you mean '{c}'? "));
-            return Err(format!("no command {word:?}: {tip}(commands: {})", COMMANDS.join(", ")));
-        }
+            let tip = suggest(&word, &names).map_or(String::new(), |c| format!("did you mean '{c}'? "));
+            format!("no command {word:?}: {tip}(commands: {})", names.join(", "))
+        })?,
     };
-    let operand = match command {
-        Command::Check => Some(words.next().ok_or("check needs the ID of a backup: 'list' shows them")?),
-        Command::Heights => words.next(),
-        Command::Serve | Command::Make | Command::List => None,
+    let operands: Vec<OsString> = words.collect();
+    let allowed = match command {
+        Command::Serve | Command::Make | Command::List | Command::Prune => 0..=0,
+        Command::Delete => 1..=usize::MAX,
+        _ => 1..=1,
     };
-    match words.next() {
-        Some(more) => Err(format!("unexpected argument {more:?} after '{}'", word.to_string_lossy())),
-        None => Ok((command, operand)),
+    if operands.len() < *allowed.start() {
+        return Err(format!("{} needs the ID of a backup: 'list' shows them", word.to_string_lossy()));
     }
+    match operands.get(*allowed.end()) {
+        Some(more) => Err(format!("unexpected argument {more:?} after '{}'", word.to_string_lossy())),
+        None => Ok((command, operands)),
+    }
+}
+
+/// What a command does with finished backups; `None` for one that does not.
+fn action(command: Command, operands: &[OsString], typed: &Typed) -> Result<Option<Action>, String> {
+    // What is not UTF-8 is no id; the replacement characters keep it from becoming one.
+    let ids: Vec<String> = operands.iter().map(|id| id.to_string_lossy().into_owned()).collect();
+    let id = ids.first().cloned().unwrap_or_default();
+    Ok(Some(match command {
+        Command::List => Action::List { json: typed.json },
+        Command::Check => Action::Check(id),
+        Command::Verify => Action::Verify { id, deep: typed.deep },
+        Command::Restore => {
+            let to = typed.to.clone().ok_or("restore needs --to DIR, the database directory that gets the backup")?;
+            Action::Restore { id, to, replace: typed.replace, deep: typed.deep }
+        }
+        Command::Sum => Action::Sum(id),
+        Command::Delete => Action::Delete(ids),
+        Command::Prune => {
+            let policy = Policy {
+                keep_last: typed.keep_last.unwrap_or(0),
+                keep_daily: typed.keep_daily.unwrap_or(0),
+                keep_weekly: typed.keep_weekly.unwrap_or(0),
+            };
+            if policy == Policy::default() {
+                return Err("prune needs a rule: --keep-last N, --keep-daily N or --keep-weekly N, above 0".to_owned());
+            }
+            Action::Prune { policy, dry_run: typed.dry_run }
+        }
+        Command::Pin | Command::Unpin => Action::Pin { id, pinned: command == Command::Pin },
+        Command::Serve | Command::Make | Command::Heights | Command::Inspect => return Ok(None),
+    }))
 }
 
 /// Refuses each flag that the command would ignore.
 fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
-    use Command::{Check, List, Make, Serve};
-    let flags: [(&str, bool, &[Command]); 15] = [
-        ("--database-directory", typed.database_directory.is_some(), &[Serve, Make, List, Check]),
-        ("--backup-directory", typed.backup_directory.is_some(), &[Serve, Make, List, Check]),
-        ("--config-file", !typed.config_file.is_empty(), &[Serve, Make, List, Check]),
-        ("--log-level", typed.log_level.is_some(), &[Serve, Make, List, Check]),
+    use Command::{Check, Delete, List, Make, Pin, Prune, Restore, Serve, Sum, Unpin, Verify};
+    const ALL: &[Command] = &[Serve, Make, List, Check, Verify, Restore, Sum, Delete, Prune, Pin, Unpin];
+    let flags: [(&str, bool, &[Command]); 22] = [
+        ("--database-directory", typed.database_directory.is_some(), ALL),
+        ("--backup-directory", typed.backup_directory.is_some(), ALL),
+        ("--config-file", !typed.config_file.is_empty(), ALL),
+        ("--log-level", typed.log_level.is_some(), ALL),
         ("--chainweb-version", typed.chainweb_version.is_some(), &[Serve, Make]),
         ("--node-version", typed.node_version.is_some(), &[Serve, Make]),
         ("--reserve-bytes", typed.reserve_bytes.is_some(), &[Serve, Make]),
@@ -371,6 +501,13 @@ fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
         ("--address-file", typed.address_file.is_some(), &[Serve]),
         ("--backup-pact", typed.backup_pact, &[Make]),
         ("--json", typed.json, &[List]),
+        ("--deep", typed.deep, &[Verify, Restore]),
+        ("--to", typed.to.is_some(), &[Restore]),
+        ("--replace", typed.replace, &[Restore]),
+        ("--keep-last", typed.keep_last.is_some(), &[Prune]),
+        ("--keep-daily", typed.keep_daily.is_some(), &[Prune]),
+        ("--keep-weekly", typed.keep_weekly.is_some(), &[Prune]),
+        ("--dry-run", typed.dry_run, &[Prune]),
     ];
     let name = |command: Command| format!("{command:?}").to_lowercase();
     match flags.iter().find(|(_, given, commands)| *given && !commands.contains(&command)) {

@@ -30,9 +30,9 @@ pub enum Phase {
 const PHASES: [Phase; 6] =
     [Phase::PreFlight, Phase::Pact, Phase::Rocksdb, Phase::Heights, Phase::Sync, Phase::Finished];
 
-/// Progress and cancellation of one job.
+/// Progress and cancellation of one job, or of one operation on a backup.
 #[derive(Debug, Default)]
-pub(crate) struct Control {
+pub struct Control {
     phase: AtomicU8,
     bytes_done: AtomicU64,
     bytes_total: AtomicU64,
@@ -59,7 +59,7 @@ impl Control {
     }
 
     /// Bytes copied so far and bytes to copy in all. The sources grow, so the total is never below what is done.
-    pub(crate) fn bytes(&self) -> (u64, u64) {
+    pub fn bytes(&self) -> (u64, u64) {
         let done = self.bytes_done.load(Relaxed);
         (done, self.bytes_total.load(Relaxed).max(done))
     }
@@ -73,7 +73,8 @@ impl Control {
         self.reserve_bytes.load(Relaxed)
     }
 
-    pub(crate) fn cancel(&self) {
+    /// Wishes that the job ends; it does so at its next chunk.
+    pub fn cancel(&self) {
         self.cancelled.store(true, Relaxed);
     }
 

@@ -9,7 +9,7 @@
 //! RocksDB's checkpoint and SQLite write by themselves, but only inside an unfinished backup; what they wrote is synced here.
 #![allow(clippy::disallowed_methods)]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::num::NonZeroU64;
 use std::os::fd::BorrowedFd;
@@ -53,6 +53,13 @@ impl Owner {
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         let foreign = meta.uid() != uid.as_raw() || meta.gid() != gid.as_raw();
         Ok((uid.is_root() && foreign).then_some(Owner { uid: meta.uid(), gid: meta.gid() }))
+    }
+
+    /// Whether a file already belongs to whom our new files will belong.
+    pub(crate) fn fits(owner: Option<Owner>, file: &Metadata) -> bool {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let wanted = owner.unwrap_or(Owner { uid, gid });
+        (file.uid(), file.gid()) == (wanted.uid, wanted.gid)
     }
 
     fn ids(self) -> (Option<Uid>, Option<Gid>) {
@@ -158,6 +165,12 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<bool> {
         }
         Err(errno) => Err(Error::io(failed("rename", from), errno.into())),
     }
+}
+
+/// Exchanges two directories in one step: no instant shows either missing.
+pub(crate) fn exchange(a: &Path, b: &Path) -> Result<()> {
+    pass("exchange", a).context(|| failed("exchange", a))?;
+    rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).context(|| failed("exchange", a))
 }
 
 /// Gives `from` a second name. The error of the system is returned bare: callers act on EXDEV, EPERM and ENOENT.
@@ -377,6 +390,16 @@ impl Lock {
             give(path, owner)?;
         }
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(Error::io(failed("lock", path), errno.into())),
+        }
+    }
+
+    /// Shares the lock of a file that is there, so that nobody takes it exclusively; `None` where somebody has.
+    pub(crate) fn try_share(path: &Path) -> Result<Option<Lock>> {
+        let file = File::open(path).context(|| failed("open lock file", path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(Some(Lock(file))),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(Error::io(failed("lock", path), errno.into())),

@@ -22,6 +22,8 @@ pub enum Kind {
     Busy,
     /// The file system has no room for what is asked.
     NoSpace,
+    /// The place where something shall go holds something already.
+    NotEmpty,
     /// A running node holds the database.
     NodeRunning,
     /// A source cannot be backed up as it stands; the context says why and what to do.

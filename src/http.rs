@@ -162,7 +162,7 @@ fn failure(e: &Error) -> Response {
         Kind::NotFound => 404,
         Kind::Busy | Kind::ShuttingDown | Kind::Cancelled => 503,
         Kind::NoSpace => 507,
-        Kind::NodeRunning | Kind::Refused | Kind::Damaged | Kind::Io | Kind::Database => 500,
+        Kind::NotEmpty | Kind::NodeRunning | Kind::Refused | Kind::Damaged | Kind::Io | Kind::Database => 500,
     };
     text(status, &e.chain())
 }

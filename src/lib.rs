@@ -24,9 +24,10 @@
 //! A functional core with one dirty hand. Each file uses only rows below its own:
 //! ```text
 //! row 6  main, cli, http, listener     faces: words in, words out
-//! row 5  service, metrics              the one thread, the channel, the status map
+//! row 5  service, metrics, manage      the one thread, the channel, the status map
 //! row 4  job                           one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
+//!        verify, sums, restore, retention   finished backups
 //! row 2  rocks, live, live_files, sqlite, raw_copy   a source -> synced files
 //!        source, record, manifest      what is read; durable formats
 //! row 1  disk, sys                     every change that we make to the file system
@@ -55,33 +56,45 @@ mod listener;
 mod live;
 mod live_files;
 mod log_format;
+mod manage;
 mod manifest;
 mod metrics;
 mod raw_copy;
 mod record;
+mod restore;
+mod retention;
 mod rocks;
 mod service;
 mod source;
 mod sqlite;
 mod sqlite_wal;
+mod sums;
 mod sys;
 #[cfg(feature = "gate")]
 #[doc(hidden)]
 pub mod testing;
+mod verify;
 mod version_edit;
 
 pub use config::{
     Config, FILE_BYTES_MAX, FileConfig, PactMethod, parse_file, parse_interface, parse_name, parse_pact_method,
     parse_size, suggest,
 };
-pub use control::Phase;
+pub use control::{Control, Phase};
 pub use error::{Error, Kind, Result};
 pub use http::ROUTES;
 pub use id::BackupId;
 pub use listener::{Decorate, Handler, Limits, Listener, Stopper};
-pub use record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Versions};
-pub use rocks::heights_json;
-pub use service::{Details, MakeRequest, Progress, Service, check_backup_in, list_backups_in};
+pub use manage::{
+    check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup, sum_backup,
+    verify_backup,
+};
+pub use record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
+pub use restore::Restored;
+pub use retention::{Candidate, Policy, Verdict, judge};
+pub use rocks::{heights_json, inspect_json};
+pub use service::{Details, MakeRequest, Progress, Service};
 pub use source::{RocksSource, Sources, SqliteSource};
+pub use verify::{Depth, Verification};
 
 pub use {rocksdb, rouille, rusqlite};

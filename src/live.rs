@@ -59,7 +59,7 @@ const MAX_SECONDS: u64 = 120;
 const ROUND_PAUSE: Duration = Duration::from_millis(5);
 
 /// A record of a MANIFEST holds one edit; the first one of a large database some MB.
-const MAX_EDIT_BYTES: usize = 256 * 1024 * 1024;
+pub(crate) const MAX_EDIT_BYTES: usize = 256 * 1024 * 1024;
 
 /// Of the node's own file system, this part must stay free while deleted files are held there.
 const SOURCE_RESERVE_DIVISOR: u64 = 20;
@@ -199,7 +199,8 @@ fn round(
 /// Steps 1 to 5.
 fn window(source: &Source, staging: &Staging) -> std::result::Result<Instantaneous, Failure> {
     let current = source.read_current()?.ok_or_else(|| again("CURRENT was being replaced"))?;
-    let name = manifest_name(source, &current)?;
+    let name = manifest_in(&current)
+        .ok_or_else(|| source.refused("its CURRENT does not name a MANIFEST: the database is damaged"))?;
     let manifest = source.open(&name)?.ok_or_else(|| again("the MANIFEST was being replaced"))?;
     let stat = fstat(&manifest, &name)?;
     gate::point("live-manifest-noted", &source.path);
@@ -357,10 +358,8 @@ fn require_size(path: &Path, bytes: u64) -> Result<()> {
 }
 
 /// The name in CURRENT, which must be a plain MANIFEST name: it is joined to a path.
-fn manifest_name(source: &Source, current: &str) -> Result<String> {
-    let name = current.strip_suffix('\n').filter(|name| {
-        name.strip_prefix("MANIFEST-").is_some_and(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()))
-    });
-    name.map(str::to_owned)
-        .ok_or_else(|| source.refused("its CURRENT does not name a MANIFEST: the database is damaged"))
+pub(crate) fn manifest_in(current: &str) -> Option<String> {
+    let name = current.strip_suffix('\n')?;
+    let digits = name.strip_prefix("MANIFEST-")?;
+    (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then(|| name.to_owned())
 }

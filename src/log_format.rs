@@ -86,6 +86,13 @@ impl<R: Read> Fragments<R> {
             let zero = rest.iter().all(|byte| *byte == 0) && !self.more_follows()?;
             return Ok(Err(if zero { End::Torn } else { End::Damaged }));
         }
+        if matches!(kind, 5..=8 | 11 | 131) {
+            // Its header is longer, by the number of the log that it belongs to. Nothing behind it is looked at: it may
+            // be an older log's, and its checksum half overwritten.
+            self.at = self.block.len();
+            let end = self.block_start + self.at as u64;
+            return Ok(Ok(Fragment { kind: FragmentKind::Recyclable, payload: &[], end }));
+        }
         let end = self.at + HEADER_BYTES + length;
         if end > BLOCK_BYTES {
             return Ok(Err(self.tail_or_damage()?));
@@ -103,7 +110,6 @@ impl<R: Read> Fragments<R> {
             2 => FragmentKind::First,
             3 => FragmentKind::Middle,
             4 => FragmentKind::Last,
-            5..=8 | 11 | 131 => FragmentKind::Recyclable,
             9 | 10 | 130.. => FragmentKind::Meta,
             _ => return Ok(Err(End::Damaged)),
         };
@@ -164,7 +170,7 @@ pub(crate) fn measure(reader: impl Read) -> io::Result<Extent> {
             Ok(fragment) => match fragment.kind {
                 FragmentKind::Full | FragmentKind::Last | FragmentKind::Meta => extent.complete_bytes = fragment.end,
                 FragmentKind::First | FragmentKind::Middle => {}
-                FragmentKind::Recyclable => extent.recyclable = true,
+                FragmentKind::Recyclable => return Ok(Extent { recyclable: true, ..extent }),
             },
             Err(end) => return Ok(Extent { end, ..extent }),
         }

@@ -1,6 +1,7 @@
 //! The program `chainweb-backup`: parse, run, say how it went. Errors end here, as one line and an exit code.
 
 mod cli;
+mod operate;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -10,15 +11,12 @@ use std::thread;
 use std::time::Duration;
 
 use chainweb_backup::{
-    BackupId, Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, check_backup_in,
-    heights_json, list_backups_in,
+    Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, heights_json, inspect_json,
 };
 use cli::{MakePlan, Plan, ServePlan};
 use log::LevelFilter;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use time::OffsetDateTime;
-use time::macros::format_description;
 
 /// How long the end may take after a signal; recover settles at the next start what did not end by then.
 const STOP_LIMIT: Duration = Duration::from_secs(9);
@@ -59,6 +57,7 @@ fn exit_code(kind: Kind) -> i32 {
         Kind::NoSpace => 12,
         Kind::Damaged => 13,
         Kind::NodeRunning => 14,
+        Kind::NotEmpty => 15,
         Kind::Refused | Kind::Cancelled | Kind::ShuttingDown | Kind::Io | Kind::Database => 1,
     }
 }
@@ -67,15 +66,12 @@ fn run(plan: Plan) -> Result<i32> {
     match plan {
         Plan::Serve(plan) => serve(plan),
         Plan::Make(plan) => make(plan),
-        Plan::List { backup_directory, json, log_level, warnings } => {
+        Plan::Manage { backup_directory, action, log_level, warnings } => {
             start_log(log_level, &warnings);
-            list(&backup_directory, json)
-        }
-        Plan::Check { backup_directory, id, log_level, warnings } => {
-            start_log(log_level, &warnings);
-            check(&backup_directory, &id)
+            operate::operate(&backup_directory, action)
         }
         Plan::Heights { directory } => print(&heights_json(&directory)?),
+        Plan::Inspect { directory } => print(&inspect_json(&directory)?),
     }
 }
 
@@ -174,53 +170,9 @@ fn make(plan: MakePlan) -> Result<i32> {
 fn progress_line(details: &Details) {
     let Some(p) = &details.progress else { return };
     let eta = p.eta_seconds.map_or_else(|| "?".to_owned(), |s| format!("{s}s"));
-    let (done, total, rate) = (size(p.bytes_done), size(p.bytes_total), size(p.bytes_per_second));
+    let (done, total, rate) =
+        (operate::size(p.bytes_done), operate::size(p.bytes_total), operate::size(p.bytes_per_second));
     eprint!("\r\x1b[K{:?} {done} of {total}, {rate}/s, ETA {eta}", p.phase);
-}
-
-fn check(directory: &Path, id: &str) -> Result<i32> {
-    let none = || Error::new(Kind::NotFound, format!("there is no backup {id:?} in {}", directory.display()));
-    let id = BackupId::parse(id).ok_or_else(none)?;
-    let details = check_backup_in(directory, &id)?.ok_or_else(none)?;
-    print(details.status.word())?;
-    if let Some(reason) = details.record.and_then(|r| r.reason) {
-        eprintln!("{reason}");
-    }
-    Ok(match details.status {
-        Status::Done => 0,
-        Status::Failed => 1,
-        Status::InProgress => 11,
-    })
-}
-
-fn list(directory: &Path, json: bool) -> Result<i32> {
-    let backups = list_backups_in(directory)?;
-    if json {
-        return print(&serde_json::to_string_pretty(&backups).expect("details have only string keys"));
-    }
-    let mut table = format!(
-        "{:<16} {:<18} {:<12} {:<20} {:>10} {:>10} {:>10} NOTE\n",
-        "ID", "STATUS", "SCOPE", "STARTED (UTC)", "SIZE", "EXCLUSIVE", "CUT"
-    );
-    for backup in &backups {
-        let record = backup.record.as_ref();
-        let bytes = record.map_or_else(|| "-".to_owned(), |r| size(r.bytes));
-        let exclusive = backup.exclusive_bytes.map_or_else(|| "-".to_owned(), size);
-        let cut = record.and_then(|r| r.rocksdb.as_ref()?.cut_height).map_or_else(|| "-".to_owned(), |h| h.to_string());
-        let note = match record {
-            None => "foreign".to_owned(),
-            Some(r) => r.reason.clone().unwrap_or_else(|| r.warnings.join("; ")),
-        };
-        let (status, scope) = (backup.status.word(), backup.scope.word());
-        let started = utc(backup.started_ms);
-        let line = format!(
-            "{:<16} {status:<18} {scope:<12} {started:<20} {bytes:>10} {exclusive:>10} {cut:>10} {note}",
-            backup.id.as_str()
-        );
-        table.push_str(line.trim_end());
-        table.push('\n');
-    }
-    print(table.trim_end())
 }
 
 fn print(text: &str) -> Result<i32> {
@@ -229,21 +181,4 @@ fn print(text: &str) -> Result<i32> {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("cannot write to the standard output", e)),
         _ => Ok(0),
     }
-}
-
-fn utc(unix_ms: u64) -> String {
-    let time = OffsetDateTime::from_unix_timestamp((unix_ms / 1000).cast_signed());
-    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
-    time.ok().and_then(|t| t.format(format).ok()).unwrap_or_else(|| "-".to_owned())
-}
-
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }

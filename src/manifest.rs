@@ -61,6 +61,11 @@ impl Manifest {
         Ok(Manifest { format: FORMAT.to_owned(), files })
     }
 
+    /// Reads `manifest.json`; `None` where it is not ours: broken, or of another format.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Manifest> {
+        serde_json::from_slice(bytes).ok().filter(|m: &Manifest| m.format == FORMAT)
+    }
+
     /// Sizes of all files added up.
     pub(crate) fn bytes(&self) -> u64 {
         self.files.iter().map(|f| f.bytes).sum()

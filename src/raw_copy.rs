@@ -30,7 +30,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::OFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::process::{Flock, FlockType};
@@ -59,6 +59,9 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long one call waits for a lock that somebody else holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// SQLite's extended code for a hot journal that a read-only connection cannot play back.
+const SQLITE_READONLY_ROLLBACK: i32 = 8 | 3 << 8;
 
 /// Byte of the `-shm` that every user of it holds (os_unix.c, `UNIX_SHM_DMS`).
 const SHM_IN_USE: u64 = 128;
@@ -137,8 +140,7 @@ pub(crate) fn copy(
 }
 
 fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control: &Control) -> Attempt<Option<Method>> {
-    let failed =
-        |e: rusqlite::Error| Error::new(Kind::Database, format!("cannot read {}", database.display())).because(e);
+    let failed = |e| unreadable(database, e);
     let connection = open(database).map_err(failed)?;
     connection.execute_batch("BEGIN").map_err(failed)?;
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(failed)?;
@@ -159,6 +161,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
 
     let mut pages = Descriptor { fd: held.database, at: 0, flags: read_flags(database)? };
     let watch = || {
+        gate::point("raw-database-window", database);
         held.note_read_locks()?;
         if held.wal_bytes() <= bound { Ok(()) } else { Err(Error::new(Kind::Busy, WAL_TOO_LARGE)) }
     };
@@ -217,6 +220,24 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
 }
 
 const WAL_TOO_LARGE: &str = "the node's WAL grew over the bound while it was held";
+
+/// What SQLite's error means to the operator.
+fn unreadable(database: &Path, e: rusqlite::Error) -> Error {
+    let code = e.sqlite_error().map(|e| (e.code, e.extended_code));
+    let (kind, why) = match code {
+        Some((_, SQLITE_READONLY_ROLLBACK)) => {
+            (Kind::Refused, ": it has a hot journal: start the node once, so that it repairs the database")
+        }
+        Some((ErrorCode::DatabaseBusy, _)) => {
+            (Kind::Refused, ": another program keeps it locked; stop that program or try again")
+        }
+        Some((ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied, _)) => {
+            (Kind::Refused, ": run as the node's user or as root")
+        }
+        _ => (Kind::Database, ""),
+    };
+    Error::new(kind, format!("cannot read {}{why}", database.display())).because(e)
+}
 
 fn open(database: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -364,8 +385,8 @@ impl<'a> Held<'a> {
         if self.read_locks.borrow().is_empty() {
             return Ok(Some("the read lock on the -shm"));
         }
-        let same =
-            identity(database)? == self.identities[0] && identity(&beside(database, "-shm"))? == self.identities[1];
+        let is_still = |path: &Path, it| identity(path).is_ok_and(|now| now == it);
+        let same = is_still(database, self.identities[0]) && is_still(&beside(database, "-shm"), self.identities[1]);
         Ok((!same).then_some("the name of the file"))
     }
 }

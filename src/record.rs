@@ -21,6 +21,20 @@ pub(crate) const STATUS_FAILED_FILE: &str = "status.failed";
 /// Name of the file that explains.
 pub(crate) const RECORD_FILE: &str = "backup.json";
 
+/// Name of the note about the last verification.
+pub(crate) const VERIFIED_FILE: &str = "verified.json";
+
+/// How the last verification of a backup went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// `quick` or `deep`.
+    pub depth: String,
+    /// Milliseconds since the epoch.
+    pub at_ms: u64,
+    /// How much was wrong.
+    pub faults_count: u64,
+}
+
 /// What is known of a backup job, in the words of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{DB, IteratorMode, Options, ReadOptions};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
@@ -38,6 +39,12 @@ const CUT_PREFIX_END: &[u8] = b"-CutHashes%";
 
 /// How long the child that reads the heights may take; replaying a large WAL takes seconds.
 const HEIGHTS_TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long the child that reads everything may take: a terabyte at 20 MB/s.
+const INSPECT_TIME_LIMIT: Duration = Duration::from_secs(14 * 60 * 60);
+
+/// How far a full read reads ahead.
+const READAHEAD_BYTES: usize = 2 * 1024 * 1024;
 
 /// How often a waiting parent looks whether the child has ended.
 const CHILD_POLL: Duration = Duration::from_millis(10);
@@ -113,16 +120,11 @@ pub(crate) fn capture(sources: &Sources, to: &Path, owner: Option<Owner>, contro
         }
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
-            let pinned = pins.directory.join("rocksDb");
-            checkpoint(db, &pinned)?;
-            disk::create_dir(to, owner)?;
-            for name in file_names(&pinned)? {
-                let from = pinned.join(&name);
-                let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
-                disk::copy(&mut file, u64::MAX, &to.join(&name), owner, control)?;
-                disk::remove_file(&from)?;
-            }
-            pins.clear()?;
+            let copied = copy_pinned(db, &pins.directory.join("rocksDb"), to, owner, control);
+            // Also where it failed: links hold what the node deletes.
+            let cleared = pins.clear();
+            copied?;
+            cleared?;
             Ok(Capture { way: "checkpoint", live: None, linked })
         }
         RocksSource::Directory(database) if linked => {
@@ -141,6 +143,19 @@ pub(crate) fn capture(sources: &Sources, to: &Path, owner: Option<Owner>, contro
             Ok(Capture { way: "live-copy", live: Some(live), linked })
         }
     }
+}
+
+/// A checkpoint on the file system of the source, and from there a copy of our own; each pin goes once it is copied.
+fn copy_pinned(db: &DB, pinned: &Path, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
+    checkpoint(db, pinned)?;
+    disk::create_dir(to, owner)?;
+    for name in file_names(pinned)? {
+        let from = pinned.join(&name);
+        let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+        disk::copy(&mut file, u64::MAX, &to.join(&name), owner, control)?;
+        disk::remove_file(&from)?;
+    }
+    Ok(())
 }
 
 /// Removes the pins that a crash left. They are links: they cost nothing until the node deletes their files.
@@ -192,20 +207,42 @@ fn file_names(directory: &Path) -> Result<Vec<String>> {
 /// Reads the newest cut of a finished copy; `None` where the database has no cuts. With a `program`, it reads them in a
 /// child process (`program heights DIR`), so that neither a damaged file nor a large WAL harms this one.
 pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Option<Cut>> {
-    let Some(program) = program else { return read_cut_here(copy) };
+    match program {
+        None => read_cut_here(copy),
+        Some(program) => ask_child(program, "heights", copy, HEIGHTS_TIME_LIMIT, control),
+    }
+}
+
+/// Reads every block of every column family of a finished copy and checks its checksum; returns the number of keys. With
+/// a `program`, a child process does it (`program inspect DIR`).
+pub(crate) fn inspect(copy: &Path, program: Option<&Path>, control: &Control) -> Result<u64> {
+    match program {
+        None => inspect_here(copy),
+        Some(program) => ask_child(program, "inspect", copy, INSPECT_TIME_LIMIT, control),
+    }
+}
+
+/// Runs `program word DIR` and reads its answer, one line of JSON.
+fn ask_child<T: DeserializeOwned>(
+    program: &Path,
+    word: &str,
+    copy: &Path,
+    time_limit: Duration,
+    control: &Control,
+) -> Result<T> {
     let failed =
         |what: &str| Error::new(Kind::Damaged, format!("{what} while reading the finished copy {}", copy.display()));
     let mut child = Command::new(program)
-        .arg("heights")
+        .arg(word)
         .arg(copy)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .context(|| format!("cannot start {}", program.display()))?;
-    let deadline = Instant::now() + HEIGHTS_TIME_LIMIT;
+    let deadline = Instant::now() + time_limit;
     let status = loop {
-        let waited = child.try_wait().context(|| "cannot wait for the child that reads the heights".to_owned())?;
+        let waited = child.try_wait().context(|| "cannot wait for the child that reads the copy".to_owned())?;
         let cancelled = control.check();
         match waited {
             Some(status) => break status,
@@ -241,6 +278,47 @@ pub fn heights_json(directory: &Path) -> Result<String> {
 
 fn read_cut_here(copy: &Path) -> Result<Option<Cut>> {
     let failed = |e| Error::new(Kind::Damaged, format!("RocksDB cannot open the copy {}", copy.display())).because(e);
+    let options = read_only_options(copy)?;
+    // Other column families are the node's business; the cuts are in the default one.
+    let db = DB::open_for_read_only(&options, copy, false).map_err(failed)?;
+    let mut range = ReadOptions::default();
+    range.set_iterate_upper_bound(CUT_PREFIX_END);
+    let newest = db.iterator_opt(IteratorMode::End, range).next().transpose().map_err(failed)?;
+    let Some((key, value)) = newest.filter(|(key, _)| key.starts_with(CUT_PREFIX)) else { return Ok(None) };
+    Ok(parse_cut(&key[CUT_PREFIX.len()..], &value))
+}
+
+/// The child's side of [`inspect`]: the number of keys, as JSON.
+///
+/// # Errors
+/// Fails when RocksDB cannot open the directory or reports damage.
+pub fn inspect_json(directory: &Path) -> Result<String> {
+    Ok(inspect_here(directory)?.to_string())
+}
+
+fn inspect_here(copy: &Path) -> Result<u64> {
+    let failed = |e| Error::new(Kind::Damaged, format!("RocksDB reports damage in {}", copy.display())).because(e);
+    let options = read_only_options(copy)?;
+    let families = DB::list_cf(&options, copy).map_err(failed)?;
+    let db = DB::open_cf_for_read_only(&options, copy, &families, false).map_err(failed)?;
+    let mut keys_count = 0;
+    for family in &families {
+        let handle = db.cf_handle(family);
+        let handle = handle.ok_or_else(|| Error::new(Kind::Damaged, format!("column family {family} is missing")))?;
+        let mut read = ReadOptions::default();
+        read.set_verify_checksums(true);
+        read.fill_cache(false);
+        read.set_readahead_size(READAHEAD_BYTES);
+        for entry in db.iterator_cf_opt(handle, read, IteratorMode::Start) {
+            entry.map_err(failed)?;
+            keys_count += 1;
+        }
+    }
+    Ok(keys_count)
+}
+
+/// Options that open a finished copy without leaving anything in it.
+fn read_only_options(copy: &Path) -> Result<Options> {
     // RocksDB would create a directory that is not there, even read-only.
     if !copy.join("CURRENT").is_file() {
         return Err(Error::new(Kind::Damaged, format!("there is no RocksDB in {} (no file CURRENT)", copy.display())));
@@ -249,13 +327,7 @@ fn read_cut_here(copy: &Path) -> Result<Option<Cut>> {
     options.set_max_open_files(MAX_OPEN_FILES);
     // A logger of our own, which drops everything: the default one would create a LOG in the backup.
     options.set_info_logger(rocksdb::InfoLogger::new_callback_logger(rocksdb::LogLevel::Fatal, |_, _| {}));
-    // Other column families are the node's business; the cuts are in the default one.
-    let db = DB::open_for_read_only(&options, copy, false).map_err(failed)?;
-    let mut range = ReadOptions::default();
-    range.set_iterate_upper_bound(CUT_PREFIX_END);
-    let newest = db.iterator_opt(IteratorMode::End, range).next().transpose().map_err(failed)?;
-    let Some((key, value)) = newest.filter(|(key, _)| key.starts_with(CUT_PREFIX)) else { return Ok(None) };
-    Ok(parse_cut(&key[CUT_PREFIX.len()..], &value))
+    Ok(options)
 }
 
 /// A cut as the node stores it: the key begins with the height, 8 bytes big-endian; the value is JSON with `height` and

@@ -15,7 +15,6 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -32,7 +31,7 @@ use crate::disk::Lock;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::metrics::Counters;
-use crate::record::{Record, Scope, Status, Versions};
+use crate::record::{Record, Scope, Status, Verified, Versions};
 use crate::source::Sources;
 use crate::{disk, job, rocks, sqlite};
 
@@ -58,6 +57,10 @@ pub struct Details {
     pub started_ms: u64,
     /// What its job is doing; absent where no job of this service runs.
     pub progress: Option<Progress>,
+    /// Whether an operator pinned it, so that neither delete nor prune removes it.
+    pub pinned: bool,
+    /// How it was last verified; absent where it was not.
+    pub verified: Option<Verified>,
     /// Bytes of disk that deleting it would free, as of the end of the last job; absent until that is known.
     pub exclusive_bytes: Option<u64>,
     /// What `backup.json` says; absent for a foreign backup.
@@ -255,34 +258,21 @@ impl Service {
     }
 }
 
-/// Every backup below a backup directory, newest first, without a service: nothing is created or changed.
-///
-/// # Errors
-/// [`Kind::Usage`]: there is no such directory. [`Kind::Io`]: it cannot be listed.
-pub fn list_backups_in(directory: &Path) -> Result<Vec<Details>> {
-    let catalog = Catalog::view(directory)?;
-    Ok(catalog.list()?.into_iter().map(|found| viewed(&catalog, found)).collect())
-}
-
-/// One backup below a backup directory, as [`list_backups_in`] tells it; `None` where there is none.
-///
-/// # Errors
-/// [`Kind::Usage`]: there is no such directory.
-pub fn check_backup_in(directory: &Path, id: &BackupId) -> Result<Option<Details>> {
-    let catalog = Catalog::view(directory)?;
-    Ok(catalog.find(id).map(|found| viewed(&catalog, found)))
-}
-
-fn viewed(catalog: &Catalog, found: Found) -> Details {
-    Details {
-        exclusive_bytes: Some(catalog.exclusive_bytes(&found.id)),
-        foreign: found.record.is_none(),
-        id: found.id,
-        status: found.status,
-        scope: found.scope,
-        started_ms: found.started_ms,
-        progress: None,
-        record: found.record,
+impl Details {
+    /// What the disk says of a backup; no job of ours runs on it.
+    pub(crate) fn of(catalog: &Catalog, found: Found) -> Details {
+        Details {
+            foreign: found.record.is_none(),
+            pinned: catalog.is_pinned(&found.id),
+            verified: catalog.verified(&found.id),
+            exclusive_bytes: None,
+            progress: None,
+            id: found.id,
+            status: found.status,
+            scope: found.scope,
+            started_ms: found.started_ms,
+            record: found.record,
+        }
     }
 }
 
@@ -294,23 +284,21 @@ impl Drop for Service {
 
 impl Shared {
     fn details(&self, id: &BackupId, found: Option<Found>) -> Option<Details> {
+        let on_disk = found.map(|found| Details::of(&self.catalog, found));
         let state = self.state.lock();
         let deleted = |j: &&Job| j.status != Status::InProgress && !self.catalog.path(id).is_dir();
-        let job = state.jobs.get(id).filter(|j| !deleted(j));
-        let status = job.map(|j| j.status).or(found.as_ref().map(|f| f.status))?;
-        let scope = job.map(|j| j.scope).or(found.as_ref().map(|f| f.scope))?;
-        let started_ms = job.map(|j| j.started_ms).or(found.as_ref().map(|f| f.started_ms))?;
-        let record = found.and_then(|f| f.record);
-        Some(Details {
-            id: id.clone(),
-            status,
-            scope,
-            foreign: record.is_none() && job.is_none(),
-            started_ms,
-            progress: job.filter(|j| j.status == Status::InProgress).map(Job::progress),
-            exclusive_bytes: state.exclusive_bytes.get(id).copied(),
-            record,
-        })
+        let mut details = match (state.jobs.get(id).filter(|j| !deleted(j)), on_disk) {
+            (None, on_disk) => on_disk?,
+            (Some(job), on_disk) => Details {
+                status: job.status,
+                scope: job.scope,
+                foreign: false,
+                progress: (job.status == Status::InProgress).then(|| job.progress()),
+                ..on_disk.unwrap_or_else(|| job.details(id))
+            },
+        };
+        details.exclusive_bytes = state.exclusive_bytes.get(id).copied();
+        Some(details)
     }
 
     /// Progress of the running job.
@@ -473,6 +461,22 @@ impl Shared {
 }
 
 impl Job {
+    /// What is known of a job whose directory somebody has removed.
+    fn details(&self, id: &BackupId) -> Details {
+        Details {
+            id: id.clone(),
+            status: self.status,
+            scope: self.scope,
+            foreign: false,
+            pinned: false,
+            verified: None,
+            started_ms: self.started_ms,
+            progress: None,
+            exclusive_bytes: None,
+            record: None,
+        }
+    }
+
     fn progress(&self) -> Progress {
         let elapsed = self.started.elapsed();
         let (bytes_done, bytes_total) = self.control.bytes();

@@ -1,9 +1,10 @@
 //! One SQLite database into one finished file: the only file that knows rusqlite.
 //!
 //! Three ways, chosen per database and written into the record:
-//! - **File copy**: the database of another process that left no `-wal`: its node stopped cleanly, and opening it would
-//!   create files beside it. The bytes are copied; size, modification and change time, inode, and "no -wal" must be the
-//!   same before and after, otherwise somebody used it meanwhile and the copy fails.
+//! - **File copy**: the database of another process in WAL mode without a `-wal`: its node stopped cleanly, and opening it
+//!   would create files beside it. The bytes are copied under a read lock; size, modification and change time, inode, and
+//!   "no -wal" must be the same before and after, otherwise somebody used it meanwhile: if no node was up, the copy fails,
+//!   otherwise it is made in another way.
 //! - **Raw copy** (`raw_copy`): every other database in WAL mode, which is how the node has them.
 //! - **Online backup**: what is left, databases with a rollback journal. A read transaction on the source connection pins
 //!   one commit for the whole copy; without it SQLite starts again at every write of another connection and may never
@@ -16,7 +17,7 @@
 
 use std::ffi::c_int;
 use std::fs::{self, File, Metadata};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,6 +26,10 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use rustix::process::{Flock, FlockType};
 
 use crate::control::Control;
 use crate::disk::{self, Owner};
@@ -41,6 +46,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often in a row a step may find the database busy before the copy fails.
 const MAX_BUSY_STEPS: u32 = 30;
+
+/// Where a database says how it is written and read, and what stands there in WAL mode.
+const HEADER_MODES: u64 = 18;
+const WAL_MODES: [u8; 2] = [2, 2];
 
 /// What a path may not hold in a `file:` URI.
 const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
@@ -68,21 +77,15 @@ pub(crate) fn copy(
     if meta.len() == 0 {
         return Err(refused(database, "it is empty; remove it or let the node create it anew"));
     }
-    let method = match source {
-        SqliteSource::Foreign(_) if !wal_of(database).exists() => {
-            copy_file(database, to, owner, control)?;
-            Method::Copied
-        }
-        SqliteSource::Foreign(_) | SqliteSource::Embedded(_) => {
-            let how = How { node_is_up: how.node_is_up && matches!(source, SqliteSource::Foreign(_)), ..how };
-            match raw_copy::copy(database, to, how, owner, control)? {
-                Some(method) => method,
-                None => {
-                    copy_online(database, to, owner, control)?;
-                    Method::OnlineBackup
-                }
-            }
-        }
+    let foreign = matches!(source, SqliteSource::Foreign(_));
+    let how = How { node_is_up: how.node_is_up && foreign, ..how };
+    let method = if foreign && copy_file(database, to, how, owner, control)? {
+        Method::Copied
+    } else if let Some(method) = raw_copy::copy(database, to, how, owner, control)? {
+        method
+    } else {
+        copy_online(database, to, owner, control)?;
+        Method::OnlineBackup
     };
     let newest = newest_block(to)?;
     Ok(PactPart {
@@ -109,19 +112,39 @@ fn wal_of(database: &Path) -> PathBuf {
     beside(database, "-wal")
 }
 
-fn copy_file(database: &Path, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
-    if fs::metadata(beside(database, "-journal")).is_ok_and(|m| m.len() > 0) {
-        return Err(refused(database, "it has a hot journal: start the node once, so that it repairs the database"));
+/// Copies a database in WAL mode that nobody uses; `Ok(false)`, with nothing left behind, where it is not that.
+///
+/// The read lock makes sure: a writer with a rollback journal would have to wait for it, and who opens the database in WAL
+/// mode cannot remove the `-wal` again, on whose absence the copy relies. Times alone are too coarse for that.
+fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control: &Control) -> Result<bool> {
+    let failed = || format!("cannot open {}", database.display());
+    if wal_of(database).exists() {
+        return Ok(false);
+    }
+    let mut file = File::open(database).context(failed)?;
+    match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockShared) {
+        // Somebody writes. SQLite can wait for that.
+        Err(Errno::ACCESS | Errno::AGAIN) => return Ok(false),
+        other => other.context(|| format!("cannot lock {}", database.display()))?,
     }
     let fingerprint = |m: &Metadata| (m.len(), m.ino(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
     let before = fingerprint(&look(database)?);
-    let mut file = File::open(database).context(|| format!("cannot open {}", database.display()))?;
+    let mut modes = [0; 2];
+    let has_header = file.read_exact_at(&mut modes, HEADER_MODES).is_ok();
+    let has_journal = fs::metadata(beside(database, "-journal")).is_ok_and(|m| m.len() > 0);
+    if wal_of(database).exists() || !has_header || modes != WAL_MODES || has_journal {
+        return Ok(false);
+    }
     disk::copy(&mut file, u64::MAX, to, owner, control)?;
-    if fingerprint(&look(database)?) != before || wal_of(database).exists() {
+    if fingerprint(&look(database)?) == before && !wal_of(database).exists() {
+        return Ok(true);
+    }
+    if !how.node_is_up {
         let context = format!("{} was used while it was copied: the node has been started", database.display());
         return Err(Error::new(Kind::NodeRunning, context));
     }
-    Ok(())
+    disk::remove_file(to)?;
+    Ok(false)
 }
 
 fn copy_online(database: &Path, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
@@ -199,6 +222,34 @@ fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
     let row = connection.query_row(newest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Value>(1)?)));
     let newest = row.optional().map_err(failed)?;
     Ok(newest.and_then(|(height, hash)| Some((u64::try_from(height).ok()?, hash_text(hash)))))
+}
+
+/// What SQLite's own integrity check finds wrong with a finished copy; it reads every page.
+pub(crate) fn integrity_fault(copy: &Path) -> Option<String> {
+    let check = |c: Connection| c.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0));
+    match open_finished(copy).and_then(check) {
+        Ok(word) if word == "ok" => None,
+        Ok(fault) => Some(fault),
+        Err(e) => Some(e.to_string()),
+    }
+}
+
+/// Whether another process has the database open: asked of the locks, none is taken. Not for databases of this process.
+pub(crate) fn is_used_by_another(database: &Path) -> Result<bool> {
+    // Every user of a WAL holds one byte of the -shm; a reader or writer without one holds the shared range (os_unix.c).
+    let probes = [(beside(database, "-shm"), 128, 1), (database.to_owned(), 0x4000_0002, 510)];
+    for (path, start, length) in probes {
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.context(|| format!("cannot open {}", path.display()))?,
+        };
+        let probe = Flock { start, length, ..Flock::from(FlockType::WriteLock) };
+        let holder = rustix::process::fcntl_getlk(&file, &probe);
+        if holder.context(|| format!("cannot ask who uses {}", path.display()))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Opens a file that nobody writes any more, without leaving anything beside it.

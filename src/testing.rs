@@ -3,11 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::config::PactMethod;
 use crate::control::Control;
 use crate::error::Result;
 use crate::log_format::{self, End, Fragments};
+use crate::raw_copy::{self, How};
+use crate::record::PactPart;
+use crate::source::SqliteSource;
+use crate::sqlite_wal::{HEADER_BYTES, Header};
 use crate::version_edit::Versions;
-use crate::{live, live_files};
+use crate::{live, live_files, sqlite};
 
 /// One live copy of the database in `source` to the new directory `to`, by links in `pins`; rounds and window.
 ///
@@ -78,4 +83,28 @@ pub fn live_files_of(edits: &[Vec<u8>]) -> std::result::Result<Vec<(String, u64)
     let mut versions = Versions::new();
     edits.iter().try_for_each(|edit| versions.apply(edit))?;
     Ok(versions.live_files().into_iter().map(|f| (f.name, f.bytes)).collect())
+}
+
+/// One raw copy of a SQLite database; `false` where it is not in WAL mode.
+///
+/// # Errors
+/// As the raw copy.
+pub fn raw_copy(database: &Path, to: &Path, node_is_up: bool, method: PactMethod) -> Result<bool> {
+    let how = How { node_is_up, method };
+    raw_copy::copy(database, to, how, None, &Control::default()).map(|method| method.is_some())
+}
+
+/// One copy of a SQLite database, in whichever way fits it.
+///
+/// # Errors
+/// As a backup's.
+pub fn sqlite_copy(source: &SqliteSource, database: &Path, to: &Path, node_is_up: bool) -> Result<PactPart> {
+    let how = How { node_is_up, method: PactMethod::default() };
+    sqlite::copy(source, database, to, how, None, &Control::default())
+}
+
+/// The committed frames of a SQLite WAL; `None` without a header.
+pub fn wal_frames(wal: &[u8]) -> Option<u64> {
+    let header = Header::parse(wal)?;
+    Some(header.committed_frames(&wal[HEADER_BYTES..]).expect("bytes in memory can be read"))
 }

@@ -98,12 +98,34 @@ fn the_other_commands() {
     // The daemon's variables are set where the other commands run too; only `serve` judges the switch.
     let env = &[("BACKUP_DIR", "/b"), ("ENABLE_BACKUP_API", "maybe")];
     let (backup_directory, log_level) = (PathBuf::from("/b"), LevelFilter::Info);
-    let list = Plan::List { backup_directory: "/b".into(), json: true, log_level, warnings: Vec::new() };
+    let action = Action::List { json: true };
+    let list = Plan::Manage { backup_directory: "/b".into(), action, log_level, warnings: Vec::new() };
     assert_eq!(run("list --json", env, &[]), Ok(list));
-    let check = Plan::Check { backup_directory, id: "17".into(), log_level, warnings };
+    let check = Plan::Manage { backup_directory, action: Action::Check("17".into()), log_level, warnings };
     assert_eq!(run("check 17 --config-file f", env, &[("f", "{}")]), Ok(check));
     assert_eq!(run("heights /x", &[], &[]), Ok(Plan::Heights { directory: "/x".into() }));
-    assert!(matches!(run("list --config-file f", &[], &[("f", TOP)]), Ok(Plan::List { .. })));
+    assert!(matches!(run("list --config-file f", &[], &[("f", TOP)]), Ok(Plan::Manage { .. })));
+}
+
+#[test]
+fn what_is_done_with_finished_backups() {
+    let action = |line: &str| match run(&format!("{line} --backup-directory /b"), &[], &[]) {
+        Ok(Plan::Manage { action, .. }) => action,
+        other => panic!("{line}: {other:?}"),
+    };
+    assert_eq!(action("verify latest --deep"), Action::Verify { id: "latest".into(), deep: true });
+    let restore = Action::Restore { id: "1".into(), to: "/n".into(), replace: true, deep: false };
+    assert_eq!(action("restore 1 --to /n --replace"), restore);
+    assert_eq!(action("delete 1 2"), Action::Delete(vec!["1".into(), "2".into()]));
+    let policy = Policy { keep_last: 3, keep_daily: 7, keep_weekly: 0 };
+    assert_eq!(action("prune --keep-last 3 --keep-daily 7 --dry-run"), Action::Prune { policy, dry_run: true });
+    assert_eq!(action("unpin 1"), Action::Pin { id: "1".into(), pinned: false });
+    assert_eq!(action("sum latest"), Action::Sum("latest".into()));
+    wrong("prune --backup-directory b", &[], &[], &["prune needs a rule"]);
+    wrong("prune --backup-directory b --keep-last 0", &[], &[], &["prune needs a rule"]);
+    wrong("restore 1 --backup-directory b", &[], &[], &["--to DIR"]);
+    wrong("delete --backup-directory b", &[], &[], &["delete needs the ID"]);
+    wrong("verify 1 --backup-directory b --dry-run", &[], &[], &["--dry-run belongs to 'prune'"]);
 }
 
 #[test]

@@ -1,0 +1,229 @@
+//! What an operator does with finished backups: look, verify, restore, delete, prune, pin. Works on a backup directory,
+//! beside a service or without one; each call does one thing and keeps nothing.
+//!
+//! Invariants: only backups of ours are ever changed. One that is verified or restored is held, so that nobody deletes it
+//! meanwhile; deleting takes the same lock alone. Deleting renames first and removes afterwards.
+
+use std::path::{Path, PathBuf};
+
+use crate::catalog::{Catalog, Found};
+use crate::commit::USE_FILE;
+use crate::control::Control;
+use crate::disk::{self, Lock};
+use crate::error::{Error, Kind, Result};
+use crate::id::BackupId;
+use crate::record::{Status, VERIFIED_FILE, Verified};
+use crate::restore::{self, Restored};
+use crate::retention::{Candidate, Policy, Verdict, judge};
+use crate::service::{Details, now_ms};
+use crate::sums;
+use crate::verify::{self, Depth, Verification};
+
+/// The word that stands for the newest good backup.
+const LATEST: &str = "latest";
+
+/// Every backup below a backup directory, newest first, without a service: nothing is created or changed.
+///
+/// # Errors
+/// [`Kind::Usage`]: there is no such directory. [`Kind::Io`]: it cannot be listed.
+pub fn list_backups_in(directory: &Path) -> Result<Vec<Details>> {
+    let catalog = Catalog::view(directory)?;
+    Ok(catalog.list()?.into_iter().map(|found| viewed(&catalog, found)).collect())
+}
+
+/// One backup below a backup directory, as [`list_backups_in`] tells it; `None` where there is none.
+///
+/// # Errors
+/// [`Kind::Usage`]: there is no such directory.
+pub fn check_backup_in(directory: &Path, id: &BackupId) -> Result<Option<Details>> {
+    let catalog = Catalog::view(directory)?;
+    Ok(catalog.find(id).map(|found| viewed(&catalog, found)))
+}
+
+fn viewed(catalog: &Catalog, found: Found) -> Details {
+    Details { exclusive_bytes: Some(catalog.exclusive_bytes(&found.id)), ..Details::of(catalog, found) }
+}
+
+/// A good backup that is held against deleting.
+struct Held {
+    catalog: Catalog,
+    found: Found,
+    path: PathBuf,
+    _use_lock: Option<Lock>,
+}
+
+/// Finds a finished backup by its identifier or by `latest`, and holds it.
+fn hold(directory: &Path, word: &str) -> Result<Held> {
+    let catalog = Catalog::view(directory)?;
+    let found =
+        if word == LATEST {
+            let good = |f: &Found| f.status == Status::Done;
+            catalog.list()?.into_iter().find(good).ok_or_else(|| {
+                Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()))
+            })?
+        } else {
+            find(&catalog, word)?
+        };
+    if found.status != Status::Done {
+        let context = format!("backup {} is no good backup: its status is {}", found.id, found.status.word());
+        return Err(Error::new(Kind::Refused, context));
+    }
+    let path = catalog.path(&found.id);
+    let use_path = path.join(USE_FILE);
+    let use_lock =
+        if use_path.exists() { Some(Lock::try_share(&use_path)?.ok_or_else(|| in_use(&found.id))?) } else { None };
+    Ok(Held { catalog, found, path, _use_lock: use_lock })
+}
+
+fn find(catalog: &Catalog, word: &str) -> Result<Found> {
+    let found = BackupId::parse(word).and_then(|id| catalog.find(&id));
+    let context =
+        || format!("there is no backup {word:?} in {}; list shows what there is", catalog.directory().display());
+    found.ok_or_else(|| Error::new(Kind::NotFound, context()))
+}
+
+fn in_use(id: &BackupId) -> Error {
+    Error::new(Kind::Busy, format!("backup {id} is in use: it is being made, verified, restored or deleted"))
+}
+
+/// Verifies the backup `word`, an identifier or `latest`. With a `program`, RocksDB runs in its child process. How it went
+/// is noted in the backup where that can be written.
+///
+/// # Errors
+/// [`Kind::NotFound`], [`Kind::Refused`] for a backup that is not good, [`Kind::Busy`], [`Kind::Io`] where looking failed.
+/// What is wrong with the backup is no error but a fault in the result.
+pub fn verify_backup(
+    directory: &Path,
+    word: &str,
+    depth: Depth,
+    program: Option<&Path>,
+    control: &Control,
+) -> Result<(BackupId, Verification)> {
+    let held = hold(directory, word)?;
+    let verification = verify::verify(&held.path, &held.found, depth, program, control)?;
+    if held.found.record.is_some() {
+        let depth = if depth == Depth::Deep { "deep" } else { "quick" }.to_owned();
+        let faults_count = verification.faults.len() as u64;
+        let verified = Verified { depth, at_ms: now_ms(), faults_count };
+        let bytes = serde_json::to_vec(&verified).expect("a verification has only string keys");
+        // A reader of somebody else's backups may look without being able to write.
+        if let Err(e) = disk::replace(&held.path, VERIFIED_FILE, &bytes, held.catalog.owner()) {
+            log::debug!("verification not noted id={} reason={:?}", held.found.id, e.chain());
+        }
+    }
+    Ok((held.found.id, verification))
+}
+
+/// Puts the `0` of the backup `word` below the database directory `target`, after verifying it.
+///
+/// # Errors
+/// As [`verify_backup`]; [`Kind::Damaged`] where the backup is not good after all, [`Kind::NotEmpty`] where the target has
+/// a `0` already and `replace` is not given, [`Kind::NodeRunning`], [`Kind::NoSpace`]. The target is then as it was.
+pub fn restore_backup(
+    directory: &Path,
+    word: &str,
+    target: &Path,
+    replace: bool,
+    depth: Depth,
+    program: Option<&Path>,
+    control: &Control,
+) -> Result<(BackupId, Restored)> {
+    let held = hold(directory, word)?;
+    let verification = verify::verify(&held.path, &held.found, depth, program, &Control::default())?;
+    verify::require_good(&verification)?;
+    let restored = restore::restore(&held.path, target, replace, &now_ms().to_string(), control)?;
+    Ok((held.found.id, restored))
+}
+
+/// Writes the missing `BLAKE2SUMS` of the backup `word`; returns how many files had to be read.
+///
+/// # Errors
+/// As [`verify_backup`]; [`Kind::Refused`] for a foreign backup.
+pub fn sum_backup(directory: &Path, word: &str, control: &Control) -> Result<(BackupId, u64)> {
+    let held = hold(directory, word)?;
+    require_ours(&held.found)?;
+    let catalog = Catalog::manage(directory)?;
+    let read_count = sums::write(&catalog, &held.path, control)?;
+    Ok((held.found.id, read_count))
+}
+
+/// Deletes one backup, good or failed.
+///
+/// # Errors
+/// [`Kind::NotFound`]; [`Kind::Refused`]: it is foreign or pinned; [`Kind::Busy`]: it is in use.
+pub fn delete_backup(directory: &Path, word: &str) -> Result<BackupId> {
+    let catalog = Catalog::manage(directory)?;
+    let found = find(&catalog, word)?;
+    delete(&catalog, &found)?;
+    catalog.sweep(&|| true)?;
+    Ok(found.id)
+}
+
+fn require_ours(found: &Found) -> Result<()> {
+    if found.record.is_some() {
+        return Ok(());
+    }
+    let context = format!("backup {} was made by somebody else (the node's own API?): it is never changed", found.id);
+    Err(Error::new(Kind::Refused, context))
+}
+
+fn delete(catalog: &Catalog, found: &Found) -> Result<()> {
+    require_ours(found)?;
+    if catalog.is_pinned(&found.id) {
+        return Err(Error::new(Kind::Refused, format!("backup {} is pinned; unpin it first", found.id)));
+    }
+    let use_path = catalog.path(&found.id).join(USE_FILE);
+    let _use_lock = Lock::try_take(&use_path, catalog.owner())?.ok_or_else(|| in_use(&found.id))?;
+    disk::rename(&catalog.path(&found.id), &catalog.free_garbage_path(&found.id))?;
+    disk::sync_dir(catalog.directory())
+}
+
+/// Pins a backup, so that neither prune nor delete removes it, or takes that back.
+///
+/// # Errors
+/// [`Kind::NotFound`]; [`Kind::Refused`]: it is foreign.
+pub fn pin_backup(directory: &Path, word: &str, pinned: bool) -> Result<BackupId> {
+    let catalog = Catalog::manage(directory)?;
+    let found = find(&catalog, word)?;
+    require_ours(&found)?;
+    let path = catalog.pin_path(&found.id);
+    match (pinned, catalog.is_pinned(&found.id)) {
+        (true, false) => disk::write_new(&path, b"", catalog.owner())?,
+        (false, true) => disk::remove_file(&path)?,
+        _ => return Ok(found.id),
+    }
+    disk::sync_dir(&catalog.path(&found.id))?;
+    Ok(found.id)
+}
+
+/// Judges every backup by `policy`, and deletes what it says unless `dry_run`. What is in use is kept and said to be so.
+///
+/// # Errors
+/// [`Kind::Usage`]: no such directory. [`Kind::Io`]: the first thing that could not be deleted.
+pub fn prune_backups(directory: &Path, policy: Policy, dry_run: bool) -> Result<Vec<(Candidate, Verdict)>> {
+    let catalog = if dry_run { Catalog::view(directory)? } else { Catalog::manage(directory)? };
+    let found = catalog.list()?;
+    let candidates: Vec<Candidate> = found.iter().map(|f| candidate(&catalog, f)).collect();
+    let mut verdicts = judge(&candidates, policy);
+    if !dry_run {
+        for (found, verdict) in found.iter().zip(&mut verdicts).filter(|(_, v)| **v == Verdict::Delete) {
+            match delete(&catalog, found) {
+                Ok(()) => {}
+                Err(e) if e.kind() == Kind::Busy => *verdict = Verdict::Keep("in use"),
+                Err(e) => return Err(e),
+            }
+        }
+        catalog.sweep(&|| true)?;
+    }
+    Ok(candidates.into_iter().zip(verdicts).collect())
+}
+
+fn candidate(catalog: &Catalog, found: &Found) -> Candidate {
+    Candidate {
+        id: found.id.clone(),
+        status: found.status,
+        foreign: found.record.is_none(),
+        pinned: catalog.is_pinned(&found.id),
+        started_ms: found.started_ms,
+    }
+}

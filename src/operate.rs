@@ -1,0 +1,192 @@
+//! The commands on finished backups: what they print, and the exit code that says how it went.
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+
+use chainweb_backup::{
+    BackupId, Control, Depth, Details, Error, Kind, Policy, Record, Restored, Result, Status, Verdict, Verified,
+    check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup, sum_backup,
+    verify_backup,
+};
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use crate::cli::{Action, OURSELVES};
+use crate::{PROGRESS_INTERVAL, exit_code, print};
+
+/// Does what an [`Action`] says in a backup directory.
+pub fn operate(directory: &Path, action: Action) -> Result<i32> {
+    match action {
+        Action::List { json } => list(directory, json),
+        Action::Check(id) => check(directory, &id),
+        Action::Verify { id, deep } => verify(directory, &id, depth(deep)),
+        Action::Restore { id, to, replace, deep } => restore(directory, &id, &to, replace, depth(deep)),
+        Action::Sum(id) => {
+            let (id, read_count) = with_progress(|control| sum_backup(directory, &id, control))?;
+            print(&format!("{id}: BLAKE2SUMS written, {read_count} files read"))
+        }
+        Action::Delete(ids) => delete(directory, &ids),
+        Action::Prune { policy, dry_run } => prune(directory, policy, dry_run),
+        Action::Pin { id, pinned } => {
+            let id = pin_backup(directory, &id, pinned)?;
+            print(&format!("{id}: {}", if pinned { "pinned" } else { "no longer pinned" }))
+        }
+    }
+}
+
+fn depth(deep: bool) -> Depth {
+    if deep { Depth::Deep } else { Depth::Quick }
+}
+
+/// Runs long work; on a terminal a line shows how far it has come.
+fn with_progress<T>(work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
+    let control = Control::default();
+    if !io::stderr().is_terminal() {
+        return work(&control);
+    }
+    thread::scope(|scope| {
+        let (done, wait) = channel::<()>();
+        let control = &control;
+        scope.spawn(move || {
+            while wait.recv_timeout(PROGRESS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                let (bytes_done, bytes_total) = control.bytes();
+                eprint!("\r\x1b[K{} of {}", size(bytes_done), size(bytes_total));
+            }
+            eprint!("\r\x1b[K");
+        });
+        let result = work(control);
+        drop(done);
+        result
+    })
+}
+
+fn verify(directory: &Path, id: &str, depth: Depth) -> Result<i32> {
+    let program = Some(Path::new(OURSELVES));
+    let (id, found) = with_progress(|control| verify_backup(directory, id, depth, program, control))?;
+    for fault in &found.faults {
+        eprintln!("{fault}");
+    }
+    let looked_at = format!("{} files, {}", found.files_count, size(found.bytes));
+    let read = format!(", {} checksums, {} keys", found.sums_count, found.keys_count);
+    let read = if depth == Depth::Deep { read } else { String::new() };
+    if found.faults.is_empty() {
+        return print(&format!("{id}: good ({looked_at}{read})"));
+    }
+    print(&format!("{id}: DAMAGED in {} places ({looked_at}{read})", found.faults.len()))?;
+    Ok(exit_code(Kind::Damaged))
+}
+
+fn restore(directory: &Path, id: &str, to: &Path, replace: bool, depth: Depth) -> Result<i32> {
+    let program = Some(Path::new(OURSELVES));
+    let work = |control: &Control| restore_backup(directory, id, to, replace, depth, program, control);
+    let (id, Restored { database_directory, replaced, linked_count, copied_count }) = with_progress(work)?;
+    let place = database_directory.join("0");
+    print(&format!("restored {id} to {} ({linked_count} files linked, {copied_count} copied)", place.display()))?;
+    print(&format!("start the node with: --database-directory {}", quoted(&database_directory)))?;
+    if let Some(old) = replaced {
+        print(&format!("what was there is in {}", old.display()))?;
+        let (place, old) = (quoted(&place), quoted(&old));
+        print(&format!("to go back, with the node stopped: mv -T {place} {place}.undone && mv -T {old} {place}"))?;
+    }
+    Ok(0)
+}
+
+/// A path as a shell reads it.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
+}
+
+fn delete(directory: &Path, ids: &[String]) -> Result<i32> {
+    for id in ids {
+        print(&format!("{}: deleted", delete_backup(directory, id)?))?;
+    }
+    Ok(0)
+}
+
+fn prune(directory: &Path, policy: Policy, dry_run: bool) -> Result<i32> {
+    let deleted = if dry_run { "would be deleted" } else { "deleted" };
+    for (backup, verdict) in prune_backups(directory, policy, dry_run)? {
+        match verdict {
+            Verdict::Keep(why) => print(&format!("{}: kept ({why})", backup.id))?,
+            Verdict::Delete => print(&format!("{}: {deleted}", backup.id))?,
+        };
+    }
+    Ok(0)
+}
+
+fn check(directory: &Path, id: &str) -> Result<i32> {
+    let none = || Error::new(Kind::NotFound, format!("there is no backup {id:?} in {}", directory.display()));
+    let id = BackupId::parse(id).ok_or_else(none)?;
+    let details = check_backup_in(directory, &id)?.ok_or_else(none)?;
+    print(details.status.word())?;
+    if let Some(reason) = details.record.and_then(|r| r.reason) {
+        eprintln!("{reason}");
+    }
+    Ok(match details.status {
+        Status::Done => 0,
+        Status::Failed => 1,
+        Status::InProgress => 11,
+    })
+}
+
+fn list(directory: &Path, json: bool) -> Result<i32> {
+    let backups = list_backups_in(directory)?;
+    if json {
+        return print(&serde_json::to_string_pretty(&backups).expect("details have only string keys"));
+    }
+    let mut table = format!(
+        "{:<16} {:<18} {:<12} {:<20} {:>10} {:>10} {:>10} NOTE\n",
+        "ID", "STATUS", "SCOPE", "STARTED (UTC)", "SIZE", "EXCLUSIVE", "CUT"
+    );
+    for backup in &backups {
+        let record = backup.record.as_ref();
+        let bytes = record.map_or_else(|| "-".to_owned(), |r| size(r.bytes));
+        let exclusive = backup.exclusive_bytes.map_or_else(|| "-".to_owned(), size);
+        let cut = record.and_then(|r| r.rocksdb.as_ref()?.cut_height).map_or_else(|| "-".to_owned(), |h| h.to_string());
+        let note = match record {
+            None => "foreign".to_owned(),
+            Some(r) => notes(backup, r),
+        };
+        let (status, scope) = (backup.status.word(), backup.scope.word());
+        let started = utc(backup.started_ms);
+        let line = format!(
+            "{:<16} {status:<18} {scope:<12} {started:<20} {bytes:>10} {exclusive:>10} {cut:>10} {note}",
+            backup.id.as_str()
+        );
+        table.push_str(line.trim_end());
+        table.push('\n');
+    }
+    print(table.trim_end())
+}
+
+/// What an operator should see at a glance.
+fn notes(backup: &Details, record: &Record) -> String {
+    let verified = |v: &Verified| match v.faults_count {
+        0 => format!("verified ({}) {}", v.depth, utc(v.at_ms)),
+        faults => format!("DAMAGED in {faults} places"),
+    };
+    let pinned = backup.pinned.then(|| "pinned".to_owned());
+    let reason = record.reason.clone();
+    let all = [pinned, backup.verified.as_ref().map(verified), reason].into_iter().flatten();
+    all.chain(record.warnings.iter().cloned()).collect::<Vec<_>>().join("; ")
+}
+
+fn utc(unix_ms: u64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp((unix_ms / 1000).cast_signed());
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
+    time.ok().and_then(|t| t.format(format).ok()).unwrap_or_else(|| "-".to_owned())
+}
+
+/// A size as people read it.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}

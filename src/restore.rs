@@ -1,0 +1,156 @@
+//! A backup becomes a node's database again: its `0` is put below a database directory.
+//!
+//! ```text
+//! step                                                     a crash after it leaves the target
+//! 1  refuse: node running, target not empty, no space      as it was
+//! 2  quick (or deep) verification                          as it was
+//! 3  fill TARGET/.restoring-<id>, all of it synced         as it was, and that directory, which the next restore removes
+//! 4  rename it to TARGET/0; where there is one and         wholly new
+//!    --replace was given, exchange the two atomically,
+//! 5  then rename the old one to TARGET/0.bak-<time>        wholly new, the old one still under the other name
+//! ```
+//! Invariants: the backup is only read. SSTs are linked where the file system allows and their owner and mode are those
+//! the target needs: RocksDB never changes one. Everything that a node writes to (WAL, MANIFEST, CURRENT, SQLite) is cloned
+//! or copied: a restored database never shares a writable file with its backup.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::commit::WHOLE;
+use crate::control::Control;
+use crate::disk::{self, Owner};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::live_files::is_immutable;
+use crate::source::{RocksSource, SqliteSource};
+use crate::sqlite;
+use crate::sums::SUMS_FILE;
+
+const RESTORING: &str = ".restoring-";
+
+/// Sizes that must stay free on the target's file system.
+const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What a restore did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// The database directory that a node can be started on.
+    pub database_directory: PathBuf,
+    /// Where what was there before is now.
+    pub replaced: Option<PathBuf>,
+    /// Files that are links to the backup's.
+    pub linked_count: u64,
+    /// Files that were cloned or copied.
+    pub copied_count: u64,
+}
+
+/// Steps 1, 3, 4 and 5; the caller has verified the backup in `backup` and holds it.
+pub(crate) fn restore(backup: &Path, target: &Path, replace: bool, stamp: &str, control: &Control) -> Result<Restored> {
+    let whole = backup.join(WHOLE);
+    let place = target.join("0");
+    let occupied = place.symlink_metadata().is_ok() && fs::read_dir(&place).is_ok_and(|mut d| d.next().is_some());
+    if occupied && !replace {
+        let context =
+            format!("{} is not empty; name another directory, or give --replace to keep it aside", place.display());
+        return Err(Error::new(Kind::NotEmpty, context));
+    }
+    require_no_node(target)?;
+    let parent = nearest_directory(target)?;
+    let owner = Owner::following(if occupied { &place } else { parent })?;
+    disk::ensure_dir(target, owner)?;
+    let staging = target.join(format!("{RESTORING}{stamp}"));
+    for entry in fs::read_dir(target).context(|| format!("cannot list {}", target.display()))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(RESTORING) {
+            disk::remove_tree(&entry.path(), &|| true)?;
+        }
+    }
+    control.set_reserve(RESERVE_BYTES);
+    let mut restored =
+        Restored { database_directory: target.to_owned(), replaced: None, linked_count: 0, copied_count: 0 };
+    let filled = fill(&whole, &staging, owner, control, &mut restored);
+    if let Err(cause) = filled {
+        // The cause is what matters; the next restore removes what this cannot.
+        let _ = disk::remove_tree(&staging, &|| true);
+        return Err(cause);
+    }
+    disk::sync_dirs(&staging)?;
+    // Somebody may have started a node on it while we copied.
+    require_no_node(target)?;
+    if occupied {
+        let aside = target.join(format!("0.bak-{stamp}"));
+        disk::exchange(&staging, &place)?;
+        disk::sync_dir(target)?;
+        disk::rename(&staging, &aside)?;
+        restored.replaced = Some(aside);
+    } else {
+        disk::rename(&staging, &place)?;
+    }
+    disk::sync_dir(target)?;
+    Ok(restored)
+}
+
+/// A database that a node has open is never touched.
+fn require_no_node(target: &Path) -> Result<()> {
+    let rocksdb = RocksSource::Directory(target.join("0").join("rocksDb"));
+    let sqlite = SqliteSource::Foreign(target.join("0").join("sqlite"));
+    let mut used = rocksdb.is_held_by_another()?;
+    for database in sqlite.databases()? {
+        used = used || sqlite::is_used_by_another(&database)?;
+    }
+    if !used {
+        return Ok(());
+    }
+    let context = format!("a running node uses {}; stop it first", target.join("0").display());
+    Err(Error::new(Kind::NodeRunning, context))
+}
+
+fn nearest_directory(path: &Path) -> Result<&Path> {
+    let found = path.ancestors().find(|p| p.is_dir() || p.as_os_str().is_empty());
+    let found = found.map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+    found.ok_or_else(|| Error::new(Kind::Usage, format!("{} lies in no directory", path.display())))
+}
+
+fn fill(whole: &Path, staging: &Path, owner: Option<Owner>, control: &Control, restored: &mut Restored) -> Result<()> {
+    disk::create_dir(staging, owner)?;
+    let mut needed_bytes = 0;
+    let mut files = Vec::new();
+    for name in ["rocksDb", "sqlite"] {
+        let (from, to) = (whole.join(name), staging.join(name));
+        if !from.is_dir() {
+            continue;
+        }
+        disk::create_dir(&to, owner)?;
+        for entry in fs::read_dir(&from).context(|| format!("cannot list {}", from.display()))? {
+            let entry = entry.context(|| format!("cannot list {}", from.display()))?;
+            let name = entry.file_name();
+            let meta = entry.metadata().context(|| format!("cannot look at {}", entry.path().display()))?;
+            if meta.is_file() && name != SUMS_FILE {
+                let may_link =
+                    is_immutable(&name.to_string_lossy()) && Owner::fits(owner, &meta) && meta.mode() & 0o200 != 0;
+                needed_bytes += if may_link { 0 } else { meta.len() };
+                files.push((entry.path(), to.join(name), may_link, meta.len()));
+            }
+        }
+    }
+    files.sort();
+    let (free_bytes, _) = disk::free_bytes(staging)?;
+    control.set_total(needed_bytes);
+    if free_bytes < needed_bytes.saturating_add(RESERVE_BYTES) {
+        let context = format!("not enough space for a restore: {needed_bytes} bytes are needed, {free_bytes} are free");
+        return Err(Error::new(Kind::NoSpace, context));
+    }
+    for (from, to, may_link, bytes) in files {
+        control.check()?;
+        if may_link && disk::link(&from, &to).is_ok() {
+            restored.linked_count += 1;
+            continue;
+        }
+        let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+        if disk::clone(file.as_fd(), &to, owner, control, &|| Ok(()))?.is_none() {
+            disk::copy(&mut file, bytes, &to, owner, control)?;
+        }
+        restored.copied_count += 1;
+    }
+    Ok(())
+}
