@@ -24,6 +24,7 @@ use std::time::UNIX_EPOCH;
 use crate::commit::{self, PARTIAL, USE_FILE, WHOLE};
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::gate;
 use crate::id::BackupId;
 use crate::manifest::MANIFEST_FILE;
 use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status, VERIFIED_FILE, Verified};
@@ -175,6 +176,11 @@ impl Catalog {
         Ok(found)
     }
 
+    /// The newest good backup of ours.
+    pub(crate) fn newest_good(&self) -> Result<Option<Found>> {
+        Ok(self.list()?.into_iter().find(|f| f.status == Status::Done && f.record.is_some()))
+    }
+
     /// The job that a living process, perhaps another one, runs here.
     pub(crate) fn running(&self) -> Option<BackupId> {
         let in_progress = |f: &Found| f.status == Status::InProgress && f.record.is_some();
@@ -216,27 +222,33 @@ impl Catalog {
             }
         }
         for id in self.ids()? {
-            let path = self.path(&id);
-            let is_dir = path.symlink_metadata().is_ok_and(|m| m.is_dir());
-            let Some(mut record) = read_record(&path, &id).filter(|_| is_dir) else { continue };
-            let Some(status) = read_status(&path) else {
-                log::warn!("backup left alone id={id} reason=\"its status file is missing or says nothing we know\"");
-                continue;
-            };
-            let left = [PARTIAL, WHOLE, MANIFEST_FILE].iter().any(|name| path.join(name).symlink_metadata().is_ok());
-            match status {
-                Status::InProgress => {
-                    let Some(_use_lock) = Lock::try_take(&path.join(USE_FILE), self.owner)? else { continue };
-                    let reason = "interrupted: the process that made the backup ended before it was finished";
-                    commit::fail(self, &path, &mut record, reason, self.owner)?;
-                    log::warn!("backup interrupted id={id}");
-                }
-                Status::Failed if left || record.reason.is_none() => {
-                    let reason = "interrupted while it was failing: its reason was not written down";
-                    commit::fail(self, &path, &mut record, reason, self.owner)?;
-                }
-                Status::Failed => {}
-                Status::Done => disk::remove_file(&path.join(STATUS_FAILED_FILE))?,
+            // One that cannot be settled shall not keep all others from being served: the next start tries again.
+            if let Err(e) = self.settle(&id) {
+                log::warn!("backup not settled id={id} reason={:?}", e.chain());
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&self, id: &BackupId) -> Result<()> {
+        let path = self.path(id);
+        if !path.symlink_metadata().is_ok_and(|m| m.is_dir()) || read_record(&path, id).is_none() {
+            return Ok(());
+        }
+        match read_status(&path) {
+            None => {
+                log::warn!("backup left alone id={id} reason=\"its status file is missing or says nothing we know\"")
+            }
+            Some(Status::Done) => disk::remove_file(&path.join(STATUS_FAILED_FILE))?,
+            Some(_) if unsettled(&path, id).is_none() => {}
+            Some(_) => {
+                gate::point("settle", &path);
+                // Another process may be making it, or be about to say why it failed.
+                let Some(_use_lock) = Lock::try_take(&path.join(USE_FILE), self.owner)? else { return Ok(()) };
+                // Or it was done in the meantime: only what is seen under the lock counts.
+                let Some((mut record, reason)) = unsettled(&path, id) else { return Ok(()) };
+                commit::fail(self, &path, &mut record, reason, self.owner)?;
+                log::warn!("backup interrupted id={id}");
             }
         }
         Ok(())
@@ -276,6 +288,21 @@ impl Catalog {
     fn ids(&self) -> Result<Vec<BackupId>> {
         Ok(self.names()?.iter().filter_map(|n| BackupId::parse(n)).collect())
     }
+}
+
+/// The record of a backup whose end is not settled, and what can be said of the reason; `None` for one that is settled.
+fn unsettled(path: &Path, id: &BackupId) -> Option<(Record, &'static str)> {
+    let record = read_record(path, id)?;
+    let left = || [PARTIAL, WHOLE, MANIFEST_FILE].iter().any(|name| path.join(name).symlink_metadata().is_ok());
+    let reason = match read_status(path)? {
+        Status::Done => return None,
+        Status::InProgress => "interrupted: the process that made the backup ended before it was finished",
+        Status::Failed if left() || record.reason.is_none() => {
+            "interrupted while it was failing: its reason was not written down"
+        }
+        Status::Failed => return None,
+    };
+    Some((record, reason))
 }
 
 fn read_bounded(path: &Path, limit_bytes: u64) -> Option<Vec<u8>> {

@@ -11,16 +11,17 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::catalog::Catalog;
-use crate::commit::Unfinished;
+use crate::catalog::{Catalog, Found};
+use crate::commit::{USE_FILE, Unfinished, WHOLE};
 use crate::config::Config;
 use crate::control::{Control, Phase};
-use crate::disk;
+use crate::disk::{self, Lock};
 use crate::error::{Error, Kind, Result};
 use crate::live_files::is_immutable;
 use crate::manifest::Manifest;
 use crate::raw_copy::How;
 use crate::record::{Method, PactPart, RocksdbPart, Status};
+use crate::reuse::Earlier;
 use crate::rocks::{self, Capture, Cut};
 use crate::source::{RocksSource, Sources};
 use crate::sqlite;
@@ -48,7 +49,10 @@ pub(crate) fn fill(
     control.check()?;
     disk::create_dir(&partial, owner)?;
     let databases = if backup.record.scope.has_pact() { sources.sqlite.databases()? } else { Vec::new() };
-    pre_flight(&partial, &databases, sources, config, control)?;
+    let linked = rocks::can_link(sources.rocksdb.path(), &partial)?;
+    let earlier = if linked { None } else { catalog.newest_good()?.and_then(|found| earlier(catalog, &found)) };
+    let rocksdb_bytes = if linked { 0 } else { copied_bytes(sources, earlier.as_ref())? };
+    pre_flight(&partial, &databases, rocksdb_bytes, config, control)?;
 
     if backup.record.scope.has_pact() {
         control.enter(Phase::Pact);
@@ -70,7 +74,7 @@ pub(crate) fn fill(
         control.enter(Phase::Rocksdb);
         control.check()?;
         captures_count += 1;
-        let capture = rocks::capture(sources, &rocksdb, owner, control)?;
+        let capture = rocks::capture(sources, &rocksdb, earlier.as_ref(), owner, control)?;
         control.enter(Phase::Heights);
         let cut = rocks::read_cut(&rocksdb, config.heights_program.as_deref(), control)?;
         let Some(ahead) = cut.as_ref().and_then(|cut| pact_ahead(&backup.record.pact, cut)) else {
@@ -98,20 +102,30 @@ pub(crate) fn fill(
     Ok(manifest)
 }
 
+/// The RocksDB of a good backup, held, where its files can be used again.
+fn earlier(catalog: &Catalog, found: &Found) -> Option<Earlier> {
+    let path = catalog.path(&found.id);
+    let use_lock = Lock::try_share(&path.join(USE_FILE)).ok()??;
+    Earlier::open(&path.join(WHOLE).join("rocksDb"), use_lock)
+}
+
+/// Bytes of RocksDB that must be copied because links do not reach.
+fn copied_bytes(sources: &Sources, earlier: Option<&Earlier>) -> Result<u64> {
+    let saved_bytes = earlier.map_or(0, |earlier| earlier.saved_bytes(sources.rocksdb.path()));
+    Ok(rocks::total_bytes(&sources.rocksdb)?.saturating_sub(saved_bytes))
+}
+
 /// Refuses before byte one what cannot end well: a disk without room.
 fn pre_flight(
     partial: &Path,
     databases: &[std::path::PathBuf],
-    sources: &Sources,
+    rocksdb_bytes: u64,
     config: &Config,
     control: &Control,
 ) -> Result<()> {
-    let mut needed_bytes = 0;
+    let mut needed_bytes = rocksdb_bytes;
     for database in databases {
         needed_bytes += sqlite::needed_bytes(database)?;
-    }
-    if !rocks::can_link(sources.rocksdb.path(), partial)? {
-        needed_bytes += rocks::total_bytes(&sources.rocksdb)?;
     }
     let (free_bytes, size_bytes) = disk::free_bytes(partial)?;
     let reserve_bytes = config.reserve_bytes.unwrap_or(DEFAULT_RESERVE_BYTES.min(size_bytes / 20));
@@ -162,21 +176,22 @@ fn method_of(path: &str, pact: &[PactPart], capture: &Capture) -> Method {
     match path.strip_prefix("0/sqlite/") {
         Some(name) => pact.iter().find(|p| p.file == name).map_or(Method::Copied, |p| p.method),
         None if capture.linked && is_immutable(path) => Method::Linked,
+        None if path.strip_prefix("0/rocksDb/").is_some_and(|name| capture.reused.contains(name)) => Method::Reused,
         None => Method::Copied,
     }
 }
 
 fn rocksdb_part(manifest: &Manifest, capture: &Capture, captures_count: u32, cut: Option<Cut>) -> RocksdbPart {
     let files: Vec<_> = manifest.files.iter().filter(|f| f.path.starts_with("0/rocksDb/")).collect();
-    let copied = files.iter().filter(|f| f.method != Method::Linked);
+    let copied = files.iter().filter(|f| !matches!(f.method, Method::Linked | Method::Reused));
     RocksdbPart {
         capture: capture.way.to_owned(),
         files_count: files.len() as u64,
         bytes: files.iter().map(|f| f.bytes).sum(),
         copied_bytes: copied.map(|f| f.bytes).sum(),
         captures_count,
-        rounds_count: capture.live.map(|run| run.rounds_count),
-        window_us: capture.live.map(|run| u64::try_from(run.window.as_micros()).unwrap_or(u64::MAX)),
+        rounds_count: capture.live.as_ref().map(|run| run.rounds_count),
+        window_us: capture.live.as_ref().map(|run| u64::try_from(run.window.as_micros()).unwrap_or(u64::MAX)),
         cut_height: cut.map(|c| c.height),
     }
 }

@@ -28,7 +28,7 @@
 //! row 4  job                           one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
 //!        verify, sums, restore, retention   finished backups
-//! row 2  rocks, live, live_files, sqlite, raw_copy   a source -> synced files
+//! row 2  rocks, live, live_files, reuse, sqlite, raw_copy   a source -> synced files
 //!        source, record, manifest      what is read; durable formats
 //! row 1  disk, sys                     every change that we make to the file system
 //! row 0  id, error, config, control, gate,
@@ -63,6 +63,7 @@ mod raw_copy;
 mod record;
 mod restore;
 mod retention;
+mod reuse;
 mod rocks;
 mod service;
 mod source;

@@ -35,6 +35,7 @@
 //! Invariants: no file of the source is opened for writing, LOCK is not touched, no link is followed. The loop has a
 //! limit in rounds and in time, and ends in an error that names what was in the way.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -49,6 +50,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate;
 use crate::live_files::{MAX_TEXT_BYTES, Pin, Source, Staging, fstat, identity, is_options};
 use crate::log_format::{self, End};
+use crate::reuse::Earlier;
 use crate::version_edit::{LiveFile, Versions};
 
 /// Limits of the loop. Measured: one or two rounds are typical, 15 were seen at 300 edits a second.
@@ -65,12 +67,14 @@ pub(crate) const MAX_EDIT_BYTES: usize = 256 * 1024 * 1024;
 const SOURCE_RESERVE_DIVISOR: u64 = 20;
 
 /// How a live copy went.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Run {
     /// Rounds until one held.
     pub(crate) rounds_count: u32,
     /// How long the window of the last round was open.
     pub(crate) window: Duration,
+    /// Files that an earlier backup had already.
+    pub(crate) reused: HashSet<String>,
 }
 
 /// A WAL of the cut.
@@ -115,7 +119,16 @@ fn again(why: impl Into<String>) -> Failure {
 /// mount, otherwise a directory that is there, from which the files are then copied. What is not a link is synced.
 ///
 /// Fails with [`Kind::Refused`] where the guarantee cannot be given, and with [`Kind::Busy`] when the limits are reached.
-pub(crate) fn copy(source: &Path, to: &Path, pins: &Path, owner: Option<Owner>, control: &Control) -> Result<Run> {
+///
+/// What `earlier`, a backup on the file system of `to`, has already is linked from there instead of copied.
+pub(crate) fn copy(
+    source: &Path,
+    to: &Path,
+    pins: &Path,
+    earlier: Option<&Earlier>,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<Run> {
     let source = Source::at(source)?;
     source.refuse_what_cannot_be_copied()?;
     disk::create_dir(to, owner)?;
@@ -148,15 +161,22 @@ pub(crate) fn copy(source: &Path, to: &Path, pins: &Path, owner: Option<Owner>, 
         copy_wal(&source, wal, to, owner, control)?;
         staging.drop_wal(&wal.name)?;
     }
+    let mut reused = HashSet::new();
     if pins != to {
         // The reserve was made for the file system of the backup; the node's may be far smaller.
         let source_reserve_bytes = control.reserve_bytes().min(disk::free_bytes(pins)?.1 / SOURCE_RESERVE_DIVISOR);
         for file in &live {
             let from = pins.join(&file.name);
+            let target = to.join(&file.name);
+            if earlier.map_or(Ok(false), |earlier| earlier.link(file, &from, &target))? {
+                reused.insert(file.name.clone());
+                disk::remove_file(&from)?;
+                continue;
+            }
             let mut pinned = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
             // Pins hold what the node has deleted: its disk must not run full because of us, and each goes when copied.
             let node_has_room = || disk::require_room(pins, source_reserve_bytes);
-            disk::copy_watched(&mut pinned, u64::MAX, &to.join(&file.name), owner, control, &node_has_room)?;
+            disk::copy_watched(&mut pinned, u64::MAX, &target, owner, control, &node_has_room)?;
             disk::remove_file(&from)?;
         }
     }
@@ -164,7 +184,7 @@ pub(crate) fn copy(source: &Path, to: &Path, pins: &Path, owner: Option<Owner>, 
     for file in &live {
         require_size(&to.join(&file.name), file.bytes)?;
     }
-    Ok(Run { rounds_count, window: instant.window })
+    Ok(Run { rounds_count, window: instant.window, reused })
 }
 
 /// Steps 1 to 8.

@@ -100,6 +100,8 @@ impl Scope {
 pub enum Method {
     /// A second name of the node's own file.
     Linked,
+    /// A second name of a file of an earlier backup.
+    Reused,
     /// Bytes read and written.
     Copied,
     /// The files of a SQLite database, copied under a read transaction.
@@ -119,7 +121,7 @@ pub struct RocksdbPart {
     pub files_count: u64,
     /// Their sizes added up.
     pub bytes: u64,
-    /// Bytes that were copied; the rest is linked.
+    /// Bytes that were copied; the rest is linked, to the node's files or to an earlier backup's.
     pub copied_bytes: u64,
     /// How often RocksDB was captured: more than once when Pact was ahead of it.
     pub captures_count: u32,

@@ -9,7 +9,7 @@
 //!
 //! Invariants: a backup is never opened read-write; a linked file is never written to, given away or synced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
 use crate::live_files::{is_immutable, not_permitted, total_bytes as directory_bytes};
+use crate::reuse::{self, Earlier};
 use crate::source::{RocksSource, Sources};
 
 /// Our directory beside the node's `0`, used when the backup directory is on another file system.
@@ -64,6 +65,8 @@ pub(crate) struct Capture {
     pub(crate) live: Option<live::Run>,
     /// Whether SSTs are links to the node's own files.
     pub(crate) linked: bool,
+    /// Files that are links to an earlier backup's.
+    pub(crate) reused: HashSet<String>,
 }
 
 /// A cut: the newest block of every chain.
@@ -105,7 +108,13 @@ pub(crate) fn version_in(copy: &Path) -> Option<String> {
 }
 
 /// Captures RocksDB into the new directory `to`. Every file that is not a link is synced; `to` itself is not.
-pub(crate) fn capture(sources: &Sources, to: &Path, owner: Option<Owner>, control: &Control) -> Result<Capture> {
+pub(crate) fn capture(
+    sources: &Sources,
+    to: &Path,
+    earlier: Option<&Earlier>,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<Capture> {
     let parent = to.parent().unwrap_or(to);
     let linked = can_link(sources.rocksdb.path(), parent)?;
     match &sources.rocksdb {
@@ -116,46 +125,61 @@ pub(crate) fn capture(sources: &Sources, to: &Path, owner: Option<Owner>, contro
                 disk::sync_file(&to.join(name))?;
             }
             disk::give(to, owner)?;
-            Ok(Capture { way: "checkpoint", live: None, linked })
+            Ok(Capture { way: "checkpoint", live: None, linked, reused: HashSet::new() })
         }
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
-            let copied = copy_pinned(db, &pins.directory.join("rocksDb"), to, owner, control);
+            let copied = copy_pinned(db, &pins.directory.join("rocksDb"), to, earlier, owner, control);
             // Also where it failed: links hold what the node deletes.
             let cleared = pins.clear();
-            copied?;
+            let reused = copied?;
             cleared?;
-            Ok(Capture { way: "checkpoint", live: None, linked })
+            Ok(Capture { way: "checkpoint", live: None, linked, reused })
         }
         RocksSource::Directory(database) if linked => {
-            let live = live::copy(database, to, to, owner, control)?;
-            Ok(Capture { way: "live-copy", live: Some(live), linked })
+            let live = live::copy(database, to, to, None, owner, control)?;
+            Ok(Capture { way: "live-copy", reused: live.reused.clone(), live: Some(live), linked })
         }
         RocksSource::Directory(database) => {
             let pins = Pins::take(sources)?;
             let pinned = pins.directory.join("rocksDb");
             disk::ensure_private_dir(&pinned, owner)?;
-            let live = live::copy(database, to, &pinned, owner, control);
+            let live = live::copy(database, to, &pinned, earlier, owner, control);
             // Also where it failed: links hold what the node deletes.
             let cleared = pins.clear();
             let live = live?;
             cleared?;
-            Ok(Capture { way: "live-copy", live: Some(live), linked })
+            Ok(Capture { way: "live-copy", reused: live.reused.clone(), live: Some(live), linked })
         }
     }
 }
 
-/// A checkpoint on the file system of the source, and from there a copy of our own; each pin goes once it is copied.
-fn copy_pinned(db: &DB, pinned: &Path, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
+/// Makes the checkpoint in `pinned` and copies it to `to`; returns the files that `earlier` had already.
+fn copy_pinned(
+    db: &DB,
+    pinned: &Path,
+    to: &Path,
+    earlier: Option<&Earlier>,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<HashSet<String>> {
     checkpoint(db, pinned)?;
     disk::create_dir(to, owner)?;
+    let live: HashMap<_, _> =
+        reuse::live_files_in(pinned).unwrap_or_default().into_iter().map(|file| (file.name.clone(), file)).collect();
+    let mut reused = HashSet::new();
     for name in file_names(pinned)? {
-        let from = pinned.join(&name);
-        let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
-        disk::copy(&mut file, u64::MAX, &to.join(&name), owner, control)?;
+        let (from, target) = (pinned.join(&name), to.join(&name));
+        let link = |earlier: &Earlier| live.get(&name).map_or(Ok(false), |file| earlier.link(file, &from, &target));
+        if earlier.map_or(Ok(false), link)? {
+            reused.insert(name);
+        } else {
+            let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+            disk::copy(&mut file, u64::MAX, &target, owner, control)?;
+        }
         disk::remove_file(&from)?;
     }
-    Ok(())
+    Ok(reused)
 }
 
 /// Removes the pins that a crash left. They are links: they cost nothing until the node deletes their files.
@@ -323,8 +347,13 @@ fn read_only_options(copy: &Path) -> Result<Options> {
     if !copy.join("CURRENT").is_file() {
         return Err(Error::new(Kind::Damaged, format!("there is no RocksDB in {} (no file CURRENT)", copy.display())));
     }
-    let mut options = Options::default();
+    // A transaction may be prepared and not yet committed.
+    let two_phase = Options::default().get_options_from_string("allow_2pc=true");
+    let mut options = two_phase.expect("RocksDB knows this option");
     options.set_max_open_files(MAX_OPEN_FILES);
+    // Where the MANIFEST lists the WALs they are compared with it. (Without this, RocksDB 11.8 dies of a null pointer: a
+    // read-only database cannot clear the list.)
+    options.set_track_and_verify_wals_in_manifest(true);
     // A logger of our own, which drops everything: the default one would create a LOG in the backup.
     options.set_info_logger(rocksdb::InfoLogger::new_callback_logger(rocksdb::LogLevel::Fatal, |_, _| {}));
     Ok(options)

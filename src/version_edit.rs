@@ -26,6 +26,8 @@ const MAX_LEVEL: u32 = 1 << 16;
 pub(crate) struct LiveFile {
     pub(crate) name: String,
     pub(crate) bytes: u64,
+    /// RocksDB's own identity of the file, in MANIFESTs since version 7.3 or so.
+    pub(crate) unique_id: Option<[u8; 16]>,
     level: u32,
 }
 
@@ -40,6 +42,7 @@ struct Table {
     level: u32,
     bytes: u64,
     oldest_blob: Option<u64>,
+    unique_id: Option<[u8; 16]>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -119,7 +122,8 @@ impl Versions {
         let mut files = Vec::new();
         for family in self.families.values() {
             for (number, table) in &family.tables {
-                files.push(LiveFile { name: format!("{number:06}.sst"), bytes: table.bytes, level: table.level });
+                let (name, Table { bytes, unique_id, level, .. }) = (format!("{number:06}.sst"), *table);
+                files.push(LiveFile { name, bytes, unique_id, level });
             }
             // As RocksDB's VersionBuilder has it: blob files older than any that a table refers to are gone, and so is
             // one that is all garbage and that no table names as its oldest.
@@ -128,7 +132,8 @@ impl Versions {
                 let linked = family.tables.values().any(|t| t.oldest_blob == Some(*number));
                 if linked || blob.garbage_count < blob.count {
                     let bytes = blob.bytes.saturating_add(BLOB_FRAME_BYTES);
-                    files.push(LiveFile { name: format!("{number:06}.blob"), bytes, level: 0 });
+                    let name = format!("{number:06}.blob");
+                    files.push(LiveFile { name, bytes, unique_id: None, level: 0 });
                 }
             }
         }
@@ -223,7 +228,7 @@ fn new_file(tag: u32, input: &mut Input<'_>, edit: &mut Edit) -> Result<Option<(
         if tag != 7 {
             input.varint().and_then(|_| input.varint())?;
         }
-        Some((number, path, Table { level, bytes, oldest_blob: None }))
+        Some((number, path, Table { level, bytes, oldest_blob: None, unique_id: None }))
     };
     let Some((number, mut path, mut table)) = fixed() else { return Ok(None) };
     while tag == 103 {
@@ -234,6 +239,7 @@ fn new_file(tag: u32, input: &mut Input<'_>, edit: &mut Edit) -> Result<Option<(
         let Some(value) = input.slice() else { return Ok(None) };
         match custom {
             4 => table.oldest_blob = Input(value).varint().filter(|blob| *blob != 0),
+            12 => table.unique_id = value.try_into().ok(),
             65 => path = value.first().copied().map_or(0, u64::from),
             _ if custom & NON_IGNORABLE_FIELD != 0 => {
                 return Err(format!("the MANIFEST has an unknown file field {custom}: the node's RocksDB is too new"));

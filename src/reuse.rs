@@ -1,0 +1,99 @@
+//! The SSTs of an earlier backup on the same file system: what it has already need not be copied again.
+//!
+//! Used where links to the node's own files are impossible, because the backup directory is on another file system. A file
+//! number alone is no identity: after a restore the node uses numbers again. So a file is taken only where the name and
+//! the size agree, and either both MANIFESTs give it the same unique id, or, where one of them is too old to know ids, the
+//! ends of both files are equal: there RocksDB writes the properties, with the session and the time that made the file.
+//!
+//! Invariant: the earlier backup is held against deleting while this lives; its files are linked, never changed.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::disk::{self, Lock};
+use crate::error::{Error, IoContext, Result};
+use crate::live;
+use crate::log_format;
+use crate::version_edit::{LiveFile, Versions};
+
+/// How much of the ends is compared: properties, index of the meta blocks and footer take some KiB.
+const TAIL_BYTES: u64 = 8 * 1024;
+
+/// An earlier backup's RocksDB.
+#[derive(Debug)]
+pub(crate) struct Earlier {
+    directory: PathBuf,
+    files: HashMap<String, LiveFile>,
+    _use_lock: Lock,
+}
+
+impl Earlier {
+    /// The RocksDB in `directory` of a backup that `use_lock` holds; `None` where its MANIFEST cannot be read.
+    pub(crate) fn open(directory: &Path, use_lock: Lock) -> Option<Earlier> {
+        let files = live_files_in(directory)?.into_iter().map(|file| (file.name.clone(), file)).collect();
+        Some(Earlier { directory: directory.to_owned(), files, _use_lock: use_lock })
+    }
+
+    /// Links `file`, whose source is at `pinned`, to `to`, where this backup has the same one; otherwise `Ok(false)`.
+    pub(crate) fn link(&self, file: &LiveFile, pinned: &Path, to: &Path) -> Result<bool> {
+        if !self.may_have(file) {
+            return Ok(false);
+        }
+        let ours = self.directory.join(&file.name);
+        let same_id = match (self.files.get(&file.name).and_then(|f| f.unique_id), file.unique_id) {
+            (Some(a), Some(b)) => a == b,
+            _ => same_tail(&ours, pinned, file.bytes).context(|| format!("cannot compare {}", ours.display()))?,
+        };
+        // Its size on disk counts, not what its MANIFEST says: somebody may have cut it off.
+        let same_size = ours.symlink_metadata().is_ok_and(|meta| meta.is_file() && meta.len() == file.bytes);
+        if !same_id || !same_size {
+            return Ok(false);
+        }
+        match disk::link(&ours, to) {
+            Ok(()) => Ok(true),
+            // Too many links, or no right to link: then it is copied.
+            Err(e) if matches!(e.kind(), io::ErrorKind::TooManyLinks | io::ErrorKind::PermissionDenied) => Ok(false),
+            Err(e) => Err(Error::io(format!("cannot link {}", ours.display()), e)),
+        }
+    }
+
+    /// Whether this backup seems to have a file, by what its MANIFEST says.
+    fn may_have(&self, file: &LiveFile) -> bool {
+        let id = |f: &LiveFile| f.unique_id;
+        self.files.get(&file.name).is_some_and(|f| f.bytes == file.bytes && (id(f) == id(file) || id(f).is_none()))
+    }
+
+    /// Bytes of a live database that need not be copied, as far as its MANIFEST tells now.
+    pub(crate) fn saved_bytes(&self, database: &Path) -> u64 {
+        let live = live_files_in(database).unwrap_or_default();
+        live.iter().filter(|file| self.may_have(file)).map(|file| file.bytes).sum()
+    }
+}
+
+/// The live files of a RocksDB directory, by its CURRENT and MANIFEST.
+pub(crate) fn live_files_in(directory: &Path) -> Option<Vec<LiveFile>> {
+    let name = live::manifest_in(&fs::read_to_string(directory.join("CURRENT")).ok()?)?;
+    let manifest = File::open(directory.join(name)).ok()?;
+    let mut versions = Versions::new();
+    let parsed = log_format::each_record(manifest, live::MAX_EDIT_BYTES, |record| versions.apply(record));
+    parsed.ok()?.ok()?;
+    Some(versions.live_files())
+}
+
+fn same_tail(a: &Path, b: &Path, bytes: u64) -> io::Result<bool> {
+    let start = bytes.saturating_sub(TAIL_BYTES);
+    let tail = |path: &Path| -> io::Result<Vec<u8>> {
+        let mut tail = vec![0; usize::try_from(bytes - start).unwrap_or(0)];
+        File::open(path)?.read_exact_at(&mut tail, start)?;
+        Ok(tail)
+    };
+    match (tail(a), tail(b)) {
+        (Ok(a), Ok(b)) => Ok(a == b),
+        // One that is shorter than it should be is another file.
+        (Err(e), _) | (_, Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        (Err(e), _) | (_, Err(e)) => Err(e),
+    }
+}
