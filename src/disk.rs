@@ -279,6 +279,8 @@ pub(crate) fn clone(
                 remove_file(to)?;
                 return Ok(None);
             }
+            // Cut off at the end meanwhile, by a checkpoint: the rest is gone from the source too.
+            Err(_) if at > 0 && size()? <= at => break,
             Err(e) => return Err(Error::io(failed("clone to", to), e)),
         }
         control.add_done(rest.min(range));

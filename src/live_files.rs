@@ -63,7 +63,7 @@ impl Source {
 
     pub(crate) fn refuse_what_cannot_be_copied(&self) -> Result<()> {
         let stat = rustix::fs::fstatfs(&self.directory).context(|| not_readable(&self.path))?;
-        if let Some((_, name)) = REFUSED_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == i64::from(stat.f_type)) {
+        if let Some((_, name)) = REFUSED_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == stat.f_type) {
             let why =
                 format!("it lies on {name}, whose file sizes and names may be out of date; run beside the real disk");
             return Err(self.refused(&why));

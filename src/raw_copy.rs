@@ -16,7 +16,7 @@
 //! 6. Before releasing: the lock on the database, a read lock that was there all the time, and the inode must be there.
 //! 7. Release. Then, in the copy only: apply the WAL; it must be exactly M frames, otherwise the copy is discarded.
 //!
-//! While the transaction is open the node's WAL grows. Over [`MAX_WAL_BYTES`] the copy is given up and tried again later.
+//! While the transaction is open the node's WAL grows. By more than [`MAX_WAL_BYTES`], the copy is given up and tried again.
 //!
 //! Invariants: no descriptor of the source's database or `-shm` is opened or closed by us while SQLite has it; the `-wal`
 //! carries no locks. Nothing of the source is written, SQLite's own `-shm` aside.
@@ -160,10 +160,13 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
     let bound = if gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
 
     let mut pages = Descriptor { fd: held.database, at: 0, flags: read_flags(database)? };
+    let held_bytes = held.wal_bytes();
     let watch = || {
         gate::point("raw-database-window", database);
         held.note_read_locks()?;
-        if held.wal_bytes() <= bound { Ok(()) } else { Err(Error::new(Kind::Busy, WAL_TOO_LARGE)) }
+        // What was there before is not our doing.
+        let grown_bytes = held.wal_bytes().saturating_sub(held_bytes);
+        if grown_bytes <= bound { Ok(()) } else { Err(Error::new(Kind::Busy, WAL_TOO_LARGE)) }
     };
     let bounded = |e: Error| match e.kind() {
         Kind::Busy => Failure::Again(WAL_TOO_LARGE.to_owned()),

@@ -26,8 +26,6 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 
 use rustix::process::{Flock, FlockType};
 
@@ -37,6 +35,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::raw_copy::{self, How};
 use crate::record::{Method, PactPart};
 use crate::source::{SqliteSource, beside, chain_of};
+use crate::sys;
 
 /// Pages per step of an online backup: a few hundred KiB with the node's pages of 1 KiB, so that cancelling is prompt.
 const STEP_PAGES: c_int = 512;
@@ -46,6 +45,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often in a row a step may find the database busy before the copy fails.
 const MAX_BUSY_STEPS: u32 = 30;
+
+/// The bytes of a database that every reader locks (`SHARED_FIRST`, `SHARED_SIZE`).
+const SHARED_FIRST: i64 = 0x4000_0002;
+const SHARED_BYTES: i64 = 510;
 
 /// Where a database says how it is written and read, and what stands there in WAL mode.
 const HEADER_MODES: u64 = 18;
@@ -114,17 +117,18 @@ fn wal_of(database: &Path) -> PathBuf {
 
 /// Copies a database in WAL mode that nobody uses; `Ok(false)`, with nothing left behind, where it is not that.
 ///
-/// The read lock makes sure: a writer with a rollback journal would have to wait for it, and who opens the database in WAL
-/// mode cannot remove the `-wal` again, on whose absence the copy relies. Times alone are too coarse for that.
+/// The read lock, SQLite's own, makes sure: a writer with a rollback journal has to wait for it, and who opens the database
+/// in WAL mode cannot remove the `-wal` again, on whose absence the copy relies. Times alone are too coarse for that. (No
+/// more than these bytes: a lock on the one for `RESERVED` would make others take a hot journal for one in use.)
 fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control: &Control) -> Result<bool> {
     let failed = || format!("cannot open {}", database.display());
     if wal_of(database).exists() {
         return Ok(false);
     }
     let mut file = File::open(database).context(failed)?;
-    match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockShared) {
+    match sys::read_lock(&file, SHARED_FIRST, SHARED_BYTES) {
         // Somebody writes. SQLite can wait for that.
-        Err(Errno::ACCESS | Errno::AGAIN) => return Ok(false),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EAGAIN)) => return Ok(false),
         other => other.context(|| format!("cannot lock {}", database.display()))?,
     }
     let fingerprint = |m: &Metadata| (m.len(), m.ino(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());

@@ -30,6 +30,25 @@ pub(crate) fn descriptors_of<K>(file: (u64, u64), _keeper: &K) -> io::Result<Vec
     Ok(found)
 }
 
+/// Takes a POSIX read lock of this process on a range of a file, without waiting. It ends when the process closes any
+/// descriptor of the file.
+///
+/// # Errors
+/// `EACCES` or `EAGAIN` where another process writes there.
+pub(crate) fn read_lock(file: &File, first: i64, bytes: i64) -> io::Result<()> {
+    let lock = libc::flock {
+        l_type: libc::F_RDLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: first,
+        l_len: bytes,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open while `file` is borrowed; F_SETLK (fcntl(2)) reads one `flock`, which lives until the
+    // call returns, and writes to no memory of ours.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes `bytes` bytes of `to` share the blocks of `from`, at the same offset in both; 0 bytes mean up to the end.
 ///
 /// # Errors

@@ -231,7 +231,10 @@ fn new_file(tag: u32, input: &mut Input<'_>, edit: &mut Edit) -> Result<Option<(
         Some((number, path, Table { level, bytes, oldest_blob: None, unique_id: None }))
     };
     let Some((number, mut path, mut table)) = fixed() else { return Ok(None) };
-    while tag == 103 {
+    loop {
+        if tag != 103 {
+            break;
+        }
         let Some(custom) = input.varint32() else { return Ok(None) };
         if custom == 1 {
             break;

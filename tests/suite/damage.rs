@@ -1,0 +1,238 @@
+//! Damage to our own metadata: the service starts, tells no lies, and takes no data away because of it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use chainweb_backup::{BackupId, Kind, Service, Status, check_backup_in, list_backups_in};
+
+use crate::fixture::{
+    Node, PACT, ROCKSDB, call, copy_tree, make_done, make_failed, names, paths, scratch, tree, whole,
+};
+
+/// Cases of the loop.
+const CASES: usize = 300;
+
+/// The three backups of a case, under names that no other test uses.
+const DONE: &str = "1600000000001";
+const RUNNING: &str = "1600000000002";
+const FAILED: &str = "1600000000003";
+
+/// A backup directory with a backup that is done, one that a crash interrupted, and one that failed.
+fn template(node: &Node, to: &Path) {
+    let service = node.start();
+    let done = make_done(&service, PACT);
+    drop(service);
+    let config = chainweb_backup::Config { reserve_bytes: Some(u64::MAX / 2), ..node.config() };
+    let service = Service::start(config, node.embedded()).unwrap();
+    let (failed, _) = make_failed(&service, PACT);
+    service.finish();
+    drop(service);
+    for (from, name) in [(&done, DONE), (&done, RUNNING), (&failed, FAILED)] {
+        let path = to.join(name);
+        copy_tree(&node.backups().join(from.as_str()), &path);
+        let record = fs::read_to_string(path.join("backup.json")).unwrap();
+        fs::write(path.join("backup.json"), record.replace(from.as_str(), name)).unwrap();
+    }
+    let running = to.join(RUNNING);
+    fs::write(running.join("status"), "backup-in-progress").unwrap();
+    fs::write(running.join("status.failed"), "backup-failed").unwrap();
+    fs::rename(running.join("0"), running.join("0.partial")).unwrap();
+}
+
+/// Damages a file in one of many ways, and says how.
+fn damage(file: &Path, random: &mut fastrand::Rng) -> String {
+    let old = fs::read(file).unwrap();
+    let way = random.usize(..12);
+    let at = random.usize(..old.len());
+    let mut bytes = old.clone();
+    match way {
+        0 => bytes.truncate(at),
+        1 => bytes[at] ^= 1 << random.u8(..8),
+        2 => bytes[at] = random.u8(..),
+        3 => bytes.iter_mut().skip(at).for_each(|b| *b = 0),
+        4 => bytes = (0..random.usize(..1000)).map(|_| random.u8(..)).collect(),
+        5 => bytes.extend_from_slice(&old),
+        6 => drop(bytes.drain(at..(at + random.usize(1..10)).min(old.len()))),
+        7 => bytes = random.choice(["{}", "[]", "null", "1", "\"\"", "backup-done\nbackup-failed"]).unwrap().into(),
+        8 => bytes = b"[".repeat(200_000),
+        9 => bytes = vec![0; 20 * 1024 * 1024],
+        _ => fs::remove_file(file).unwrap(),
+    }
+    match way {
+        0..=9 => fs::write(file, bytes).unwrap(),
+        10 => symlink("/nonexistent/x", file).unwrap(),
+        _ => {}
+    }
+    format!("{} way {way} at {at}", file.display())
+}
+
+#[test]
+fn damaged_metadata_never_stops_the_service_and_never_costs_data() {
+    let node = Node::new();
+    let original = scratch();
+    template(&node, original.path());
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut left_alone, mut failed) = (0, 0);
+    for case in 0..CASES {
+        let place = scratch();
+        let backups = place.path();
+        copy_tree(original.path(), backups);
+        let victim = *random.choice(&[DONE, DONE, RUNNING, RUNNING, FAILED]).unwrap();
+        let files: &[&str] =
+            if victim == FAILED { &["backup.json", "status"] } else { &["backup.json", "status", "manifest.json"] };
+        let mut what = format!("seed {seed} case {case}: ");
+        for _ in 0..random.usize(1..=2) {
+            let file = backups.join(victim).join(random.choice(files).unwrap());
+            if fs::read(&file).is_ok_and(|bytes| !bytes.is_empty()) {
+                what += &damage(&file, &mut random);
+            }
+        }
+        let damaged = tree(&backups.join(victim));
+        let data = tree(&backups.join(DONE).join("0"));
+
+        let service = Service::start(crate::fixture::config(backups), node.embedded()).expect(&what);
+        let listed = service.list_backups().expect(&what);
+        for name in [DONE, RUNNING, FAILED] {
+            let id = BackupId::parse(name).unwrap();
+            let status = service.check_backup(&id);
+            assert_eq!(listed.iter().find(|b| b.id == id).map(|b| b.status), status, "{what}");
+            let answer = call(&service, "GET", &format!("/check-backup/{id}"), &[("Accept", "application/json")]);
+            assert_eq!(answer.unwrap().status, if status.is_some() { 200 } else { 404 }, "{what}");
+            if name != victim {
+                let expected = if name == DONE { Status::Done } else { Status::Failed };
+                assert_eq!(status, Some(expected), "{what}");
+            }
+        }
+        if case % 20 == 0 {
+            make_done(&service, ROCKSDB);
+        }
+        service.finish();
+        drop(service);
+        assert_eq!(tree(&backups.join(DONE).join("0")), data, "{what}: the data of a good backup has changed");
+        let path = backups.join(victim);
+        if victim == DONE {
+            assert_eq!(tree(&path), damaged, "{what}: a good backup has changed");
+        } else {
+            whole(&backups.join(DONE));
+        }
+        if victim == RUNNING {
+            // All or nothing: taken for ours and settled, or for somebody else's and left alone.
+            if path.join("0.partial").exists() {
+                assert_eq!(tree(&path), damaged, "{what}");
+                left_alone += 1;
+            } else {
+                assert_eq!(names(&path), [".use", "backup.json", "status"], "{what}");
+                assert_eq!(fs::read_to_string(path.join("status")).unwrap(), "backup-failed", "{what}");
+                failed += 1;
+            }
+        }
+    }
+    println!("cases={CASES} left alone={left_alone} failed={failed}");
+    assert!(left_alone > 20 && failed > 20);
+}
+
+/// What a living process works on is not ours to settle, and what it has finished meanwhile is settled already.
+#[test]
+fn what_another_process_works_on_is_left_alone() {
+    let node = Node::new();
+    let place = scratch();
+    let backups = place.path();
+    template(&node, backups);
+    // Just failing: the status is there, and next come the reason and the data.
+    copy_tree(&backups.join(RUNNING).join("0.partial"), &backups.join(FAILED).join("0.partial"));
+    let locks = [RUNNING, FAILED].map(|name| {
+        let file = fs::File::open(backups.join(name).join(".use")).unwrap();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        file
+    });
+    let look = || [tree(&backups.join(RUNNING)), tree(&backups.join(FAILED))];
+    let before = look();
+    let config = crate::fixture::config(backups);
+    let service = Service::start(config.clone(), node.embedded()).unwrap();
+    let status = |service: &Service, name| service.check_backup(&BackupId::parse(name).unwrap());
+    assert_eq!(status(&service, RUNNING), Some(Status::InProgress));
+    assert_eq!(status(&service, FAILED), Some(Status::Failed));
+    service.finish();
+    drop(service);
+    assert_eq!(look(), before);
+    drop(locks);
+
+    #[cfg(feature = "gate")]
+    {
+        // Between the first look and the lock the other process commits, and ends.
+        let running = backups.join(RUNNING);
+        let commit = running.clone();
+        chainweb_backup::gate::at_point(&running, move |_| {
+            fs::rename(commit.join("0.partial"), commit.join("0")).unwrap();
+            fs::write(commit.join("status"), "backup-done").unwrap();
+            fs::remove_file(commit.join("status.failed")).unwrap();
+        });
+    }
+    let service = Service::start(config, node.embedded()).unwrap();
+    #[cfg(feature = "gate")]
+    chainweb_backup::gate::forget_points(&backups.join(RUNNING));
+    let expected = if cfg!(feature = "gate") { Status::Done } else { Status::Failed };
+    assert_eq!(status(&service, RUNNING), Some(expected));
+    service.finish();
+    if expected == Status::Done {
+        whole(&backups.join(RUNNING));
+    }
+    assert_eq!(names(&backups.join(FAILED)), [".use", "backup.json", "status"]);
+}
+
+/// Names that ought to be files and are directories, and files that may not be opened: settled as far as possible.
+#[test]
+fn what_cannot_be_settled_does_not_stop_the_rest() {
+    let node = Node::new();
+    let original = scratch();
+    template(&node, original.path());
+    for name in [".use", "status.failed", ".status.tmp", ".backup.json.tmp", "manifest.json"] {
+        let place = scratch();
+        let backups = place.path();
+        copy_tree(original.path(), backups);
+        for victim in [DONE, RUNNING, FAILED] {
+            let path = backups.join(victim).join(name);
+            let _ = fs::remove_file(&path);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("x"), "x").unwrap();
+        }
+        let service = Service::start(crate::fixture::config(backups), node.embedded()).expect(name);
+        for (id, expected) in [(DONE, Status::Done), (RUNNING, Status::Failed), (FAILED, Status::Failed)] {
+            assert_eq!(service.check_backup(&BackupId::parse(id).unwrap()), Some(expected), "{name}");
+        }
+        assert_eq!(service.list_backups().unwrap().len(), 3);
+        make_done(&service, PACT);
+        service.finish();
+        assert!(backups.join(DONE).join("0/rocksDb/CURRENT").is_file());
+    }
+}
+
+#[test]
+fn looking_without_a_service_changes_nothing_and_survives_damage() {
+    let node = Node::new();
+    let original = scratch();
+    template(&node, original.path());
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..100 {
+        let place = scratch();
+        copy_tree(original.path(), place.path());
+        for path in paths(place.path()) {
+            if path.is_file() && path.extension().is_some_and(|e| e == "json") && random.bool() {
+                damage(&path, &mut random);
+            }
+        }
+        let before = tree(place.path());
+        let listed = list_backups_in(place.path()).unwrap();
+        assert_eq!(listed.len(), 3, "seed {seed}");
+        for details in listed {
+            let checked = check_backup_in(place.path(), &details.id).unwrap().unwrap();
+            assert_eq!(checked.status, details.status, "seed {seed}");
+        }
+        assert_eq!(tree(place.path()), before, "seed {seed}");
+    }
+    let absent = check_backup_in(&node.root().join("none"), &BackupId::parse(DONE).unwrap());
+    assert_eq!(absent.unwrap_err().kind(), Kind::Usage);
+}

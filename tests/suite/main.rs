@@ -1,0 +1,27 @@
+//! The one integration binary, so that RocksDB is linked once: behaviour through the public API and the real program, on
+//! real RocksDB and real SQLite. Each file in this directory is a module; those that inject faults need the feature
+//! `gate`, with which `scripts/test.sh` runs everything.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
+
+mod client;
+mod config;
+mod damage;
+mod fixture;
+mod http;
+#[cfg(feature = "gate")]
+mod live;
+#[cfg(feature = "gate")]
+mod order;
+#[cfg(feature = "gate")]
+mod parsers;
+mod service;
+mod sources;
+#[cfg(feature = "gate")]
+mod sqlite;
+#[cfg(feature = "gate")]
+mod sqlite_pact;
+#[cfg(feature = "gate")]
+mod sqlite_stress;
+#[cfg(feature = "gate")]
+mod sweep;
+mod tidy;

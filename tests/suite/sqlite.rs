@@ -1,0 +1,729 @@
+//! The raw copy of SQLite: its steps one by one, each seen to be needed; what it refuses; its reading of the WAL; what it
+//! does to the node's files. The load is in `sqlite_stress`.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use chainweb_backup::rusqlite::{Connection, OpenFlags};
+use chainweb_backup::{Kind, Method, PactMethod, Service, Sources, SqliteSource, gate, testing};
+use proptest::prelude::{ProptestConfig, any, prop_assert_eq, proptest};
+use tempfile::TempDir;
+
+use crate::fixture::{self, PACT, make_failed, names, paths, scratch, tree, wait_until};
+use crate::sqlite_pact::{SMALL, Shape, Writer, create, open, step, verify, verify_open};
+
+/// A database without WAL checkpoints of its own, and its writer.
+const MANUAL: Shape = Shape { autocheckpoint: 0, ..SMALL };
+
+struct Stage {
+    scratch: TempDir,
+    database: PathBuf,
+}
+
+impl Stage {
+    fn new() -> Stage {
+        let scratch = scratch();
+        let database = scratch.path().join("node/pact-v1-chain-0.sqlite");
+        fs::create_dir(database.parent().unwrap()).unwrap();
+        Stage { scratch, database }
+    }
+
+    fn to(&self) -> PathBuf {
+        self.scratch.path().join("copy.sqlite")
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        PathBuf::from(format!("{}{suffix}", self.database.display()))
+    }
+
+    fn raw_copy(&self) -> Result<bool, (Kind, String)> {
+        testing::raw_copy(&self.database, &self.to(), false, PactMethod::Copy).map_err(|e| (e.kind(), e.chain()))
+    }
+
+    fn copy(&self, node_is_up: bool) -> Result<Method, (Kind, String)> {
+        let source = SqliteSource::Foreign(self.scratch.path().to_owned());
+        let copied = testing::sqlite_copy(&source, &self.database, &self.to(), node_is_up);
+        copied.map(|part| part.method).map_err(|e| (e.kind(), e.chain()))
+    }
+
+    /// What the copy holds, and the copy is gone.
+    fn verdict(&self) -> Result<i64, String> {
+        let verdict = verify(&self.to());
+        fs::remove_file(self.to()).unwrap();
+        verdict
+    }
+
+    fn at(&self, moment: &'static str, mut act: impl FnMut(u32) + Send + 'static) {
+        let mut times = 0;
+        gate::at_point(&self.database, move |name| {
+            if name == moment {
+                times += 1;
+                act(times);
+            }
+        });
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        gate::forget_points(&self.database);
+    }
+}
+
+fn shared(path: &Path, shape: &Shape) -> Arc<Mutex<Writer>> {
+    Arc::new(Mutex::new(Writer::open(path, shape)))
+}
+
+/// Opening and closing a file drops every POSIX lock of the process on it.
+fn open_and_close(path: &Path) {
+    drop(File::open(path).unwrap());
+}
+
+/// Our locks on the `-shm` are lost while the pages are copied, and a WAL checkpoint writes what comes later.
+#[test]
+fn without_the_lock_check_copies_are_bad() {
+    for (weak, counts) in [(false, (0, 0, 5)), (true, (0, 5, 0))] {
+        let (mut good, mut bad, mut refused) = (0, 0, 0);
+        for _ in 0..5 {
+            let stage = Stage::new();
+            let writer = shared(&stage.database, &MANUAL);
+            writer.lock().unwrap().tell("write 20");
+            // Otherwise the whole database stands in the WAL, and its frames repair everything.
+            writer.lock().unwrap().tell("sql PRAGMA wal_checkpoint(TRUNCATE)");
+            writer.lock().unwrap().tell("write 2");
+            if weak {
+                gate::weaken(&stage.database, "raw-locks");
+            }
+            let (shm, other) = (stage.beside("-shm"), Arc::clone(&writer));
+            stage.at("raw-database-window", move |_| {
+                open_and_close(&shm);
+                let mut writer = other.lock().unwrap();
+                writer.tell("write 30");
+                writer.tell("sql PRAGMA wal_checkpoint(PASSIVE)");
+            });
+            match stage.raw_copy() {
+                Ok(_) if stage.verdict().is_ok() => good += 1,
+                Ok(_) => bad += 1,
+                Err((kind, reason)) => {
+                    assert!(kind == Kind::Busy && reason.contains("read lock on the -shm was lost"), "{reason}");
+                    refused += 1;
+                }
+            }
+        }
+        println!("locks on -shm dropped, check off: {weak}: {good} good, {bad} bad, {refused} refused");
+        assert_eq!((good, bad, refused), counts);
+    }
+}
+
+/// The lock on the database is lost, and an older SQLite closes: it believes to be alone, writes everything into the
+/// database and removes the WAL.
+#[test]
+fn without_the_lock_on_the_database_an_old_sqlite_spoils_copies() {
+    let version = Command::new("sqlite3").arg("--version").output().map(|o| String::from_utf8(o.stdout).unwrap());
+    let old = version.as_ref().is_ok_and(|v| {
+        let mut numbers = v.split(['.', ' ']).map(|n| n.parse::<u32>().unwrap_or(0));
+        (numbers.next(), numbers.next()) < (Some(3), Some(51))
+    });
+    if !old {
+        println!("SKIPPED: no sqlite3 before 3.51 here: {version:?}");
+        return;
+    }
+    for weak in [false, true] {
+        let stage = Stage::new();
+        let mut writer = Writer::open(&stage.database, &MANUAL);
+        writer.tell("write 20");
+        writer.tell("sql PRAGMA wal_checkpoint(TRUNCATE)");
+        writer.tell("write 2");
+        writer.kill();
+        if weak {
+            gate::weaken(&stage.database, "raw-locks");
+        }
+        let database = stage.database.clone();
+        stage.at("raw-database-window", move |_| {
+            open_and_close(&database);
+            let sql = "UPDATE account SET amount = amount + 1; UPDATE counter SET n = n + 1;";
+            let status = Command::new("sqlite3").arg(&database).arg(sql).status().unwrap();
+            assert!(status.success());
+        });
+        match stage.raw_copy() {
+            Ok(_) => assert!(weak && stage.verdict().is_err(), "the copy is good"),
+            Err((_, reason)) => assert!(!weak && reason.contains("was lost"), "{reason}"),
+        }
+    }
+}
+
+/// READ0: the database alone is what we see, and the WAL may be started anew. Both nets below are needed.
+#[test]
+fn a_wal_that_is_started_anew_while_it_is_copied() {
+    for weak in [&[][..], &["raw-salts"], &["raw-salts", "raw-fold"]] {
+        let stage = Stage::new();
+        let shape = Shape { rows: 1500, ..MANUAL };
+        let writer = shared(&stage.database, &shape);
+        let before: i64 = writer.lock().unwrap().tell("write 26").parse().unwrap();
+        // Everything is in the database then, so that the reader takes READ0.
+        writer.lock().unwrap().tell("sql PRAGMA wal_checkpoint(PASSIVE)");
+        let size = fs::metadata(stage.beside("-wal")).unwrap().len();
+        assert!(size > 3 * 8 * 1024 * 1024, "the WAL of {size} bytes is too small for this test");
+        for name in weak {
+            gate::weaken(if *name == "raw-fold" { stage.to() } else { stage.database.clone() }.as_path(), name);
+        }
+        let other = Arc::clone(&writer);
+        stage.at("raw-wal-window", move |time| {
+            if time == 2 {
+                other.lock().unwrap().tell("write 32");
+            }
+        });
+        let attempts = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&attempts);
+        stage.at("raw-held", move |time| *count.lock().unwrap() = time);
+        let result = stage.raw_copy();
+        gate::forget_points(&stage.to());
+        let (verdict, attempts) = (stage.verdict(), *attempts.lock().unwrap());
+        println!("started anew, weakened {weak:?}: {result:?}, {verdict:?}, attempts {attempts}");
+        match weak.len() {
+            0 => assert_eq!((result, verdict, attempts), (Ok(true), Ok(before), 1)),
+            // The number of frames does not come out right.
+            1 => assert_eq!((result, verdict, attempts), (Ok(true), Ok(before + 32), 2)),
+            _ => assert!(result.is_ok() && verdict != Ok(before), "the copy is good"),
+        }
+    }
+}
+
+/// A WAL checkpoint cuts the WAL off while we see the database alone.
+#[test]
+fn a_wal_that_is_cut_off_while_the_database_is_copied() {
+    let stage = Stage::new();
+    let writer = shared(&stage.database, &MANUAL);
+    let before = writer.lock().unwrap().tell("write 20").parse().unwrap();
+    writer.lock().unwrap().tell("sql PRAGMA wal_checkpoint(PASSIVE)");
+    let other = Arc::clone(&writer);
+    stage.at("raw-database-copied", move |time| {
+        assert_eq!(time, 1, "an attempt was lost");
+        assert_eq!(other.lock().unwrap().tell("sql PRAGMA wal_checkpoint(TRUNCATE)"), "Integer(0)");
+    });
+    assert_eq!((stage.raw_copy(), stage.verdict()), (Ok(true), Ok(before)));
+    assert_eq!(fs::metadata(stage.beside("-wal")).unwrap().len(), 0);
+}
+
+/// A writer is killed between its commit frame and the WAL index: we count a commit that the next writer overwrites.
+#[test]
+fn a_commit_that_nobody_knows_of() {
+    let stage = Stage::new();
+    let mut writer = Writer::open(&stage.database, &MANUAL);
+    writer.tell("write 20");
+    // What a killed writer leaves: the WAL of the next commit, the -shm of the one before.
+    let shm = fs::read(stage.beside("-shm")).unwrap();
+    writer.tell("sql UPDATE account SET pad = zeroblob(999) WHERE id < 300");
+    File::options().write(true).open(stage.beside("-shm")).unwrap().write_all_at(&shm, 0).unwrap();
+    let _reader = {
+        let reader = Writer::open(&stage.database, &MANUAL);
+        writer.kill();
+        reader
+    };
+    let next = shared(&stage.database, &MANUAL);
+    let other = Arc::clone(&next);
+    stage.at("raw-database-copied", move |time| {
+        if time == 1 {
+            other.lock().unwrap().tell("write 2");
+        }
+    });
+    let attempts = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&attempts);
+    stage.at("raw-held", move |time| *count.lock().unwrap() = time);
+    assert_eq!((stage.raw_copy(), stage.verdict()), (Ok(true), Ok(22)));
+    assert_eq!(*attempts.lock().unwrap(), 2);
+}
+
+/// Database and WAL, copied by hand under a read transaction: frames from `first` to `last` applied one by one.
+fn apply_by_hand(pages: &[u8], wal: &[u8], first: u64, last: u64, to: &Path) {
+    let number = |at: usize| u32::from_be_bytes(wal[at..at + 4].try_into().unwrap());
+    let page_bytes = number(8) as usize;
+    fs::write(to, pages).unwrap();
+    let file = File::options().write(true).open(to).unwrap();
+    for frame in first..=last {
+        let at = 32 + usize::try_from(frame - 1).unwrap() * (24 + page_bytes);
+        let offset = u64::from(number(at) - 1) * page_bytes as u64;
+        file.write_all_at(&wal[at + 24..at + 24 + page_bytes], offset).unwrap();
+        if number(at + 4) != 0 {
+            file.set_len(u64::from(number(at + 4)) * page_bytes as u64).unwrap();
+        }
+    }
+}
+
+/// A checkpointer skips pages of which a later frame exists, and counts them as done.
+#[test]
+fn frames_from_the_backfill_mark_are_not_enough() {
+    let (mut good, mut bad) = (0, 0);
+    for _ in 0..5 {
+        let stage = Stage::new();
+        let mut writer = Writer::open(&stage.database, &MANUAL);
+        writer.tell("write 5");
+        let reader = Connection::open_with_flags(&stage.database, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        reader.execute_batch("BEGIN").unwrap();
+        let held: i64 = reader.query_row("SELECT n FROM counter", [], |row| row.get(0)).unwrap();
+        let frames = testing::wal_frames(&fs::read(stage.beside("-wal")).unwrap()).unwrap();
+        writer.tell("write 20");
+        writer.tell("sql PRAGMA wal_checkpoint(PASSIVE)");
+        // Closing these files drops the reader's locks, so they stay open to the end.
+        let (pages, index) = (File::open(&stage.database).unwrap(), File::open(stage.beside("-shm")).unwrap());
+        let mut content = vec![0; usize::try_from(pages.metadata().unwrap().len()).unwrap()];
+        pages.read_exact_at(&mut content, 0).unwrap();
+        let mut mark = [0; 4];
+        index.read_exact_at(&mut mark, 96).unwrap();
+        let mark = u64::from(u32::from_ne_bytes(mark));
+        assert_eq!(mark, frames, "the WAL checkpoint went to our read mark");
+        let wal = fs::read(stage.beside("-wal")).unwrap();
+        apply_by_hand(&content, &wal, 1, frames, &stage.to());
+        assert_eq!(stage.verdict(), Ok(held), "all frames are enough");
+        apply_by_hand(&content, &wal, mark + 1, frames, &stage.to());
+        if stage.verdict().is_ok() { good += 1 } else { bad += 1 }
+    }
+    println!("frames from the backfill mark: {good} good, {bad} bad");
+    assert_eq!((good, bad), (0, 5));
+}
+
+/// What operators do today.
+#[test]
+fn copying_the_files_gives_bad_copies() {
+    let (mut good, mut bad) = (0, 0);
+    let stage = Stage::new();
+    let mut writer = Writer::open(&stage.database, &SMALL);
+    writer.run(&stage.scratch.path().join("ack"));
+    while bad < 3 && good < 1000 {
+        let before = crate::sqlite_pact::acknowledged(&stage.scratch.path().join("ack"));
+        fs::copy(&stage.database, stage.to()).unwrap();
+        fs::copy(stage.beside("-wal"), format!("{}-wal", stage.to().display())).unwrap();
+        let verdict = Connection::open(stage.to()).map_err(|e| e.to_string()).and_then(|c| verify_open(&c));
+        if verdict.is_ok_and(|counter| counter >= before) {
+            good += 1
+        } else {
+            bad += 1
+        }
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{suffix}", stage.to().display()));
+        }
+    }
+    println!("cp of database and WAL: {good} good, {bad} bad");
+    assert_eq!(bad, 3);
+}
+
+#[test]
+fn a_rollback_journal_is_copied_online() {
+    let stage = Stage::new();
+    let mut connection = Connection::open(&stage.database).unwrap();
+    connection.execute_batch("PRAGMA page_size=1024").unwrap();
+    create(&mut connection).unwrap();
+    (0..20).for_each(|_| _ = step(&mut connection, 6).unwrap());
+    connection.close().unwrap();
+    let before = tree(stage.database.parent().unwrap());
+    for node_is_up in [true, false] {
+        assert_eq!((stage.copy(node_is_up), stage.verdict()), (Ok(Method::OnlineBackup), Ok(20)));
+    }
+    assert_eq!(tree(stage.database.parent().unwrap()), before);
+}
+
+#[test]
+fn a_hot_journal_is_refused() {
+    let stage = Stage::new();
+    let mut connection = Connection::open(&stage.database).unwrap();
+    connection.execute_batch("PRAGMA page_size=1024; PRAGMA cache_size=2").unwrap();
+    create(&mut connection).unwrap();
+    connection.execute_batch("BEGIN; UPDATE account SET amount = amount + 1").unwrap();
+    // As if killed here: the pages that were spilled, and the journal.
+    let killed = Stage::new();
+    fs::copy(&stage.database, &killed.database).unwrap();
+    fs::copy(stage.beside("-journal"), killed.beside("-journal")).unwrap();
+    let before = tree(killed.database.parent().unwrap());
+    let (kind, reason) = killed.copy(false).unwrap_err();
+    assert!(kind == Kind::Refused && reason.contains("hot journal"), "{kind:?} {reason}");
+    assert_eq!(tree(killed.database.parent().unwrap()), before);
+    assert!(!killed.to().exists());
+}
+
+#[test]
+fn what_is_no_database_is_refused() {
+    let stage = Stage::new();
+    let refused = |expected: Kind, words: &str| {
+        let before = tree(stage.database.parent().unwrap());
+        let (kind, reason) = stage.copy(false).unwrap_err();
+        assert!(kind == expected && reason.contains(words), "{kind:?} {reason}");
+        assert_eq!(tree(stage.database.parent().unwrap()), before);
+        assert!(!stage.to().exists());
+    };
+    refused(Kind::Io, "cannot look at");
+    fs::create_dir(&stage.database).unwrap();
+    refused(Kind::Refused, "not a regular file");
+    fs::remove_dir(&stage.database).unwrap();
+    fs::write(stage.beside("-real"), "").unwrap();
+    symlink(stage.beside("-real"), &stage.database).unwrap();
+    refused(Kind::Refused, "not a regular file");
+    fs::remove_file(&stage.database).unwrap();
+    fs::write(&stage.database, "").unwrap();
+    refused(Kind::Refused, "it is empty");
+    fs::write(&stage.database, "no database ".repeat(1000)).unwrap();
+    refused(Kind::Database, "file is not a database");
+}
+
+/// A node that keeps the database to itself: a clear end after a bounded time.
+#[test]
+fn an_exclusive_lock_ends_the_copy() {
+    for mode in ["WAL", "DELETE"] {
+        let stage = Stage::new();
+        let mut writer = Writer::open(&stage.database, &SMALL);
+        writer.tell("close");
+        writer.open_database(&stage.database, &SMALL);
+        writer.tell(&format!("sql PRAGMA journal_mode={mode}"));
+        writer.tell("sql PRAGMA locking_mode=EXCLUSIVE");
+        writer.tell("write 3");
+        let started = Instant::now();
+        let (kind, reason) = stage.copy(false).unwrap_err();
+        assert!(kind == Kind::Refused && reason.contains("another program keeps it locked"), "{kind:?} {reason}");
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+        assert!(!stage.to().exists());
+        writer.tell("write 3");
+    }
+}
+
+/// A node holds its RocksDB, but nobody holds the `-shm`: our locks and the node's do not meet.
+#[test]
+fn a_node_whose_locks_do_not_reach_us_is_refused() {
+    let scratch = scratch();
+    let directory = scratch.path().join("db");
+    fs::create_dir_all(directory.join("0/sqlite")).unwrap();
+    let database = directory.join("0/sqlite/pact-v1-chain-0.sqlite");
+    let mut writer = Writer::open(&database, &MANUAL);
+    writer.tell("write 3");
+    writer.kill();
+    let mut node = Writer::start();
+    node.tell(&format!("rocksdb {}", directory.join("0/rocksDb").display()));
+    let config = fixture::config(&scratch.path().join("backups"));
+    let service = Service::start(config, Sources::directory(&directory)).unwrap();
+    let (_, reason) = make_failed(&service, PACT);
+    assert!(reason.contains("its locks on") && reason.contains("run in the node's container"), "{reason}");
+}
+
+/// A writer outruns the bound: the WAL is given back, then tried again, and that ends.
+#[test]
+fn a_wal_over_its_bound() {
+    for times_too_large in [1, 3] {
+        let stage = Stage::new();
+        let writer = shared(&stage.database, &Shape { rows: 600, ..MANUAL });
+        gate::weaken(&stage.database, "raw-small-wal");
+        let (attempts, other) = (Arc::new(Mutex::new(0)), Arc::clone(&writer));
+        let attempt = Arc::clone(&attempts);
+        stage.at("raw-database-window", move |time| {
+            *attempt.lock().unwrap() = time;
+            if time <= times_too_large {
+                other.lock().unwrap().tell("write 10");
+            }
+        });
+        if times_too_large == 1 {
+            // The node's own WAL checkpoint, in our pause.
+            let (other, attempts) = (Arc::clone(&writer), Arc::clone(&attempts));
+            std::thread::spawn(move || {
+                wait_until("the first attempt", || *attempts.lock().unwrap() > 0);
+                std::thread::sleep(Duration::from_millis(250));
+                other.lock().unwrap().tell("sql PRAGMA wal_checkpoint(TRUNCATE)");
+            });
+        }
+        let result = stage.raw_copy();
+        if times_too_large == 1 {
+            assert_eq!((result, *attempts.lock().unwrap(), stage.verdict()), (Ok(true), 2, Ok(10)));
+        } else {
+            let (kind, reason) = result.unwrap_err();
+            assert!(kind == Kind::Busy && reason.contains("grew over the bound"), "{kind:?} {reason}");
+            assert_eq!(*attempts.lock().unwrap(), 3);
+            assert_eq!(names(stage.scratch.path()), ["node"]);
+            // Nothing of ours holds the WAL any more.
+            assert_eq!(writer.lock().unwrap().tell("sql PRAGMA wal_checkpoint(TRUNCATE)"), "Integer(0)");
+        }
+    }
+}
+
+/// As a user who may not write there: a copy that is right, or a refusal that says what to do. Nothing changes.
+#[test]
+fn as_another_user() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: needs root, to become somebody else");
+        return;
+    }
+    let stage = Stage::new();
+    fs::set_permissions(stage.scratch.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let program = stage.scratch.path().join("suite");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+    let mut nobody = Writer::start_with(command);
+    let mut copy = |node: &str| {
+        let to = stage.scratch.path().join(format!("copy-{}", fastrand::u64(..)));
+        nobody.tell(&format!("copy {} {} {node}", stage.database.display(), to.display()))
+    };
+
+    let mut writer = Writer::open(&stage.database, &MANUAL);
+    writer.tell("write 3");
+    let before = tree_without_shm(&stage);
+    let live = copy("up");
+    assert_eq!(tree_without_shm(&stage), before);
+    writer.kill();
+    let crashed = copy("down");
+    let crashed_but_up = copy("up");
+    assert_eq!(tree_without_shm(&stage), before);
+    fs::set_permissions(&stage.database, fs::Permissions::from_mode(0o600)).unwrap();
+    let unreadable = copy("down");
+    println!("another user: live: {live}; crashed: {crashed}; up: {crashed_but_up}; unreadable: {unreadable}");
+    for answer in [&live, &crashed] {
+        assert!(answer == "RawCopy Ok(3)" || answer.contains("run as the node's user"), "{answer}");
+    }
+    assert!(crashed_but_up.contains("refused"), "{crashed_but_up}");
+    assert!(unreadable.contains("run as the node's user"), "{unreadable}");
+}
+
+fn tree_without_shm(stage: &Stage) -> fixture::Tree {
+    let mut tree = tree(stage.database.parent().unwrap());
+    tree.remove(&stage.beside("-shm"));
+    tree
+}
+
+/// A node that was killed: its WAL is read, nothing of it changes but the `-shm`.
+#[test]
+fn a_crashed_node() {
+    let stage = Stage::new();
+    let mut writer = Writer::open(&stage.database, &MANUAL);
+    writer.tell("write 7");
+    writer.kill();
+    let before = tree_without_shm(&stage);
+    for _ in 0..2 {
+        assert_eq!((stage.copy(false), stage.verdict()), (Ok(Method::RawCopy), Ok(7)));
+        assert_eq!(tree_without_shm(&stage), before);
+    }
+    // A clean stop leaves no -wal, and then not even the -shm appears.
+    drop(open(&stage.database, &MANUAL).unwrap());
+    let before = tree(stage.database.parent().unwrap());
+    assert_eq!((stage.copy(false), stage.verdict()), (Ok(Method::Copied), Ok(7)));
+    assert_eq!(tree(stage.database.parent().unwrap()), before);
+    assert_eq!(before.len(), 2);
+}
+
+/// A database with its WAL, as a writer left them.
+fn with_wal(page_bytes: u32, transactions: u32, rows: i64) -> (Vec<u8>, Vec<u8>) {
+    let stage = Stage::new();
+    let shape = Shape { page_bytes, rows, ..MANUAL };
+    let mut writer = Writer::open(&stage.database, &shape);
+    writer.tell("sql PRAGMA wal_checkpoint(TRUNCATE)");
+    writer.tell(&format!("write {transactions}"));
+    (fs::read(&stage.database).unwrap(), fs::read(stage.beside("-wal")).unwrap())
+}
+
+/// What SQLite itself finds in a WAL.
+fn recovered(directory: &Path, database: &[u8], wal: &[u8]) -> i64 {
+    let path = directory.join("recovered.sqlite");
+    fs::write(&path, database).unwrap();
+    fs::write(directory.join("recovered.sqlite-wal"), wal).unwrap();
+    let connection = Connection::open(&path).unwrap();
+    connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA synchronous=OFF").unwrap();
+    connection.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| row.get(1)).unwrap()
+}
+
+/// The other byte order of the checksums, as machines of that order write it.
+fn turned(wal: &[u8]) -> Vec<u8> {
+    let mut turned = wal.to_vec();
+    turned[3] ^= 1;
+    let big_endian = turned[3] & 1 == 1;
+    let sum = |[mut a, mut b]: [u32; 2], bytes: &[u8]| {
+        for pair in bytes.chunks_exact(8) {
+            let word = |w: &[u8]| {
+                let w = w.try_into().unwrap();
+                if big_endian { u32::from_be_bytes(w) } else { u32::from_le_bytes(w) }
+            };
+            a = a.wrapping_add(word(&pair[..4])).wrapping_add(b);
+            b = b.wrapping_add(word(&pair[4..])).wrapping_add(a);
+        }
+        [a, b]
+    };
+    let put = |bytes: &mut [u8], sums: [u32; 2]| {
+        bytes[..4].copy_from_slice(&sums[0].to_be_bytes());
+        bytes[4..8].copy_from_slice(&sums[1].to_be_bytes());
+    };
+    let mut chain = sum([0, 0], &turned[..24]);
+    put(&mut turned[24..], chain);
+    let page_bytes = u32::from_be_bytes(wal[8..12].try_into().unwrap()) as usize;
+    for frame in turned[32..].chunks_exact_mut(24 + page_bytes) {
+        chain = sum(sum(chain, &frame[..8]), &frame[24..]);
+        put(&mut frame[16..], chain);
+    }
+    turned
+}
+
+#[test]
+fn a_wal_that_is_cut_anywhere() {
+    let scratch = scratch();
+    for (page_bytes, transactions) in [(1024, 4), (65536, 2)] {
+        let (database, wal) = with_wal(page_bytes, transactions, 2);
+        let frame_bytes = 24 + page_bytes as usize;
+        let is_commit = |frame: usize| wal[32 + frame * frame_bytes + 4..][..4] != [0; 4];
+        let commits: Vec<usize> = (0..(wal.len() - 32) / frame_bytes).filter(|f| is_commit(*f)).collect();
+        assert_eq!(commits.len(), transactions as usize);
+        let every = if page_bytes == 1024 { 1 } else { 4099 };
+        for (cut, at) in (0..=wal.len()).step_by(every).enumerate() {
+            let whole = commits.iter().rev().find(|f| 32 + (**f + 1) * frame_bytes <= at).map_or(0, |f| f + 1);
+            let expected = (at >= 32).then_some(whole as u64);
+            assert_eq!(testing::wal_frames(&wal[..at]), expected, "cut at {at}");
+            let boundary = at >= 32 && (at - 32) % frame_bytes < 2;
+            if boundary || cut % 997 == 0 {
+                let frames = i64::try_from(expected.unwrap_or(0)).unwrap();
+                assert_eq!(recovered(scratch.path(), &database, &wal[..at]), frames, "cut at {at}");
+            }
+        }
+        let turned = turned(&wal);
+        assert_eq!(testing::wal_frames(&turned), testing::wal_frames(&wal));
+        assert_eq!(recovered(scratch.path(), &database, &turned), i64::try_from(commits.last().unwrap() + 1).unwrap());
+    }
+}
+
+#[test]
+fn a_wal_that_is_damaged_anywhere() {
+    let (database, wal) = with_wal(1024, 6, 2);
+    let scratch = scratch();
+    proptest!(ProptestConfig::with_cases(300), |(at in 0..wal.len(), flip in 1..=u8::MAX, turn: bool)| {
+        let mut damaged = if turn { turned(&wal) } else { wal.clone() };
+        damaged[at] ^= flip;
+        // SQLite refuses to open a WAL of another version, where its checksum is right; here it is not.
+        let frames = testing::wal_frames(&damaged).unwrap_or(0);
+        prop_assert_eq!(recovered(scratch.path(), &database, &damaged), i64::try_from(frames).unwrap(), "at {}", at);
+    });
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_are_no_wal(bytes in proptest::collection::vec(any::<u8>(), 0..4000), magic: bool) {
+        let mut bytes = bytes;
+        if magic && bytes.len() > 12 {
+            bytes[..12].copy_from_slice(&[0x37, 0x7f, 6, 0x82, 0, 0x2d, 0xe2, 0x18, 0, 0, 2, 0]);
+        }
+        testing::wal_frames(&bytes);
+    }
+}
+
+/// Inode, owner, mode and extended attributes of a file; with its content and times for those that nobody writes to.
+fn fingerprint(path: &Path, resting: bool) -> String {
+    let meta = path.symlink_metadata().unwrap();
+    let mut attributes = [0; 4096];
+    let length = rustix::fs::llistxattr(path, &mut attributes).unwrap();
+    let mut text =
+        format!("{} {}:{} {:o} {:?}", meta.ino(), meta.uid(), meta.gid(), meta.mode(), &attributes[..length]);
+    if resting && !meta.is_dir() && !path.to_string_lossy().ends_with("-shm") {
+        text += &format!(" {} {}.{}", meta.len(), meta.mtime(), meta.mtime_nsec());
+    }
+    text
+}
+
+fn fingerprints(directory: &Path, resting: bool) -> Vec<(PathBuf, String)> {
+    let known = |path: PathBuf| path.symlink_metadata().is_ok().then(|| (path.clone(), fingerprint(&path, resting)));
+    paths(directory).into_iter().filter_map(known).collect()
+}
+
+/// The daemon's one backup beside a running node of another process: no file of the node is created, opened for
+/// writing, removed, renamed or changed, SQLite's own `-shm` and `-wal` aside, and nothing is written into the `-wal`; its
+/// inodes stay as they are.
+#[test]
+fn the_nodes_files_are_only_read() {
+    let scratch = scratch();
+    let programs = ["chainweb-backup", "demo-node"].map(|name| scratch.path().join(name));
+    fs::copy(env!("CARGO_BIN_EXE_chainweb-backup"), &programs[0]).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_demo-node"), &programs[1]).unwrap();
+    let (directory, progress) = (scratch.path().join("node"), scratch.path().join("progress"));
+    let log = File::create(scratch.path().join("node.log")).unwrap();
+    let mut node = Command::new(&programs[1]);
+    node.args([
+        "run",
+        "--chains",
+        "3",
+        "--blocks",
+        "150",
+        "--rate",
+        "40",
+        "--disable-backup-api",
+        "--service-port",
+        "0",
+    ]);
+    node.arg("--database-directory").arg(&directory).arg("--progress-file").arg(&progress);
+    let node = node.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    let node = Killed(node);
+    let height = || fs::read_to_string(&progress).ok().and_then(|t| t.trim().parse::<u64>().ok()).unwrap_or(0);
+    wait_until("the node to write", || height() > 20);
+
+    let make = |program: &mut Command| {
+        let output = program
+            .args(["make", "--backup-pact", "--reserve-bytes", "0", "--database-directory"])
+            .arg(&directory)
+            .arg("--backup-directory")
+            .arg(scratch.path().join("backups"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    let has_strace = Command::new("strace").arg("-V").output().is_ok_and(|o| o.status.success());
+    if has_strace {
+        let traces = scratch.path().join("traces");
+        fs::create_dir(&traces).unwrap();
+        let calls =
+            "trace=%file,fchmod,fchown,ftruncate,fallocate,fsetxattr,fremovexattr,write,pwrite64,writev,pwritev2";
+        let mut strace = Command::new("strace");
+        strace.args(["-ff", "-y", "-qq", "-s", "0", "-e", calls, "-o"]).arg(traces.join("trace")).arg(&programs[0]);
+        make(&mut strace);
+        // One file per thread, so that no call is torn in two lines.
+        let trace: String = names(&traces).iter().map(|n| fs::read_to_string(traces.join(n)).unwrap()).collect();
+        check_trace(&trace, &directory.join("0"));
+    } else {
+        println!("SKIPPED: no strace here");
+    }
+
+    wait_until("the node to rest", || height() >= 150);
+    std::thread::sleep(Duration::from_millis(300));
+    let before = fingerprints(&directory.join("0"), true);
+    make(&mut Command::new(&programs[0]));
+    assert_eq!(fingerprints(&directory.join("0"), true), before);
+    drop(node);
+}
+
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+fn check_trace(trace: &str, below: &Path) {
+    let below = format!("{}/", below.display());
+    let (mut reads, mut exceptions) = (0, 0);
+    for line in trace.lines().filter(|line| line.contains(&below)) {
+        let call = line.split('(').next().unwrap();
+        let written = match call {
+            "open" | "openat" | "openat2" | "creat" => {
+                ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND"].iter().any(|flag| line.contains(flag))
+                    || call == "creat"
+            }
+            // A link of a file of the node to a place of ours adds a name to it, elsewhere.
+            "link" | "linkat" => line.rsplit_once(", ").unwrap().0.rsplit_once(", ").unwrap().1.contains(&below),
+            "stat" | "lstat" | "newfstatat" | "statx" | "statfs" | "access" | "faccessat" | "faccessat2"
+            | "readlink" | "readlinkat" | "getcwd" | "chdir" | "execve" | "llistxattr" | "getxattr" | "lgetxattr"
+            | "utime" => false,
+            _ => true,
+        };
+        reads += 1;
+        if written {
+            // SQLite opens the WAL as if it wrote to it, and as root gives it to the owner that it has. No more than that.
+            let opened = line.contains("-wal") && matches!(call, "openat" | "fchown");
+            assert!(line.contains("-shm") || opened, "{line}");
+            exceptions += 1;
+        }
+    }
+    println!("{reads} calls name the node's files, {exceptions} of them may write: SQLite's own files");
+    assert!(reads > 10, "the trace shows nothing");
+}

@@ -1,0 +1,272 @@
+//! The sweep: every operation on the file system fails once, and the process is killed before every one of them; then
+//! errors in pairs, kills after errors, and the same while what a crash left is being settled.
+//!
+//! Invariants afterwards: an identifier that was handed out is known; done means whole; after the next start every backup
+//! is whole, or failed and empty, and nothing else is left; the source holds its history; the next backup succeeds.
+//!
+//! A kill needs a process of its own: this test executable again, as [`child`].
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use chainweb_backup::gate::{self, Plan};
+use chainweb_backup::{BackupId, Service, Sources, Status};
+
+use crate::fixture::{Node, PACT, config, copy_tree, make_done, scratch, settled, wait_end, whole};
+
+/// More operations than this in one small backup, and the sweep takes too long.
+const MAX_GATES: u64 = 80;
+
+/// Set for the child: what it shall do, see [`Order`].
+const CHILD: &str = "CHAINWEB_BACKUP_SWEEP_CHILD";
+
+/// What happens to the operations below the backup directory.
+#[derive(Debug, Clone, Default)]
+struct Order {
+    fail_at: Vec<u64>,
+    kill_at: Option<u64>,
+    /// Only start, settle and end; otherwise make a backup.
+    only_recover: bool,
+}
+
+impl Order {
+    fn fail(fail_at: &[u64]) -> Order {
+        Order { fail_at: fail_at.to_vec(), ..Order::default() }
+    }
+
+    fn plan(&self, root: &Path) -> Plan {
+        Plan { root: root.to_owned(), fail_at: self.fail_at.clone(), kill_at: self.kill_at, log: Vec::new() }
+    }
+}
+
+/// How it went: the number of operations, and the identifier that was handed out with what was said of it last.
+struct Outcome {
+    gates: u64,
+    handed_out: Option<(BackupId, Status)>,
+}
+
+/// One backup under an order, until its garbage is gone too.
+fn run(sources: Sources, backups: &Path, order: &Order, note: &dyn Fn(&BackupId)) -> Outcome {
+    let service = Service::start(config(backups), sources).unwrap();
+    gate::arm(order.plan(backups));
+    let made = service.make_backup(PACT);
+    let handed_out = made.ok().map(|id| {
+        note(&id);
+        let status = wait_end(&service, &id);
+        service.finish();
+        assert_eq!(service.check_backup(&id), Some(status), "{order:?}");
+        if status == Status::Done {
+            whole(&backups.join(id.as_str()));
+        }
+        (id, status)
+    });
+    service.finish();
+    let log = gate::disarm(backups).log;
+    Outcome { gates: log.len() as u64, handed_out }
+}
+
+/// Starts on what a run left; then the invariants. `said` is what was last said of the identifier that is known.
+fn settle(sources: Sources, backups: &Path, order: &Order, known: Option<&BackupId>, said: Option<Status>) {
+    let service = Service::start(config(backups), sources).unwrap();
+    for backup in service.list_backups().unwrap() {
+        assert_ne!(backup.status, Status::InProgress, "{order:?}: {} is not settled", backup.id);
+    }
+    if let Some(id) = known {
+        let now = service.check_backup(id);
+        assert!(now.is_some(), "{order:?}: {id} is unknown after the restart");
+        // After one error a status is final. After two it may have been beyond change: then it is what the disk says.
+        if said.is_some() && (said == Some(Status::Done) || order.fail_at.len() == 1) {
+            assert_eq!(now, said, "{order:?}: {id} said something else before the restart");
+        }
+    }
+    make_done(&service, PACT);
+    service.finish();
+    drop(service);
+    settled(backups);
+}
+
+/// A run with errors, and the start after it. `None` when there were not so many operations.
+fn errors(root: &Path, sources: &dyn Fn() -> Sources, fail_at: &[u64]) -> Option<Outcome> {
+    let order = Order::fail(fail_at);
+    let backups = root.join("backups");
+    let outcome = run(sources(), &backups, &order, &|_| ());
+    let reached = fail_at.iter().all(|n| *n <= outcome.gates);
+    if reached {
+        let (id, said) = outcome.handed_out.as_ref().map(|(id, said)| (id, *said)).unzip();
+        settle(sources(), &backups, &order, id, said);
+    }
+    fs::remove_dir_all(&backups).unwrap();
+    reached.then_some(outcome)
+}
+
+/// Every error, and every error followed by one of the `reach` operations after it. Checks and prints how many there were.
+fn errors_and_pairs(what: &str, root: &Path, sources: &dyn Fn() -> Sources, reach: u64) {
+    let undisturbed = errors(root, sources, &[]).unwrap();
+    assert_eq!(undisturbed.handed_out.unwrap().1, Status::Done);
+    let gates = undisturbed.gates;
+    assert!(gates <= MAX_GATES, "{gates} operations");
+    let (mut harmless, mut pairs) = (0, 0);
+    for first in 1..=gates {
+        let outcome = errors(root, sources, &[first]).expect("an error does not take back what was done before it");
+        harmless += u32::from(outcome.handed_out.is_some_and(|(_, said)| said == Status::Done));
+        for second in first + 1..=first + reach {
+            if errors(root, sources, &[first, second]).is_none() {
+                break;
+            }
+            pairs += 1;
+        }
+    }
+    println!("{what}: gates={gates} errors={gates} harmless={harmless} pairs={pairs}");
+    assert!(pairs > 5 * gates, "{pairs} pairs");
+    // The removal of the ready-made failure after the commit is all that a good backup can do without.
+    assert_eq!(harmless, 1);
+}
+
+#[test]
+fn every_error_and_every_pair_in_an_embedded_node() {
+    let node = Node::new();
+    let sources = || {
+        node.touch();
+        node.embedded()
+    };
+    errors_and_pairs("embedded", node.root(), &sources, u64::MAX - MAX_GATES);
+    node.check();
+}
+
+#[test]
+fn every_error_and_many_pairs_beside_a_foreign_node() {
+    let mut node = Node::new();
+    node.close();
+    errors_and_pairs("foreign", node.root(), &|| Sources::directory(&node.directory()), 10);
+    Node::open(node.root()).check();
+}
+
+/// Runs an order in a process of its own, on the node and backups below `root`; whether it was killed.
+fn in_child(root: &Path, order: &Order) -> bool {
+    let numbers: Vec<String> = order.fail_at.iter().map(u64::to_string).collect();
+    let text = format!("{};{};{}", numbers.join(","), order.kill_at.unwrap_or(0), order.only_recover);
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["sweep::child", "--exact", "--nocapture", "--test-threads=1"])
+        .env(CHILD, text)
+        .current_dir(root)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success() || status.code().is_none(), "{order:?}: the child failed: {status}");
+    !status.success()
+}
+
+/// The child: does what its environment says in its working directory, or dies; a test that does nothing otherwise.
+#[test]
+fn child() {
+    let Ok(text) = std::env::var(CHILD) else { return };
+    let root = std::env::current_dir().unwrap();
+    let parts: Vec<&str> = text.split(';').collect();
+    let order = Order {
+        fail_at: parts[0].split(',').filter(|n| !n.is_empty()).map(|n| n.parse().unwrap()).collect(),
+        kill_at: Some(parts[1].parse().unwrap()).filter(|n| *n > 0),
+        only_recover: parts[2].parse().unwrap(),
+    };
+    let backups = root.join("backups");
+    if order.only_recover {
+        let node = Node::open(&root);
+        gate::arm(order.plan(&backups));
+        let _ = Service::start(config(&backups), node.embedded()).map(|service| service.finish());
+    } else {
+        let node = Node::create(&root, 1);
+        run(node.embedded(), &backups, &order, &|id| fs::write(root.join("handed-out"), id.as_str()).unwrap());
+    }
+}
+
+/// The identifier that a child noted before it was killed.
+fn handed_out(root: &Path) -> Option<BackupId> {
+    BackupId::parse(&fs::read_to_string(root.join("handed-out")).ok()?)
+}
+
+/// A backup in a child, and the start after it; whether the child was killed.
+fn killed(fail_at: &[u64], kill_at: u64) -> bool {
+    let root = scratch();
+    let order = Order { kill_at: Some(kill_at), ..Order::fail(fail_at) };
+    let killed = in_child(root.path(), &order);
+    if killed {
+        let node = Node::open(root.path());
+        settle(node.embedded(), &node.backups(), &order, handed_out(root.path()).as_ref(), None);
+        node.check();
+    }
+    killed
+}
+
+#[test]
+fn every_kill() {
+    let kills = (1..).take_while(|kill_at| killed(&[], *kill_at)).count() as u64;
+    println!("kills={kills}");
+    assert!((20..=MAX_GATES).contains(&kills), "{kills} kills");
+}
+
+/// A sample of every error followed by every kill: after each error, every third operation.
+#[test]
+fn every_error_then_every_kill() {
+    let mut kills = 0;
+    for first in 1..=MAX_GATES {
+        let later = (first + 1 + first % 3..).step_by(3);
+        kills += later.take_while(|kill_at| killed(&[first], *kill_at)).count();
+    }
+    println!("kills after an error={kills}");
+    assert!(kills >= 100, "{kills} kills");
+}
+
+/// A start under an order on a copy of what a crash left, and the start after it. `None` as for [`errors`].
+fn recovered(node: &Node, crashed: &Path, order: &Order) -> Option<u64> {
+    let root = scratch();
+    let backups = root.path().join("backups");
+    copy_tree(&crashed.join("backups"), &backups);
+    gate::arm(order.plan(&backups));
+    if let Ok(service) = Service::start(config(&backups), node.embedded()) {
+        let listed = service.list_backups().unwrap();
+        assert!(listed.iter().all(|b| b.status != Status::InProgress), "{order:?}: started, but not settled");
+        service.finish();
+    }
+    let gates = gate::disarm(&backups).log.len() as u64;
+    let reached = order.fail_at.iter().all(|n| *n <= gates);
+    if reached {
+        settle(node.embedded(), &backups, order, handed_out(crashed).as_ref(), None);
+    }
+    reached.then_some(gates)
+}
+
+/// What is left by a crash in every third operation of a backup is settled although each operation of that fails, once
+/// alone and once with the next one, or is the last one before another kill.
+#[test]
+fn every_error_and_kill_while_settling_a_crash() {
+    let node = Node::new();
+    let (mut crashes, mut gates_max, mut errors, mut kills) = (0, 0, 0, 0);
+    for crash_at in (1..=MAX_GATES).step_by(3) {
+        let crashed = scratch();
+        if !in_child(crashed.path(), &Order { kill_at: Some(crash_at), ..Order::default() }) {
+            break;
+        }
+        crashes += 1;
+        for first in 1.. {
+            let Some(gates) = recovered(&node, crashed.path(), &Order::fail(&[first])) else { break };
+            gates_max = gates.max(gates_max);
+            errors += 1;
+            errors += u32::from(recovered(&node, crashed.path(), &Order::fail(&[first, first + 1])).is_some());
+        }
+        for kill_at in (1 + crash_at % 2..).step_by(2) {
+            let order = Order { kill_at: Some(kill_at), only_recover: true, ..Order::default() };
+            let root = scratch();
+            copy_tree(crashed.path(), root.path());
+            if !in_child(root.path(), &order) {
+                break;
+            }
+            kills += 1;
+            let backups = root.path().join("backups");
+            settle(node.embedded(), &backups, &order, handed_out(crashed.path()).as_ref(), None);
+        }
+    }
+    println!("crashes={crashes} settling gates={gates_max} errors={errors} kills={kills}");
+    assert!(crashes >= 10 && errors >= 100 && kills >= 50);
+    node.check();
+}
