@@ -24,7 +24,7 @@
 //!    step would starve.)
 //! 8. Link each live file, level 0 first. One that is pinned already is good if it is the same inode, or if its source is
 //!    gone. A size that is not the MANIFEST's, or a file that is gone, needs a new round, which keeps the pins: only the
-//!    difference is raced.
+//!    difference is raced. While CURRENT and the MANIFEST still are what they were it is damage: edits come before deletions.
 //!
 //! Then: copy each WAL up to its cut and cut it back to its last complete record, copy the MANIFEST's S bytes, write
 //! CURRENT, copy OPTIONS and IDENTITY. Links that are not live in the end are dropped.
@@ -156,7 +156,9 @@ pub(crate) fn copy(
         }
         std::thread::sleep(ROUND_PAUSE);
     };
-    staging.keep_only(&live)?;
+    if rounds_count > 1 {
+        staging.keep_only(&live)?;
+    }
     for wal in instant.wals.iter().rev() {
         copy_wal(&source, wal, to, owner, control)?;
         staging.drop_wal(&wal.name)?;
@@ -177,13 +179,11 @@ pub(crate) fn copy(
             // Pins hold what the node has deleted: its disk must not run full because of us, and each goes when copied.
             let node_has_room = || disk::require_room(pins, source_reserve_bytes);
             disk::copy_watched(&mut pinned, u64::MAX, &target, owner, control, &node_has_room)?;
+            require_size(&target, file.bytes)?;
             disk::remove_file(&from)?;
         }
     }
     write_rest(&source, &instant, to, owner, control)?;
-    for file in &live {
-        require_size(&to.join(&file.name), file.bytes)?;
-    }
     Ok(Run { rounds_count, window: instant.window, reused })
 }
 
@@ -209,7 +209,10 @@ fn round(
                 return Err(source.refused(&format!("{} {why}", file.name)).into());
             }
             Pin::Gone => return Err(again(format!("{} was deleted", file.name))),
-            Pin::Again(why) => return Err(again(why)),
+            Pin::Unfit(why) if instant.still_holds(source)? => {
+                return Err(source.refused(&format!("{why}: the database is damaged")).into());
+            }
+            Pin::Unfit(why) | Pin::Again(why) => return Err(again(why)),
         }
     }
     gate::point("live-pinned", &source.path);

@@ -40,6 +40,8 @@ pub(crate) enum Pin {
     Good,
     /// The source has the file no more, and it was not linked before.
     Gone,
+    /// It does not fit its MANIFEST, for this reason.
+    Unfit(String),
     /// Another round must look again, because of this.
     Again(String),
 }
@@ -249,7 +251,7 @@ impl Staging {
             return Ok(Pin::Good);
         }
         disk::remove_file(&path)?;
-        Ok(Pin::Again(format!("{name} has {} bytes where the MANIFEST says {}", pinned.st_size, file.bytes)))
+        Ok(Pin::Unfit(format!("{name} has {} bytes where the MANIFEST says {}", pinned.st_size, file.bytes)))
     }
 
     /// Drops what earlier rounds pinned and the last one does not need.

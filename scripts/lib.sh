@@ -1,0 +1,106 @@
+# Sourced by the scripts beside it: where things are, what must be installed, how long each phase took. POSIX sh.
+# A script that sources this has $ROOT (the checkout, also the current directory), $CARGO_TARGET_DIR and $BIN.
+
+set -eu
+ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+cd "$ROOT"
+: "${CARGO_TARGET_DIR:=${XDG_CACHE_HOME:-$HOME/.cache}/chainweb-backup}"
+export CARGO_TARGET_DIR
+: "${BIN:=$CARGO_TARGET_DIR/release}"
+RUST_MINOR_MIN=89 # rusqlite 0.41
+
+# refuse SENTENCE: this machine lacks something that we do not install ourselves.
+refuse() {
+  printf '%s\n' "$*" >&2
+  exit 2
+}
+
+# phase NAME COMMAND...: runs it and says how long it took, also in $SUMMARY; the status is the command's.
+# The shell ignores `set -e` in COMMAND where the phase is part of a condition: it must be a single command then.
+SUMMARY=''
+phase() {
+  phase_begin "$1"
+  shift
+  phase_status=0
+  "$@" || phase_status=$?
+  phase_end "$phase_status"
+  return "$phase_status"
+}
+
+phase_begin() {
+  phase_name=$1
+  phase_began=$(date +%s)
+  printf '\n== %s\n' "$phase_name"
+}
+
+phase_end() {
+  verdict=ok
+  [ "$1" -eq 0 ] || verdict="FAILED ($1)"
+  line=$(printf 'phase %-11s %5d s  %s' "$phase_name" "$(($(date +%s) - phase_began))" "$verdict")
+  printf '%s\n' "$line"
+  SUMMARY="$SUMMARY$line
+"
+}
+
+require_rust() {
+  # A rustup that was installed a moment ago is not yet in the PATH of this shell.
+  command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
+  remedy="install the current one with rustup (https://rustup.rs), or run 'rustup update stable', then run this again"
+  version=$(cargo --version 2>/dev/null && rustc --version 2>/dev/null) || version=''
+  [ -n "$version" ] || refuse "this needs cargo with Rust 1.$RUST_MINOR_MIN or newer, and there is none: $remedy"
+  for found in $(printf '%s\n' "$version" | awk '{ print $2 }'); do
+    minor=${found#*.}
+    minor=${minor%%.*}
+    [ "${found%%.*}" -gt 1 ] || [ "$minor" -ge "$RUST_MINOR_MIN" ] ||
+      refuse "this needs Rust 1.$RUST_MINOR_MIN or newer, and this is $found: $remedy"
+  done
+}
+
+has() {
+  command -v "$1" >/dev/null 2>&1
+}
+
+# The library and the compiler's own headers, which bindgen reads RocksDB's header with.
+has_libclang() {
+  [ -z "${LIBCLANG_PATH:-}" ] || return 0
+  find /usr/lib* /usr/local/lib* -name 'libclang*.so*' 2>/dev/null | grep -q . &&
+    find /usr/lib* /usr/local/lib* -path '*/clang/*/include/stddef.h' 2>/dev/null | grep -q .
+}
+
+# require_packages build|test: installs with apt what is missing, and nothing else.
+require_packages() {
+  missing=''
+  { has cc && has c++; } || missing="$missing build-essential"
+  has_libclang || missing="$missing libclang-dev"
+  has curl || missing="$missing curl"
+  if [ "$1" = test ]; then
+    has sqlite3 || missing="$missing sqlite3"
+    { has ldb && has sst_dump && has db_bench; } || missing="$missing rocksdb-tools"
+  fi
+  [ -n "$missing" ] || return 0
+  has apt-get || refuse "please install what these Debian packages hold, then run this again (there is no apt-get here):$missing"
+  as_root=''
+  if [ "$(id -u)" -ne 0 ]; then
+    has sudo || refuse "please run this as root once, then again (there is no sudo here): apt-get install$missing"
+    as_root=sudo
+  fi
+  echo "installing, with ${as_root:+$as_root }apt-get:$missing"
+  # shellcheck disable=SC2086 # one word per package
+  { $as_root apt-get -q update && $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y install $missing; } ||
+    refuse "apt-get could not install$missing: install what these packages hold by hand, then run this again"
+}
+
+require_build() {
+  require_rust
+  require_packages build
+}
+
+require_test() {
+  require_rust
+  require_packages test
+}
+
+build() {
+  [ -d "$BIN" ] || echo "the first build compiles RocksDB: about 25 minutes on two idle cores; it is kept in $CARGO_TARGET_DIR"
+  cargo build --release --locked --bins
+}

@@ -1,0 +1,89 @@
+#!/bin/sh
+# Where a value comes from: flag, environment, the node's own configuration file, default; and what is refused.
+. "$(dirname -- "$0")/lib.sh"
+
+node node --chains 2
+# A real node's file, unchanged but for where things are.
+sed "s|/var/lib/chainweb-node/mainnet01|$DIR/node|" "$ROOT/tests/data/node-config.yaml" >plain.yaml
+awk '/^  backup:/ { backup = 1 } backup && /enabled: false/ { sub(/false/, "true"); backup = 0 } { print }' plain.yaml |
+  sed "s|directory: null|directory: $DIR/from-file|" >on.yaml
+is 'two lines differ' "$(diff plain.yaml on.yaml | grep -c '^>')" 2
+
+# serves NAME [FLAG...]: leaves the code of a POST in $code, and the service stopped when its job is done.
+serves() {
+  log=$1.log
+  shift
+  start "$log" chainweb-backup serve "$@"
+  http POST /make-backup
+  [ "$code" != 200 ] || await "$(cat body)"
+  posted=$code
+  http GET /chainweb/0.0/mainnet01/health-check
+  stop TERM
+  code=$posted
+  # Shells differ in whether what stands before the call of a function stays.
+  unset BACKUP_DIR ENABLE_BACKUP_API
+}
+
+made_in() {
+  ls "$1" 2>/dev/null | grep -c '^[0-9]*$'
+}
+
+serves plain --config-file plain.yaml
+is 'the node'\''s own file leaves the API off' "$code" 404
+serves flag --config-file plain.yaml --enable-backup-api
+is 'the flag turns it on' "$code $(made_in node/backups)" '200 1'
+serves file --config-file on.yaml
+is 'the file turns it on and names the directory' "$code $(made_in from-file)" '200 1'
+has 'the network comes from the file' body 'Health check OK.'
+ENABLE_BACKUP_API=true serves env --config-file plain.yaml
+is 'the environment turns it on' "$code $(made_in node/backups)" '200 2'
+ENABLE_BACKUP_API=false serves env-off --config-file on.yaml
+is 'the environment turns it off' "$code" 404
+ENABLE_BACKUP_API=false serves flag-on --config-file on.yaml --enable-backup-api
+is 'the flag wins over the environment' "$code $(made_in from-file)" '200 2'
+ENABLE_BACKUP_API=true serves flag-off --config-file on.yaml --disable-backup-api
+is 'the flag turns it off' "$code" 404
+BACKUP_DIR=$DIR/from-env serves dir-env --config-file on.yaml
+is 'BACKUP_DIR wins over the file' "$code $(made_in from-env)" '200 1'
+BACKUP_DIR=$DIR/from-env serves dir-flag --config-file on.yaml --backup-directory from-flag
+is 'the flag wins over BACKUP_DIR' "$code $(made_in from-flag) $(made_in from-env)" '200 1 1'
+printf 'backup: {directory: %s}\n' "$DIR/from-later" >later.yaml
+serves later --config-file on.yaml --config-file later.yaml
+is 'the later file wins' "$code $(made_in from-later)" '200 1'
+BACKUP_DIR='' ENABLE_BACKUP_API='' serves empty --config-file on.yaml
+is 'an empty variable says nothing' "$code $(made_in from-file)" '200 3'
+serves json --config-file "$ROOT/tests/data/node-config.json" --database-directory node --enable-backup-api \
+  --backup-directory from-json
+is 'JSON is read too' "$code $(made_in from-json)" '200 1'
+status 'make takes the same file' 0 chainweb-backup make --config-file on.yaml
+status 'list takes the same file' 0 chainweb-backup list --config-file on.yaml
+is 'list shows them' "$(wc -l <out)" 5
+
+# refused NAME TEXT WORDS...
+refused() {
+  what=$1
+  printf '%b' "$2" >wrong.yaml
+  shift 2
+  status "$what is 2" 2 chainweb-backup serve --database-directory node --config-file wrong.yaml --service-port 0
+  for word in "$@"; do has "$what: the message has $word" err "$word"; done
+}
+refused 'an unknown key' 'backup: {api: {enable: true}}' wrong.yaml backup.api.enable 'did you mean `enabled`?'
+refused 'a key at the wrong place' 'backup: {enabled: true}' backup.api.enabled
+refused 'a wrong type' 'backup: {api: {port: many}}' 'a port number from 0 to 65535'
+refused 'no YAML' 'backup: [' 'not YAML' line
+refused 'a key twice' 'databaseDirectory: a\ndatabaseDirectory: b\n' twice
+status 'a missing file is 2' 2 chainweb-backup serve --config-file missing.yaml
+has 'it is named' err missing.yaml
+ENABLE_BACKUP_API=perhaps status 'a wrong variable is 2' 2 chainweb-backup serve --config-file on.yaml
+unset ENABLE_BACKUP_API
+has 'it is named' err ENABLE_BACKUP_API
+status 'no database directory is 2' 2 chainweb-backup serve --enable-backup-api
+has 'the flag is named' err --database-directory
+status 'a backup directory in the database is 2' 2 chainweb-backup serve --database-directory node --backup-directory node/0/b
+status 'a flag of another command is 2' 2 chainweb-backup list --database-directory node --backup-pact
+has 'its command is named' err make
+status 'an unknown command is 2' 2 chainweb-backup mkae --database-directory node
+has 'it is suggested' err make
+status 'help is 0' 0 chainweb-backup --help
+status 'version is 0' 0 chainweb-backup --version
+end

@@ -1,0 +1,69 @@
+#!/bin/sh
+# The operator's commands on finished backups: verify, restore, sum, delete, prune, pin, and their exit codes.
+. "$(dirname -- "$0")/lib.sh"
+
+node node --chains 2 --fill 12000000 --write-buffer-bytes 500000
+for _ in 1 2 3 4; do
+  chainweb-backup make --backup-pact --database-directory node --log-level warn >>ids 2>>make.log
+done
+first=$(sed -n 1p ids) second=$(sed -n 2p ids) last=$(sed -n 4p ids)
+at='--backup-directory node/backups'
+# shellcheck disable=SC2086 # $at is two words
+{
+  status 'verify is 0' 0 chainweb-backup verify $at "$first"
+  has 'it says so' out "$first: good"
+  status 'verify latest --deep is 0' 0 chainweb-backup verify $at latest --deep
+  has 'latest is the last one' out "$last: good"
+  status 'verify of none is 10' 10 chainweb-backup verify $at 1
+  status 'sum is 0' 0 chainweb-backup sum $at "$last"
+  for part in rocksDb sqlite; do
+    check "b2sum agrees about $part" sh -c "cd 'node/backups/$last/0/$part' && b2sum --quiet -c BLAKE2SUMS"
+  done
+  status 'verify --deep uses the checksums' 0 chainweb-backup verify $at "$last" --deep
+
+  status 'restore is 0' 0 chainweb-backup restore $at "$last" --to restored
+  has 'it says how to start the node' out --database-directory
+  status 'what was restored verifies' 0 demo-node verify restored
+  status 'restore over something is 15' 15 chainweb-backup restore $at "$first" --to restored
+  status 'restore --replace is 0' 0 chainweb-backup restore $at "$first" --to restored --replace
+  is 'what was there is kept' "$(ls restored | grep -c '^0\.bak-')" 1
+  node restored
+  status 'a node goes on from there' 0 demo-node verify restored
+  status 'the backup is as it was' 0 chainweb-backup verify $at "$first" --deep
+  status 'also for the node' 0 demo-node verify "node/backups/$first"
+  start run.log demo-node --database-directory restored --disable-backup-api
+  status 'restore under a running node is 14' 14 chainweb-backup restore $at "$first" --to restored --replace
+  stop TERM
+
+  status 'pin is 0' 0 chainweb-backup pin $at "$first"
+  status 'prune without a rule deletes nothing' 2 chainweb-backup prune $at
+  status 'prune --dry-run is 0' 0 chainweb-backup prune $at --keep-last 2 --dry-run
+  is 'it would delete one' "$(grep -c 'would be deleted' out) $(grep -c kept out)" '1 3'
+  is 'and did not' "$(ls node/backups | wc -l)" 4
+  start serve.log chainweb-backup serve --database-directory node --enable-backup-api
+  status 'prune beside a service is 0' 0 chainweb-backup prune $at --keep-last 2
+  has 'it deleted the second' out "$second: deleted"
+  http GET "/check-backup/$second"
+  is 'which is a 404 from then on' "$code" 404
+  check 'a pinned one is not deleted' sh -c "! chainweb-backup delete $at $first >out 2>err"
+  status 'unpin is 0' 0 chainweb-backup unpin $at "$first"
+  status 'delete is 0' 0 chainweb-backup delete $at "$first"
+  http GET "/check-backup/$first"
+  is 'a deleted one is a 404' "$code" 404
+  status 'delete of none is 10' 10 chainweb-backup delete $at "$first"
+  stop TERM
+
+  # One damage of each kind is found.
+  for damage in sst sqlite missing; do
+    rm -rf copy && mkdir copy && cp -a "node/backups/$last" copy/
+    case $damage in
+      sst) target=$(ls copy/*/0/rocksDb/*.sst | head -n 1) && printf XYZ | dd of="$target" bs=1 seek=300 conv=notrunc 2>dd ;;
+      sqlite) printf XYZ | dd of="copy/$last/0/sqlite/pact-v1-chain-1.sqlite" bs=1 seek=3000 conv=notrunc 2>dd ;;
+      missing) rm "copy/$last/0/sqlite/pact-v1-chain-1.sqlite" ;;
+    esac
+    status "damage of $damage is 13" 13 chainweb-backup verify --backup-directory copy "$last" --deep
+    status "a restore of it is 13" 13 chainweb-backup restore --backup-directory copy "$last" --to elsewhere --deep
+    is 'and leaves nothing' "$(ls -A elsewhere 2>/dev/null)" ''
+  done
+}
+end

@@ -1,0 +1,157 @@
+#!/bin/sh
+# Power cuts, rehearsed on a loop-mounted file system that is shut down without writing its log: during a backup, a
+# restore, a delete. After each one: an identifier that was handed out is known and terminal, what is called done is whole,
+# a good backup is not lost, a target is wholly there or not at all. CUTS says how many (12), SEED which moments.
+. "$(dirname -- "$0")/lib.sh"
+
+CUTS=${CUTS:-12} SEED=${SEED:-$(date +%s)}
+mount_point=$DIR/mnt
+mkdir "$mount_point"
+
+give_back() {
+  leave_status=$?
+  for pid in $pids; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
+  pids=''
+  mountpoint -q "$mount_point" && umount "$mount_point"
+  (exit "$leave_status")
+  leave
+}
+trap give_back EXIT
+
+random_ms() {
+  awk -v seed="$1" -v max="$2" 'BEGIN { srand(seed); rand(); printf "%.3f", rand() * max / 1000 }'
+}
+
+problem() {
+  problems="$problems; $*"
+}
+
+serve() {
+  start serve.log chainweb-backup serve --database-directory "$mount_point/node" --enable-backup-api --reserve-bytes 1MiB
+}
+
+# cut: no power, then power again.
+cut() {
+  xfs_io -x -c shutdown "$mount_point" >xfs_io.log 2>&1 || problem "no shutdown: $(cat xfs_io.log)"
+  kill -9 "$pid" 2>/dev/null
+  wait "$pid" 2>/dev/null
+  pids=''
+  wait "$asking"
+  # A child that reads the heights may take a moment to notice.
+  tries=0
+  until umount "$mount_point" 2>umount.log || [ "$tries" -ge 100 ]; do
+    tries=$((tries + 1))
+    sleep 0.05
+  done
+  mount -o loop "$kind.img" "$mount_point" || problem "the file system did not come back: $(cat umount.log)"
+}
+
+# good ID: says nothing, or what is wrong with a backup that is called done.
+good() {
+  chainweb-backup verify --backup-directory "$mount_point/node/backups" "$1" --deep >verified 2>&1 &&
+    demo-node verify "$mount_point/node/backups/$1" >verified 2>&1 && return
+  tail -n 1 verified
+}
+
+one_cut() {
+  problems='' id='' word='' round=$1 backups=$mount_point/node/backups
+  case $((round % 4)) in
+    3) what=delete ;;
+    2) what=restore ;;
+    *) what=backup ;;
+  esac
+  serve
+  moment=$(random_ms "$((SEED + round))" 400)
+  : >answer
+  case $what in
+    backup) curl -fsS -X POST -o answer "http://$address/make-backup?backupPact" 2>curl.err & ;;
+    restore) chainweb-backup restore --backup-directory "$backups" latest --to "$mount_point/restored" >restore.log 2>&1 & ;;
+    delete)
+      backup '?backupPact'
+      victim=$id
+      chainweb-backup delete --backup-directory "$backups" "$victim" >delete.log 2>&1 &
+      moment=$(random_ms "$((SEED + round))" 40)
+      ;;
+  esac
+  asking=$!
+  sleep "$moment"
+  cut
+  serve
+  case $what in
+    backup)
+      id=$(cat answer)
+      if [ -n "$id" ]; then
+        http GET "/check-backup/$id"
+        word=$(cat body)
+        case $word in
+          backup-done) fault=$(good "$id") && [ -z "$fault" ] || problem "$id is called done, but $fault" ;;
+          backup-failed)
+            await_garbage
+            [ "$(ls -A "$backups/$id" | tr '\n' ' ')" = '.use backup.json status ' ] || problem "$id failed and has more"
+            ;;
+          *) problem "the status of $id is $code $word" ;;
+        esac
+      fi
+      ;;
+    restore)
+      word=absent
+      if [ -d "$mount_point/restored/0" ]; then
+        word=restored
+        demo-node verify "$mount_point/restored" >verified 2>&1 || problem "half a restore: $(tail -n 1 verified)"
+      fi
+      rm -rf "$mount_point/restored"
+      ;;
+    delete)
+      http GET "/check-backup/$victim"
+      word="$code $(cat body)"
+      case $word in
+        '200 backup-done') fault=$(good "$victim") && [ -z "$fault" ] || problem "$victim is half deleted: $fault" ;;
+        404*) await_garbage ;;
+        *) problem "after a delete it is $word" ;;
+      esac
+      ;;
+  esac
+  http GET "/check-backup/$keeper"
+  fault=$(good "$keeper")
+  [ "$code $(cat body)$fault" = '200 backup-done' ] || problem "a good backup was lost: $code $(cat body) $fault"
+  # Only the keeper stays, so that the file system does not fill up.
+  for old in $(ls "$backups"); do
+    [ "$old" = "$keeper" ] || rm -rf "${backups:?}/$old"
+  done
+  check "$kind, cut $round: $what after $moment s, then ${word:-no answer}" [ -z "$problems" ]
+  [ -z "$problems" ] || echo "#${problems#;}"
+  stop TERM
+}
+
+await_garbage() {
+  tries=0
+  while find "$backups" -maxdepth 1 -name '.deleting-*' | grep -q . && [ "$tries" -lt 200 ]; do
+    tries=$((tries + 1))
+    sleep 0.02
+  done
+}
+
+echo "# seed $SEED"
+round=0
+for kind in xfs ext4; do
+  truncate -s 1G "$kind.img"
+  if ! "mkfs.$kind" -q "$kind.img" >mkfs.log 2>&1 || ! mount -o loop "$kind.img" "$mount_point" 2>mount.log; then
+    skip "power cuts on $kind" "it cannot be made and mounted here: $(tail -n 1 mkfs.log mount.log 2>/dev/null | tail -n 1)"
+    continue
+  fi
+  demo-node --database-directory "$mount_point/node" --chains 3 --fill 40000000 --write-buffer-bytes 1000000 --blocks 20 \
+    --rate 0 --delay-ms 0 --exit-when-done --disable-backup-api --service-port 0 >node.log 2>&1 </dev/null
+  serve
+  backup '?backupPact'
+  is "$kind: a backup before the first cut" "$word" backup-done
+  keeper=$id
+  stop TERM
+  sync
+  end_of_kind=$((round + CUTS / 2))
+  while [ "$round" -lt "$end_of_kind" ]; do
+    one_cut "$round"
+    round=$((round + 1))
+  done
+  umount "$mount_point"
+done
+end
