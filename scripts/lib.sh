@@ -76,6 +76,9 @@ require_packages() {
   if [ "$1" = test ]; then
     has sqlite3 || missing="$missing sqlite3"
     { has ldb && has sst_dump && has db_bench; } || missing="$missing rocksdb-tools"
+    { has mkfs.xfs && has xfs_io; } || missing="$missing xfsprogs"
+    has mkfs.ext4 || missing="$missing e2fsprogs"
+    has strace || missing="$missing strace"
   fi
   [ -n "$missing" ] || return 0
   has apt-get || refuse "please install what these Debian packages hold, then run this again (there is no apt-get here):$missing"

@@ -7,6 +7,7 @@
 //!
 //! Invariants: when this returns, every file that is not a link is synced. The first error ends the job.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::live_files::is_immutable;
 use crate::manifest::Manifest;
 use crate::raw_copy::How;
 use crate::record::{Method, PactPart, RocksdbPart, Status};
-use crate::reuse::Earlier;
+use crate::reuse::{self, Earlier};
 use crate::rocks::{self, Capture, Cut};
 use crate::source::{RocksSource, Sources};
 use crate::sqlite;
@@ -96,6 +97,7 @@ pub(crate) fn fill(
     control.enter(Phase::Sync);
     let pact = backup.record.pact.clone();
     let manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;
+    require_whole(&manifest, &pact, &rocksdb)?;
     backup.record.replay_blocks = cut.as_ref().and_then(|cut| replay_blocks(&pact, cut));
     backup.record.versions.rocksdb = rocks::version_in(&rocksdb).unwrap_or_default();
     backup.record.rocksdb = Some(rocksdb_part(&manifest, &capture, captures_count, cut));
@@ -139,6 +141,24 @@ fn pre_flight(
          {free_bytes} bytes are free; delete old backups or use a larger file system"
     );
     Err(Error::new(Kind::NoSpace, context))
+}
+
+/// What was copied must still be there: somebody may be deleting this backup by hand while it is made. `rm -rf` takes some
+/// files, fails on the directory that we go on filling, and leaves a backup that lacks what it took.
+fn require_whole(manifest: &Manifest, pact: &[PactPart], rocksdb: &Path) -> Result<()> {
+    let gone = |name: &str| {
+        Error::new(Kind::Damaged, format!("{name} is gone or has another size: did somebody delete this backup?"))
+    };
+    let bytes: HashMap<&str, u64> = manifest.files.iter().map(|f| (f.path.as_str(), f.bytes)).collect();
+    let live = reuse::live_files_in(rocksdb).ok_or_else(|| gone("the MANIFEST of RocksDB"))?;
+    let of_rocksdb = live.into_iter().map(|file| (format!("0/rocksDb/{}", file.name), file.bytes));
+    let of_pact = pact.iter().map(|part| (format!("0/sqlite/{}", part.file), part.bytes));
+    for (name, expected) in of_rocksdb.chain(of_pact) {
+        if bytes.get(name.as_str()) != Some(&expected) {
+            return Err(gone(&name));
+        }
+    }
+    Ok(())
 }
 
 fn nameless(database: &Path) -> Error {

@@ -23,7 +23,7 @@
 //! # Architecture
 //! A functional core with one dirty hand. Each file uses only rows below its own:
 //! ```text
-//! row 6  main, cli, operate, http, listener   faces: words in, words out
+//! row 6  main, cli, operate, terminal, http, listener   faces: words in, words out
 //! row 5  service, metrics, manage      the one thread, the channel, the status map
 //! row 4  job                           one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point

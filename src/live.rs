@@ -328,11 +328,7 @@ fn copy_wal(source: &Source, wal: &Wal, to: &Path, owner: Option<Owner>, control
     let copy = File::open(&target).context(|| format!("cannot open {}", target.display()))?;
     let extent = log_format::measure(copy).context(|| format!("cannot read {}", target.display()))?;
     if extent.recyclable {
-        return Err(source.refused(&format!(
-            "{} is a WAL file that is used again (recycle_log_file_num): what it holds cannot be told from what it held; \
-             set recycle_log_file_num to 0",
-            wal.name
-        )));
+        return Err(source.refused_recycling(&format!("{} belongs to WAL files that are used again", wal.name)));
     }
     match extent.end {
         // As it is: RocksDB recovers up to the damage, here as in the source.

@@ -78,12 +78,23 @@ impl Source {
         let Some(mut file) = options.map(|name| self.open(name)).transpose()?.flatten() else { return Ok(()) };
         let mut text = String::new();
         (&mut file).take(MAX_TEXT_BYTES).read_to_string(&mut text).context(|| not_readable(&self.path))?;
+        // A hint, and not the last word: each WAL is looked at too. But it says so before anything is done.
+        if text.lines().any(|line| line.trim().strip_prefix("recycle_log_file_num=").is_some_and(|n| n != "0")) {
+            return Err(self.refused_recycling("its OPTIONS say that it uses WAL files again"));
+        }
         let elsewhere =
             text.lines().find_map(|line| line.trim().strip_prefix("wal_dir=")).filter(|dir| !dir.is_empty());
         match elsewhere.filter(|dir| !self.is_here(Path::new(dir))) {
             Some(dir) => Err(self.refused(&format!("its WAL is elsewhere (wal_dir={dir})"))),
             None => Ok(()),
         }
+    }
+
+    /// What a WAL file that is used again holds cannot be told from what it held.
+    pub(crate) fn refused_recycling(&self, what: &str) -> Error {
+        self.refused(&format!(
+            "{what}, so that what they hold cannot be told from what they held; set recycle_log_file_num to 0"
+        ))
     }
 
     /// Whether a directory is the database's own. One that is not there is what a moved database still names, or is

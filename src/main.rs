@@ -2,6 +2,7 @@
 
 mod cli;
 mod operate;
+mod terminal;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -17,12 +18,10 @@ use cli::{MakePlan, Plan, ServePlan};
 use log::LevelFilter;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use terminal::{PROGRESS_INTERVAL, exit_code, print, size};
 
 /// How long the end may take after a signal; recover settles at the next start what did not end by then.
 const STOP_LIMIT: Duration = Duration::from_secs(9);
-
-/// How often `make` looks at its job, and draws its progress line.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     let env = |name: &str| std::env::var_os(name);
@@ -46,20 +45,6 @@ fn main() -> ExitCode {
 
 fn code(exit_code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(exit_code).unwrap_or(1))
-}
-
-/// The exit codes of the README.
-fn exit_code(kind: Kind) -> i32 {
-    match kind {
-        Kind::Usage => 2,
-        Kind::NotFound => 10,
-        Kind::Busy => 11,
-        Kind::NoSpace => 12,
-        Kind::Damaged => 13,
-        Kind::NodeRunning => 14,
-        Kind::NotEmpty => 15,
-        Kind::Refused | Kind::Cancelled | Kind::ShuttingDown | Kind::Io | Kind::Database => 1,
-    }
 }
 
 fn run(plan: Plan) -> Result<i32> {
@@ -170,15 +155,6 @@ fn make(plan: MakePlan) -> Result<i32> {
 fn progress_line(details: &Details) {
     let Some(p) = &details.progress else { return };
     let eta = p.eta_seconds.map_or_else(|| "?".to_owned(), |s| format!("{s}s"));
-    let (done, total, rate) =
-        (operate::size(p.bytes_done), operate::size(p.bytes_total), operate::size(p.bytes_per_second));
+    let (done, total, rate) = (size(p.bytes_done), size(p.bytes_total), size(p.bytes_per_second));
     eprint!("\r\x1b[K{:?} {done} of {total}, {rate}/s, ETA {eta}", p.phase);
-}
-
-fn print(text: &str) -> Result<i32> {
-    // A reader that has seen enough, such as head, is no failure.
-    match writeln!(io::stdout(), "{text}") {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("cannot write to the standard output", e)),
-        _ => Ok(0),
-    }
 }

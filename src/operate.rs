@@ -10,11 +10,9 @@ use chainweb_backup::{
     check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup, sum_backup,
     verify_backup,
 };
-use time::OffsetDateTime;
-use time::macros::format_description;
 
 use crate::cli::{Action, OURSELVES};
-use crate::{PROGRESS_INTERVAL, exit_code, print};
+use crate::terminal::{PROGRESS_INTERVAL, exit_code, print, size, utc};
 
 /// Does what an [`Action`] says in a backup directory.
 pub fn operate(directory: &Path, action: Action) -> Result<i32> {
@@ -171,22 +169,4 @@ fn notes(backup: &Details, record: &Record) -> String {
     let reason = record.reason.clone();
     let all = [pinned, backup.verified.as_ref().map(verified), reason].into_iter().flatten();
     all.chain(record.warnings.iter().cloned()).collect::<Vec<_>>().join("; ")
-}
-
-fn utc(unix_ms: u64) -> String {
-    let time = OffsetDateTime::from_unix_timestamp((unix_ms / 1000).cast_signed());
-    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
-    time.ok().and_then(|t| t.format(format).ok()).unwrap_or_else(|| "-".to_owned())
-}
-
-/// A size as people read it.
-pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }

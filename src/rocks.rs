@@ -291,7 +291,7 @@ fn ask_child<T: DeserializeOwned>(
     serde_json::from_str(&out).map_err(|e| failed("the child's answer made no sense").because(e))
 }
 
-/// The child's side of [`read_cut`]: the newest cut of the RocksDB in `directory` as JSON, `null` where it has none.
+/// The child's side of reading the heights: the newest cut of the RocksDB in `directory` as JSON, `null` where it has none.
 ///
 /// # Errors
 /// Fails when RocksDB cannot open the directory or reports damage.
@@ -312,7 +312,7 @@ fn read_cut_here(copy: &Path) -> Result<Option<Cut>> {
     Ok(parse_cut(&key[CUT_PREFIX.len()..], &value))
 }
 
-/// The child's side of [`inspect`]: the number of keys, as JSON.
+/// The child's side of a deep verification: the number of keys, as JSON.
 ///
 /// # Errors
 /// Fails when RocksDB cannot open the directory or reports damage.

@@ -15,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 suite() {
   newest=$(ls -t "$target"/release/deps/suite-* | grep -v '\.d$' | head -n 1)
   cp "${SUITE:-$newest}" "$work/suite"
-  "$work/suite" --ignored --exact "$1" --nocapture
+  "$work/suite" --exact "$1" --nocapture
 }
 case ${1:-} in
 own)

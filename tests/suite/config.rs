@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use chainweb_backup::{
-    Config, FILE_BYTES_MAX, FileConfig, Kind, parse_file, parse_interface, parse_name, parse_size, suggest,
+    Config, FILE_BYTES_MAX, FileConfig, Kind, PactMethod, parse_file, parse_interface, parse_name, parse_size, suggest,
 };
 use proptest::prelude::*;
 
@@ -56,7 +56,7 @@ fn the_nodes_own_file_is_accepted_unchanged() {
 #[test]
 fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
     let section = r#"{"api": {"enabled": true, "interface": "0.0.0.0", "port": 2000, "configuration": {"x": [1]}},
-        "directory": "/b", "nodeVersion": "2.31.1", "reserveBytes": "10 GiB"}"#;
+        "directory": "/b", "nodeVersion": "2.31.1", "reserveBytes": "10 GiB", "pactMethod": "clone"}"#;
     let expected = FileConfig {
         database_directory: Some(PathBuf::from("/d")),
         chainweb_version: Some("testnet06".to_string()),
@@ -66,6 +66,7 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
         port: Some(2000),
         node_version: Some("2.31.1".to_string()),
         reserve_bytes: Some(10 << 30),
+        pact_method: Some(PactMethod::Clone),
         warnings: Vec::new(),
     };
     let below =
@@ -78,7 +79,7 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
     }
     let yaml = "databaseDirectory: /d\nchainwebVersion: testnet06\nbackup:\n  \
                 api: {enabled: yes, interface: '*', port: 2000}\n  directory: /b\n  \
-                nodeVersion: 2.31.1\n  reserveBytes: 10GiB\n";
+                nodeVersion: 2.31.1\n  reserveBytes: 10GiB\n  pactMethod: clone\n";
     assert_eq!(said(yaml), expected);
 }
 
@@ -108,7 +109,11 @@ fn unknown_keys_below_backup_are_refused_with_the_right_one() {
     all_refused(&[
         (
             "chainweb: {backup: {direcotry: /b}}",
-            &["`chainweb.backup.direcotry`", "did you mean `directory`", "api, directory, nodeVersion, reserveBytes"],
+            &[
+                "`chainweb.backup.direcotry`",
+                "did you mean `directory`",
+                "api, directory, nodeVersion, pactMethod, reserveBytes",
+            ],
         ),
         (
             "backup: {api: {enable: true}}",

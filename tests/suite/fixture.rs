@@ -197,11 +197,6 @@ impl Node {
         assert_eq!(Arc::strong_count(&db), 1, "a service still has the database");
     }
 
-    /// Something for the next checkpoint to flush.
-    pub fn touch(&self) {
-        self.db().put("touch", "x").unwrap();
-    }
-
     pub fn rocksdb_block(&self, height: u64) {
         let mut batch = WriteBatch::default();
         (0..KEYS).for_each(|n| batch.put(block_key(height, n), block_value(height, n)));

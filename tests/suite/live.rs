@@ -112,7 +112,18 @@ impl Node {
     /// All files are replaced by one.
     fn compact(&self) {
         self.flush();
-        self.with(|db| db.compact_range(None::<&[u8]>, None::<&[u8]>));
+        self.with(|db| {
+            db.compact_range(None::<&[u8]>, None::<&[u8]>);
+            // What is obsolete is deleted in the background.
+            let on_disk = || {
+                let names = fs::read_dir(self.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+                names.filter(|name| name.ends_with(".sst")).count()
+            };
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            while on_disk() > db.live_files().unwrap().len() && std::time::Instant::now() < deadline {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        });
     }
 
     /// A new MANIFEST and a new CURRENT.

@@ -8,6 +8,7 @@ mod config;
 mod damage;
 mod fixture;
 mod http;
+mod listener;
 #[cfg(feature = "gate")]
 mod live;
 #[cfg(feature = "gate")]

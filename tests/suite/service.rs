@@ -96,11 +96,12 @@ fn a_hundred_callers_at_once_get_one_backup_and_its_true_scope() {
             let (service, barrier) = (&service, &barrier);
             scope.spawn(move || {
                 barrier.wait();
-                if n % 10 == 0 {
-                    let id = service.make_backup(MakeRequest { backup_pact: n % 20 == 0 }).unwrap();
+                let backup_pact = n.is_multiple_of(2);
+                if n < 20 {
+                    let id = service.make_backup(MakeRequest { backup_pact }).unwrap();
                     return (id.to_string(), service.details(&id).unwrap().scope.word().to_owned());
                 }
-                let url = if n % 2 == 0 { "/make-backup?backupPact" } else { "/make-backup" };
+                let url = if backup_pact { "/make-backup?backupPact" } else { "/make-backup" };
                 let answer = call(service, "POST", url, &[]).unwrap();
                 assert_eq!(answer.status, 200);
                 (answer.body.clone(), answer.header("x-backup-scope").unwrap().to_owned())

@@ -21,6 +21,9 @@ const ONLY_IN: [(&str, &[&str]); 5] = [
     ("httparse", &["listener"]),
 ];
 
+/// The row of the faces, where the program is.
+const PROGRAM_ROW: u32 = 6;
+
 /// Modules that may hold `unsafe`.
 const UNSAFE_IN: [&str; 1] = ["sys"];
 
@@ -125,8 +128,10 @@ fn each_file_uses_its_own_row_and_those_below_only() {
         let name = module(&file);
         // What is for tests only may use everything; what it is used by is a row like the others.
         let Some(row) = rows.get(&name) else { continue };
-        for used in uses(&code(&file)) {
-            let Some(other) = rows.get(&used) else {
+        // The program is a crate of its own, whose modules share what stands in main.rs.
+        let of_main = |used: &String| row == &PROGRAM_ROW && !used.starts_with(|c: char| c.is_lowercase());
+        for used in uses(&code(&file)).iter().filter(|used| !of_main(used)) {
+            let Some(other) = rows.get(used) else {
                 panic!("{} uses crate::{used}, which is in no row", file.display());
             };
             assert!(other <= row, "{} (row {row}) uses {used} (row {other})", file.display());

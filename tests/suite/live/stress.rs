@@ -163,7 +163,10 @@ fn run(scenario: Scenario, way: Way, copies: u32) -> Tally {
                 }
                 Err(e) => tally.wrong.push(format!("cannot be made: {}", e.chain())),
             }
-            fs::remove_dir_all(&to).unwrap();
+            // What is refused at once leaves no directory.
+            if to.exists() {
+                fs::remove_dir_all(&to).unwrap();
+            }
             sleep(Duration::from_micros(random.u64(0..5000)));
         }
         done.store(true, SeqCst);
@@ -308,9 +311,11 @@ fn sizes_that_are_taken_too_late_are_seen_to_fail() {
 
 /// `CHAINWEB_BACKUP_SOAK` is `COPIES`, or `COPIES;SCENARIO;WAY`.
 #[test]
-#[ignore = "takes as long as it is told"]
 fn soak() {
-    let text = std::env::var("CHAINWEB_BACKUP_SOAK").unwrap_or_else(|_| "20".to_owned());
+    let Ok(text) = std::env::var("CHAINWEB_BACKUP_SOAK") else {
+        eprintln!("not run: takes as long as CHAINWEB_BACKUP_SOAK says");
+        return;
+    };
     let parts: Vec<&str> = text.split(';').collect();
     let copies = parts[0].parse().unwrap();
     let wanted = |at: usize, name: String| parts.get(at).is_none_or(|part| *part == name);

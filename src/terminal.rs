@@ -1,0 +1,53 @@
+//! What the commands of the program share: printing, sizes and times as people read them, exit codes.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use chainweb_backup::{Error, Kind, Result};
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+/// How often a progress line is drawn.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The exit codes of the README.
+pub fn exit_code(kind: Kind) -> i32 {
+    match kind {
+        Kind::Usage => 2,
+        Kind::NotFound => 10,
+        Kind::Busy => 11,
+        Kind::NoSpace => 12,
+        Kind::Damaged => 13,
+        Kind::NodeRunning => 14,
+        Kind::NotEmpty => 15,
+        Kind::Refused | Kind::Cancelled | Kind::ShuttingDown | Kind::Io | Kind::Database => 1,
+    }
+}
+
+/// Prints a line; returns the exit code for that.
+pub fn print(text: &str) -> Result<i32> {
+    // A reader that has seen enough, such as head, is no failure.
+    match writeln!(io::stdout(), "{text}") {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("cannot write to the standard output", e)),
+        _ => Ok(0),
+    }
+}
+
+/// A time as people read it, in UTC.
+pub fn utc(unix_ms: u64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp((unix_ms / 1000).cast_signed());
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
+    time.ok().and_then(|t| t.format(format).ok()).unwrap_or_else(|| "-".to_owned())
+}
+
+/// A size as people read it.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
