@@ -112,3 +112,18 @@ impl<T> IoContext<T> for rustix::io::Result<T> {
         self.map_err(|e| Error::io(context(), e.into()))
     }
 }
+
+/// Why an attempt at a source that others write to did not succeed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The source moved on: another attempt may succeed.
+    Again(String),
+    /// No attempt will.
+    Final(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        Failure::Final(e)
+    }
+}

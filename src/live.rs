@@ -46,7 +46,7 @@ use rustix::fs::Stat;
 
 use crate::control::Control;
 use crate::disk::{self, Owner};
-use crate::error::{Error, IoContext, Kind, Result};
+use crate::error::{Error, Failure, IoContext, Kind, Result};
 use crate::gate;
 use crate::live_files::{MAX_TEXT_BYTES, Pin, Source, Staging, fstat, identity, is_options};
 use crate::log_format::{self, End};
@@ -95,20 +95,6 @@ struct Instantaneous {
     manifest_bytes: u64,
     wals: Vec<Wal>,
     window: Duration,
-}
-
-/// Why a round does not hold.
-enum Failure {
-    /// The database moved on: another round may hold.
-    Again(String),
-    /// No round will.
-    Final(Error),
-}
-
-impl From<Error> for Failure {
-    fn from(e: Error) -> Failure {
-        Failure::Final(e)
-    }
 }
 
 fn again(why: impl Into<String>) -> Failure {

@@ -38,7 +38,7 @@ use rustix::process::{Flock, FlockType};
 use crate::config::PactMethod;
 use crate::control::Control;
 use crate::disk::{self, Owner};
-use crate::error::{Error, IoContext, Kind, Result};
+use crate::error::{Error, Failure, IoContext, Kind, Result};
 use crate::gate;
 use crate::record::Method;
 use crate::source::beside;
@@ -85,20 +85,6 @@ const FRAME_HEADER_BYTES: u64 = 24;
 
 /// `RWF_DONTCACHE` of linux/fs.h: what is read leaves the page cache again, unless it was there already.
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
-
-/// Why an attempt did not succeed.
-enum Failure {
-    /// Another attempt may succeed.
-    Again(String),
-    /// None will.
-    Final(Error),
-}
-
-impl From<Error> for Failure {
-    fn from(e: Error) -> Failure {
-        Failure::Final(e)
-    }
-}
 
 type Attempt<T> = std::result::Result<T, Failure>;
 
