@@ -17,7 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Advice, AtFlags, CWD, FlockOperation, Gid, RenameFlags, Uid};
+use rustix::fs::{Advice, AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use crate::control::Control;
@@ -400,7 +400,7 @@ impl Lock {
 
     /// Shares the lock of a file that is there, so that nobody takes it exclusively; `None` where somebody has.
     pub(crate) fn try_share(path: &Path) -> Result<Option<Lock>> {
-        let file = File::open(path).context(|| failed("open lock file", path))?;
+        let file = open_lock(path).context(|| failed("open lock file", path))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(Some(Lock(file))),
             Err(Errno::WOULDBLOCK) => Ok(None),
@@ -410,7 +410,7 @@ impl Lock {
 
     /// Whether a living process holds the lock of a file. Changes nothing; a file that is not there is not held.
     pub(crate) fn is_held(path: &Path) -> bool {
-        let Ok(file) = File::open(path) else { return false };
+        let Ok(file) = open_lock(path) else { return false };
         let taken = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
         drop(Lock(file));
         taken == Err(Errno::WOULDBLOCK)
@@ -439,6 +439,12 @@ impl Drop for Lock {
     fn drop(&mut self) {
         let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
+}
+
+/// Opens a lock file for looking; a FIFO of that name does not hold us.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
 /// Bytes available to us, and bytes in all, of the file system that holds `path`.

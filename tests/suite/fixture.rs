@@ -171,9 +171,18 @@ impl Node {
     /// cancelled. What its record then says of the heights is nothing.
     pub fn paused_config(&self) -> Config {
         let program = self.root.join("wait-and-say-null");
-        // Written by another process: a descriptor of ours could be inherited by a child of another test, and a file
-        // that is open for writing cannot be run.
-        let script = "printf '#!/bin/sh\nwhile ! [ -e %s/go-on ]; do sleep 0.01; done; echo null\n' \"$1\" >\"$2\" && chmod 755 \"$2\"";
+        // It never waits for ever. Written by another process: a descriptor of ours could be inherited by a child of
+        // another test, and a file that is open for writing cannot be run.
+        let script = r#"cat >"$2" <<END && chmod 755 "$2"
+#!/bin/sh
+n=0
+while ! [ -e "$1/go-on" ]; do
+    sleep 0.01
+    n=\$((n + 1))
+    [ \$n -lt 1500 ] || : >"$1/go-on"
+done
+echo null
+END"#;
         let arguments = [Path::new("-c"), Path::new(script), Path::new("sh"), &self.root, &program];
         assert!(Command::new("/bin/sh").args(arguments).status().unwrap().success());
         Config { heights_program: Some(program), ..self.config() }
