@@ -70,7 +70,7 @@ pub struct RunArgs {
     /// Be a node without the backup API: every request is answered 404
     #[arg(long, overrides_with = "enable_backup_api")]
     disable_backup_api: bool,
-    /// Where backups go [default: <database-directory>/backups]
+    /// Where backups go [default: `backups` in the database directory]
     #[arg(long, value_name = "DIR")]
     pub backup_directory: Option<PathBuf>,
     /// Port of the service API; 0 takes a free one
