@@ -228,7 +228,8 @@ fn unreadable(database: &Path, e: rusqlite::Error) -> Error {
     Error::new(kind, format!("cannot read {}{why}", database.display())).because(e)
 }
 
-fn open(database: &Path) -> rusqlite::Result<Connection> {
+/// Opens a source: for reading only, and never to run a WAL checkpoint, not even on close.
+pub(crate) fn open(database: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(database, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;

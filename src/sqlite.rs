@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use rusqlite::backup::{Backup, StepResult};
-use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
@@ -39,9 +38,6 @@ use crate::sys;
 
 /// Pages per step of an online backup: a few hundred KiB with the node's pages of 1 KiB, so that cancelling is prompt.
 const STEP_PAGES: c_int = 512;
-
-/// How long one call waits for a lock that somebody else holds.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often in a row a step may find the database busy before the copy fails.
 const MAX_BUSY_STEPS: u32 = 30;
@@ -155,11 +151,8 @@ fn copy_online(database: &Path, to: &Path, owner: Option<Owner>, control: &Contr
     let failed = |verb: &str, e: rusqlite::Error| {
         Error::new(Kind::Database, format!("cannot {verb} {}", database.display())).because(e)
     };
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let source = Connection::open_with_flags(database, flags).map_err(|e| failed("open", e))?;
-    source.busy_timeout(BUSY_TIMEOUT).map_err(|e| failed("open", e))?;
-    source.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(|e| failed("open", e))?;
-    source.execute_batch("PRAGMA query_only=1; PRAGMA mmap_size=0; BEGIN").map_err(|e| failed("open", e))?;
+    let source = raw_copy::open(database).map_err(|e| failed("open", e))?;
+    source.execute_batch("BEGIN").map_err(|e| failed("open", e))?;
     // The transaction gets its snapshot with the first read.
     source
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))
