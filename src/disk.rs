@@ -17,7 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Advice, AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{Advice, AtFlags, CWD, FallocateFlags, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use crate::control::Control;
@@ -28,8 +28,18 @@ use crate::sys::{self, Flush};
 /// One read and write of a copy. Larger chunks were slower where the page cache is small (1 MiB: 3.4 times).
 const COPY_CHUNK_BYTES: usize = 256 * 1024;
 
-/// How much is written between two looks at the free space, and at most queued for the disk twice.
-const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// How much is copied between two looks at the free space.
+const LOOK_BYTES: u64 = 8 * 1024 * 1024;
+
+/// How much is given to the disk at once. Two such windows of ours at most stand in front of the node's own fsync. Measured beside a node with 60 commits a second: its p99 stays what it is without us, and the copy takes
+/// 1.2 times as long as with windows of 8 MiB, where the p99 was ten times as long.
+const WINDOW_BYTES: u64 = 256 * 1024;
+
+/// How much space is reserved at once for a copy on ext4.
+const RESERVED_BYTES: u64 = 64 * 1024 * 1024;
+
+/// `EXT4_SUPER_MAGIC` of linux/magic.h.
+const EXT4_MAGIC: i64 = 0xef53;
 
 /// The smallest and the largest range of a clone; both are multiples of every block size.
 const MIN_CLONE_BYTES: u64 = 4 * 1024 * 1024;
@@ -198,7 +208,7 @@ pub(crate) fn truncate(path: &Path, bytes: u64) -> Result<()> {
 }
 
 /// Copies the first `limit_bytes` of a file (all of it, where there are fewer) to a new file, synced; returns the number
-/// of bytes. Counts them on `control`, stops within one chunk when the job is cancelled, and stops with [`Kind::NoSpace`]
+/// of bytes. Counts them on `control`, stops within one window when the job is cancelled, and stops with [`Kind::NoSpace`]
 /// before the file system of the copy falls below the reserve. Writes at the disk's pace, and leaves little of the copy
 /// in the page cache: the node needs it more.
 pub(crate) fn copy(
@@ -208,11 +218,13 @@ pub(crate) fn copy(
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<u64> {
-    copy_watched(from, limit_bytes, to, owner, control, &|| Ok(()))
+    let done = copy_unsynced(from, limit_bytes, to, owner, control, &|| Ok(()))?;
+    sync_file(to)?;
+    Ok(done)
 }
 
-/// As [`copy`]; asks `watch` before every window of writing whether to go on.
-pub(crate) fn copy_watched(
+/// As [`copy`], but leaves the fsync to the caller; asks `watch` every [`LOOK_BYTES`] whether to go on.
+pub(crate) fn copy_unsynced(
     from: &mut dyn Read,
     limit_bytes: u64,
     to: &Path,
@@ -223,15 +235,20 @@ pub(crate) fn copy_watched(
     pass("copy", to).context(|| failed("copy to", to))?;
     let mut out = OpenOptions::new().write(true).create_new(true).open(to).context(|| failed("create", to))?;
     give(to, owner)?;
+    let reserves = limit_bytes > WINDOW_BYTES && wants_reservation(&out);
     let mut buffer = vec![0; COPY_CHUNK_BYTES];
-    let (mut done, mut window_start) = (0, 0);
+    let (mut done, mut next_look, mut reserved, mut window_start) = (0, 0, 0, 0);
     while done < limit_bytes {
         control.check()?;
-        if done == 0 || done - window_start >= WINDOW_BYTES {
+        if done >= next_look {
             watch()?;
             require_room(to, control.reserve_bytes())?;
-            pace(&out, window_start, done);
-            window_start = done;
+            next_look = done + LOOK_BYTES;
+        }
+        if reserves && done == reserved {
+            reserved = limit_bytes.min(done + RESERVED_BYTES);
+            rustix::fs::fallocate(&out, FallocateFlags::empty(), done, reserved - done)
+                .context(|| failed("reserve space for", to))?;
         }
         let wanted = usize::try_from(limit_bytes - done).unwrap_or(usize::MAX).min(buffer.len());
         let count = match from.read(&mut buffer[..wanted]) {
@@ -243,12 +260,24 @@ pub(crate) fn copy_watched(
         out.write_all(&buffer[..count]).context(|| failed("write", to))?;
         done += count as u64;
         control.add_done(count as u64);
+        if done - window_start >= WINDOW_BYTES {
+            pace(&out, window_start, done);
+            window_start = done;
+        }
     }
-    pass("fsync", to).and_then(|()| out.sync_all()).context(|| failed("sync", to))?;
-    if done >= WINDOW_BYTES {
-        let _ = rustix::fs::fadvise(&out, 0, None, Advice::DontNeed);
+    if reserved > done {
+        out.set_len(done).context(|| failed("cut back", to))?;
     }
     Ok(done)
+}
+
+/// Whether space should be reserved before it is written. On ext4, blocks that are allocated as they are written out must
+/// reach the disk before the journal's next commit (`data=ordered`), and so before the fsync of everybody else; blocks that
+/// are reserved need not. On others it would gain nothing, or cost (btrfs does not compress what is reserved).
+fn wants_reservation(file: &File) -> bool {
+    #[allow(clippy::unnecessary_cast)] // its type differs between architectures
+    let magic = rustix::fs::fstatfs(file).map(|s| s.f_type as i64);
+    magic == Ok(EXT4_MAGIC)
 }
 
 /// Clones a file to a new file, synced: both share their blocks until either is written to. `Ok(None)`, with nothing left
@@ -300,14 +329,16 @@ fn cannot_clone(e: &io::Error) -> bool {
     matches!(errno, Some(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS))
 }
 
-/// Starts to write the window that ends at `end`, and waits for the one before it: so at most two windows queue up in
-/// front of the node's own fsync. What is on the disk need not stay in the cache.
+/// Starts to write the window that ends at `end`, and waits for the one before it. What is on the disk need not stay in the
+/// cache.
 fn pace(out: &File, start: u64, end: u64) {
     let Some(length) = end.checked_sub(start).and_then(NonZeroU64::new) else { return };
     sys::flush_range(out, start, length.get(), Flush::Start);
-    if let Some(before) = start.checked_sub(WINDOW_BYTES) {
-        sys::flush_range(out, before, WINDOW_BYTES, Flush::Wait);
-        let _ = rustix::fs::fadvise(out, before, NonZeroU64::new(WINDOW_BYTES), Advice::DontNeed);
+    // After short reads the one before may be almost twice as long.
+    let before = start.saturating_sub(2 * WINDOW_BYTES);
+    if let Some(length) = NonZeroU64::new(start - before) {
+        sys::flush_range(out, before, length.get(), Flush::Wait);
+        let _ = rustix::fs::fadvise(out, before, Some(length), Advice::DontNeed);
     }
 }
 
@@ -316,9 +347,23 @@ pub(crate) fn written_by_library(path: &Path) -> Result<()> {
     pass("library", path).context(|| failed("write", path))
 }
 
-/// Makes the content of a file durable.
+/// Makes the content of a file durable, at the pace of a copy: first what a library has written here and there.
 pub(crate) fn sync_file(path: &Path) -> Result<()> {
-    pass("fsync", path).and_then(|()| File::open(path)?.sync_all()).context(|| failed("sync", path))
+    let sync = || {
+        let file = File::open(path)?;
+        let bytes = file.metadata()?.len();
+        let mut at = 0;
+        while at < bytes {
+            sys::flush_range(&file, at, WINDOW_BYTES, Flush::Wait);
+            at += WINDOW_BYTES;
+        }
+        file.sync_all()?;
+        if bytes > WINDOW_BYTES {
+            let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
+        }
+        Ok(())
+    };
+    pass("fsync", path).and_then(|()| sync()).context(|| failed("sync", path))
 }
 
 /// Makes the names in a directory durable.

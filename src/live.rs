@@ -164,7 +164,8 @@ pub(crate) fn copy(
             let mut pinned = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
             // Pins hold what the node has deleted: its disk must not run full because of us, and each goes when copied.
             let node_has_room = || disk::require_room(pins, source_reserve_bytes);
-            disk::copy_watched(&mut pinned, u64::MAX, &target, owner, control, &node_has_room)?;
+            disk::copy_unsynced(&mut pinned, file.bytes, &target, owner, control, &node_has_room)?;
+            disk::sync_file(&target)?;
             require_size(&target, file.bytes)?;
             disk::remove_file(&from)?;
         }
@@ -346,7 +347,8 @@ fn write_rest(
         let target = to.join(name);
         let taken = name != "IDENTITY" && options.iter().any(|o| to.join(o).exists());
         if let (false, Some(mut file)) = (taken, source.open(name)?) {
-            disk::copy(&mut file, MAX_TEXT_BYTES, &target, owner, control)?;
+            let bytes = file.metadata().context(|| format!("cannot look at {name}"))?.len();
+            disk::copy(&mut file, bytes.min(MAX_TEXT_BYTES), &target, owner, control)?;
         }
     }
     // CURRENT last: without it the directory is no database.

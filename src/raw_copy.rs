@@ -163,7 +163,10 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
         PactMethod::Copy => None,
     };
     if cloned.is_none() {
-        disk::copy_watched(&mut pages, u64::MAX, to, owner, control, &watch).map_err(bounded)?;
+        // What a WAL checkpoint appends meanwhile is in the frames that we take too.
+        let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
+        let bytes = bytes.context(|| format!("cannot look at {}", database.display()))?;
+        disk::copy_unsynced(&mut pages, bytes, to, owner, control, &watch).map_err(bounded)?;
     }
     let method = if cloned.is_some() { Method::RawClone } else { Method::RawCopy };
     gate::point("raw-database-copied", database);
@@ -179,7 +182,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
             held.note_read_locks()
         };
         // Where we read the database only, a WAL checkpoint may cut the WAL off.
-        whole = disk::copy_watched(&mut extent, bytes, &copy, owner, control, &watch)? == bytes;
+        whole = disk::copy_unsynced(&mut extent, bytes, &copy, owner, control, &watch)? == bytes;
         applied = frames;
     }
     gate::point("raw-wal-copied", database);

@@ -175,7 +175,8 @@ fn copy_pinned(
             reused.insert(name);
         } else {
             let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
-            disk::copy(&mut file, u64::MAX, &target, owner, control)?;
+            let bytes = file.metadata().context(|| format!("cannot look at {}", from.display()))?.len();
+            disk::copy(&mut file, bytes, &target, owner, control)?;
         }
         disk::remove_file(&from)?;
     }

@@ -135,7 +135,7 @@ fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control
     if wal_of(database).exists() || !has_header || modes != WAL_MODES || has_journal {
         return Ok(false);
     }
-    disk::copy(&mut file, u64::MAX, to, owner, control)?;
+    disk::copy(&mut file, before.0, to, owner, control)?;
     if fingerprint(&look(database)?) == before && !wal_of(database).exists() {
         return Ok(true);
     }

@@ -130,7 +130,8 @@ fn damaged_metadata_never_stops_the_service_and_never_costs_data() {
         }
     }
     println!("cases={CASES} left alone={left_alone} failed={failed}");
-    assert!(left_alone > 20 && failed > 20);
+    // About 120 of 300 cases damage the running one, a third of them so that it is still ours.
+    assert!(left_alone > 5 && failed > 5);
 }
 
 /// What a living process works on is not ours to settle, and what it has finished meanwhile is settled already.

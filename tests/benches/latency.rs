@@ -1,0 +1,157 @@
+//! What a node feels: the latency of its commits while nobody, we, or a peer backs it up, by turns in one run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::Scale;
+use crate::measure::{Table, quantile, run, settle};
+
+/// One thing to do again and again while the writer writes; `None` is to leave it alone.
+pub type Act<'a> = (&'a str, Option<Box<dyn Fn() + 'a>>);
+
+/// A writer in a process of its own, killed when it goes out of scope.
+pub struct Writer {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Writer {
+    pub fn start(kind: &str, at: &Path, log: &Path, pause: Duration) -> Writer {
+        let program = std::env::current_exe().unwrap();
+        let child = Command::new(program)
+            .args(["writer", kind])
+            .args([at, log])
+            .arg(pause.as_micros().to_string())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        Writer { child, log: log.to_owned() }
+    }
+
+    /// When each commit ended, in microseconds since the epoch, and what it took, in milliseconds.
+    fn finish(mut self) -> Vec<(u64, f64)> {
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(self.child.try_wait().unwrap().is_none(), "the writer died");
+        self.child.kill().unwrap();
+        let text = fs::read_to_string(&self.log).unwrap();
+        let line = |line: &str| {
+            let (at, latency) = line.split_once(' ')?;
+            Some((at.parse().ok()?, latency.parse::<f64>().ok()? / 1000.0))
+        };
+        text.lines().filter_map(line).collect()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros().try_into().unwrap()
+}
+
+/// Runs every act for `phase` (at least once, and only whole ones), `rounds` times by turns; adds a row for each.
+/// `clean` comes after each run and does not count.
+pub fn compare(table: &mut Table, writer: Writer, acts: &[Act], phase: Duration, rounds: u32, clean: &dyn Fn()) {
+    let mut times: Vec<Vec<(u64, u64)>> = vec![Vec::new(); acts.len()];
+    for _ in 0..rounds {
+        for (n, (_, act)) in acts.iter().enumerate() {
+            settle();
+            let mut left = phase;
+            while !left.is_zero() {
+                let (started, from) = (Instant::now(), now_us());
+                match act {
+                    Some(act) => act(),
+                    None => std::thread::sleep(phase),
+                }
+                times[n].push((from, now_us()));
+                left = left.saturating_sub(started.elapsed());
+                if act.is_some() {
+                    clean();
+                    settle();
+                }
+            }
+        }
+    }
+    let commits = writer.finish();
+    let mut first_p99 = 0.0;
+    for (n, (name, _)) in acts.iter().enumerate() {
+        let within = |at: u64| times[n].iter().any(|(from, to)| (*from..=*to).contains(&at));
+        let mut latencies: Vec<f64> = commits.iter().filter(|c| within(c.0)).map(|c| c.1).collect();
+        let seconds: f64 = times[n].iter().map(|(from, to)| (to - from) as f64 / 1e6).sum();
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|part| quantile(&mut latencies, part));
+        if n == 0 {
+            first_p99 = p99;
+        }
+        table.row(&[
+            (*name).to_owned(),
+            format!("{}", times[n].len()),
+            format!("{:.1}", seconds / times[n].len() as f64),
+            format!("{:.0}", latencies.len() as f64 / seconds),
+            format!("{p50:.2}"),
+            format!("{p99:.2}"),
+            format!("{max:.1}"),
+            format!("{:.2}", p99 / first_p99),
+        ]);
+    }
+}
+
+pub const COLUMNS: [&str; 8] = ["meanwhile", "runs", "s each", "commits/s", "p50 ms", "p99 ms", "max ms", "p99 ratio"];
+
+/// The commits to Pact.
+pub fn pact(scale: &Scale) {
+    let (node, out) = (scale.dir.join("node"), scale.dir.join("out"));
+    let sqlite = node.join("0/sqlite");
+    crate::fill_node(&node, scale.pact_databases, scale.pact_bytes);
+    let databases = crate::databases(&sqlite);
+    let program = scale.program.to_str().unwrap();
+    let clean = || {
+        let _ = fs::remove_dir_all(&out);
+    };
+    let make = || {
+        let arguments =
+            ["make", "--backup-pact", "--reserve-bytes", "0", "--log-level", "warn", "--database-directory"];
+        let mut arguments: Vec<&std::ffi::OsStr> = arguments.iter().map(AsRef::as_ref).collect();
+        arguments.extend([node.as_os_str(), "--backup-directory".as_ref(), out.as_os_str()]);
+        run(program, &arguments);
+    };
+    let all = |verb: &str| {
+        fs::create_dir_all(&out).unwrap();
+        let each = |d: &PathBuf| (d.clone(), out.join(d.file_name().unwrap()), verb.to_owned());
+        databases.iter().map(each).collect::<Vec<_>>()
+    };
+    let cp = || {
+        for (from, to, _) in all("") {
+            run("cp", &[&from, &to]);
+            run("sync", &[&to]);
+        }
+    };
+    let one = |(from, to, verb): &(PathBuf, PathBuf, String)| {
+        run("sqlite3", &[from.to_str().unwrap(), ".timeout 60000", &format!("{verb} '{}'", to.display())]);
+    };
+    let backup = || all(".backup").iter().for_each(one);
+    let reference = || {
+        let jobs = all("VACUUM INTO");
+        std::thread::scope(|scope| jobs.iter().for_each(|job| drop(scope.spawn(|| one(job)))));
+    };
+    let mut acts: Vec<Act> =
+        vec![("nothing", None), ("ours", Some(Box::new(make))), ("`cp` and `sync`", Some(Box::new(cp)))];
+    if scale.peers {
+        acts.push(("`sqlite3 .backup`", Some(Box::new(backup))));
+        acts.push(("reference (VACUUM INTO, all at once)", Some(Box::new(reference))));
+    }
+    let title = format!(
+        "A node's commits to Pact ({} databases, {} MB together, synchronous=FULL)",
+        databases.len(),
+        crate::measure::bytes_below(&sqlite) / 1_000_000
+    );
+    let mut table = Table::new(title, &COLUMNS);
+    let writer = Writer::start("pact", &sqlite, &scale.dir.join("pact.log"), Duration::from_millis(15));
+    compare(&mut table, writer, &acts, scale.phase, scale.rounds, &clean);
+    table.print();
+}
