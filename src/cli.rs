@@ -16,137 +16,19 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use chainweb_backup::{
-    Config, FILE_BYTES_MAX, FileConfig, PactMethod, Policy, parse_file, parse_interface, parse_name, parse_pact_method,
-    parse_size, suggest,
-};
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use chainweb_backup::{Config, FILE_BYTES_MAX, FileConfig, Policy, parse_file, suggest};
 use clap::{CommandFactory, Parser};
 use log::LevelFilter;
+
+use crate::typed::Typed;
 
 /// The port of the service; the node's own is 1848.
 const PORT: u16 = 1849;
 
 /// This very program, also after its file was replaced by a newer one.
 pub const OURSELVES: &str = "/proc/self/exe";
-const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-
-const USAGE: &str = "chainweb-backup [serve] --database-directory DIR [--enable-backup-api] [FLAGS]
-       chainweb-backup make  --database-directory DIR [--backup-pact]
-       chainweb-backup list  --backup-directory DIR [--json]
-       chainweb-backup check --backup-directory DIR ID
-       chainweb-backup verify  --backup-directory DIR ID|latest [--deep]
-       chainweb-backup restore --backup-directory DIR ID|latest --to DIR [--replace] [--deep]
-       chainweb-backup sum     --backup-directory DIR ID|latest
-       chainweb-backup delete  --backup-directory DIR ID...
-       chainweb-backup prune   --backup-directory DIR [--keep-last N] [--keep-daily N] [--keep-weekly N] [--dry-run]
-       chainweb-backup pin|unpin --backup-directory DIR ID";
-
-const AFTER_HELP: &str = "\
-Commands:
-  serve       Answer the backup API over HTTP (the default)
-  make        Make one backup now, without a server, and print its id
-  list        List the backups, newest first
-  check ID    Print one backup's status: backup-done, backup-in-progress or backup-failed
-  verify ID   Look whether a backup is still good; --deep reads every byte
-  restore ID  Put a backup below a database directory, after verifying it
-  sum ID      Write its checksums, for b2sum -c BLAKE2SUMS
-  delete ID   Delete backups
-  prune       Delete what no rule keeps; never the last good, a pinned or a used one
-  pin ID      Keep a backup from delete and prune; unpin takes it back
-ID is an identifier from list, for verify, restore and sum also: latest
-
-Each value comes from the flag, else the environment (ENABLE_BACKUP_API=true, BACKUP_DIR=DIR), else the last
---config-file that has it, else the default.
-
-Examples:
-  chainweb-backup --database-directory /data --enable-backup-api
-  curl -X POST 'http://127.0.0.1:1849/make-backup?backupPact'       start a backup, prints its id
-  curl http://127.0.0.1:1849/check-backup/ID                        how that backup goes
-  curl http://127.0.0.1:1849/list-backups                           what there is
-
-Exit codes:
-  0  ok                  10  no such backup         13  verification failed
-  1  failed              11  busy: a job runs       14  the node is running
-  2  wrong usage         12  no space               15  the target is not empty";
-
-/// What was typed, as typed.
-#[derive(Parser)]
-#[command(name = "chainweb-backup", version, about = "Backups of a running Chainweb node (RocksDB and SQLite)")]
-#[command(override_usage = USAGE, after_help = AFTER_HELP, next_line_help = false)]
-struct Typed {
-    /// What to do: serve (default), make, list or check ID
-    #[arg(value_name = "COMMAND", hide = true)]
-    words: Vec<OsString>,
-    /// The node's database directory, the one that holds `0`
-    #[arg(long, value_name = "DIR")]
-    database_directory: Option<PathBuf>,
-    /// Where the backups go [default: <database-directory>/backups]
-    #[arg(long, value_name = "DIR")]
-    backup_directory: Option<PathBuf>,
-    /// The node's configuration file, YAML or JSON; may be repeated, later files win
-    #[arg(long, value_name = "FILE")]
-    config_file: Vec<PathBuf>,
-    /// Answer the backup endpoints (off by default; health and metrics always answer)
-    #[arg(long, conflicts_with = "disable_backup_api")]
-    enable_backup_api: bool,
-    /// Do not answer them, whatever environment and files say
-    #[arg(long)]
-    disable_backup_api: bool,
-    /// Port to listen on, 0 for any free one [default: 1849]
-    #[arg(long, value_name = "N")]
-    service_port: Option<u16>,
-    /// IP address to listen on, * for all [default: 127.0.0.1]
-    #[arg(long, value_name = "ADDR", value_parser = |t: &str| parse_interface(t).map_err(|e| e.chain()))]
-    service_interface: Option<IpAddr>,
-    /// Write the address and port listened on to this file
-    #[arg(long, value_name = "FILE")]
-    address_file: Option<PathBuf>,
-    /// The version in the URL prefix, like mainnet01 [default: any]
-    #[arg(long, value_name = "NAME", value_parser = |t: &str| parse_name(t).map_err(|e| e.chain()))]
-    chainweb_version: Option<String>,
-    /// The node's version, for the header x-chainweb-node-version [default: unknown]
-    #[arg(long, value_name = "V", value_parser = |t: &str| parse_name(t).map_err(|e| e.chain()))]
-    node_version: Option<String>,
-    /// Free space a backup must leave, like 10GiB [default: 1 GiB or 5 %, the smaller]
-    #[arg(long, value_name = "SIZE", value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
-    reserve_bytes: Option<u64>,
-    /// How Pact is copied: copy, or clone to share blocks on xfs and btrfs [default: copy]
-    #[arg(long, value_name = "HOW", value_parser = |t: &str| parse_pact_method(t).map_err(|e| e.chain()))]
-    pact_method: Option<PactMethod>,
-    /// error, warn, info, debug, trace or off [default: info]
-    #[arg(long, value_name = "LEVEL", value_parser = log_level(), ignore_case = true, hide_possible_values = true)]
-    log_level: Option<LevelFilter>,
-    /// make: back up the Pact databases too
-    #[arg(long)]
-    backup_pact: bool,
-    /// list: print JSON
-    #[arg(long)]
-    json: bool,
-    /// verify, restore: read every byte, not only names and sizes
-    #[arg(long)]
-    deep: bool,
-    /// restore: the database directory that gets the backup's `0`
-    #[arg(long, value_name = "DIR")]
-    to: Option<PathBuf>,
-    /// restore: where there is a `0` already, keep it aside as `0.bak-<time>`
-    #[arg(long)]
-    replace: bool,
-    /// prune: keep the newest N good backups
-    #[arg(long, value_name = "N")]
-    keep_last: Option<u32>,
-    /// prune: keep the newest good backup of each of the last N days that have one
-    #[arg(long, value_name = "N")]
-    keep_daily: Option<u32>,
-    /// prune: the same for weeks
-    #[arg(long, value_name = "N")]
-    keep_weekly: Option<u32>,
-    /// prune: only say what would be deleted, and why the rest is kept
-    #[arg(long)]
-    dry_run: bool,
-}
-
 /// What to do, validated.
 #[derive(Debug, PartialEq)]
 pub enum Plan {
@@ -187,6 +69,8 @@ pub enum Action {
     },
     /// Print the status.
     Check(String),
+    /// End the one that is being made, this one or whichever it is.
+    Cancel(Option<String>),
     /// Look whether it is still good.
     Verify {
         /// An identifier, or `latest`.
@@ -276,6 +160,7 @@ enum Command {
     Make,
     List,
     Check,
+    Cancel,
     Verify,
     Restore,
     Sum,
@@ -288,11 +173,12 @@ enum Command {
 }
 
 /// The commands that people may use, by their words; the others are for our own child processes.
-const COMMANDS: [(&str, Command); 11] = [
+const COMMANDS: [(&str, Command); 12] = [
     ("serve", Command::Serve),
     ("make", Command::Make),
     ("list", Command::List),
     ("check", Command::Check),
+    ("cancel", Command::Cancel),
     ("verify", Command::Verify),
     ("restore", Command::Restore),
     ("sum", Command::Sum),
@@ -388,9 +274,14 @@ fn resolve(
         node_version: typed.node_version.or(file.node_version),
         reserve_bytes: typed.reserve_bytes.or(file.reserve_bytes),
         pact_method: typed.pact_method.or(file.pact_method).unwrap_or_default(),
+        sums: typed.sums.or(file.sums).unwrap_or_default(),
+        verify: typed.verify.or(file.verify).unwrap_or_default(),
+        limit_bytes_per_second: typed.limit_bytes_per_second.or(file.limit_bytes_per_second),
         heights_program: Some(PathBuf::from(OURSELVES)),
         ..Config::new(backup_directory)
     };
+    let stall_limit = typed.stall_seconds.map(Duration::from_secs).or(file.stall_limit);
+    config.stall_limit = stall_limit.unwrap_or(config.stall_limit);
     if command == Command::Make {
         let backup_pact = typed.backup_pact;
         return Ok(Plan::Make(MakePlan { database_directory, config, backup_pact, log_level, warnings }));
@@ -439,6 +330,7 @@ fn command(words: Vec<OsString>) -> Result<(Command, Vec<OsString>), String> {
     let allowed = match command {
         Command::Serve | Command::Make | Command::List | Command::Prune => 0..=0,
         Command::Delete => 1..=usize::MAX,
+        Command::Cancel => 0..=1,
         _ => 1..=1,
     };
     if operands.len() < *allowed.start() {
@@ -458,6 +350,7 @@ fn action(command: Command, operands: &[OsString], typed: &Typed) -> Result<Opti
     Ok(Some(match command {
         Command::List => Action::List { json: typed.json },
         Command::Check => Action::Check(id),
+        Command::Cancel => Action::Cancel(ids.first().cloned()),
         Command::Verify => Action::Verify { id, deep: typed.deep },
         Command::Restore => {
             let to = typed.to.clone().ok_or("restore needs --to DIR, the database directory that gets the backup")?;
@@ -483,9 +376,9 @@ fn action(command: Command, operands: &[OsString], typed: &Typed) -> Result<Opti
 
 /// Refuses each flag that the command would ignore.
 fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
-    use Command::{Check, Delete, List, Make, Pin, Prune, Restore, Serve, Sum, Unpin, Verify};
-    const ALL: &[Command] = &[Serve, Make, List, Check, Verify, Restore, Sum, Delete, Prune, Pin, Unpin];
-    let flags: [(&str, bool, &[Command]); 22] = [
+    use Command::{Cancel, Check, Delete, List, Make, Pin, Prune, Restore, Serve, Sum, Unpin, Verify};
+    const ALL: &[Command] = &[Serve, Make, List, Check, Cancel, Verify, Restore, Sum, Delete, Prune, Pin, Unpin];
+    let flags: [(&str, bool, &[Command]); 26] = [
         ("--database-directory", typed.database_directory.is_some(), ALL),
         ("--backup-directory", typed.backup_directory.is_some(), ALL),
         ("--config-file", !typed.config_file.is_empty(), ALL),
@@ -494,6 +387,10 @@ fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
         ("--node-version", typed.node_version.is_some(), &[Serve, Make]),
         ("--reserve-bytes", typed.reserve_bytes.is_some(), &[Serve, Make]),
         ("--pact-method", typed.pact_method.is_some(), &[Serve, Make]),
+        ("--sums", typed.sums.is_some(), &[Serve, Make]),
+        ("--verify", typed.verify.is_some(), &[Serve, Make]),
+        ("--stall-seconds", typed.stall_seconds.is_some(), &[Serve, Make]),
+        ("--limit-bytes-per-second", typed.limit_bytes_per_second.is_some(), &[Serve, Make]),
         ("--enable-backup-api", typed.enable_backup_api, &[Serve]),
         ("--disable-backup-api", typed.disable_backup_api, &[Serve]),
         ("--service-port", typed.service_port.is_some(), &[Serve]),
@@ -527,12 +424,6 @@ fn truth(name: &str, value: &OsStr) -> Result<bool, String> {
         "false" | "0" | "no" => Ok(false),
         _ => Err(format!("environment variable {name} is {value:?}: write true or false, or leave it empty")),
     }
-}
-
-/// The names of `log`, and the node's word for silence.
-fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
-    let names = LOG_LEVELS.map(|name| PossibleValue::new(name).aliases((name == "off").then_some("quiet")));
-    PossibleValuesParser::new(names).map(|name| name.parse().unwrap_or(LevelFilter::Off))
 }
 
 #[cfg(test)]

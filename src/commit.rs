@@ -30,6 +30,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::BackupId;
 use crate::manifest::{MANIFEST_FILE, Manifest};
 use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status, Versions};
+use crate::watchdog::CANCEL_FILE;
 
 /// Where a backup is filled.
 pub(crate) const PARTIAL: &str = "0.partial";
@@ -113,7 +114,14 @@ impl Unfinished {
     }
 
     /// Steps 5 to 8; the files of step 4 are synced already. On an error the backup is still unfinished: abandon it.
-    pub(crate) fn commit(&mut self, manifest: &Manifest, now_ms: u64, control: &Control) -> Result<()> {
+    /// `check` looks at the whole backup between the steps 6 and 7.
+    pub(crate) fn commit(
+        &mut self,
+        manifest: &Manifest,
+        now_ms: u64,
+        control: &Control,
+        check: &dyn Fn(&Path, &Record) -> Result<()>,
+    ) -> Result<()> {
         let partial = self.partial();
         disk::sync_dirs(&partial)?;
         disk::write_new(&self.path.join(MANIFEST_FILE), &manifest.to_bytes(), self.owner)?;
@@ -127,11 +135,14 @@ impl Unfinished {
             return Err(Error::new(Kind::Damaged, context));
         }
         disk::sync_dir(&self.path)?;
-        // The last moment at which a cancelled job can end as one.
-        control.check()?;
+        control.enter(Phase::Verify);
+        check(&self.path, &self.record)?;
+        // The last moment at which a job can be stopped.
+        control.begin_commit()?;
         disk::replace(&self.path, STATUS_FILE, Status::Done.word().as_bytes(), self.owner)?;
         // Committed: what follows can fail without making the backup worse.
         let _ = disk::remove_file(&self.path.join(STATUS_FAILED_FILE));
+        let _ = disk::remove_file(&self.path.join(CANCEL_FILE));
         Ok(())
     }
 
@@ -155,6 +166,11 @@ fn birth(creating: &Path, record: &Record, owner: Option<Owner>) -> Result<Lock>
     Ok(lock)
 }
 
+/// Makes the status of the backup in `path` the failed one, durably, and does nothing else.
+pub(crate) fn call_failed(path: &Path) -> Result<()> {
+    disk::rename(&path.join(STATUS_FAILED_FILE), &path.join(STATUS_FILE)).and_then(|()| disk::sync_dir(path))
+}
+
 /// Makes the backup in `path` a failed one: status, reason, data, in this order. An error means that the status on disk is
 /// unchanged or not durable, and that the data is untouched. Also what recover does with what a crash left.
 pub(crate) fn fail(
@@ -164,9 +180,8 @@ pub(crate) fn fail(
     reason: &str,
     owner: Option<Owner>,
 ) -> Result<()> {
-    let ready_made = path.join(STATUS_FAILED_FILE);
-    if ready_made.exists() {
-        disk::rename(&ready_made, &path.join(STATUS_FILE)).and_then(|()| disk::sync_dir(path))?;
+    if path.join(STATUS_FAILED_FILE).exists() {
+        call_failed(path)?;
     } else {
         disk::replace(path, STATUS_FILE, Status::Failed.word().as_bytes(), owner)?;
     }
@@ -196,6 +211,7 @@ pub(crate) fn discard_data(catalog: &Catalog, path: &Path, id: &BackupId) -> Res
     }
     disk::end_replace(path, STATUS_FILE)?;
     disk::end_replace(path, RECORD_FILE)?;
+    disk::remove_file(&path.join(CANCEL_FILE))?;
     disk::remove_file(&path.join(STATUS_FAILED_FILE))?;
     // Last: as long as it is there, recover comes back here.
     disk::remove_file(&path.join(MANIFEST_FILE))

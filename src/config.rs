@@ -1,12 +1,10 @@
 //! Configuration: what a service needs to know, and what a configuration file says.
 //!
-//! Pure functions over text. A file is read in two steps: the text becomes a tree ([`Node`], the same for JSON and
+//! Pure functions over text. A file is read in two steps: the text becomes a tree (`config_tree`, the same for JSON and
 //! YAML), then the few keys that are ours are looked up in it. Every other key is the node's and is tolerated, whatever
 //! it holds; below `backup` all is ours, so that a misspelt key there is an error and not a backup that never runs.
 //!
 //! Invariants:
-//! - No text makes this file panic, recurse without bound or hold more than a small multiple of the text's size: a file
-//!   has at most [`FILE_BYTES_MAX`] bytes and [`DEPTH_MAX`] levels; an alias shares what it names, it copies nothing.
 //! - A key that we read and that stands twice in one mapping is an error: which of the two is meant cannot be known.
 //! - Plain YAML scalars mean what the node's own parser takes them for (YAML 1.1: `yes` and `on` are true).
 //!
@@ -14,28 +12,30 @@
 //! A file that begins with `{` is JSON, so YAML in flow style at the top level is not read. Merge keys (`<<`) are
 //! refused where they could hide a key of ours, and tolerated elsewhere. Sizes are whole numbers.
 
-use std::collections::HashMap;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::time::Duration;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use yaml_rust2::parser::{Event, Parser};
-use yaml_rust2::scanner::{Marker, TScalarStyle};
-
+use crate::config_tree::{Entries, Node, QUOTE_CHARS_MAX, Said, quote, tree};
 use crate::error::{Error, Kind, Result};
 
-/// The largest configuration file that is read; a node's whole file has about 5 KB.
-pub const FILE_BYTES_MAX: usize = 1 << 20;
-/// The deepest nesting in a YAML file (serde_json has its own limit of 128).
-const DEPTH_MAX: usize = 64;
 /// The longest version name: they end in HTTP headers, URLs and records.
 const NAME_CHARS_MAX: usize = 128;
-/// How much of a text from outside an error message repeats.
-const QUOTE_CHARS_MAX: usize = 60;
 
-const BACKUP_KEYS: &[&str] = &["api", "directory", "nodeVersion", "pactMethod", "reserveBytes"];
+/// How long a job may make no progress where nothing is configured.
+const STALL_LIMIT: Duration = Duration::from_secs(900);
+
+const BACKUP_KEYS: &[&str] = &[
+    "api",
+    "directory",
+    "limitBytesPerSecond",
+    "nodeVersion",
+    "pactMethod",
+    "reserveBytes",
+    "stallSeconds",
+    "sums",
+    "verify",
+];
 const API_KEYS: &[&str] = &["enabled", "interface", "port", "configuration"];
 
 /// How the Pact databases are copied.
@@ -61,6 +61,58 @@ pub fn parse_pact_method(text: &str) -> Result<PactMethod> {
     }
 }
 
+/// Which checksums are written by themselves, after a backup and while no other is wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Sums {
+    /// Of a directory of which nothing is linked from the node: Pact always, RocksDB on another file system.
+    #[default]
+    Copied,
+    /// Of every file.
+    All,
+    /// Of none.
+    None,
+}
+
+/// Reads `copied`, `all` or `none`.
+///
+/// # Errors
+/// [`Kind::Usage`] for anything else.
+pub fn parse_sums(text: &str) -> Result<Sums> {
+    match text {
+        "copied" => Ok(Sums::Copied),
+        "all" => Ok(Sums::All),
+        "none" => Ok(Sums::None),
+        _ => {
+            Err(Error::new(Kind::Usage, format!("{} is no choice of checksums: use copied, all or none", quote(text))))
+        }
+    }
+}
+
+/// How a backup is verified before it is called done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// Names, sizes, headers, RocksDB's own list of files: in seconds.
+    #[default]
+    Quick,
+    /// Every byte, at the disk's speed.
+    Deep,
+    /// Not at all.
+    None,
+}
+
+/// Reads `quick`, `deep` or `none`.
+///
+/// # Errors
+/// [`Kind::Usage`] for anything else.
+pub fn parse_verify(text: &str) -> Result<Verify> {
+    match text {
+        "quick" => Ok(Verify::Quick),
+        "deep" => Ok(Verify::Deep),
+        "none" => Ok(Verify::None),
+        _ => Err(Error::new(Kind::Usage, format!("{} is no way to verify: use quick, deep or none", quote(text)))),
+    }
+}
+
 /// What a service needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -78,6 +130,14 @@ pub struct Config {
     pub heights_program: Option<PathBuf>,
     /// How the Pact databases are copied.
     pub pact_method: PactMethod,
+    /// Which checksums are written by themselves.
+    pub sums: Sums,
+    /// How a backup is verified before it is called done.
+    pub verify: Verify,
+    /// How long a job may make no progress until it is called failed; zero is for ever.
+    pub stall_limit: Duration,
+    /// How many bytes a second are copied at most; `None` is as fast as the disk. [`crate::Service::set_limit`] changes it.
+    pub limit_bytes_per_second: Option<u64>,
 }
 
 impl Config {
@@ -91,6 +151,10 @@ impl Config {
             reserve_bytes: None,
             heights_program: None,
             pact_method: PactMethod::default(),
+            sums: Sums::default(),
+            verify: Verify::default(),
+            stall_limit: STALL_LIMIT,
+            limit_bytes_per_second: None,
         }
     }
 }
@@ -116,6 +180,14 @@ pub struct FileConfig {
     pub reserve_bytes: Option<u64>,
     /// `backup.pactMethod`.
     pub pact_method: Option<PactMethod>,
+    /// `backup.sums`
+    pub sums: Option<Sums>,
+    /// `backup.verify`
+    pub verify: Option<Verify>,
+    /// `backup.stallSeconds`
+    pub stall_limit: Option<Duration>,
+    /// `backup.limitBytesPerSecond`
+    pub limit_bytes_per_second: Option<u64>,
     /// Keys outside `backup` that look like misspelt keys of ours, each a whole sentence. They may be the node's.
     pub warnings: Vec<String>,
 }
@@ -133,6 +205,10 @@ impl FileConfig {
             node_version: self.node_version.or(other.node_version),
             reserve_bytes: self.reserve_bytes.or(other.reserve_bytes),
             pact_method: self.pact_method.or(other.pact_method),
+            sums: self.sums.or(other.sums),
+            verify: self.verify.or(other.verify),
+            stall_limit: self.stall_limit.or(other.stall_limit),
+            limit_bytes_per_second: self.limit_bytes_per_second.or(other.limit_bytes_per_second),
             warnings: [self.warnings, other.warnings].concat(),
         }
     }
@@ -220,59 +296,6 @@ pub fn suggest<'a>(typed: &str, known: &[&'a str]) -> Option<&'a str> {
     candidates.min_by_key(|&(far, distance, _)| (far, distance)).map(|(_, _, word)| word)
 }
 
-/// Text from outside for a message: one line, short, in backquotes.
-fn quote(text: &str) -> String {
-    let shown: String = text.chars().take(QUOTE_CHARS_MAX).flat_map(char::escape_debug).collect();
-    format!("`{shown}{}`", if text.chars().count() > QUOTE_CHARS_MAX { "…" } else { "" })
-}
-
-/// What stands in a configuration file. Mappings keep their duplicates: only a lookup knows whether they matter.
-#[derive(Debug)]
-enum Node {
-    /// A scalar without quotes, not yet interpreted: the key that holds it knows what it should be.
-    Plain(String),
-    /// A scalar in quotes, or a block.
-    Text(String),
-    /// Nothing of ours is a list, so what it holds is not kept.
-    List,
-    Map(Vec<(String, Rc<Node>)>),
-}
-
-type Entries = [(String, Rc<Node>)];
-/// The error of every step below: a message without the file's name.
-type Said<T> = std::result::Result<T, String>;
-
-impl Node {
-    fn is_null(&self) -> bool {
-        matches!(self, Node::Plain(p) if matches!(p.as_str(), "" | "~" | "null" | "Null" | "NULL"))
-    }
-
-    fn as_bool(&self) -> Option<bool> {
-        let Node::Plain(plain) = self else { return None };
-        match plain.to_ascii_lowercase().as_str() {
-            "true" | "yes" | "on" | "y" => Some(true),
-            "false" | "no" | "off" | "n" => Some(false),
-            _ => None,
-        }
-    }
-
-    fn is_number(&self) -> bool {
-        // `inf` and `nan` are numbers for Rust, words for everybody else.
-        matches!(self, Node::Plain(p) if p.contains(|c: char| c.is_ascii_digit()) && p.parse::<f64>().is_ok())
-    }
-
-    /// What it is, for a message.
-    fn found(&self) -> String {
-        match self {
-            Node::Map(_) => "a mapping".to_string(),
-            Node::List => "a list".to_string(),
-            Node::Plain(p) if self.as_bool().is_some() => format!("the truth value {}", quote(p)),
-            Node::Plain(p) if self.is_number() => format!("the number {}", quote(p)),
-            Node::Plain(t) | Node::Text(t) => format!("the text {}", quote(t)),
-        }
-    }
-}
-
 fn read_root(root: &Node) -> Said<FileConfig> {
     let Node::Map(root) = root else {
         return Err(format!("the file must be a mapping of keys to values, found {}", root.found()));
@@ -304,14 +327,25 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
     let api = section(backup, &prefix, "api")?.unwrap_or(&[]);
     let api_prefix = format!("{prefix}api.");
     known(api, &api_prefix, API_KEYS, "../", BACKUP_KEYS)?;
-    let expected_size = "a number of bytes, or a size like 10GiB";
+    let size = |key: &str| {
+        value(backup, &prefix, key, "a number of bytes, or a size like 10GiB", |node| match node {
+            Node::Plain(t) | Node::Text(t) if node.as_bool().is_none() => {
+                Some(parse_size(t).map_err(|e| e.to_string()))
+            }
+            _ => None,
+        })
+    };
     Ok(FileConfig {
         backup_directory: path(backup, &prefix, "directory")?,
         node_version: name(backup, &prefix, "nodeVersion")?,
         pact_method: text(backup, &prefix, "pactMethod", "copy or clone", parse_pact_method)?,
-        reserve_bytes: value(backup, &prefix, "reserveBytes", expected_size, |node| match node {
-            Node::Plain(t) | Node::Text(t) if node.as_bool().is_none() => {
-                Some(parse_size(t).map_err(|e| e.to_string()))
+        sums: text(backup, &prefix, "sums", "copied, all or none", parse_sums)?,
+        verify: text(backup, &prefix, "verify", "quick, deep or none", parse_verify)?,
+        reserve_bytes: size("reserveBytes")?,
+        limit_bytes_per_second: size("limitBytesPerSecond")?,
+        stall_limit: value(backup, &prefix, "stallSeconds", "a number of seconds", |node| match node {
+            Node::Plain(p) if p.bytes().all(|b| b.is_ascii_digit()) => {
+                p.parse().ok().map(|s| Ok(Duration::from_secs(s)))
             }
             _ => None,
         })?,
@@ -404,144 +438,4 @@ fn mismatch(prefix: &str, key: &str, expected: &str, found: &Node) -> String {
     let scalar_as_text = matches!(found, Node::Plain(_)) && matches!(expected, "a text" | "a path");
     let remedy = if scalar_as_text { " (put it in quotes)" } else { "" };
     format!("key `{prefix}{key}` must be {expected}, found {}{remedy}", found.found())
-}
-
-/// The tree of a text; `None` where it holds nothing.
-fn tree(text: &str) -> Said<Option<Rc<Node>>> {
-    if text.len() > FILE_BYTES_MAX {
-        return Err(format!("the file has {} bytes, at most {FILE_BYTES_MAX} are read", text.len()));
-    }
-    let text = text.trim_start_matches('\u{feff}');
-    let root = if text.trim_start().starts_with('{') {
-        // serde_json's message ends with line and column.
-        Some(Rc::new(serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?))
-    } else {
-        yaml_tree(text)?
-    };
-    Ok(root.filter(|root| !root.is_null()))
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Node, D::Error> {
-        deserializer.deserialize_any(NodeVisitor)
-    }
-}
-
-struct NodeVisitor;
-
-impl<'de> Visitor<'de> for NodeVisitor {
-    type Value = Node;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<Node, E> {
-        Ok(Node::Plain("null".to_string()))
-    }
-
-    fn visit_bool<E>(self, v: bool) -> std::result::Result<Node, E> {
-        Ok(Node::Plain(v.to_string()))
-    }
-
-    fn visit_i64<E>(self, v: i64) -> std::result::Result<Node, E> {
-        Ok(Node::Plain(v.to_string()))
-    }
-
-    fn visit_u64<E>(self, v: u64) -> std::result::Result<Node, E> {
-        Ok(Node::Plain(v.to_string()))
-    }
-
-    fn visit_f64<E>(self, v: f64) -> std::result::Result<Node, E> {
-        // `Debug` keeps the point: 1849.0 must not pass for a whole number.
-        Ok(Node::Plain(format!("{v:?}")))
-    }
-
-    fn visit_str<E>(self, v: &str) -> std::result::Result<Node, E> {
-        Ok(Node::Text(v.to_string()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Node, A::Error> {
-        while seq.next_element::<Node>()?.is_some() {}
-        Ok(Node::List)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Node, A::Error> {
-        let mut entries = Vec::new();
-        while let Some((key, node)) = map.next_entry()? {
-            entries.push((key, Rc::new(node)));
-        }
-        Ok(Node::Map(entries))
-    }
-}
-
-/// A list or mapping whose end has not been read.
-struct Open {
-    is_map: bool,
-    /// The items of a list; of a mapping, keys and values by turns.
-    items: Vec<Rc<Node>>,
-    anchor: usize,
-    height: usize,
-}
-
-/// The tree of a YAML text. Not by yaml-rust2's own loader: it recurses without bound and copies what an alias names.
-fn yaml_tree(text: &str) -> Said<Option<Rc<Node>>> {
-    let at = |mark: Marker, message: &str| format!("{message} at line {} column {}", mark.line(), mark.col() + 1);
-    let too_deep = format!("nested deeper than {DEPTH_MAX} levels");
-    let mut parser = Parser::new(text.chars());
-    let mut root = None;
-    let mut open: Vec<Open> = Vec::new();
-    let mut anchors = HashMap::new();
-    loop {
-        let (event, mark) = parser.next_token().map_err(|e| format!("not YAML: {}", at(*e.marker(), e.info())))?;
-        let is_map = matches!(event, Event::MappingStart(..));
-        let (node, height, anchor) = match event {
-            Event::StreamEnd => return Ok(root),
-            Event::DocumentStart if root.is_some() => {
-                return Err(at(mark, "a second document begins: keep one, or use one file for each"));
-            }
-            Event::StreamStart | Event::DocumentStart | Event::DocumentEnd | Event::Nothing => continue,
-            Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) if open.len() < DEPTH_MAX => {
-                open.push(Open { is_map, items: Vec::new(), anchor, height: 1 });
-                continue;
-            }
-            Event::SequenceStart(..) | Event::MappingStart(..) => return Err(at(mark, &too_deep)),
-            Event::SequenceEnd | Event::MappingEnd => {
-                let closed = open.pop().ok_or_else(|| at(mark, "not YAML: an end without a beginning"))?;
-                let node = if closed.is_map { mapping(&closed.items) } else { Node::List };
-                (Rc::new(node), closed.height, closed.anchor)
-            }
-            Event::Scalar(text, style, anchor, tag) => {
-                let plain = style == TScalarStyle::Plain && tag.is_none_or(|tag| tag.suffix != "str");
-                (Rc::new(if plain { Node::Plain(text) } else { Node::Text(text) }), 0, anchor)
-            }
-            Event::Alias(id) => match anchors.get(&id) {
-                Some((node, height)) => (Rc::clone(node), *height, 0),
-                None => return Err(at(mark, "an alias stands within what it names")),
-            },
-        };
-        // Counts the levels behind an alias too: chained aliases could build a depth that no stack of `drop` survives.
-        if open.len() + height > DEPTH_MAX {
-            return Err(at(mark, &too_deep));
-        }
-        if anchor > 0 {
-            anchors.insert(anchor, (Rc::clone(&node), height));
-        }
-        match open.last_mut() {
-            None => root = Some(node),
-            Some(parent) => {
-                parent.height = parent.height.max(height + 1);
-                parent.items.push(node);
-            }
-        }
-    }
-}
-
-/// Keys that are lists or mappings are nobody's: they are left out.
-fn mapping(keys_and_values: &[Rc<Node>]) -> Node {
-    let entries = keys_and_values.chunks_exact(2).filter_map(|pair| match &*pair[0] {
-        Node::Plain(key) | Node::Text(key) => Some((key.clone(), Rc::clone(&pair[1]))),
-        Node::List | Node::Map(_) => None,
-    });
-    Node::Map(entries.collect())
 }

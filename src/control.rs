@@ -1,13 +1,21 @@
 //! The live state of one running job, shared between the backup thread that moves the bytes and whoever watches.
 //!
-//! Plain atomics: readers never wait for the backup thread. Cancelling is a wish that the job sees at its next
-//! [`Control::check`], at most one chunk of a copy later.
+//! Atomics: readers never wait for the backup thread. Ending it early is a wish that the job sees at its next
+//! [`Control::check`], at most one chunk of a copy later. Whether it ends early or commits is decided once, by whoever is
+//! first: so a job that was called stalled or cancelled is never good afterwards.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
+
+/// The longest sleep of a throttled copy between two looks whether to go on.
+const THROTTLE_SLICE: Duration = Duration::from_millis(100);
 
 /// What a job is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,32 +29,74 @@ pub enum Phase {
     Rocksdb,
     /// Reading the heights from the finished copies.
     Heights,
-    /// Writing everything to the disk, then committing.
+    /// Writing everything to the disk.
     Sync,
+    /// Verifying what was written; then the commit.
+    Verify,
     /// Nothing more will happen.
     Finished,
 }
 
-const PHASES: [Phase; 6] =
-    [Phase::PreFlight, Phase::Pact, Phase::Rocksdb, Phase::Heights, Phase::Sync, Phase::Finished];
+const PHASES: [Phase; 7] =
+    [Phase::PreFlight, Phase::Pact, Phase::Rocksdb, Phase::Heights, Phase::Sync, Phase::Verify, Phase::Finished];
 
-/// Progress and cancellation of one job, or of one operation on a backup.
+/// Why a job ends before it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The program ends.
+    ShutDown = 1,
+    /// The operator wants it to.
+    Cancelled,
+    /// It made no progress for too long.
+    Stalled,
+    /// A new backup is wanted: this is work for idle times.
+    Yielded,
+}
+
+const STOPS: [Stop; 4] = [Stop::ShutDown, Stop::Cancelled, Stop::Stalled, Stop::Yielded];
+const RUNNING: u8 = 0;
+const COMMITTING: u8 = 255;
+
+/// Progress and end of one job, or of one operation on a backup.
 #[derive(Debug, Default)]
 pub struct Control {
     phase: AtomicU8,
     bytes_done: AtomicU64,
     bytes_total: AtomicU64,
-    cancelled: AtomicBool,
+    /// Whatever else is progress: a phase, a link, a file.
+    steps: AtomicU64,
+    /// [`RUNNING`], [`COMMITTING`] or a [`Stop`].
+    end: AtomicU8,
     reserve_bytes: AtomicU64,
+    /// Bytes per second that may be copied; 0 is no limit. Shared with whoever changes it while the job runs.
+    limit: Arc<AtomicU64>,
+    /// When the next byte may be copied, where there is a limit.
+    due: Mutex<Option<Instant>>,
 }
 
 impl Control {
+    /// One that copies at most `limit` bytes a second, whatever that is at the time.
+    pub(crate) fn limited(limit: Arc<AtomicU64>) -> Control {
+        Control { limit, ..Control::default() }
+    }
+
     pub(crate) fn enter(&self, phase: Phase) {
         self.phase.store(phase as u8, Relaxed);
+        self.step();
     }
 
     pub(crate) fn phase(&self) -> Phase {
         PHASES[usize::from(self.phase.load(Relaxed))]
+    }
+
+    /// Notes progress that moves no byte.
+    pub(crate) fn step(&self) {
+        self.steps.fetch_add(1, Relaxed);
+    }
+
+    /// A number that grows with all progress.
+    pub(crate) fn progress(&self) -> u64 {
+        self.bytes_done.load(Relaxed).wrapping_add(self.steps.load(Relaxed))
     }
 
     /// Counts bytes that reached the backup.
@@ -73,13 +123,60 @@ impl Control {
         self.reserve_bytes.load(Relaxed)
     }
 
-    /// Wishes that the job ends; it does so at its next chunk.
-    pub fn cancel(&self) {
-        self.cancelled.store(true, Relaxed);
+    /// Waits as long as the limit wants it after `bytes` were copied. A time without copying is not made up for.
+    pub(crate) fn throttle(&self, bytes: u64) -> Result<()> {
+        let limit = self.limit.load(Relaxed);
+        if limit == 0 {
+            return Ok(());
+        }
+        let until = {
+            let mut due = self.due.lock();
+            let now = Instant::now();
+            let until = due.map_or(now, |due| due.max(now)) + Duration::from_secs_f64(bytes as f64 / limit as f64);
+            *due = Some(until);
+            until
+        };
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            self.check()?;
+            // A limit that is lifted meanwhile holds no longer.
+            if self.limit.load(Relaxed) != limit {
+                *self.due.lock() = None;
+                return Ok(());
+            }
+            // To wait is to make progress, as slowly as it was wished.
+            self.step();
+            sleep(left.min(THROTTLE_SLICE));
+        }
+        Ok(())
     }
 
-    /// Fails with [`Kind::Cancelled`] once somebody cancelled the job.
+    /// Wishes that the job ends; it does so at its next chunk. Whether it will: not where it commits already, or ends for
+    /// another reason.
+    pub fn stop(&self, why: Stop) -> bool {
+        self.end.compare_exchange(RUNNING, why as u8, SeqCst, SeqCst).is_ok()
+    }
+
+    /// From now on the job cannot be stopped. Fails where it was.
+    pub(crate) fn begin_commit(&self) -> Result<()> {
+        let _ = self.end.compare_exchange(RUNNING, COMMITTING, SeqCst, SeqCst);
+        self.check()
+    }
+
+    /// Why the job was stopped, if it was.
+    pub(crate) fn stopped(&self) -> Option<Stop> {
+        let end = self.end.load(SeqCst);
+        STOPS.into_iter().find(|stop| *stop as u8 == end)
+    }
+
+    /// Fails with [`Kind::Cancelled`] once somebody stopped the job.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.cancelled.load(Relaxed) { Err(Error::new(Kind::Cancelled, "shut down")) } else { Ok(()) }
+        let why = match self.stopped() {
+            None => return Ok(()),
+            Some(Stop::ShutDown) => "shut down",
+            Some(Stop::Cancelled) => "cancelled by the operator",
+            Some(Stop::Stalled) => "stalled: nothing moved for too long; does a disk hang?",
+            Some(Stop::Yielded) => "gave way to a new backup",
+        };
+        Err(Error::new(Kind::Cancelled, why))
     }
 }

@@ -10,7 +10,7 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::num::NonZeroU64;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, AtFlags, CWD, FallocateFlags, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::control::Control;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -37,6 +37,9 @@ const WINDOW_BYTES: u64 = 256 * 1024;
 
 /// How much space is reserved at once for a copy on ext4.
 const RESERVED_BYTES: u64 = 64 * 1024 * 1024;
+
+/// `RWF_DONTCACHE` of linux/fs.h: what is read leaves the page cache again, unless it was there already.
+const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 /// `EXT4_SUPER_MAGIC` of linux/magic.h.
 const EXT4_MAGIC: i64 = 0xef53;
@@ -262,9 +265,11 @@ pub(crate) fn copy_unsynced(
         control.add_done(count as u64);
         if done - window_start >= WINDOW_BYTES {
             pace(&out, window_start, done);
+            control.throttle(done - window_start)?;
             window_start = done;
         }
     }
+    control.throttle(done - window_start)?;
     if reserved > done {
         out.set_len(done).context(|| failed("cut back", to))?;
     }
@@ -278,6 +283,35 @@ fn wants_reservation(file: &File) -> bool {
     #[allow(clippy::unnecessary_cast)] // its type differs between architectures
     let magic = rustix::fs::fstatfs(file).map(|s| s.f_type as i64);
     magic == Ok(EXT4_MAGIC)
+}
+
+/// Reads through a descriptor that belongs to somebody else, by position.
+pub(crate) struct QuietReader<'a> {
+    fd: BorrowedFd<'a>,
+    at: u64,
+    flags: ReadWriteFlags,
+}
+
+impl QuietReader<'_> {
+    /// From the beginning; `quiet` is to leave no trace in the page cache, where kernel and file system can do that.
+    pub(crate) fn new(fd: BorrowedFd<'_>, quiet: bool) -> QuietReader<'_> {
+        QuietReader { fd, at: 0, flags: if quiet { DONTCACHE } else { ReadWriteFlags::empty() } }
+    }
+}
+
+impl Read for QuietReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = match rustix::io::preadv2(self.fd, &mut [IoSliceMut::new(buffer)], self.at, self.flags) {
+            // Neither every kernel nor every file system has the flag.
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) if !self.flags.is_empty() => {
+                self.flags = ReadWriteFlags::empty();
+                rustix::io::pread(self.fd, buffer, self.at)?
+            }
+            other => other?,
+        };
+        self.at += count as u64;
+        Ok(count)
+    }
 }
 
 /// Clones a file to a new file, synced: both share their blocks until either is written to. `Ok(None)`, with nothing left
@@ -312,6 +346,7 @@ pub(crate) fn clone(
             Err(_) if at > 0 && size()? <= at => break,
             Err(e) => return Err(Error::io(failed("clone to", to), e)),
         }
+        // Nothing moves: a limit of bytes does not apply.
         control.add_done(rest.min(range));
         if rest <= range {
             break;

@@ -23,15 +23,15 @@
 //! # Architecture
 //! A functional core with one dirty hand. Each file uses only rows below its own:
 //! ```text
-//! row 6  main, cli, operate, terminal, http, listener   faces: words in, words out
-//! row 5  service, metrics, manage      the one thread, the channel, the status map
+//! row 6  main, cli, typed, operate, terminal, http, listener   faces: words in, words out
+//! row 5  service, details, metrics, manage   the one thread, the channel, the status map
 //! row 4  job                           one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
 //!        verify, sums, restore, retention   finished backups
 //! row 2  rocks, live, live_files, reuse, sqlite, raw_copy   a source -> synced files
 //!        source, record, manifest      what is read; durable formats
-//! row 1  disk, sys                     every change that we make to the file system
-//! row 0  id, error, config, control, gate,
+//! row 1  disk, sys, watchdog           every change that we make to the file system
+//! row 0  id, error, config, config_tree, control, gate,
 //!        log_format, version_edit, sqlite_wal   no I/O
 //! ```
 //! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
@@ -41,7 +41,9 @@
 mod catalog;
 mod commit;
 mod config;
+mod config_tree;
 mod control;
+mod details;
 mod disk;
 mod error;
 #[cfg_attr(feature = "gate", doc(hidden))]
@@ -76,25 +78,28 @@ mod sys;
 pub mod testing;
 mod verify;
 mod version_edit;
+mod watchdog;
 
 pub use config::{
-    Config, FILE_BYTES_MAX, FileConfig, PactMethod, parse_file, parse_interface, parse_name, parse_pact_method,
-    parse_size, suggest,
+    Config, FileConfig, PactMethod, Sums, Verify, parse_file, parse_interface, parse_name, parse_pact_method,
+    parse_size, parse_sums, parse_verify, suggest,
 };
-pub use control::{Control, Phase};
+pub use config_tree::FILE_BYTES_MAX;
+pub use control::{Control, Phase, Stop};
+pub use details::{Details, Progress};
 pub use error::{Error, Kind, Result};
 pub use http::ROUTES;
 pub use id::BackupId;
 pub use listener::{Decorate, Handler, Limits, Listener, Stopper};
 pub use manage::{
-    check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup, sum_backup,
-    verify_backup,
+    cancel_backup, check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup,
+    sum_backup, verify_backup,
 };
 pub use record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
 pub use restore::Restored;
 pub use retention::{Candidate, Policy, Verdict, judge};
 pub use rocks::{heights_json, inspect_json};
-pub use service::{Details, MakeRequest, Progress, Service};
+pub use service::{MakeRequest, Service};
 pub use source::{RocksSource, Sources, SqliteSource};
 pub use verify::{Depth, Verification};
 

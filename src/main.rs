@@ -3,6 +3,7 @@
 mod cli;
 mod operate;
 mod terminal;
+mod typed;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -14,9 +15,9 @@ use std::time::Duration;
 use chainweb_backup::{
     Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, heights_json, inspect_json,
 };
-use cli::{MakePlan, Plan, ServePlan};
+use cli::{Exit, MakePlan, Plan, ServePlan};
 use log::LevelFilter;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use terminal::{PROGRESS_INTERVAL, exit_code, print, size};
 
@@ -24,8 +25,7 @@ use terminal::{PROGRESS_INTERVAL, exit_code, print, size};
 const STOP_LIMIT: Duration = Duration::from_secs(9);
 
 fn main() -> ExitCode {
-    let env = |name: &str| std::env::var_os(name);
-    let plan = match cli::parse(std::env::args_os(), &env, &cli::read_file) {
+    let plan = match plan() {
         Ok(plan) => plan,
         Err(exit) => {
             let mut out: Box<dyn Write> = if exit.to_stdout { Box::new(io::stdout()) } else { Box::new(io::stderr()) };
@@ -41,6 +41,11 @@ fn main() -> ExitCode {
             code(exit_code(e.kind()))
         }
     }
+}
+
+/// What command line, environment and configuration files say, as of now.
+fn plan() -> std::result::Result<Plan, Exit> {
+    cli::parse(std::env::args_os(), &|name| std::env::var_os(name), &cli::read_file)
 }
 
 fn code(exit_code: i32) -> ExitCode {
@@ -72,7 +77,7 @@ fn serve(plan: ServePlan) -> Result<i32> {
     let service = Arc::new(Service::start(plan.config, Sources::directory(&plan.database_directory))?);
     let listener = Listener::bind(&std::net::SocketAddr::new(plan.interface, plan.port).to_string())?;
     let address = listener.local_addr();
-    stop_on_signal(&service, Some(listener.stopper()))?;
+    mind_signals(&service, Some(listener.stopper()))?;
     if let Some(path) = &plan.address_file {
         write_address(path, &address.to_string())?;
     }
@@ -87,13 +92,33 @@ fn serve(plan: ServePlan) -> Result<i32> {
     Ok(0)
 }
 
-/// SIGTERM and SIGINT end the program in order: no new connections, no new jobs, the running job failed.
-fn stop_on_signal(service: &Arc<Service>, stopper: Option<chainweb_backup::Stopper>) -> Result<()> {
+/// SIGHUP: what may change while a job runs is read again, everything else is left as it is.
+fn read_again(service: &Service) {
+    match plan() {
+        Ok(Plan::Serve(ServePlan { config, .. }) | Plan::Make(MakePlan { config, .. })) => {
+            service.set_limit(config.limit_bytes_per_second);
+            let limit = config.limit_bytes_per_second.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+            log::info!("configuration read again limit_bytes_per_second={limit}");
+        }
+        Ok(_) => {}
+        Err(exit) => log::error!("configuration not read again reason={:?}", exit.text.trim_end()),
+    }
+}
+
+/// SIGTERM and SIGINT end the program in order: no new connections, no new jobs, the running job failed. SIGHUP reads the
+/// configuration again.
+fn mind_signals(service: &Arc<Service>, stopper: Option<chainweb_backup::Stopper>) -> Result<()> {
     let failed = |e| Error::io("cannot handle signals", e);
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
     let service = Arc::clone(service);
     let wait = move || {
-        let Some(signal) = signals.forever().next() else { return };
+        let end = signals.forever().find(|signal| {
+            if *signal == SIGHUP {
+                read_again(&service);
+            }
+            *signal != SIGHUP
+        });
+        let Some(signal) = end else { return };
         log::info!("stopping signal={signal}");
         let serves = stopper.is_some();
         if let Some(stopper) = stopper {
@@ -125,7 +150,7 @@ fn write_address(path: &Path, address: &str) -> Result<()> {
 fn make(plan: MakePlan) -> Result<i32> {
     start_log(plan.log_level, &plan.warnings);
     let service = Arc::new(Service::start_beside(plan.config, Sources::directory(&plan.database_directory))?);
-    stop_on_signal(&service, None)?;
+    mind_signals(&service, None)?;
     let id = service.make_backup(MakeRequest { backup_pact: plan.backup_pact })?;
     print(id.as_str())?;
     let terminal = io::stderr().is_terminal();

@@ -5,19 +5,28 @@
 //! meanwhile; deleting takes the same lock alone. Deleting renames first and removes afterwards.
 
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crate::catalog::{Catalog, Found};
 use crate::commit::USE_FILE;
+use crate::config::Sums;
 use crate::control::Control;
+use crate::details::Details;
 use crate::disk::{self, Lock};
 use crate::error::{Error, Kind, Result};
 use crate::id::BackupId;
-use crate::record::{Status, VERIFIED_FILE, Verified};
+use crate::record::Status;
 use crate::restore::{self, Restored};
 use crate::retention::{Candidate, Policy, Verdict, judge};
-use crate::service::{Details, now_ms};
+use crate::service::now_ms;
 use crate::sums;
 use crate::verify::{self, Depth, Verification};
+use crate::watchdog::CANCEL_FILE;
+
+/// How long a cancelled job has to end, and the pause between two looks whether it did.
+const CANCEL_LIMIT: Duration = Duration::from_secs(30);
+const CANCEL_PAUSE: Duration = Duration::from_millis(20);
 
 /// The word that stands for the newest good backup.
 const LATEST: &str = "latest";
@@ -100,14 +109,11 @@ pub fn verify_backup(
     control: &Control,
 ) -> Result<(BackupId, Verification)> {
     let held = hold(directory, word)?;
-    let verification = verify::verify(&held.path, &held.found, depth, program, control)?;
+    let verification = verify::verify(&held.path, held.found.record.as_ref(), depth, program, control)?;
     if held.found.record.is_some() {
-        let depth = if depth == Depth::Deep { "deep" } else { "quick" }.to_owned();
         let faults_count = verification.faults.len() as u64;
-        let verified = Verified { depth, at_ms: now_ms(), faults_count };
-        let bytes = serde_json::to_vec(&verified).expect("a verification has only string keys");
         // A reader of somebody else's backups may look without being able to write.
-        if let Err(e) = disk::replace(&held.path, VERIFIED_FILE, &bytes, held.catalog.owner()) {
+        if let Err(e) = verify::note(&held.path, depth, faults_count, now_ms(), held.catalog.owner()) {
             log::debug!("verification not noted id={} reason={:?}", held.found.id, e.chain());
         }
     }
@@ -129,7 +135,7 @@ pub fn restore_backup(
     control: &Control,
 ) -> Result<(BackupId, Restored)> {
     let held = hold(directory, word)?;
-    let verification = verify::verify(&held.path, &held.found, depth, program, &Control::default())?;
+    let verification = verify::verify(&held.path, held.found.record.as_ref(), depth, program, &Control::default())?;
     verify::require_good(&verification)?;
     let restored = restore::restore(&held.path, target, replace, &now_ms().to_string(), control)?;
     Ok((held.found.id, restored))
@@ -143,8 +149,45 @@ pub fn sum_backup(directory: &Path, word: &str, control: &Control) -> Result<(Ba
     let held = hold(directory, word)?;
     require_ours(&held.found)?;
     let catalog = Catalog::manage(directory)?;
-    let read_count = sums::write(&catalog, &held.path, control)?;
+    let read_count = sums::write(&catalog, &held.path, Sums::All, control)?;
     Ok((held.found.id, read_count))
+}
+
+/// Ends the job that makes the backup `word`, or the one that runs whichever it is, in whatever process; returns its
+/// identifier and how it ended, which is done where it was done already.
+///
+/// # Errors
+/// [`Kind::NotFound`]: no backup is being made. [`Kind::Refused`]: it is foreign. [`Kind::Busy`]: it does not end in time.
+pub fn cancel_backup(directory: &Path, word: Option<&str>) -> Result<(BackupId, Status)> {
+    let catalog = Catalog::manage(directory)?;
+    let none = || Error::new(Kind::NotFound, format!("no backup is being made in {}", directory.display()));
+    let found = match word {
+        Some(word) => find(&catalog, word)?,
+        None => catalog.running().and_then(|id| catalog.find(&id)).ok_or_else(none)?,
+    };
+    require_ours(&found)?;
+    if found.status != Status::InProgress {
+        return Ok((found.id, found.status));
+    }
+    let path = catalog.path(&found.id);
+    let wish = path.join(CANCEL_FILE);
+    if wish.symlink_metadata().is_err() {
+        disk::write_new(&wish, b"", catalog.owner())?;
+    }
+    let deadline = Instant::now() + CANCEL_LIMIT;
+    while Instant::now() < deadline {
+        sleep(CANCEL_PAUSE);
+        match catalog.find(&found.id).ok_or_else(none)?.status {
+            Status::InProgress => {}
+            ended => {
+                // It may have ended by itself, without a look at the wish.
+                disk::remove_file(&wish)?;
+                return Ok((found.id, ended));
+            }
+        }
+    }
+    let seconds = CANCEL_LIMIT.as_secs();
+    Err(Error::new(Kind::Busy, format!("backup {} did not end within {seconds} s; does a disk hang?", found.id)))
 }
 
 /// Deletes one backup, good or failed.

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::details::{Details, Progress};
 use crate::record::Status;
-use crate::service::{Details, Progress};
 
 /// What the service counts since its start.
 #[derive(Debug, Default)]

@@ -7,8 +7,8 @@ use std::thread;
 
 use chainweb_backup::{
     BackupId, Control, Depth, Details, Error, Kind, Policy, Record, Restored, Result, Status, Verdict, Verified,
-    check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup, sum_backup,
-    verify_backup,
+    cancel_backup, check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup,
+    sum_backup, verify_backup,
 };
 
 use crate::cli::{Action, OURSELVES};
@@ -19,6 +19,14 @@ pub fn operate(directory: &Path, action: Action) -> Result<i32> {
     match action {
         Action::List { json } => list(directory, json),
         Action::Check(id) => check(directory, &id),
+        Action::Cancel(id) => {
+            let (id, status) = cancel_backup(directory, id.as_deref())?;
+            print(&format!("{id}: {}", status.word()))?;
+            if status == Status::Done {
+                eprintln!("it was done already; delete removes it");
+            }
+            Ok(i32::from(status == Status::Done))
+        }
         Action::Verify { id, deep } => verify(directory, &id, depth(deep)),
         Action::Restore { id, to, replace, deep } => restore(directory, &id, &to, replace, depth(deep)),
         Action::Sum(id) => {
@@ -79,10 +87,18 @@ fn verify(directory: &Path, id: &str, depth: Depth) -> Result<i32> {
 fn restore(directory: &Path, id: &str, to: &Path, replace: bool, depth: Depth) -> Result<i32> {
     let program = Some(Path::new(OURSELVES));
     let work = |control: &Control| restore_backup(directory, id, to, replace, depth, program, control);
-    let (id, Restored { database_directory, replaced, linked_count, copied_count }) = with_progress(work)?;
+    let (id, restored) = with_progress(work)?;
+    let Restored { database_directory, replaced, linked_count, copied_count, pact_is_compacted } = restored;
     let place = database_directory.join("0");
     print(&format!("restored {id} to {} ({linked_count} files linked, {copied_count} copied)", place.display()))?;
-    print(&format!("start the node with: --database-directory {}", quoted(&database_directory)))?;
+    let compacted = if pact_is_compacted { " --no-full-historic-pact-state" } else { "" };
+    print(&format!("start the node with: --database-directory {}{compacted}", quoted(&database_directory)))?;
+    if pact_is_compacted {
+        eprintln!(
+            "warning: Pact is compacted in this backup: without --no-full-historic-pact-state (in its configuration \
+             file: fullHistoricPactState: false) the node refuses it"
+        );
+    }
     if let Some(old) = replaced {
         print(&format!("what was there is in {}", old.display()))?;
         let (place, old) = (quoted(&place), quoted(&old));

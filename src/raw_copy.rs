@@ -23,7 +23,7 @@
 
 use std::cell::RefCell;
 use std::fs::{self, File};
-use std::io::{self, IoSliceMut, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -32,7 +32,6 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::OFlags;
-use rustix::io::{Errno, ReadWriteFlags};
 use rustix::process::{Flock, FlockType};
 
 use crate::config::PactMethod;
@@ -82,9 +81,6 @@ const SHM_MAX_FRAME: usize = 16;
 
 /// Size of a frame's header in the WAL.
 const FRAME_HEADER_BYTES: u64 = 24;
-
-/// `RWF_DONTCACHE` of linux/fs.h: what is read leaves the page cache again, unless it was there already.
-const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 type Attempt<T> = std::result::Result<T, Failure>;
 
@@ -145,7 +141,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
     let frames = header.as_ref().map_or(Ok(0), |h| committed(h, &mut wal, &wal_path))?;
     let bound = if gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
 
-    let mut pages = Descriptor { fd: held.database, at: 0, flags: read_flags(database)? };
+    let mut pages = disk::QuietReader::new(held.database, fills_memory(database)?);
     let held_bytes = held.wal_bytes();
     let watch = || {
         gate::point("raw-database-window", database);
@@ -412,34 +408,11 @@ fn locks_of(descriptors: &[BorrowedFd<'_>]) -> Result<Vec<(u64, u64)>> {
     Ok(locks)
 }
 
-/// A database that fills more than half of the free memory would push the node's own pages out of the page cache.
-fn read_flags(database: &Path) -> Result<ReadWriteFlags> {
+/// Whether a database would push the node's own pages out of the page cache: it fills more than half of the free memory.
+fn fills_memory(database: &Path) -> Result<bool> {
     let bytes = fs::symlink_metadata(database).context(|| format!("cannot look at {}", database.display()))?.len();
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available_kib =
         meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().split(' ').next()?.parse().ok());
-    let is_large = bytes / 1024 > available_kib.unwrap_or(u64::MAX) / 2;
-    Ok(if is_large { DONTCACHE } else { ReadWriteFlags::empty() })
-}
-
-/// Reads through a descriptor that belongs to SQLite, by position.
-struct Descriptor<'a> {
-    fd: BorrowedFd<'a>,
-    at: u64,
-    flags: ReadWriteFlags,
-}
-
-impl Read for Descriptor<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = match rustix::io::preadv2(self.fd, &mut [IoSliceMut::new(buffer)], self.at, self.flags) {
-            // Neither every kernel nor every file system has the flag.
-            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) if !self.flags.is_empty() => {
-                self.flags = ReadWriteFlags::empty();
-                rustix::io::pread(self.fd, buffer, self.at)?
-            }
-            other => other?,
-        };
-        self.at += count as u64;
-        Ok(count)
-    }
+    Ok(bytes / 1024 > available_kib.unwrap_or(u64::MAX) / 2)
 }

@@ -43,6 +43,8 @@ pub struct Restored {
     pub linked_count: u64,
     /// Files that were cloned or copied.
     pub copied_count: u64,
+    /// Whether Pact has lost its old blocks to compaction: the node refuses it unless it is told that this is wished.
+    pub pact_is_compacted: bool,
 }
 
 /// Steps 1, 3, 4 and 5; the caller has verified the backup in `backup` and holds it.
@@ -66,8 +68,13 @@ pub(crate) fn restore(backup: &Path, target: &Path, replace: bool, stamp: &str, 
         }
     }
     control.set_reserve(RESERVE_BYTES);
-    let mut restored =
-        Restored { database_directory: target.to_owned(), replaced: None, linked_count: 0, copied_count: 0 };
+    let mut restored = Restored {
+        database_directory: target.to_owned(),
+        replaced: None,
+        linked_count: 0,
+        copied_count: 0,
+        pact_is_compacted: is_compacted(&whole)?,
+    };
     let filled = fill(&whole, &staging, owner, control, &mut restored);
     if let Err(cause) = filled {
         // The cause is what matters; the next restore removes what this cannot.
@@ -88,6 +95,11 @@ pub(crate) fn restore(backup: &Path, target: &Path, replace: bool, stamp: &str, 
     }
     disk::sync_dir(target)?;
     Ok(restored)
+}
+
+fn is_compacted(whole: &Path) -> Result<bool> {
+    let databases = SqliteSource::Foreign(whole.join("sqlite")).databases()?;
+    databases.iter().try_fold(false, |found, database| Ok(found || sqlite::is_compacted(database)?))
 }
 
 /// A database that a node has open is never touched.

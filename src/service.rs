@@ -15,73 +15,38 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use parking_lot::Mutex;
-use serde::Serialize;
 
 use crate::catalog::{Catalog, Found};
 use crate::commit::Unfinished;
-use crate::config::Config;
-use crate::control::{Control, Phase};
+use crate::config::{Config, Verify};
+use crate::control::{Control, Stop};
+use crate::details::{Details, Progress};
 use crate::disk::Lock;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::metrics::Counters;
-use crate::record::{Record, Scope, Status, Verified, Versions};
+use crate::record::{Record, Scope, Status, Versions};
 use crate::source::Sources;
-use crate::{disk, job, rocks, sqlite};
+use crate::verify::Depth;
+use crate::{commit, disk, job, rocks, sqlite, sums, sys, verify, watchdog};
+
+/// What a thread needs that only waits and looks.
+const WATCHER_STACK_BYTES: usize = 256 * 1024;
 
 /// What a caller of [`Service::make_backup`] wants.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MakeRequest {
     /// Back up the Pact databases too. RocksDB is always in.
     pub backup_pact: bool,
-}
-
-/// All that is known of one backup.
-#[derive(Debug, Clone, Serialize)]
-pub struct Details {
-    /// The backup's identifier.
-    pub id: BackupId,
-    /// The word of the contract.
-    pub status: Status,
-    /// What it really covers.
-    pub scope: Scope,
-    /// Whether somebody else made it, the node's own API for one. Such a backup is never changed.
-    pub foreign: bool,
-    /// When it began, milliseconds since the epoch.
-    pub started_ms: u64,
-    /// What its job is doing; absent where no job of this service runs.
-    pub progress: Option<Progress>,
-    /// Whether an operator pinned it, so that neither delete nor prune removes it.
-    pub pinned: bool,
-    /// How it was last verified; absent where it was not.
-    pub verified: Option<Verified>,
-    /// Bytes of disk that deleting it would free, as of the end of the last job; absent until that is known.
-    pub exclusive_bytes: Option<u64>,
-    /// What `backup.json` says; absent for a foreign backup.
-    pub record: Option<Record>,
-}
-
-/// How far a running job has come.
-#[derive(Debug, Clone, Serialize)]
-pub struct Progress {
-    /// What it is doing.
-    pub phase: Phase,
-    /// Bytes copied so far; linked files move no bytes.
-    pub bytes_done: u64,
-    /// Bytes to copy in all, as far as known.
-    pub bytes_total: u64,
-    /// Bytes copied per second, on average since the job began.
-    pub bytes_per_second: u64,
-    /// Seconds since the job began.
-    pub elapsed_seconds: u64,
-    /// Seconds until the bytes are copied at that rate; absent before the first byte.
-    pub eta_seconds: Option<u64>,
 }
 
 /// A backup service. Dropping it cancels the running job and ends the thread.
@@ -96,7 +61,23 @@ pub(crate) struct Shared {
     sources: Sources,
     pub(crate) catalog: Catalog,
     pub(crate) counters: Counters,
+    /// Bytes per second that may be copied; 0 is no limit.
+    limit: Arc<AtomicU64>,
     state: Mutex<State>,
+}
+
+impl State {
+    /// What somebody gets who wants a backup while a job runs.
+    fn answer_while(&self, running: &BackupId) -> Result<BackupId> {
+        if self.jobs.get(running).is_none_or(|job| job.status == Status::InProgress) {
+            return Ok(running.clone());
+        }
+        let context = format!(
+            "backup {running} stalled and its thread still hangs in the file system: look at the disks of the node and \
+             of the backups, then restart this service"
+        );
+        Err(Error::new(Kind::Busy, context))
+    }
 }
 
 /// Whether this process is the service of the backup directory.
@@ -111,6 +92,8 @@ struct State {
     jobs: HashMap<BackupId, Job>,
     running: Option<BackupId>,
     exclusive_bytes: HashMap<BackupId, u64>,
+    /// What the thread does while nobody wants a backup.
+    idle_work: Option<Arc<Control>>,
     /// Why the last job failed, as far as a caller may act on it.
     last_failure: Option<(BackupId, Kind)>,
     /// Absent once no more jobs are taken.
@@ -169,12 +152,14 @@ impl Service {
             jobs: HashMap::new(),
             running: None,
             exclusive_bytes: HashMap::new(),
+            idle_work: None,
             last_failure: None,
             requests: Some(sender),
             stopping: false,
         };
         let counters = Counters::default();
-        let shared = Arc::new(Shared { config, sources, catalog, counters, state: Mutex::new(state) });
+        let limit = Arc::new(AtomicU64::new(config.limit_bytes_per_second.unwrap_or(0)));
+        let shared = Arc::new(Shared { config, sources, catalog, counters, limit, state: Mutex::new(state) });
         let worker = Arc::clone(&shared);
         let thread = Builder::new().name("backup".to_owned()).spawn(move || worker.work(&receiver));
         let thread = thread.context(|| "cannot start the backup thread".to_owned())?;
@@ -194,10 +179,13 @@ impl Service {
         {
             let state = self.shared.state.lock();
             if let Some(running) = &state.running {
-                return Ok(running.clone());
+                return state.answer_while(running);
             }
             let requests = state.requests.as_ref().ok_or_else(shutting_down)?;
             requests.send(Request { make: request, reply }).map_err(|_| shutting_down())?;
+            if let Some(work) = &state.idle_work {
+                work.stop(Stop::Yielded);
+            }
         }
         answer.recv().map_err(|_| shutting_down())?
     }
@@ -234,7 +222,9 @@ impl Service {
         {
             let mut state = self.shared.state.lock();
             state.stopping = true;
-            state.jobs.values().for_each(|job| job.control.cancel());
+            for work in state.jobs.values().map(|job| &job.control).chain(&state.idle_work) {
+                work.stop(Stop::ShutDown);
+            }
         }
         self.finish();
     }
@@ -253,26 +243,13 @@ impl Service {
         self.shared.state.lock().last_failure.as_ref().filter(|(failed, _)| failed == id).map(|(_, kind)| *kind)
     }
 
+    /// Copies at most this many bytes a second from now on, also in the job that runs; `None` is as fast as the disk.
+    pub fn set_limit(&self, bytes_per_second: Option<u64>) {
+        self.shared.limit.store(bytes_per_second.unwrap_or(0), Relaxed);
+    }
+
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
-    }
-}
-
-impl Details {
-    /// What the disk says of a backup; no job of ours runs on it.
-    pub(crate) fn of(catalog: &Catalog, found: Found) -> Details {
-        Details {
-            foreign: found.record.is_none(),
-            pinned: catalog.is_pinned(&found.id),
-            verified: catalog.verified(&found.id),
-            exclusive_bytes: None,
-            progress: None,
-            id: found.id,
-            status: found.status,
-            scope: found.scope,
-            started_ms: found.started_ms,
-            record: found.record,
-        }
     }
 }
 
@@ -309,16 +286,22 @@ impl Shared {
 
     /// The backup thread.
     fn work(&self, requests: &Receiver<Request>) {
+        sys::step_back();
         if let Err(e) = rocks::clear_pins(&self.sources) {
             log::warn!("pins stay reason={:?}", e.chain());
         }
         self.count_exclusive_bytes();
-        let mut garbage = true;
+        let (mut garbage, mut unsummed) = (true, true);
         loop {
             let request = match requests.try_recv() {
                 Ok(request) => request,
                 Err(_) if garbage => {
                     garbage = self.sweep(requests);
+                    continue;
+                }
+                Err(_) if unsummed => {
+                    unsummed = false;
+                    self.sum(requests);
                     continue;
                 }
                 Err(TryRecvError::Disconnected) => return,
@@ -329,7 +312,27 @@ impl Shared {
             };
             self.make(request, requests);
             self.count_exclusive_bytes();
-            garbage = true;
+            (garbage, unsummed) = (true, true);
+        }
+    }
+
+    /// Writes the checksums that the newest good backup lacks, until somebody wants a backup.
+    fn sum(&self, requests: &Receiver<Request>) {
+        let work = Arc::new(Control::limited(Arc::clone(&self.limit)));
+        {
+            let mut state = self.state.lock();
+            if state.stopping || !requests.is_empty() {
+                return;
+            }
+            state.idle_work = Some(Arc::clone(&work));
+        }
+        let summed = sums::write_newest(&self.catalog, self.config.sums, &work);
+        self.state.lock().idle_work = None;
+        match summed {
+            Ok(None) => {}
+            Ok(Some((id, read_count))) => log::info!("checksums written id={id} files_read={read_count}"),
+            Err(e) if e.kind() == Kind::Cancelled => log::debug!("checksums put off reason={:?}", e.chain()),
+            Err(e) => log::warn!("checksums not written reason={:?}", e.chain()),
         }
     }
 
@@ -365,7 +368,7 @@ impl Shared {
             let mut state = self.state.lock();
             state.running = Some(id.clone());
             if state.stopping {
-                control.cancel();
+                control.stop(Stop::ShutDown);
             }
             // Those who asked before anybody could see that a job runs get its identifier too.
             for late in requests.try_iter() {
@@ -373,7 +376,7 @@ impl Shared {
             }
         }
         log::info!("backup started id={id} scope={}", backup.record.scope.word());
-        let result = self.run(backup, &control);
+        let result = self.run_watched(backup, &control);
         let mut state = self.state.lock();
         state.running = None;
         let seconds = started.elapsed().as_secs_f64();
@@ -409,7 +412,7 @@ impl Shared {
         }
         let now_ms = now_ms();
         let backup = Unfinished::create(&self.catalog, scope, now_ms, self.versions())?;
-        let control = Arc::new(Control::default());
+        let control = Arc::new(Control::limited(Arc::clone(&self.limit)));
         let job = Job {
             status: Status::InProgress,
             scope,
@@ -421,11 +424,58 @@ impl Shared {
         Ok((backup, control))
     }
 
+    /// [`Shared::run`], with somebody who watches it.
+    fn run_watched(&self, backup: Unfinished, control: &Control) -> std::result::Result<Record, (bool, Error)> {
+        let path = self.catalog.path(backup.id());
+        let id = backup.id().clone();
+        let stalled = || {
+            // First for who asks, then on the disk, which may hang.
+            if let Some(job) = self.state.lock().jobs.get_mut(&id) {
+                job.status = Status::Failed;
+            }
+            log::error!("backup stalled id={id} limit_seconds={}", self.config.stall_limit.as_secs());
+            if let Err(e) = commit::call_failed(&path) {
+                log::error!("status not written id={id} reason={:?}", e.chain());
+            }
+        };
+        std::thread::scope(|scope| {
+            // Closed when this returns, which ends the watchers.
+            let (_progress_ended, progress_end) = mpsc::channel();
+            let (_cancel_ended, cancel_end) = mpsc::channel();
+            let watcher = |name: &str| Builder::new().name(name.to_owned()).stack_size(WATCHER_STACK_BYTES);
+            let limit = self.config.stall_limit;
+            let (path, stalled) = (&path, &stalled);
+            let mut watchers = Vec::new();
+            if !limit.is_zero() {
+                let watch = move || watchdog::watch_progress(control, limit, &progress_end, stalled);
+                watchers.push(watcher("watchdog").spawn_scoped(scope, watch));
+            }
+            let watch = move || watchdog::watch_cancel(control, path, &cancel_end);
+            watchers.push(watcher("cancel").spawn_scoped(scope, watch));
+            if let Some(e) = watchers.into_iter().find_map(|started: std::io::Result<_>| started.err()) {
+                log::warn!("nobody watches the backup reason={:?}", e.to_string());
+            }
+            self.run(backup, control)
+        })
+    }
+
     /// Runs the job; on failure says whether the disk knows of it.
     fn run(&self, mut backup: Unfinished, control: &Control) -> std::result::Result<Record, (bool, Error)> {
         let attempt = || {
             let manifest = job::fill(&mut backup, &self.catalog, &self.sources, &self.config, control)?;
-            backup.commit(&manifest, now_ms(), control)
+            let check = |path: &Path, record: &Record| {
+                let depth = match self.config.verify {
+                    Verify::None => return Ok(()),
+                    Verify::Quick => Depth::Quick,
+                    Verify::Deep => Depth::Deep,
+                };
+                let program = self.config.heights_program.as_deref();
+                let verification = verify::verify(path, Some(record), depth, program, control)?;
+                verify::require_good(&verification)?;
+                // That it was quickly verified goes without saying: it would not be done.
+                if depth == Depth::Deep { verify::note(path, depth, 0, now_ms(), self.catalog.owner()) } else { Ok(()) }
+            };
+            backup.commit(&manifest, now_ms(), control, &check)
         };
         let result = catch_unwind(AssertUnwindSafe(attempt))
             .unwrap_or_else(|_| Err(Error::new(Kind::Io, "the backup thread panicked; see the log")));

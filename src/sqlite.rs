@@ -53,6 +53,9 @@ const WAL_MODES: [u8; 2] = [2, 2];
 /// What a path may not hold in a `file:` URI.
 const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
 
+/// The first height of mainnet's chains 10 to 19, which were added later.
+const LATE_GENESIS: u64 = 852_054;
+
 /// How much is copied between two looks at the free space, in steps.
 const STEPS_PER_SPACE_CHECK: u32 = 32;
 
@@ -211,14 +214,36 @@ fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
         Error::new(Kind::Damaged, format!("cannot read the finished copy {}", copy.display())).because(e)
     };
     let connection = open_finished(copy).map_err(failed)?;
-    let tables = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'BlockHistory'";
-    if connection.query_row(tables, [], |row| row.get::<_, i64>(0)).map_err(failed)? == 0 {
+    if !has_history(&connection).map_err(failed)? {
         return Ok(None);
     }
     let newest = "SELECT blockheight, hash FROM BlockHistory ORDER BY blockheight DESC LIMIT 1";
     let row = connection.query_row(newest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Value>(1)?)));
     let newest = row.optional().map_err(failed)?;
     Ok(newest.and_then(|(height, hash)| Some((u64::try_from(height).ok()?, hash_text(hash)))))
+}
+
+/// Whether old blocks were compacted away in a finished copy: its first block is above the genesis of its chain. On
+/// mainnet, chains 10 to 19 begin at [`LATE_GENESIS`].
+pub(crate) fn is_compacted(copy: &Path) -> Result<bool> {
+    let failed = |e: rusqlite::Error| Error::new(Kind::Damaged, format!("cannot read {}", copy.display())).because(e);
+    let connection = open_finished(copy).map_err(failed)?;
+    if !has_history(&connection).map_err(failed)? {
+        return Ok(false);
+    }
+    let oldest = "SELECT min(blockheight) FROM BlockHistory";
+    let oldest: Option<u64> = connection
+        .query_row(oldest, [], |row| row.get::<_, Option<i64>>(0))
+        .map_err(failed)?
+        .and_then(|height| u64::try_from(height).ok());
+    let genesis = if chain_of(copy).is_some_and(|chain| chain >= 10) { LATE_GENESIS } else { 0 };
+    // Small networks begin with block 1.
+    Ok(oldest.is_some_and(|height| height > genesis + 1))
+}
+
+fn has_history(connection: &Connection) -> rusqlite::Result<bool> {
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'BlockHistory'";
+    connection.query_row(tables, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
 }
 
 /// What SQLite's own integrity check finds wrong with a finished copy; it reads every page.

@@ -8,16 +8,21 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use blake2b_simd::State;
 
 use crate::catalog::Catalog;
-use crate::commit::WHOLE;
+use crate::commit::{USE_FILE, WHOLE};
+use crate::config::Sums;
 use crate::control::Control;
-use crate::disk;
+use crate::disk::{self, Lock};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::id::BackupId;
+use crate::manifest::{MANIFEST_FILE, Manifest};
+use crate::record::Method;
 
 /// Name of the file, as the community has it.
 pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
@@ -28,7 +33,9 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// The BLAKE2b-512 of a file, in hexadecimal.
 pub(crate) fn of(path: &Path, control: &Control) -> Result<String> {
     let failed = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).context(failed)?;
+    let file = File::open(path).context(failed)?;
+    // The page cache is the node's; linked files are in it because the node reads them.
+    let mut file = disk::QuietReader::new(file.as_fd(), true);
     let mut state = State::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
@@ -38,6 +45,7 @@ pub(crate) fn of(path: &Path, control: &Control) -> Result<String> {
             count => {
                 state.update(&chunk[..count]);
                 control.add_done(count as u64);
+                control.throttle(count as u64)?;
             }
         }
     }
@@ -64,15 +72,43 @@ fn parse(line: &str) -> Option<(String, String)> {
     (is_sum && is_plain).then(|| (name.to_owned(), sum.to_owned()))
 }
 
+/// The same for the newest good backup of ours, held meanwhile; `None` where there is nothing to do.
+pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) -> Result<Option<(BackupId, u64)>> {
+    if which == Sums::None {
+        return Ok(None);
+    }
+    let Some(newest) = catalog.newest_good()? else { return Ok(None) };
+    let path = catalog.path(&newest.id);
+    // Somebody who deletes or verifies it comes first.
+    let Some(_use_lock) = Lock::try_share(&path.join(USE_FILE))? else { return Ok(None) };
+    if missing(&path, which)?.is_empty() {
+        return Ok(None);
+    }
+    let read_count = write(catalog, &path, which, control)?;
+    Ok(Some((newest.id, read_count)))
+}
+
+/// The directories of a finished backup that shall have sums and have none.
+fn missing(path: &Path, which: Sums) -> Result<Vec<PathBuf>> {
+    let manifest_path = path.join(MANIFEST_FILE);
+    let bytes = fs::read(&manifest_path).context(|| format!("cannot read {}", manifest_path.display()))?;
+    let damaged = || Error::new(Kind::Damaged, format!("{} is not a manifest of ours", manifest_path.display()));
+    let files = Manifest::parse(&bytes).ok_or_else(damaged)?.files;
+    let wanted = |name: &str| {
+        let prefix = format!("{WHOLE}/{name}/");
+        let linked = || files.iter().any(|f| f.method == Method::Linked && f.path.starts_with(&prefix));
+        which == Sums::All || !linked()
+    };
+    let all = ["rocksDb", "sqlite"].into_iter().filter(|name| wanted(name)).map(|name| path.join(WHOLE).join(name));
+    Ok(all.filter(|directory| directory.is_dir() && !directory.join(SUMS_FILE).exists()).collect())
+}
+
 /// Writes the missing `BLAKE2SUMS` of a finished backup; returns how many files were read for it.
-pub(crate) fn write(catalog: &Catalog, path: &Path, control: &Control) -> Result<u64> {
+pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Control) -> Result<u64> {
     let mut read_count = 0;
-    let known = known(catalog)?;
-    for name in ["rocksDb", "sqlite"] {
-        let directory = path.join(WHOLE).join(name);
-        if !directory.is_dir() || directory.join(SUMS_FILE).exists() {
-            continue;
-        }
+    let missing = missing(path, which)?;
+    let known = if missing.is_empty() { HashMap::new() } else { known(catalog)? };
+    for directory in missing {
         let mut lines = BTreeMap::new();
         for entry in fs::read_dir(&directory).context(|| format!("cannot list {}", directory.display()))? {
             let entry = entry.context(|| format!("cannot list {}", directory.display()))?;

@@ -6,6 +6,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
+/// The nice value of a thread that lets others go first.
+const NICE: i32 = 10;
+
 /// The descriptors of this process that lead to the file `(device, inode)`, for as long as `keeper` lives.
 ///
 /// They belong to somebody else and must not be closed: closing any descriptor of a file drops every POSIX lock that
@@ -86,4 +89,16 @@ pub(crate) fn flush_range(file: &File, offset: u64, bytes: u64, flush: Flush) {
     };
     // SAFETY: the descriptor is open while `file` is borrowed; the call takes plain numbers and touches no memory.
     let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, bytes, flags) };
+}
+
+/// Lets everybody else go first from now on: this thread gets the processor with a low weight, and the disk (where its
+/// scheduler knows classes) only while nobody else wants it. Where that is not permitted, nothing changes.
+pub(crate) fn step_back() {
+    // linux/ioprio.h: who is one process or thread, 0 the caller; class 3 is idle, its place is above 13 bits of data.
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    const IOPRIO_IDLE: libc::c_int = 3 << 13;
+    // SAFETY: ioprio_set(2) takes three numbers and touches no memory.
+    let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE) };
+    // On Linux a nice value belongs to the thread.
+    let _ = rustix::process::setpriority_process(None, NICE);
 }

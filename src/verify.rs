@@ -16,12 +16,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::catalog::Found;
 use crate::commit::WHOLE;
 use crate::control::Control;
+use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::log_format::{self, End};
 use crate::manifest::{MANIFEST_FILE, Manifest};
+use crate::record::{Record, VERIFIED_FILE, Verified};
 use crate::sums::{self, SUMS_FILE};
 use crate::version_edit::Versions;
 use crate::{live, rocks, sqlite};
@@ -50,10 +51,10 @@ pub struct Verification {
     pub faults: Vec<String>,
 }
 
-/// Looks at the backup in `path`. An error means that looking failed; what is wrong with the backup is in the result.
+/// Looks at the backup in `path`, whose record is `record` unless it is foreign. An error means that looking failed; what is wrong with the backup is in the result.
 pub(crate) fn verify(
     path: &Path,
-    found: &Found,
+    record: Option<&Record>,
     depth: Depth,
     program: Option<&Path>,
     control: &Control,
@@ -64,8 +65,14 @@ pub(crate) fn verify(
     result.files_count = files.len() as u64;
     result.bytes = files.values().sum();
     control.set_total(result.bytes);
-    if found.record.is_some() {
+    if let Some(record) = record {
         compare_with_manifest(path, &files, &mut result)?;
+        for part in &record.pact {
+            let name = format!("0/sqlite/{}", part.file);
+            if files.get(&name) != Some(&part.bytes) {
+                result.faults.push(format!("{name}: it is not the one that the record names"));
+            }
+        }
     }
     check_rocksdb(&whole.join("rocksDb"), &mut result)?;
     let is_database = |name: &&String| name.starts_with("0/sqlite/") && name.ends_with(".sqlite");
@@ -93,6 +100,14 @@ pub(crate) fn verify(
         Err(e) => return Err(e),
     }
     Ok(result)
+}
+
+/// Writes down in the backup that it was verified, and how that went.
+pub(crate) fn note(path: &Path, depth: Depth, faults_count: u64, at_ms: u64, owner: Option<Owner>) -> Result<()> {
+    let depth = if depth == Depth::Deep { "deep" } else { "quick" }.to_owned();
+    let verified = Verified { depth, at_ms, faults_count };
+    let bytes = serde_json::to_vec(&verified).expect("a verification has only string keys");
+    disk::replace(path, VERIFIED_FILE, &bytes, owner)
 }
 
 /// Every file below `0` with its size, by its path below the backup.

@@ -1,5 +1,7 @@
 //! Tests of the command line: what was typed, and what it is taken for.
 
+use crate::typed::LOG_LEVELS;
+
 use super::*;
 
 const TOP: &str =
@@ -120,6 +122,8 @@ fn what_is_done_with_finished_backups() {
     let policy = Policy { keep_last: 3, keep_daily: 7, keep_weekly: 0 };
     assert_eq!(action("prune --keep-last 3 --keep-daily 7 --dry-run"), Action::Prune { policy, dry_run: true });
     assert_eq!(action("unpin 1"), Action::Pin { id: "1".into(), pinned: false });
+    assert_eq!(action("cancel"), Action::Cancel(None));
+    assert_eq!(action("cancel 1"), Action::Cancel(Some("1".into())));
     assert_eq!(action("sum latest"), Action::Sum("latest".into()));
     wrong("prune --backup-directory b", &[], &[], &["prune needs a rule"]);
     wrong("prune --backup-directory b --keep-last 0", &[], &[], &["prune needs a rule"]);

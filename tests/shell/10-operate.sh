@@ -35,6 +35,13 @@ at='--backup-directory node/backups'
   status 'restore under a running node is 14' 14 chainweb-backup restore $at "$first" --to restored --replace
   stop TERM
 
+  for database in "node/backups/$last/0/sqlite"/*.sqlite; do
+    sqlite3 "$database" 'PRAGMA journal_mode=DELETE; DELETE FROM BlockHistory WHERE blockheight < (SELECT max(blockheight) FROM BlockHistory)' >/dev/null
+  done
+  status 'restore of a compacted Pact is 0' 0 chainweb-backup restore $at "$last" --to compacted
+  has 'it names the flag' out --no-full-historic-pact-state
+  has 'it warns' err 'Pact is compacted'
+
   status 'pin is 0' 0 chainweb-backup pin $at "$first"
   status 'prune without a rule deletes nothing' 2 chainweb-backup prune $at
   status 'prune --dry-run is 0' 0 chainweb-backup prune $at --keep-last 2 --dry-run

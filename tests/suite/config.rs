@@ -5,9 +5,11 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use chainweb_backup::{
-    Config, FILE_BYTES_MAX, FileConfig, Kind, PactMethod, parse_file, parse_interface, parse_name, parse_size, suggest,
+    Config, FILE_BYTES_MAX, FileConfig, Kind, PactMethod, Sums, Verify, parse_file, parse_interface, parse_name,
+    parse_size, suggest,
 };
 use proptest::prelude::*;
 
@@ -56,7 +58,8 @@ fn the_nodes_own_file_is_accepted_unchanged() {
 #[test]
 fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
     let section = r#"{"api": {"enabled": true, "interface": "0.0.0.0", "port": 2000, "configuration": {"x": [1]}},
-        "directory": "/b", "nodeVersion": "2.31.1", "reserveBytes": "10 GiB", "pactMethod": "clone"}"#;
+        "directory": "/b", "nodeVersion": "2.31.1", "reserveBytes": "10 GiB", "pactMethod": "clone",
+        "sums": "all", "verify": "deep", "stallSeconds": 60, "limitBytesPerSecond": "100MB"}"#;
     let expected = FileConfig {
         database_directory: Some(PathBuf::from("/d")),
         chainweb_version: Some("testnet06".to_string()),
@@ -67,6 +70,10 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
         node_version: Some("2.31.1".to_string()),
         reserve_bytes: Some(10 << 30),
         pact_method: Some(PactMethod::Clone),
+        sums: Some(Sums::All),
+        verify: Some(Verify::Deep),
+        stall_limit: Some(Duration::from_secs(60)),
+        limit_bytes_per_second: Some(100_000_000),
         warnings: Vec::new(),
     };
     let below =
@@ -79,7 +86,8 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
     }
     let yaml = "databaseDirectory: /d\nchainwebVersion: testnet06\nbackup:\n  \
                 api: {enabled: yes, interface: '*', port: 2000}\n  directory: /b\n  \
-                nodeVersion: 2.31.1\n  reserveBytes: 10GiB\n  pactMethod: clone\n";
+                nodeVersion: 2.31.1\n  reserveBytes: 10GiB\n  pactMethod: clone\n  \
+                sums: all\n  verify: deep\n  stallSeconds: 60\n  limitBytesPerSecond: 100 MB\n";
     assert_eq!(said(yaml), expected);
 }
 
@@ -112,7 +120,7 @@ fn unknown_keys_below_backup_are_refused_with_the_right_one() {
             &[
                 "`chainweb.backup.direcotry`",
                 "did you mean `directory`",
-                "api, directory, nodeVersion, pactMethod, reserveBytes",
+                "api, directory, limitBytesPerSecond, nodeVersion, pactMethod, reserveBytes, stallSeconds, sums, verify",
             ],
         ),
         (

@@ -26,3 +26,5 @@ mod sqlite_stress;
 #[cfg(feature = "gate")]
 mod sweep;
 mod tidy;
+#[cfg(feature = "gate")]
+mod watch;

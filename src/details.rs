@@ -1,0 +1,68 @@
+//! What is told of a backup and of the job that makes it.
+
+use serde::Serialize;
+
+use crate::catalog::{Catalog, Found};
+use crate::control::Phase;
+use crate::id::BackupId;
+use crate::record::{Record, Scope, Status, Verified};
+
+/// All that is known of one backup.
+#[derive(Debug, Clone, Serialize)]
+pub struct Details {
+    /// The backup's identifier.
+    pub id: BackupId,
+    /// The word of the contract.
+    pub status: Status,
+    /// What it really covers.
+    pub scope: Scope,
+    /// Whether somebody else made it, the node's own API for one. Such a backup is never changed.
+    pub foreign: bool,
+    /// When it began, milliseconds since the epoch.
+    pub started_ms: u64,
+    /// What its job is doing; absent where no job of this service runs.
+    pub progress: Option<Progress>,
+    /// Whether an operator pinned it, so that neither delete nor prune removes it.
+    pub pinned: bool,
+    /// How it was last verified; absent where it was not.
+    pub verified: Option<Verified>,
+    /// Bytes of disk that deleting it would free, as of the end of the last job; absent until that is known.
+    pub exclusive_bytes: Option<u64>,
+    /// What `backup.json` says; absent for a foreign backup.
+    pub record: Option<Record>,
+}
+
+/// How far a running job has come.
+#[derive(Debug, Clone, Serialize)]
+pub struct Progress {
+    /// What it is doing.
+    pub phase: Phase,
+    /// Bytes copied so far; linked files move no bytes.
+    pub bytes_done: u64,
+    /// Bytes to copy in all, as far as known.
+    pub bytes_total: u64,
+    /// Bytes copied per second, on average since the job began.
+    pub bytes_per_second: u64,
+    /// Seconds since the job began.
+    pub elapsed_seconds: u64,
+    /// Seconds until the bytes are copied at that rate; absent before the first byte.
+    pub eta_seconds: Option<u64>,
+}
+
+impl Details {
+    /// What the disk says of a backup; no job of ours runs on it.
+    pub(crate) fn of(catalog: &Catalog, found: Found) -> Details {
+        Details {
+            foreign: found.record.is_none(),
+            pinned: catalog.is_pinned(&found.id),
+            verified: catalog.verified(&found.id),
+            exclusive_bytes: None,
+            progress: None,
+            id: found.id,
+            status: found.status,
+            scope: found.scope,
+            started_ms: found.started_ms,
+            record: found.record,
+        }
+    }
+}

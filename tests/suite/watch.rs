@@ -1,0 +1,161 @@
+//! What goes on around a job: who ends it, at what rate it copies, how its result is verified and summed.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
+use std::thread::sleep;
+use std::time::Duration;
+
+use chainweb_backup::{BackupId, Config, Kind, Service, Status, Sums, Verify, cancel_backup, gate};
+
+use crate::fixture::{Node, PACT, ROCKSDB, make_done, make_failed, names, record, wait_until};
+
+/// What a failed backup leaves.
+const FAILED: [&str; 3] = [".use", "backup.json", "status"];
+
+fn wait_for(service: &Service, id: &BackupId, status: Status) {
+    wait_until(status.word(), || service.check_backup(id) == Some(status));
+}
+
+fn status_on_disk(node: &Node, id: &BackupId) -> String {
+    fs::read_to_string(node.backups().join(id.as_str()).join("status")).unwrap()
+}
+
+/// The backup thread hangs in a call of the system; what stands for it here is a hook that does not return.
+#[test]
+fn a_job_that_hangs_is_called_failed() {
+    let node = Node::new();
+    let database = node.directory().join("0/sqlite/pact-v1-chain-0.sqlite");
+    let (let_go, hang) = mpsc::channel::<()>();
+    let hangs = AtomicBool::new(true);
+    gate::at_point(&database, move |name| {
+        if name == "raw-held" && hangs.swap(false, SeqCst) {
+            let _ = hang.recv_timeout(Duration::from_secs(60));
+        }
+    });
+    let config = Config { stall_limit: Duration::from_millis(400), ..node.config() };
+    let service = Service::start(config, node.embedded()).unwrap();
+    let id = service.make_backup(PACT).unwrap();
+    wait_for(&service, &id, Status::Failed);
+    wait_until("the status on disk", || status_on_disk(&node, &id) == "backup-failed");
+
+    let refused = service.make_backup(PACT).unwrap_err();
+    assert!(refused.kind() == Kind::Busy && refused.chain().contains("stalled"), "{}", refused.chain());
+    drop(let_go);
+    wait_until("the reason", || record(&service, &id).reason.is_some_and(|reason| reason.contains("stalled")));
+    make_done(&service, PACT);
+    assert_eq!(service.check_backup(&id), Some(Status::Failed));
+    assert_eq!(names(&node.backups().join(id.as_str())), FAILED);
+    gate::forget_points(&database);
+}
+
+/// One that is slow because it was told to be is not stalled.
+#[test]
+fn a_slow_job_is_not_stalled_and_its_limit_can_be_lifted() {
+    let node = Node::new();
+    let config =
+        Config { stall_limit: Duration::from_millis(300), limit_bytes_per_second: Some(1000), ..node.config() };
+    let service = Service::start(config, node.embedded()).unwrap();
+    let id = service.make_backup(PACT).unwrap();
+    sleep(Duration::from_millis(1200));
+    assert_eq!(service.check_backup(&id), Some(Status::InProgress));
+    service.set_limit(None);
+    wait_for(&service, &id, Status::Done);
+}
+
+#[test]
+fn an_operator_cancels() {
+    let node = Node::new();
+    let backups = node.backups();
+    let service = Service::start(Config { limit_bytes_per_second: Some(1), ..node.config() }, node.embedded()).unwrap();
+    assert_eq!(cancel_backup(&backups, None).unwrap_err().kind(), Kind::NotFound);
+    for by_name in [true, false] {
+        let id = service.make_backup(PACT).unwrap();
+        let word = by_name.then_some(id.as_str());
+        assert_eq!(cancel_backup(&backups, word).unwrap(), (id.clone(), Status::Failed));
+        wait_until("the clean-up", || names(&backups.join(id.as_str())) == FAILED);
+        assert_eq!(record(&service, &id).reason.as_deref(), Some("cancelled by the operator"));
+        assert_eq!(cancel_backup(&backups, Some(id.as_str())).unwrap().1, Status::Failed);
+    }
+    service.set_limit(None);
+    let done = make_done(&service, PACT);
+    assert_eq!(cancel_backup(&backups, Some(done.as_str())).unwrap(), (done.clone(), Status::Done));
+    assert_eq!(service.check_backup(&done), Some(Status::Done));
+}
+
+/// A page of a finished copy is overwritten while the heights are read: no size changes.
+#[test]
+fn deep_verification_before_done_finds_what_quick_cannot() {
+    for (verify, expected) in [(Verify::Quick, Status::Done), (Verify::Deep, Status::Failed)] {
+        let node = Node::new();
+        let program = node.root().join("damage");
+        let script = format!(
+            "printf '#!/bin/sh\\n[ $1 = inspect ] || head -c 900 /dev/zero | dd of=$2/../sqlite/pact-v1-chain-0.sqlite \
+             bs=1 seek=1060 conv=notrunc 2>/dev/null\\nexec {} \"$@\"\\n' >{1} && chmod 755 {1}",
+            env!("CARGO_BIN_EXE_chainweb-backup"),
+            program.display()
+        );
+        assert!(Command::new("/bin/sh").args(["-c", &script]).status().unwrap().success());
+        let config = Config { verify, heights_program: Some(program), ..node.config() };
+        let service = Service::start(config, node.embedded()).unwrap();
+        if expected == Status::Done {
+            make_done(&service, PACT);
+        } else {
+            let (_, reason) = make_failed(&service, PACT);
+            assert!(reason.contains("the backup is damaged") && reason.contains("chain-0.sqlite"), "{reason}");
+        }
+    }
+}
+
+fn b2sum_agrees(directory: &Path) {
+    let sums = directory.join("BLAKE2SUMS");
+    let status = Command::new("b2sum").args(["--quiet", "-c"]).arg(&sums).current_dir(directory).status().unwrap();
+    assert!(status.success());
+    let listed = fs::read_to_string(&sums).unwrap().lines().count();
+    assert_eq!(listed + 1, names(directory).len(), "every file has a sum");
+}
+
+#[test]
+fn sums_are_written_while_idle() {
+    let node = Node::new();
+    for (sums, rocksdb, pact) in [(Sums::None, false, false), (Sums::Copied, false, true), (Sums::All, true, true)] {
+        let service = Service::start(Config { sums, ..node.config() }, node.embedded()).unwrap();
+        let id = make_done(&service, PACT);
+        // What is to do is done before it ends.
+        service.finish();
+        for (name, expected) in [("rocksDb", rocksdb), ("sqlite", pact)] {
+            let directory = node.backups().join(id.as_str()).join("0").join(name);
+            assert_eq!(directory.join("BLAKE2SUMS").exists(), expected, "{sums:?} {name}");
+            if expected {
+                b2sum_agrees(&directory);
+            }
+        }
+    }
+}
+
+/// Sums that would take for ever do not keep a new backup waiting, nor the end.
+#[test]
+fn sums_give_way() {
+    let node = Node::new();
+    make_done(&node.start(), ROCKSDB);
+    let config = Config { sums: Sums::All, limit_bytes_per_second: Some(1), ..node.config() };
+    for is_wanted in [true, false] {
+        let service = Arc::new(Service::start(config.clone(), node.embedded()).unwrap());
+        let (answers, answer) = mpsc::channel();
+        let asking = Arc::clone(&service);
+        std::thread::spawn(move || {
+            if is_wanted {
+                answers.send(Some(asking.make_backup(ROCKSDB).unwrap())).unwrap();
+            } else {
+                asking.shutdown();
+                answers.send(None).unwrap();
+            }
+        });
+        if let Some(id) = answer.recv_timeout(Duration::from_secs(30)).expect("it gives way") {
+            service.set_limit(None);
+            wait_for(&service, &id, Status::Done);
+        }
+    }
+}
