@@ -267,6 +267,7 @@ fn candidate(catalog: &Catalog, found: &Found) -> Candidate {
         status: found.status,
         foreign: found.record.is_none(),
         pinned: catalog.is_pinned(&found.id),
+        damaged: catalog.verified(&found.id).is_some_and(|verified| verified.faults_count > 0),
         started_ms: found.started_ms,
     }
 }

@@ -1,7 +1,8 @@
 //! Which backups to keep: a pure function from what there is and a policy to a verdict for each, with its reason.
 //!
 //! Invariants, for every input: a foreign, a pinned, a running and the last good backup are kept. Only good backups count
-//! for a rule. Without a rule nothing is deleted.
+//! for a rule; one that a verification found damaged is not good, and is kept only while there is no good one. Without a
+//! rule nothing is deleted. To judge again what was kept deletes nothing more.
 
 use std::collections::BTreeSet;
 
@@ -19,6 +20,8 @@ pub struct Candidate {
     pub foreign: bool,
     /// Whether an operator pinned it.
     pub pinned: bool,
+    /// Whether its last verification found faults.
+    pub damaged: bool,
     /// When it began, milliseconds since the epoch.
     pub started_ms: u64,
 }
@@ -49,7 +52,10 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 pub fn judge(backups: &[Candidate], policy: Policy) -> Vec<Verdict> {
     let mut newest_first: Vec<usize> = (0..backups.len()).collect();
     newest_first.sort_by_key(|i| std::cmp::Reverse((backups[*i].started_ms, &backups[*i].id)));
-    let is_good = |i: &usize| backups[*i].status == Status::Done && !backups[*i].foreign;
+    let is_good = |i: &usize| {
+        let backup = &backups[*i];
+        backup.status == Status::Done && !backup.foreign && !backup.damaged
+    };
     let good: Vec<usize> = newest_first.into_iter().filter(is_good).collect();
 
     let mut verdicts = vec![Verdict::Delete; backups.len()];
@@ -67,6 +73,8 @@ pub fn judge(backups: &[Candidate], policy: Policy) -> Vec<Verdict> {
             keep(i, "in progress");
         } else if policy == Policy::default() {
             keep(i, "no rule given");
+        } else if backup.damaged && good.is_empty() {
+            keep(i, "damaged, but there is no good one");
         }
     }
     good.iter().take(1).for_each(|i| keep(*i, "last good"));

@@ -98,17 +98,18 @@ good() {
   tr '\n' ' ' <verified
 }
 
-# names ERROR: what the messages of such an error have in common. SQLite has words of its own, whatever the system said, and
-# ignores that it cannot remove its -wal: then what is named is the file.
+# names ERROR: what the messages of such an error have in common; or else the words of a library that does not tell what the
+# system said. (SQLite takes a -wal that it cannot read for a damaged one, and ignores that it cannot remove it.)
 names() {
   case $1 in
     EIO*) echo 'Input/output error|IO error' ;;
     ENOSPC* | full) echo 'No space left|not enough space|disk is full|must stay free' ;;
-    EACCES*) echo 'Permission denied|-wal is left beside' ;;
+    EACCES*) echo 'Permission denied' ;;
     EMFILE*) echo 'Too many open files' ;;
     *) echo . ;;
   esac
-  echo 'disk I/O error|unable to open database file|attempt to write a readonly database'
+  echo 'disk I/O error|unable to open database file|attempt to write a readonly database|disk image is malformed'
+  echo '-wal is left beside the copy|wal_dir not found'
 }
 
 # judge ERROR: of the make that just ended. Leaves $word.
@@ -300,8 +301,8 @@ shim_case() {
   problems='' group=$3
   # shellcheck disable=SC2046 # several words
   make_backup $(shimmed "$3" "$5" "$4")
-  fired=$(fired)
-  what=$(sed -n '1s,^fired [^ ]* \([^ ]*\) .*/,\1 ,p' shim.log)
+  hit=$got fired=$(fired)
+  what=$(sed -n '1s,^fired [^ ]* \([^ ]*\) .*/,\1 ,p' shim.log 2>/dev/null)
   if [ "${fired:-0}" -eq 0 ]; then
     word='not fired'
     [ "$got" -eq 0 ] || problem "nothing fired, and it failed: $(cat err)"
@@ -310,7 +311,7 @@ shim_case() {
     judge "$4"
     settle
   fi
-  verdict "$1 $2: $4 at call $5 of $3 (${what:-not reached}): exit $got, $word" "shim-$3" "${fired:-0}"
+  verdict "$1 $2: $4 at call $5 of $3 (${what:-not reached}): exit $hit, $word" "shim-$3" "${fired:-0}"
 }
 
 # restore_case: `restore latest`, to where nothing is.
@@ -319,8 +320,8 @@ restore_case() {
   rm -rf "$target"
   # shellcheck disable=SC2046 # several words
   run $(shimmed "$3" "$5" "$4") chainweb-backup restore --backup-directory "$place" latest --to "$target"
-  fired=$(fired)
-  what=$(sed -n '1s,^fired [^ ]* \([^ ]*\) .*/,\1 ,p' shim.log)
+  hit=$got fired=$(fired)
+  what=$(sed -n '1s,^fired [^ ]* \([^ ]*\) .*/,\1 ,p' shim.log 2>/dev/null)
   word='not restored'
   [ ! -e "$target/0" ] || word=restored
   case $got,$word,${fired:-0} in
@@ -345,7 +346,7 @@ restore_case() {
   run chainweb-backup restore --backup-directory "$place" latest --to "$target"
   demo-node verify --expect-chains 3 "$target" >verified 2>&1 || problem "the next restore: $(cat err verified)"
   [ -z "$(find "$target" -name '.restoring-*')" ] || problem 'the next restore left a .restoring-'
-  verdict "$1 $2: $4 at call $5 of $3 (${what:-not reached}): exit $got, $word" "restore-$3" "${fired:-0}"
+  verdict "$1 $2: $4 at call $5 of $3 (${what:-not reached}): exit $hit, $word" "restore-$3" "${fired:-0}"
 }
 
 # free_bytes: on the file system of the backups.

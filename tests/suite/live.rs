@@ -178,6 +178,8 @@ impl Node {
             if reached == point && left > 0 {
                 left -= 1;
                 act(&node);
+                // What RocksDB does in the background because of it would come in a later round.
+                node.with(|db| db.wait_for_compact(&WaitForCompactOptions::default()).unwrap());
             }
         });
         let before = *self.steps.lock();

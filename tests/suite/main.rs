@@ -15,6 +15,7 @@ mod live;
 mod order;
 #[cfg(feature = "gate")]
 mod parsers;
+mod retention;
 mod service;
 mod sources;
 #[cfg(feature = "gate")]
