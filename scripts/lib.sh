@@ -80,17 +80,23 @@ require_packages() {
     has mkfs.ext4 || missing="$missing e2fsprogs"
     has strace || missing="$missing strace"
   fi
-  [ -n "$missing" ] || return 0
-  has apt-get || refuse "please install what these Debian packages hold, then run this again (there is no apt-get here):$missing"
+  # shellcheck disable=SC2086 # one word per package
+  [ -z "$missing" ] || install_packages $missing
+}
+
+# install_packages PACKAGE...: with apt, as root or by sudo.
+install_packages() {
+  missing="$*"
+  has apt-get || refuse "please install what these Debian packages hold, then run this again (there is no apt-get here): $missing"
   as_root=''
   if [ "$(id -u)" -ne 0 ]; then
-    has sudo || refuse "please run this as root once, then again (there is no sudo here): apt-get install$missing"
+    has sudo || refuse "please run this as root once, then again (there is no sudo here): apt-get install $missing"
     as_root=sudo
   fi
-  echo "installing, with ${as_root:+$as_root }apt-get:$missing"
+  echo "installing, with ${as_root:+$as_root }apt-get: $missing"
   # shellcheck disable=SC2086 # one word per package
   { $as_root apt-get -q update && $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y install $missing; } ||
-    refuse "apt-get could not install$missing: install what these packages hold by hand, then run this again"
+    refuse "apt-get could not install $missing: install what these packages hold by hand, then run this again"
 }
 
 require_build() {

@@ -64,14 +64,19 @@ pub struct Control {
     bytes_done: AtomicU64,
     bytes_total: AtomicU64,
     /// Whatever else is progress: a phase, a link, a file.
-    steps: AtomicU64,
+    steps: Arc<AtomicU64>,
     /// [`RUNNING`], [`COMMITTING`] or a [`Stop`].
-    end: AtomicU8,
+    end: Arc<AtomicU8>,
     reserve_bytes: AtomicU64,
     /// Bytes per second that may be copied; 0 is no limit. Shared with whoever changes it while the job runs.
     limit: Arc<AtomicU64>,
     /// When the next byte may be copied, where there is a limit.
     due: Mutex<Option<Instant>>,
+}
+
+fn stop_of(end: &AtomicU8) -> Option<Stop> {
+    let end = end.load(SeqCst);
+    STOPS.into_iter().find(|stop| *stop as u8 == end)
 }
 
 impl Control {
@@ -162,15 +167,18 @@ impl Control {
         self.check()
     }
 
-    /// Why the job was stopped, if it was.
-    pub(crate) fn stopped(&self) -> Option<Stop> {
-        let end = self.end.load(SeqCst);
-        STOPS.into_iter().find(|stop| *stop as u8 == end)
+    /// For a library that calls it while it works: notes progress, and returns whether the work shall end.
+    pub(crate) fn watcher(&self) -> impl FnMut() -> bool + Send + 'static {
+        let (steps, end) = (Arc::clone(&self.steps), Arc::clone(&self.end));
+        move || {
+            steps.fetch_add(1, Relaxed);
+            stop_of(&end).is_some()
+        }
     }
 
     /// Fails with [`Kind::Cancelled`] once somebody stopped the job.
     pub(crate) fn check(&self) -> Result<()> {
-        let why = match self.stopped() {
+        let why = match stop_of(&self.end) {
             None => return Ok(()),
             Some(Stop::ShutDown) => "shut down",
             Some(Stop::Cancelled) => "cancelled by the operator",

@@ -10,7 +10,7 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, IoSliceMut, Read, Write};
+use std::io::{self, Read, Write};
 use std::num::NonZeroU64;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, AtFlags, CWD, FallocateFlags, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid};
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::io::Errno;
 
 use crate::control::Control;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -37,9 +37,6 @@ const WINDOW_BYTES: u64 = 256 * 1024;
 
 /// How much space is reserved at once for a copy on ext4.
 const RESERVED_BYTES: u64 = 64 * 1024 * 1024;
-
-/// `RWF_DONTCACHE` of linux/fs.h: what is read leaves the page cache again, unless it was there already.
-const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 /// `EXT4_SUPER_MAGIC` of linux/magic.h.
 const EXT4_MAGIC: i64 = 0xef53;
@@ -210,6 +207,46 @@ pub(crate) fn truncate(path: &Path, bytes: u64) -> Result<()> {
     pass("truncate", path).and_then(|()| cut()).context(|| failed("cut back", path))
 }
 
+/// A file that was written and not yet synced. It keeps the descriptor that wrote: an error of writing to the disk is told
+/// to it for certain, but perhaps not to one that is opened later.
+#[derive(Debug)]
+#[must_use = "what is not synced is not there after a power cut"]
+pub(crate) struct Unsynced {
+    file: File,
+    path: PathBuf,
+    /// How many bytes were copied to it.
+    pub(crate) bytes: u64,
+}
+
+impl Unsynced {
+    /// Creates an empty file that must not exist, for a library to write to.
+    pub(crate) fn create(path: &Path, owner: Option<Owner>) -> Result<Unsynced> {
+        pass("create", path).context(|| failed("create", path))?;
+        let file = OpenOptions::new().write(true).create_new(true).open(path).context(|| failed("create", path))?;
+        give(path, owner)?;
+        Ok(Unsynced { file, path: path.to_owned(), bytes: 0 })
+    }
+
+    /// Makes the content durable, whoever wrote it, at the pace of a copy; returns the bytes that were copied.
+    pub(crate) fn sync(self) -> Result<u64> {
+        let sync = || {
+            let bytes = self.file.metadata()?.len();
+            let mut at = 0;
+            while at < bytes && bytes > WINDOW_BYTES {
+                sys::flush_range(&self.file, at, WINDOW_BYTES, Flush::Wait)?;
+                at += WINDOW_BYTES;
+            }
+            self.file.sync_all()?;
+            if bytes > WINDOW_BYTES {
+                let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+            }
+            Ok(())
+        };
+        pass("fsync", &self.path).and_then(|()| sync()).context(|| failed("sync", &self.path))?;
+        Ok(self.bytes)
+    }
+}
+
 /// Copies the first `limit_bytes` of a file (all of it, where there are fewer) to a new file, synced; returns the number
 /// of bytes. Counts them on `control`, stops within one window when the job is cancelled, and stops with [`Kind::NoSpace`]
 /// before the file system of the copy falls below the reserve. Writes at the disk's pace, and leaves little of the copy
@@ -221,9 +258,7 @@ pub(crate) fn copy(
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<u64> {
-    let done = copy_unsynced(from, limit_bytes, to, owner, control, &|| Ok(()))?;
-    sync_file(to)?;
-    Ok(done)
+    copy_unsynced(from, limit_bytes, to, owner, control, &|| Ok(()))?.sync()
 }
 
 /// As [`copy`], but leaves the fsync to the caller; asks `watch` every [`LOOK_BYTES`] whether to go on.
@@ -234,7 +269,7 @@ pub(crate) fn copy_unsynced(
     owner: Option<Owner>,
     control: &Control,
     watch: &dyn Fn() -> Result<()>,
-) -> Result<u64> {
+) -> Result<Unsynced> {
     pass("copy", to).context(|| failed("copy to", to))?;
     let mut out = OpenOptions::new().write(true).create_new(true).open(to).context(|| failed("create", to))?;
     give(to, owner)?;
@@ -264,7 +299,7 @@ pub(crate) fn copy_unsynced(
         done += count as u64;
         control.add_done(count as u64);
         if done - window_start >= WINDOW_BYTES {
-            pace(&out, window_start, done);
+            pace(&out, window_start, done).context(|| failed("write", to))?;
             control.throttle(done - window_start)?;
             window_start = done;
         }
@@ -273,7 +308,7 @@ pub(crate) fn copy_unsynced(
     if reserved > done {
         out.set_len(done).context(|| failed("cut back", to))?;
     }
-    Ok(done)
+    Ok(Unsynced { file: out, path: to.to_owned(), bytes: done })
 }
 
 /// Whether space should be reserved before it is written. On ext4, blocks that are allocated as they are written out must
@@ -285,36 +320,7 @@ fn wants_reservation(file: &File) -> bool {
     magic == Ok(EXT4_MAGIC)
 }
 
-/// Reads through a descriptor that belongs to somebody else, by position.
-pub(crate) struct QuietReader<'a> {
-    fd: BorrowedFd<'a>,
-    at: u64,
-    flags: ReadWriteFlags,
-}
-
-impl QuietReader<'_> {
-    /// From the beginning; `quiet` is to leave no trace in the page cache, where kernel and file system can do that.
-    pub(crate) fn new(fd: BorrowedFd<'_>, quiet: bool) -> QuietReader<'_> {
-        QuietReader { fd, at: 0, flags: if quiet { DONTCACHE } else { ReadWriteFlags::empty() } }
-    }
-}
-
-impl Read for QuietReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = match rustix::io::preadv2(self.fd, &mut [IoSliceMut::new(buffer)], self.at, self.flags) {
-            // Neither every kernel nor every file system has the flag.
-            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) if !self.flags.is_empty() => {
-                self.flags = ReadWriteFlags::empty();
-                rustix::io::pread(self.fd, buffer, self.at)?
-            }
-            other => other?,
-        };
-        self.at += count as u64;
-        Ok(count)
-    }
-}
-
-/// Clones a file to a new file, synced: both share their blocks until either is written to. `Ok(None)`, with nothing left
+/// Clones a file to a new file, not yet synced: both share their blocks until either is written to. `Ok(None)`, with nothing left
 /// behind, where the file systems cannot do that. Cloned in ranges that are sized so that each stalls a writer of the
 /// source for about [`MAX_STALL`] at most: one call for a file of many extents was seen to stall it for seconds.
 pub(crate) fn clone(
@@ -323,7 +329,7 @@ pub(crate) fn clone(
     owner: Option<Owner>,
     control: &Control,
     watch: &dyn Fn() -> Result<()>,
-) -> Result<Option<u64>> {
+) -> Result<Option<Unsynced>> {
     pass("clone", to).context(|| failed("clone to", to))?;
     let out = OpenOptions::new().write(true).create_new(true).open(to).context(|| failed("create", to))?;
     give(to, owner)?;
@@ -355,8 +361,8 @@ pub(crate) fn clone(
         range = if started.elapsed() > MAX_STALL / 2 { range / 2 } else { range * 2 };
         range = range.clamp(MIN_CLONE_BYTES, MAX_CLONE_BYTES);
     }
-    pass("fsync", to).and_then(|()| out.sync_all()).context(|| failed("sync", to))?;
-    Ok(Some(out.metadata().context(|| failed("look at", to))?.len()))
+    let bytes = out.metadata().context(|| failed("look at", to))?.len();
+    Ok(Some(Unsynced { file: out, path: to.to_owned(), bytes }))
 }
 
 fn cannot_clone(e: &io::Error) -> bool {
@@ -366,15 +372,15 @@ fn cannot_clone(e: &io::Error) -> bool {
 
 /// Starts to write the window that ends at `end`, and waits for the one before it. What is on the disk need not stay in the
 /// cache.
-fn pace(out: &File, start: u64, end: u64) {
-    let Some(length) = end.checked_sub(start).and_then(NonZeroU64::new) else { return };
-    sys::flush_range(out, start, length.get(), Flush::Start);
+fn pace(out: &File, start: u64, end: u64) -> io::Result<()> {
+    sys::flush_range(out, start, end - start, Flush::Start)?;
     // After short reads the one before may be almost twice as long.
     let before = start.saturating_sub(2 * WINDOW_BYTES);
     if let Some(length) = NonZeroU64::new(start - before) {
-        sys::flush_range(out, before, length.get(), Flush::Wait);
+        sys::flush_range(out, before, length.get(), Flush::Wait)?;
         let _ = rustix::fs::fadvise(out, before, Some(length), Advice::DontNeed);
     }
+    Ok(())
 }
 
 /// Passes the gate before a library writes to a file of an unfinished backup by itself.
@@ -382,23 +388,9 @@ pub(crate) fn written_by_library(path: &Path) -> Result<()> {
     pass("library", path).context(|| failed("write", path))
 }
 
-/// Makes the content of a file durable, at the pace of a copy: first what a library has written here and there.
+/// Makes the content of a file durable that a library wrote, and synced too.
 pub(crate) fn sync_file(path: &Path) -> Result<()> {
-    let sync = || {
-        let file = File::open(path)?;
-        let bytes = file.metadata()?.len();
-        let mut at = 0;
-        while at < bytes {
-            sys::flush_range(&file, at, WINDOW_BYTES, Flush::Wait);
-            at += WINDOW_BYTES;
-        }
-        file.sync_all()?;
-        if bytes > WINDOW_BYTES {
-            let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
-        }
-        Ok(())
-    };
-    pass("fsync", path).and_then(|()| sync()).context(|| failed("sync", path))
+    pass("fsync", path).and_then(|()| File::open(path)?.sync_all()).context(|| failed("sync", path))
 }
 
 /// Makes the names in a directory durable.
@@ -482,6 +474,16 @@ impl Lock {
     pub(crate) fn try_share(path: &Path) -> Result<Option<Lock>> {
         let file = open_lock(path).context(|| failed("open lock file", path))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(Error::io(failed("lock", path), errno.into())),
+        }
+    }
+
+    /// Takes the lock of a directory itself, which leaves no file there; `None` where somebody else has it.
+    pub(crate) fn try_take_directory(path: &Path) -> Result<Option<Lock>> {
+        let file = pass("lock", path).and_then(|()| open_lock(path)).context(|| failed("open directory", path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Lock(file))),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(Error::io(failed("lock", path), errno.into())),

@@ -25,7 +25,7 @@ use crate::record::{Method, PactPart, RocksdbPart, Status};
 use crate::reuse::{self, Earlier};
 use crate::rocks::{self, Capture, Cut};
 use crate::source::{RocksSource, Sources};
-use crate::sqlite;
+use crate::{sqlite, sums};
 
 /// How often RocksDB is captured while Pact is ahead of it: once, and three times again.
 const MAX_CAPTURES: u32 = 4;
@@ -96,12 +96,24 @@ pub(crate) fn fill(
 
     control.enter(Phase::Sync);
     let pact = backup.record.pact.clone();
-    let manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;
+    let mut manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;
     require_whole(&manifest, &pact, &rocksdb)?;
+    sum_logs(&mut manifest, &partial, control)?;
     backup.record.replay_blocks = cut.as_ref().and_then(|cut| replay_blocks(&pact, cut));
     backup.record.versions.rocksdb = rocks::version_in(&rocksdb).unwrap_or_default();
     backup.record.rocksdb = Some(rocksdb_part(&manifest, &capture, captures_count, cut));
     Ok(manifest)
+}
+
+/// Checksums of RocksDB's files that are no SSTs: they are small, always copied, and RocksDB itself takes a WAL that is
+/// damaged for one that ends there.
+fn sum_logs(manifest: &mut Manifest, partial: &Path, control: &Control) -> Result<()> {
+    for file in &mut manifest.files {
+        if let Some(name) = file.path.strip_prefix("0/").filter(|n| n.starts_with("rocksDb/") && !is_immutable(n)) {
+            file.blake2b = Some(sums::of(&partial.join(name), false, control)?);
+        }
+    }
+    Ok(())
 }
 
 /// The RocksDB of a good backup, held, where its files can be used again.
@@ -150,7 +162,7 @@ fn require_whole(manifest: &Manifest, pact: &[PactPart], rocksdb: &Path) -> Resu
         Error::new(Kind::Damaged, format!("{name} is gone or has another size: did somebody delete this backup?"))
     };
     let bytes: HashMap<&str, u64> = manifest.files.iter().map(|f| (f.path.as_str(), f.bytes)).collect();
-    let live = reuse::live_files_in(rocksdb).ok_or_else(|| gone("the MANIFEST of RocksDB"))?;
+    let live = reuse::live_files_in(rocksdb)?;
     let of_rocksdb = live.into_iter().map(|file| (format!("0/rocksDb/{}", file.name), file.bytes));
     let of_pact = pact.iter().map(|part| (format!("0/sqlite/{}", part.file), part.bytes));
     for (name, expected) in of_rocksdb.chain(of_pact) {

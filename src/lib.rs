@@ -30,7 +30,7 @@
 //!        verify, sums, restore, retention   finished backups
 //! row 2  rocks, live, live_files, reuse, sqlite, raw_copy   a source -> synced files
 //!        source, record, manifest      what is read; durable formats
-//! row 1  disk, sys, watchdog           every change that we make to the file system
+//! row 1  disk, quiet, sys, watchdog    every change that we make to the file system
 //! row 0  id, error, config, config_tree, control, gate,
 //!        log_format, version_edit, sqlite_wal   no I/O
 //! ```
@@ -61,6 +61,7 @@ mod log_format;
 mod manage;
 mod manifest;
 mod metrics;
+mod quiet;
 mod raw_copy;
 mod record;
 mod restore;

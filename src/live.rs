@@ -164,8 +164,7 @@ pub(crate) fn copy(
             let mut pinned = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
             // Pins hold what the node has deleted: its disk must not run full because of us, and each goes when copied.
             let node_has_room = || disk::require_room(pins, source_reserve_bytes);
-            disk::copy_unsynced(&mut pinned, file.bytes, &target, owner, control, &node_has_room)?;
-            disk::sync_file(&target)?;
+            disk::copy_unsynced(&mut pinned, file.bytes, &target, owner, control, &node_has_room)?.sync()?;
             require_size(&target, file.bytes)?;
             disk::remove_file(&from)?;
         }

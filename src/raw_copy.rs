@@ -39,6 +39,7 @@ use crate::control::Control;
 use crate::disk::{self, Owner};
 use crate::error::{Error, Failure, IoContext, Kind, Result};
 use crate::gate;
+use crate::quiet::QuietReader;
 use crate::record::Method;
 use crate::source::beside;
 use crate::sqlite_wal::{HEADER_BYTES, Header};
@@ -141,7 +142,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
     let frames = header.as_ref().map_or(Ok(0), |h| committed(h, &mut wal, &wal_path))?;
     let bound = if gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
 
-    let mut pages = disk::QuietReader::new(held.database, fills_memory(database)?);
+    let mut pages = QuietReader::new(held.database, fills_memory(database)?);
     let held_bytes = held.wal_bytes();
     let watch = || {
         gate::point("raw-database-window", database);
@@ -158,13 +159,15 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
         PactMethod::Clone => disk::clone(held.database, to, owner, control, &watch).map_err(bounded)?,
         PactMethod::Copy => None,
     };
-    if cloned.is_none() {
+    let method = if cloned.is_some() { Method::RawClone } else { Method::RawCopy };
+    let unsynced = if let Some(cloned) = cloned {
+        cloned
+    } else {
         // What a WAL checkpoint appends meanwhile is in the frames that we take too.
         let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
         let bytes = bytes.context(|| format!("cannot look at {}", database.display()))?;
-        disk::copy_unsynced(&mut pages, bytes, to, owner, control, &watch).map_err(bounded)?;
-    }
-    let method = if cloned.is_some() { Method::RawClone } else { Method::RawCopy };
+        disk::copy_unsynced(&mut pages, bytes, to, owner, control, &watch).map_err(bounded)?
+    };
     gate::point("raw-database-copied", database);
 
     let (mut applied, mut whole) = (0, true);
@@ -178,7 +181,8 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
             held.note_read_locks()
         };
         // Where we read the database only, a WAL checkpoint may cut the WAL off.
-        whole = disk::copy_unsynced(&mut extent, bytes, &copy, owner, control, &watch)? == bytes;
+        // Never synced: it is applied to the database, which is.
+        whole = disk::copy_unsynced(&mut extent, bytes, &copy, owner, control, &watch)?.bytes == bytes;
         applied = frames;
     }
     gate::point("raw-wal-copied", database);
@@ -204,6 +208,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
     drop(held);
     connection.close().map_err(|(_, e)| failed(e))?;
     fold(to, applied)?;
+    unsynced.sync()?;
     Ok(Some(method))
 }
 
@@ -252,12 +257,18 @@ fn committed(header: &Header, wal: &mut File, path: &Path) -> Result<u64> {
     header.committed_frames(io::BufReader::with_capacity(256 * 1024, wal)).context(failed)
 }
 
-/// Applies the copied WAL to the copied database: only in the copy, and exactly the frames that were copied.
+/// Applies the copied WAL to the copied database: only in the copy, and exactly the frames that were copied. Not synced.
 fn fold(copy: &Path, frames: u64) -> Attempt<()> {
     let wal = beside(copy, "-wal");
     if frames > 0 {
-        let failed =
-            |e: rusqlite::Error| Error::new(Kind::Damaged, format!("cannot apply {}", wal.display())).because(e);
+        let failed = |e: rusqlite::Error| {
+            let kind = match e.sqlite_error_code() {
+                Some(ErrorCode::DiskFull) => Kind::NoSpace,
+                Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::ReadOnly) => Kind::Io,
+                _ => Kind::Damaged,
+            };
+            Error::new(kind, format!("cannot apply {}", wal.display())).because(e)
+        };
         disk::written_by_library(copy)?;
         let connection = Connection::open(copy).map_err(failed)?;
         // Exclusive before the first access: then SQLite needs no -shm. Synced once, below.
@@ -275,9 +286,10 @@ fn fold(copy: &Path, frames: u64) -> Attempt<()> {
         connection.close().map_err(|(_, e)| failed(e))?;
     }
     if wal.exists() {
-        return Err(Error::new(Kind::Damaged, format!("{} is left beside the copy", wal.display())).into());
+        let context = format!("SQLite could not remove {} after applying it", wal.display());
+        return Err(Error::new(Kind::Io, context).into());
     }
-    Ok(disk::sync_file(copy)?)
+    Ok(())
 }
 
 /// The descriptors and locks of the read transaction.

@@ -5,11 +5,14 @@
 //! 1  refuse: node running, target not empty, no space      as it was
 //! 2  quick (or deep) verification                          as it was
 //! 3  fill TARGET/.restoring-<id>, all of it synced         as it was, and that directory, which the next restore removes
-//! 4  rename it to TARGET/0; where there is one and         wholly new
-//!    --replace was given, exchange the two atomically,
-//! 5  then rename the old one to TARGET/0.bak-<time>        wholly new, the old one still under the other name
+//! 4  rename it to TARGET/0; or, where there is one and     wholly new
+//!    --replace was given:
+//! 5  rename it to TARGET/.exchanging-<time>                as it was; the next restore calls it 0.bak-<time>
+//! 6  exchange the two, atomically                          wholly new; the next restore calls the old one so
+//! 7  rename the old one to TARGET/0.bak-<time>             wholly new
 //! ```
-//! Invariants: the backup is only read. SSTs are linked where the file system allows and their owner and mode are those
+//! Invariants: what may be an old database is never removed: `.restoring-*` never is one, `.exchanging-*` may be. One restore
+//! at a time works on a target: it holds a lock on the directory. The backup is only read. SSTs are linked where the file system allows and their owner and mode are those
 //! the target needs: RocksDB never changes one. Everything that a node writes to (WAL, MANIFEST, CURRENT, SQLite) is cloned
 //! or copied: a restored database never shares a writable file with its backup.
 
@@ -20,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use crate::commit::WHOLE;
 use crate::control::Control;
-use crate::disk::{self, Owner};
+use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live_files::is_immutable;
 use crate::source::{RocksSource, SqliteSource};
@@ -28,6 +31,8 @@ use crate::sqlite;
 use crate::sums::SUMS_FILE;
 
 const RESTORING: &str = ".restoring-";
+const EXCHANGING: &str = ".exchanging-";
+const ASIDE: &str = "0.bak-";
 
 /// Sizes that must stay free on the target's file system.
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
@@ -51,22 +56,24 @@ pub struct Restored {
 pub(crate) fn restore(backup: &Path, target: &Path, replace: bool, stamp: &str, control: &Control) -> Result<Restored> {
     let whole = backup.join(WHOLE);
     let place = target.join("0");
-    let occupied = place.symlink_metadata().is_ok() && fs::read_dir(&place).is_ok_and(|mut d| d.next().is_some());
+    let occupied = is_occupied(&place);
     if occupied && !replace {
-        let context =
-            format!("{} is not empty; name another directory, or give --replace to keep it aside", place.display());
-        return Err(Error::new(Kind::NotEmpty, context));
+        return Err(not_empty(&place));
     }
     require_no_node(target)?;
     let parent = nearest_directory(target)?;
     let owner = Owner::following(if occupied { &place } else { parent })?;
     disk::ensure_dir(target, owner)?;
     let staging = target.join(format!("{RESTORING}{stamp}"));
-    for entry in fs::read_dir(target).context(|| format!("cannot list {}", target.display()))?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(RESTORING) {
-            disk::remove_tree(&entry.path(), &|| true)?;
-        }
+    let _lock = Lock::try_take_directory(target)?.ok_or_else(|| {
+        Error::new(Kind::Busy, format!("another restore into {} is on its way; wait for it", target.display()))
+    })?;
+    clear(target)?;
+    // Looked at again under the lock.
+    if !replace && is_occupied(&place) {
+        return Err(not_empty(&place));
     }
+    let occupied = is_occupied(&place);
     control.set_reserve(RESERVE_BYTES);
     let mut restored = Restored {
         database_directory: target.to_owned(),
@@ -85,16 +92,46 @@ pub(crate) fn restore(backup: &Path, target: &Path, replace: bool, stamp: &str, 
     // Somebody may have started a node on it while we copied.
     require_no_node(target)?;
     if occupied {
-        let aside = target.join(format!("0.bak-{stamp}"));
-        disk::exchange(&staging, &place)?;
+        let (aside, exchanging) = (target.join(format!("{ASIDE}{stamp}")), target.join(format!("{EXCHANGING}{stamp}")));
+        disk::rename(&staging, &exchanging)?;
         disk::sync_dir(target)?;
-        disk::rename(&staging, &aside)?;
+        disk::exchange(&exchanging, &place)?;
+        disk::sync_dir(target).map_err(|e| in_place(&place, e))?;
+        disk::rename(&exchanging, &aside).map_err(|e| in_place(&place, e))?;
         restored.replaced = Some(aside);
     } else {
         disk::rename(&staging, &place)?;
     }
-    disk::sync_dir(target)?;
+    disk::sync_dir(target).map_err(|e| in_place(&place, e))?;
     Ok(restored)
+}
+
+fn is_occupied(place: &Path) -> bool {
+    place.symlink_metadata().is_ok() && fs::read_dir(place).is_ok_and(|mut d| d.next().is_some())
+}
+
+fn not_empty(place: &Path) -> Error {
+    let context =
+        format!("{} is not empty; name another directory, or give --replace to keep it aside", place.display());
+    Error::new(Kind::NotEmpty, context)
+}
+
+fn in_place(place: &Path, cause: Error) -> Error {
+    let context = format!("{} is restored, but perhaps not durably: run sync, or restore again", place.display());
+    Error::new(cause.kind(), context).because(cause)
+}
+
+/// Ends what a restore left that was cut off: removes what it had not finished, keeps what may be an old database.
+fn clear(target: &Path) -> Result<()> {
+    for entry in fs::read_dir(target).context(|| format!("cannot list {}", target.display()))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(RESTORING) {
+            disk::remove_tree(&entry.path(), &|| true)?;
+        } else if let Some(stamp) = name.strip_prefix(EXCHANGING) {
+            disk::rename(&entry.path(), &target.join(format!("{ASIDE}{stamp}")))?;
+        }
+    }
+    Ok(())
 }
 
 fn is_compacted(whole: &Path) -> Result<bool> {
@@ -159,9 +196,10 @@ fn fill(whole: &Path, staging: &Path, owner: Option<Owner>, control: &Control, r
             continue;
         }
         let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
-        if disk::clone(file.as_fd(), &to, owner, control, &|| Ok(()))?.is_none() {
-            disk::copy(&mut file, bytes, &to, owner, control)?;
-        }
+        match disk::clone(file.as_fd(), &to, owner, control, &|| Ok(()))? {
+            Some(cloned) => cloned.sync()?,
+            None => disk::copy(&mut file, bytes, &to, owner, control)?,
+        };
         restored.copied_count += 1;
     }
     Ok(())

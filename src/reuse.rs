@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::disk::{self, Lock};
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
 use crate::log_format;
 use crate::version_edit::{LiveFile, Versions};
@@ -33,7 +33,7 @@ pub(crate) struct Earlier {
 impl Earlier {
     /// The RocksDB in `directory` of a backup that `use_lock` holds; `None` where its MANIFEST cannot be read.
     pub(crate) fn open(directory: &Path, use_lock: Lock) -> Option<Earlier> {
-        let files = live_files_in(directory)?.into_iter().map(|file| (file.name.clone(), file)).collect();
+        let files = live_files_in(directory).ok()?.into_iter().map(|file| (file.name.clone(), file)).collect();
         Some(Earlier { directory: directory.to_owned(), files, _use_lock: use_lock })
     }
 
@@ -74,13 +74,19 @@ impl Earlier {
 }
 
 /// The live files of a RocksDB directory, by its CURRENT and MANIFEST.
-pub(crate) fn live_files_in(directory: &Path) -> Option<Vec<LiveFile>> {
-    let name = live::manifest_in(&fs::read_to_string(directory.join("CURRENT")).ok()?)?;
-    let manifest = File::open(directory.join(name)).ok()?;
+pub(crate) fn live_files_in(directory: &Path) -> Result<Vec<LiveFile>> {
+    let damaged = |name: &str, why: &str| {
+        Error::new(Kind::Damaged, format!("{} of the copy: {why}", directory.join(name).display()))
+    };
+    let path = directory.join("CURRENT");
+    let current = fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
+    let name = live::manifest_in(&current).ok_or_else(|| damaged("CURRENT", "it names no MANIFEST"))?;
+    let failed = || format!("cannot read {}", directory.join(&name).display());
+    let manifest = File::open(directory.join(&name)).context(failed)?;
     let mut versions = Versions::new();
     let parsed = log_format::each_record(manifest, live::MAX_EDIT_BYTES, |record| versions.apply(record));
-    parsed.ok()?.ok()?;
-    Some(versions.live_files())
+    parsed.context(failed)?.map_err(|why| damaged(&name, &why))?;
+    Ok(versions.live_files())
 }
 
 fn same_tail(a: &Path, b: &Path, bytes: u64) -> io::Result<bool> {

@@ -50,6 +50,9 @@ const READAHEAD_BYTES: usize = 2 * 1024 * 1024;
 /// How often a waiting parent looks whether the child has ended.
 const CHILD_POLL: Duration = Duration::from_millis(10);
 
+/// How often it is looked whether the child reads.
+const CHILD_LOOK: Duration = Duration::from_secs(1);
+
 /// Files that the finished copy may hold open, so that a terabyte does not cost thousands of descriptors.
 const MAX_OPEN_FILES: i32 = 64;
 
@@ -266,7 +269,16 @@ fn ask_child<T: DeserializeOwned>(
         .spawn()
         .context(|| format!("cannot start {}", program.display()))?;
     let deadline = Instant::now() + time_limit;
+    let io = format!("/proc/{}/io", child.id());
+    let (mut seen, mut look) = (String::new(), Instant::now());
     let status = loop {
+        if look.elapsed() > CHILD_LOOK {
+            let now = std::fs::read_to_string(&io).unwrap_or_default();
+            if now != seen {
+                control.step();
+            }
+            (seen, look) = (now, Instant::now());
+        }
         let waited = child.try_wait().context(|| "cannot wait for the child that reads the copy".to_owned())?;
         let cancelled = control.check();
         match waited {

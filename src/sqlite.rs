@@ -29,7 +29,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use rustix::process::{Flock, FlockType};
 
 use crate::control::Control;
-use crate::disk::{self, Owner};
+use crate::disk::{self, Owner, Unsynced};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::raw_copy::{self, How};
 use crate::record::{Method, PactPart};
@@ -52,6 +52,9 @@ const WAL_MODES: [u8; 2] = [2, 2];
 
 /// What a path may not hold in a `file:` URI.
 const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
+
+/// How many steps of SQLite's machine lie between two looks whether to go on: some milliseconds.
+const PROGRESS_STEPS: i32 = 100_000;
 
 /// The first height of mainnet's chains 10 to 19, which were added later.
 const LATE_GENESIS: u64 = 852_054;
@@ -162,7 +165,7 @@ fn copy_online(database: &Path, to: &Path, owner: Option<Owner>, control: &Contr
         .map_err(|e| failed("read", e))?;
 
     let written = |e: rusqlite::Error| Error::new(Kind::Database, format!("cannot write {}", to.display())).because(e);
-    disk::write_new(to, b"", owner)?;
+    let unsynced = Unsynced::create(to, owner)?;
     disk::written_by_library(to)?;
     let mut target = Connection::open(to).map_err(written)?;
     // Nobody sees the file before it is whole and synced: no journal, no sync on the way.
@@ -204,12 +207,12 @@ fn copy_online(database: &Path, to: &Path, owner: Option<Owner>, control: &Contr
         let context = format!("the copy {} has {} bytes instead of {counted}", to.display(), look(to)?.len());
         return Err(Error::new(Kind::Damaged, context));
     }
-    disk::sync_file(to)
+    unsynced.sync().map(|_| ())
 }
 
 /// The newest block of a finished copy: height and hash of the top row of `BlockHistory`, a table of the node's Pact
 /// service. `None` where there is no such table, or no row.
-fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
+pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
     let failed = |e: rusqlite::Error| {
         Error::new(Kind::Damaged, format!("cannot read the finished copy {}", copy.display())).because(e)
     };
@@ -247,13 +250,20 @@ fn has_history(connection: &Connection) -> rusqlite::Result<bool> {
 }
 
 /// What SQLite's own integrity check finds wrong with a finished copy; it reads every page.
-pub(crate) fn integrity_fault(copy: &Path) -> Option<String> {
-    let check = |c: Connection| c.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0));
-    match open_finished(copy).and_then(check) {
+pub(crate) fn integrity_fault(copy: &Path, control: &Control) -> Result<Option<String>> {
+    let check = || -> rusqlite::Result<String> {
+        let mut connection = open_finished(copy)?;
+        let watch = control.watcher();
+        connection.progress_handler(PROGRESS_STEPS, Some(watch))?;
+        connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+    };
+    let result = check();
+    control.check()?;
+    Ok(match result {
         Ok(word) if word == "ok" => None,
         Ok(fault) => Some(fault),
         Err(e) => Some(e.to_string()),
-    }
+    })
 }
 
 /// Whether another process has the database open: asked of the locks, none is taken. Not for databases of this process.

@@ -22,6 +22,7 @@ use crate::disk::{self, Lock};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::manifest::{MANIFEST_FILE, Manifest};
+use crate::quiet::QuietReader;
 use crate::record::Method;
 
 /// Name of the file, as the community has it.
@@ -30,12 +31,11 @@ pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
 /// One read while a sum is computed.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// The BLAKE2b-512 of a file, in hexadecimal.
-pub(crate) fn of(path: &Path, control: &Control) -> Result<String> {
+/// The BLAKE2b-512 of a file, in hexadecimal. `quiet` is to leave no trace in the page cache.
+pub(crate) fn of(path: &Path, quiet: bool, control: &Control) -> Result<String> {
     let failed = || format!("cannot read {}", path.display());
     let file = File::open(path).context(failed)?;
-    // The page cache is the node's; linked files are in it because the node reads them.
-    let mut file = disk::QuietReader::new(file.as_fd(), true);
+    let mut file = QuietReader::new(file.as_fd(), quiet);
     let mut state = State::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
@@ -60,7 +60,15 @@ pub(crate) fn read(directory: &Path) -> Result<Option<BTreeMap<String, String>>>
     };
     let broken = |line: usize| Error::new(Kind::Damaged, format!("{} is broken in line {line}", path.display()));
     let text = String::from_utf8(text).map_err(|_| broken(1))?;
-    text.lines().enumerate().map(|(i, line)| parse(line).ok_or_else(|| broken(i + 1))).collect::<Result<_>>().map(Some)
+    let mut sums = BTreeMap::new();
+    for (i, line) in text.lines().enumerate() {
+        let (name, sum) = parse(line).ok_or_else(|| broken(i + 1))?;
+        // A name that stands twice is one that was damaged.
+        if sums.insert(name, sum).is_some() {
+            return Err(broken(i + 1));
+        }
+    }
+    Ok(Some(sums))
 }
 
 /// One line of `b2sum`: the sum, a blank, a blank or an asterisk, the name. The name must be a plain one.
@@ -121,7 +129,8 @@ pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Contr
                 Some(sum) => sum.clone(),
                 None => {
                     read_count += 1;
-                    of(&entry.path(), control)?
+                    // The page cache is the node's; linked files are in it because the node reads them.
+                    of(&entry.path(), true, control)?
                 }
             };
             lines.insert(name, sum);

@@ -79,16 +79,23 @@ pub(crate) enum Flush {
 }
 
 /// Paces writing, so that a large copy never queues more than a little in front of somebody else's fsync. It makes nothing
-/// durable: that is what fsync is for. A file system that cannot do it loses nothing, so there is no error.
-pub(crate) fn flush_range(file: &File, offset: u64, bytes: u64, flush: Flush) {
-    let (Ok(offset), Ok(bytes)) = (i64::try_from(offset), i64::try_from(bytes)) else { return };
+/// durable: that is what fsync is for.
+///
+/// # Errors
+/// What went wrong while the range was written to the disk. It is told once: an fsync that comes later may succeed, so
+/// this must not be ignored. A file system that cannot do it loses nothing, and that is no error.
+pub(crate) fn flush_range(file: &File, offset: u64, bytes: u64, flush: Flush) -> io::Result<()> {
+    let (Ok(offset), Ok(bytes)) = (i64::try_from(offset), i64::try_from(bytes)) else { return Ok(()) };
     let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     let flags = match flush {
         Flush::Start => libc::SYNC_FILE_RANGE_WRITE,
         Flush::Wait => wait,
     };
     // SAFETY: the descriptor is open while `file` is borrowed; the call takes plain numbers and touches no memory.
-    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, bytes, flags) };
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, bytes, flags) };
+    let error = io::Error::last_os_error();
+    let cannot = [libc::EINVAL, libc::ENOSYS, libc::ESPIPE, libc::EOPNOTSUPP];
+    if result == 0 || error.raw_os_error().is_some_and(|errno| cannot.contains(&errno)) { Ok(()) } else { Err(error) }
 }
 
 /// Lets everybody else go first from now on: this thread gets the processor with a low weight, and the disk (where its

@@ -3,15 +3,18 @@
 //! - **Quick**, in seconds for thousands of files: the files are those of `manifest.json`, with their sizes; the RocksDB's
 //!   CURRENT and MANIFEST name files that are there, with the sizes that they should have; each SQLite file has a header
 //!   that fits its size.
-//! - **Deep**, at the disk's speed: also the checksums of `BLAKE2SUMS`, every block of RocksDB read and checked against
-//!   its checksum, and SQLite's own integrity check. RocksDB runs in a child process where one is given: a damaged file
-//!   cannot harm the caller.
+//! - **Deep**, at the disk's speed: also the checksums of the manifest and of `BLAKE2SUMS`, every block of RocksDB read and
+//!   checked against its checksum, SQLite's own integrity check, and the heights of the record. RocksDB runs in a child
+//!   process where one is given: a damaged file cannot harm the caller.
 //!
-//! A foreign backup has no manifest: what can be looked at without one is.
+//! A foreign backup has no manifest: what can be looked at without one is. One with a manifest and no record was ours.
+//!
+//! # Limitations
+//! A changed byte within a row of SQLite is seen only where there are `BLAKE2SUMS`: its pages have no checksums.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek};
 use std::path::Path;
 
 use serde::Serialize;
@@ -20,12 +23,13 @@ use crate::commit::WHOLE;
 use crate::control::Control;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::live_files::is_immutable;
 use crate::log_format::{self, End};
 use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::record::{Record, VERIFIED_FILE, Verified};
+use crate::record::{RECORD_FILE, Record, VERIFIED_FILE, Verified};
 use crate::sums::{self, SUMS_FILE};
 use crate::version_edit::Versions;
-use crate::{live, rocks, sqlite};
+use crate::{live, quiet, rocks, sqlite};
 
 /// How thoroughly to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +55,8 @@ pub struct Verification {
     pub faults: Vec<String>,
 }
 
-/// Looks at the backup in `path`, whose record is `record` unless it is foreign. An error means that looking failed; what is wrong with the backup is in the result.
+/// Looks at the backup in `path`, whose record is `record` unless it is foreign. An error means that looking failed; what
+/// is wrong with the backup is in the result.
 pub(crate) fn verify(
     path: &Path,
     record: Option<&Record>,
@@ -65,14 +70,12 @@ pub(crate) fn verify(
     result.files_count = files.len() as u64;
     result.bytes = files.values().sum();
     control.set_total(result.bytes);
-    if let Some(record) = record {
-        compare_with_manifest(path, &files, &mut result)?;
-        for part in &record.pact {
-            let name = format!("0/sqlite/{}", part.file);
-            if files.get(&name) != Some(&part.bytes) {
-                result.faults.push(format!("{name}: it is not the one that the record names"));
-            }
-        }
+    let manifest = read_manifest(path, record.is_some(), &mut result)?;
+    if let Some(manifest) = &manifest {
+        compare_with_manifest(manifest, &files, &mut result);
+    }
+    if let (Some(manifest), Some(record)) = (&manifest, record) {
+        compare_with_record(manifest, record, &mut result);
     }
     check_rocksdb(&whole.join("rocksDb"), &mut result)?;
     let is_database = |name: &&String| name.starts_with("0/sqlite/") && name.ends_with(".sqlite");
@@ -82,24 +85,80 @@ pub(crate) fn verify(
             result.faults.push(format!("{name}: {why}"));
         }
     }
-    if depth == Depth::Quick {
-        return Ok(result);
-    }
-    for directory in ["rocksDb", "sqlite"] {
-        compare_sums(&whole.join(directory), control, &mut result)?;
-    }
-    for name in &databases {
-        control.check()?;
-        if let Some(why) = sqlite::integrity_fault(&path.join(name)) {
-            result.faults.push(format!("{name}: {why}"));
+    if depth == Depth::Deep {
+        let rocksdb = whole.join("rocksDb");
+        compare_sums(&rocksdb, &mut result, &mut |name, path, _| {
+            // RocksDB reads its SSTs once more, but through a cache of its own; the page cache is the node's.
+            sums::of(path, is_immutable(name), control)
+        })?;
+        for file in manifest.iter().flat_map(|m| &m.files).filter(|f| f.blake2b.is_some()) {
+            let place = path.join(&file.path);
+            // One that is missing was told of above.
+            if place.is_file() && Some(sums::of(&place, false, control)?) != file.blake2b {
+                result.faults.push(format!("{}: it is not what was backed up", file.path));
+            }
+        }
+        check_pact(path, &databases, record, control, &mut result)?;
+        match rocks::inspect(&rocksdb, program, control) {
+            Ok(keys_count) => result.keys_count = keys_count,
+            Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => result.faults.push(e.chain()),
+            Err(e) => return Err(e),
+        }
+        if let Some(expected) = record.and_then(|r| r.rocksdb.as_ref()).filter(|_| result.faults.is_empty()) {
+            let height = rocks::read_cut(&rocksdb, program, control)?.map(|cut| cut.height);
+            if height != expected.cut_height {
+                let (height, expected) = (height.unwrap_or(0), expected.cut_height.unwrap_or(0));
+                result.faults.push(format!("0/rocksDb: its cut is {height} where the record says {expected}"));
+            }
         }
     }
-    match rocks::inspect(&whole.join("rocksDb"), program, control) {
-        Ok(keys_count) => result.keys_count = keys_count,
-        Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => result.faults.push(e.chain()),
-        Err(e) => return Err(e),
-    }
     Ok(result)
+}
+
+/// Each database, one after the other: read in one go, then checked while it is in memory, since SQLite reads it in no order.
+fn check_pact(
+    path: &Path,
+    databases: &[&String],
+    record: Option<&Record>,
+    control: &Control,
+    result: &mut Verification,
+) -> Result<()> {
+    let directory = path.join(WHOLE).join("sqlite");
+    let mut damaged = Vec::new();
+    compare_sums(&directory, result, &mut |name, place, expected| {
+        let sum = sums::of(place, false, control)?;
+        if sum == expected
+            && databases.iter().any(|d| d.ends_with(&format!("/{name}")))
+            && let Some(why) = sqlite::integrity_fault(place, control)?
+        {
+            damaged.push(format!("0/sqlite/{name}: {why}"));
+        }
+        quiet::forget_cached(place);
+        Ok(sum)
+    })?;
+    result.faults.append(&mut damaged);
+    let has_sums = directory.join(SUMS_FILE).exists();
+    for name in databases {
+        let place = path.join(name);
+        if !has_sums {
+            sums::of(&place, false, control)?;
+            let fault = sqlite::integrity_fault(&place, control)?;
+            quiet::forget_cached(&place);
+            if let Some(why) = fault {
+                result.faults.push(format!("{name}: {why}"));
+                continue;
+            }
+        }
+        let part = record.and_then(|r| r.pact.iter().find(|part| name.ends_with(&format!("/{}", part.file))));
+        if let Some(part) = part.filter(|_| result.faults.is_empty()) {
+            let height = sqlite::newest_block(&place)?.map(|(height, _)| height);
+            if height != part.block_height {
+                let (height, expected) = (height.unwrap_or(0), part.block_height.unwrap_or(0));
+                result.faults.push(format!("{name}: its block is {height} where the record says {expected}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Writes down in the backup that it was verified, and how that went.
@@ -116,16 +175,30 @@ fn list(whole: &Path) -> Result<BTreeMap<String, u64>> {
     Ok(manifest.files.into_iter().map(|entry| (entry.path, entry.bytes)).collect())
 }
 
-fn compare_with_manifest(path: &Path, files: &BTreeMap<String, u64>, result: &mut Verification) -> Result<()> {
-    let manifest_path = path.join(MANIFEST_FILE);
-    let Ok(bytes) = fs::read(&manifest_path) else {
-        result.faults.push(format!("{MANIFEST_FILE}: it cannot be read"));
-        return Ok(());
-    };
-    let Some(manifest) = Manifest::parse(&bytes) else {
-        result.faults.push(format!("{MANIFEST_FILE}: it is not a manifest of ours"));
-        return Ok(());
-    };
+/// The manifest; `None`, with a fault where there must be one, where there is none of ours.
+fn read_manifest(path: &Path, is_ours: bool, result: &mut Verification) -> Result<Option<Manifest>> {
+    let read = if_there(fs::read(path.join(MANIFEST_FILE)), &path.join(MANIFEST_FILE))?;
+    let there = read.is_some();
+    let manifest = read.and_then(|bytes| Manifest::parse(&bytes));
+    if manifest.is_none() && (is_ours || there) {
+        let why = if there { "it is not a manifest of ours" } else { "it is missing" };
+        result.faults.push(format!("{MANIFEST_FILE}: {why}"));
+    }
+    if manifest.is_some() && !is_ours {
+        result.faults.push(format!("{RECORD_FILE}: it is missing or damaged"));
+    }
+    Ok(manifest)
+}
+
+/// `None` for what is not there; that it cannot be read says nothing about the backup.
+fn if_there<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
+    match read {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some).context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn compare_with_manifest(manifest: &Manifest, files: &BTreeMap<String, u64>, result: &mut Verification) {
     let expected: BTreeMap<&str, u64> = manifest.files.iter().map(|e| (e.path.as_str(), e.bytes)).collect();
     for (name, bytes) in &expected {
         match files.get(*name) {
@@ -142,17 +215,32 @@ fn compare_with_manifest(path: &Path, files: &BTreeMap<String, u64>, result: &mu
             result.faults.push(format!("{name}: it does not belong to the backup"));
         }
     }
-    Ok(())
+}
+
+/// What the record says twice must agree.
+fn compare_with_record(manifest: &Manifest, record: &Record, result: &mut Verification) {
+    let mut fault = |why: String| result.faults.push(format!("{RECORD_FILE}: {why}"));
+    if (record.bytes, record.files_count) != (manifest.bytes(), manifest.files.len() as u64) {
+        fault(format!("it says {} files of {} bytes", record.files_count, record.bytes));
+    }
+    let bytes: BTreeMap<&str, u64> = manifest.files.iter().map(|e| (e.path.as_str(), e.bytes)).collect();
+    for part in &record.pact {
+        let name = format!("0/sqlite/{}", part.file);
+        if bytes.get(name.as_str()) != Some(&part.bytes) {
+            fault(format!("{name} is not the one that it names"));
+        }
+    }
 }
 
 /// RocksDB's own view: CURRENT names a MANIFEST, and that names files that are there.
 fn check_rocksdb(directory: &Path, result: &mut Verification) -> Result<()> {
     let mut fault = |why: String| result.faults.push(format!("0/rocksDb/{why}"));
-    let Some(name) = fs::read_to_string(directory.join("CURRENT")).ok().and_then(|c| live::manifest_in(&c)) else {
+    let current = if_there(fs::read(directory.join("CURRENT")), &directory.join("CURRENT"))?;
+    let Some(name) = current.and_then(|c| live::manifest_in(&String::from_utf8(c).ok()?)) else {
         fault("CURRENT: it is missing or does not name a MANIFEST".to_owned());
         return Ok(());
     };
-    let Ok(manifest) = File::open(directory.join(&name)) else {
+    let Some(manifest) = if_there(File::open(directory.join(&name)), &directory.join(&name))? else {
         fault(format!("{name}: it is missing although CURRENT names it"));
         return Ok(());
     };
@@ -190,16 +278,37 @@ fn header_fault(database: &Path) -> Result<Option<&'static str>> {
     Ok((bytes != pages * page_bytes).then_some("its size is not what its header says"))
 }
 
-fn compare_sums(directory: &Path, control: &Control, result: &mut Verification) -> Result<()> {
-    let Some(expected) = sums::read(directory)? else { return Ok(()) };
-    for (name, sum) in expected {
+/// Compares a directory with its `BLAKE2SUMS`, where it has them: every file has a line, and every line a file. `sum` computes
+/// one, given the name, the place and what is expected.
+fn compare_sums(
+    directory: &Path,
+    result: &mut Verification,
+    sum: &mut dyn FnMut(&str, &Path, &str) -> Result<String>,
+) -> Result<()> {
+    let expected = match sums::read(directory) {
+        Ok(None) => return Ok(()),
+        Ok(Some(expected)) => expected,
+        Err(e) if e.kind() == Kind::Damaged => {
+            result.faults.push(e.chain());
+            return Ok(());
+        }
+        Err(e) => return Err(e),
+    };
+    let failed = || format!("cannot list {}", directory.display());
+    for entry in fs::read_dir(directory).context(failed)? {
+        let name = entry.context(failed)?.file_name().to_string_lossy().into_owned();
+        if name != SUMS_FILE && !expected.contains_key(&name) {
+            result.faults.push(format!("{}: {SUMS_FILE} does not name it", directory.join(&name).display()));
+        }
+    }
+    for (name, expected) in expected {
         let path = directory.join(&name);
         if path.symlink_metadata().is_err() {
             result.faults.push(format!("{}: it is missing although {SUMS_FILE} names it", path.display()));
             continue;
         }
         result.sums_count += 1;
-        if sums::of(&path, control)? != sum {
+        if sum(&name, &path, &expected)? != expected {
             result.faults.push(format!("{}: its checksum is wrong", path.display()));
         }
     }

@@ -114,8 +114,17 @@ pub fn pact(scale: &Scale) {
         let _ = fs::remove_dir_all(&out);
     };
     let make = || {
-        let arguments =
-            ["make", "--backup-pact", "--reserve-bytes", "0", "--log-level", "warn", "--database-directory"];
+        let arguments = [
+            "make",
+            "--backup-pact",
+            "--reserve-bytes",
+            "0",
+            "--sums",
+            "none",
+            "--log-level",
+            "warn",
+            "--database-directory",
+        ];
         let mut arguments: Vec<&std::ffi::OsStr> = arguments.iter().map(AsRef::as_ref).collect();
         arguments.extend([node.as_os_str(), "--backup-directory".as_ref(), out.as_os_str()]);
         run(program, &arguments);
@@ -154,4 +163,35 @@ pub fn pact(scale: &Scale) {
     let writer = Writer::start("pact", &sqlite, &scale.dir.join("pact.log"), Duration::from_millis(15));
     compare(&mut table, writer, &acts, scale.phase, scale.rounds, &clean);
     table.print();
+}
+
+/// The writes to RocksDB: as fast as it can (throughput), and synced with pauses (latency).
+pub fn rocksdb(scale: &Scale) {
+    for (what, pause) in [("as fast as it can, not synced", 0), ("synced, one every 5 ms", 5)] {
+        let (node, out) = (scale.dir.join("node-rocks"), scale.dir.join("out"));
+        let database = node.join("0/rocksDb");
+        fs::create_dir_all(&database).unwrap();
+        let writer = Writer::start("rocksdb", &database, &scale.dir.join("rocks.log"), Duration::from_millis(pause));
+        // Some SSTs to link.
+        std::thread::sleep(Duration::from_secs(3));
+        let clean = || {
+            let _ = fs::remove_dir_all(&out);
+        };
+        let make = || {
+            let words =
+                ["make", "--reserve-bytes", "0", "--log-level", "warn", "--sums", "none", "--database-directory"];
+            let mut arguments: Vec<&std::ffi::OsStr> = words.iter().map(AsRef::as_ref).collect();
+            arguments.extend([node.as_os_str(), "--backup-directory".as_ref(), out.as_os_str()]);
+            run(scale.program.to_str().unwrap(), &arguments);
+        };
+        // A way that gives no good copy, but costs what links cost. Files vanish under it.
+        let cp = || {
+            let _ = Command::new("cp").arg("-al").args([&database, &out]).stderr(std::process::Stdio::null()).status();
+        };
+        let acts: [Act; 3] = [("nothing", None), ("ours", Some(Box::new(make))), ("`cp -al`", Some(Box::new(cp)))];
+        let mut table = Table::new(format!("A node's batches of 10 kB to RocksDB, {what}"), &COLUMNS);
+        compare(&mut table, writer, &acts, scale.phase, scale.rounds, &clean);
+        table.print();
+        fs::remove_dir_all(&node).unwrap();
+    }
 }

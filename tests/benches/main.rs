@@ -1,8 +1,10 @@
 //! Ours beside its peers, by turns in one run, as ratios: `scripts/bench.sh` calls this and says what can be chosen.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 mod latency;
 mod measure;
+mod speed;
 mod writers;
 
 use std::path::{Path, PathBuf};
@@ -13,16 +15,31 @@ use chainweb_backup::rocksdb::{DB, Options};
 /// How large and how long.
 pub struct Scale {
     pub dir: PathBuf,
+    /// A directory on another file system.
+    pub other: Option<PathBuf>,
     pub program: PathBuf,
     pub pact_databases: u32,
     pub pact_bytes: u64,
+    /// Numbers of SSTs.
+    pub ssts: Vec<u32>,
     pub phase: Duration,
     pub rounds: u32,
     pub peers: bool,
 }
 
+type Part = (&'static str, fn(&Scale));
+
+const PARTS: [Part; 6] = [
+    ("same", speed::same_file_system),
+    ("other", speed::other_file_system),
+    ("pact", speed::pact),
+    ("verify", speed::verify),
+    ("pact-latency", latency::pact),
+    ("rocksdb-latency", latency::rocksdb),
+];
+
 fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")))
 }
 
 fn main() {
@@ -35,17 +52,34 @@ fn main() {
             _ => writers::write_rocks(Path::new(at), Path::new(log), pause),
         }
     }
-    let scratch = tempfile::tempdir().unwrap();
+    let Some(program) = std::env::var_os("PROGRAM").map(PathBuf::from) else {
+        // `cargo test --benches` and the like: `scripts/bench.sh` knows what is needed.
+        println!("not run: start it by scripts/bench.sh");
+        return;
+    };
+    let parts: Vec<&str> = words.into_iter().filter(|word| !word.starts_with("--")).collect();
+    for part in &parts {
+        assert!(PARTS.iter().any(|(name, _)| name == part), "no part {part:?}, there are {:?}", PARTS.map(|p| p.0));
+    }
+    let scratch = tempfile::Builder::new().prefix("chainweb-backup-bench").tempdir().unwrap();
+    let memory = Path::new("/dev/shm");
+    let other = std::env::var_os("BENCH_OTHER").map(PathBuf::from).or(memory.is_dir().then(|| memory.to_owned()));
+    let ssts = std::env::var("SSTS").unwrap_or_else(|_| "1000 8000".to_owned());
     let scale = Scale {
         dir: std::env::var_os("BENCH_DIR").map_or(scratch.path().to_owned(), PathBuf::from),
-        program: std::env::var_os("PROGRAM").map(PathBuf::from).unwrap(),
+        other,
+        program,
         pact_databases: number("PACT_DATABASES", 20) as u32,
         pact_bytes: number("PACT_MB", 1000) * 1_000_000,
-        phase: Duration::from_secs(number("PHASE_S", 8)),
+        ssts: ssts.split_whitespace().map(|n| n.parse().expect("SSTS are numbers")).collect(),
+        phase: Duration::from_secs(number("PHASE_SECONDS", 6)),
         rounds: number("ROUNDS", 3) as u32,
         peers: number("PEERS", 1) > 0,
     };
-    latency::pact(&scale);
+    std::fs::create_dir_all(&scale.dir).unwrap();
+    for (_, part) in PARTS.iter().filter(|(name, _)| parts.is_empty() || parts.contains(name)) {
+        part(&scale);
+    }
 }
 
 /// A node's directory, which nobody has open: a small RocksDB and Pact databases.

@@ -132,7 +132,9 @@ one_case() {
   case $class$kind in
     status* | backup.json* | manifest.json* | sumsdelete)
       case $quick in 0 | 1 | 10 | 13) ;; *) problem "verify is $quick" ;; esac
-      [ "$quick" -eq "$deep" ] || problem "verify is $quick, verify --deep is $deep"
+      # What the record says of heights is only compared by reading them.
+      [ "$quick" -eq "$deep" ] || [ "$class$quick$deep" = backup.json013 ] ||
+        problem "verify is $quick, verify --deep is $deep"
       [ "$restored$plain_restored" = wholewhole ] || [ "$deep" -ne 0 ] || problem 'what was restored is not the backup'
       ;;
     *) [ "$deep" -eq 13 ] || problem "verify --deep is $deep" ;;

@@ -36,7 +36,7 @@ which() {
 
 # kept TARGET: how many whole old databases it holds, under whichever name.
 kept() {
-  for place in "$1"/0 "$1"/0.bak-* "$1"/.restoring-*; do
+  for place in "$1"/0 "$1"/0.bak-* "$1"/.exchanging-*; do
     [ ! -d "$place" ] || which "$place"
   done | grep -c old
 }
