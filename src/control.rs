@@ -86,6 +86,7 @@ impl Control {
     }
 
     pub(crate) fn enter(&self, phase: Phase) {
+        log::debug!("phase={phase:?}");
         self.phase.store(phase as u8, Relaxed);
         self.step();
     }

@@ -24,6 +24,11 @@ use terminal::{PROGRESS_INTERVAL, exit_code, print, size};
 /// How long the end may take after a signal; recover settles at the next start what did not end by then.
 const STOP_LIMIT: Duration = Duration::from_secs(9);
 
+/// The first pause between two looks at how a backup goes; each is twice as long as the one before. The longest, where
+/// nobody watches a progress line.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const WAIT_INTERVAL: Duration = Duration::from_millis(16);
+
 fn main() -> ExitCode {
     let plan = match plan() {
         Ok(plan) => plan,
@@ -154,13 +159,16 @@ fn make(plan: MakePlan) -> Result<i32> {
     let id = service.make_backup(MakeRequest { backup_pact: plan.backup_pact })?;
     print(id.as_str())?;
     let terminal = io::stderr().is_terminal();
+    // A small backup is done in no time, and who waits for it should not wait longer.
+    let (mut pause, longest) = (FIRST_PAUSE, if terminal { PROGRESS_INTERVAL } else { WAIT_INTERVAL });
     let details = loop {
         match service.details(&id) {
             Some(d) if d.status == Status::InProgress => {
                 if terminal {
                     progress_line(&d);
                 }
-                thread::sleep(PROGRESS_INTERVAL);
+                thread::sleep(pause);
+                pause = longest.min(pause * 2);
             }
             ended => break ended,
         }

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::Scale;
 use crate::measure::{Table, quantile, run, settle};
 
+/// How many times as long as its runs an act may take in all.
+const MAX_OVERHEAD: u32 = 3;
+
 /// One thing to do again and again while the writer writes; `None` is to leave it alone.
 pub type Act<'a> = (&'a str, Option<Box<dyn Fn() + 'a>>);
 
@@ -62,8 +65,9 @@ pub fn compare(table: &mut Table, writer: Writer, acts: &[Act], phase: Duration,
     for _ in 0..rounds {
         for (n, (_, act)) in acts.iter().enumerate() {
             settle();
-            let mut left = phase;
-            while !left.is_zero() {
+            let (mut left, begun) = (phase, Instant::now());
+            // What comes after each run takes its time too.
+            while !left.is_zero() && begun.elapsed() < phase * MAX_OVERHEAD {
                 let (started, from) = (Instant::now(), now_us());
                 match act {
                     Some(act) => act(),
