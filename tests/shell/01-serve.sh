@@ -44,8 +44,9 @@ is 'it has no Pact' "$(ls "node/backups/$id/0")" rocksDb
 backup '?backupPact'
 is 'a full backup is done' "$word" backup-done
 is 'its scope is in a header' "$(header x-backup-scope)" rocksdb,pact
-is 'it has three Pact databases' "$(ls "node/backups/$id/0/sqlite" | wc -l)" 3
-is 'nothing beside them' "$(ls "node/backups/$id/0/sqlite" | grep -vc '^pact-v1-chain-[0-2]\.sqlite$')" 0
+is 'it has three Pact databases' "$(ls "node/backups/$id/0/sqlite/"*.sqlite | wc -l)" 3
+is 'nothing but their checksums beside them' \
+  "$(ls "node/backups/$id/0/sqlite" | grep -vc -e '^pact-v1-chain-[0-2]\.sqlite$' -e '^\.*BLAKE2SUMS')" 0
 is 'the status file has no newline' "$(od -An -c "node/backups/$id/status" | tr -d ' \n')" backup-done
 status 'it verifies' 0 demo-node verify "node/backups/$id"
 
