@@ -3,6 +3,15 @@
 #
 #   scripts/soak.sh backups [N] [embedded|beside]   N full backups of a node that keeps writing, each verified (200)
 #   scripts/soak.sh kills [N] [SEED]                N times kill -9 at a random moment of a backup (300)
+#   scripts/soak.sh cuts [N] [SEED]                 N power cuts during backup, restore and delete, on xfs and ext4 (300)
+#   scripts/soak.sh errors [N] [SEED]               N errors of the disk below RocksDB and SQLite, and full disks (720)
+#   scripts/soak.sh damages [N] [SEED]              N damages for each cell of the matrix (40)
+#   scripts/soak.sh restores [N] [SEED]             N times kill -9 at a random moment of a restore (240)
+#   scripts/soak.sh raw [N]                         N raw copies of SQLite under load, for each scenario (130)
+#   scripts/soak.sh live [N] [SCENARIO [WAY]]       N live copies under load, for each scenario, twice (100)
+#   scripts/soak.sh foreign [N] [SCENARIO...]       N live copies of writers of other RocksDB versions, for each (40)
+#   scripts/soak.sh timing [SSTS]                   the live copy beside RocksDB's checkpoint and cp -al (8000)
+#   scripts/soak.sh untouched                       strace: what `make` does to the files of a node
 #
 # `backups`: by the node itself, or by `serve` beside it. `demo-node verify` also rejects a Pact that is ahead.
 # `kills`: by turns a node that embeds the service, while it writes, and `serve` beside the stopped node; backups go to another
@@ -12,6 +21,15 @@
 
 [ -n "${BIN:-}" ] || BIN=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/chainweb-backup}/release
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+case ${1:-} in
+  cuts) CUTS=${2:-300} SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/11-power-cut.sh" ;;
+  errors) CASES=${2:-720} LEVELS=48 THIN=64 SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/12-disk-errors.sh" ;;
+  damages) CASES=${2:-40} SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/13-damage.sh" ;;
+  restores) KILLS=${2:-240} SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/14-restore-kill.sh" ;;
+  raw) exec sh "$ROOT/tests/soak/run.sh" raw "${2:-130}" ;;
+  live) shift && exec sh "$ROOT/tests/soak/run.sh" own "$@" ;;
+  foreign | timing | untouched) exec sh "$ROOT/tests/soak/run.sh" "$@" ;;
+esac
 . "$ROOT/tests/shell/lib.sh"
 
 usage() {

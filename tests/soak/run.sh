@@ -2,6 +2,7 @@
 # Long forms of the live copy's tests. Usage:
 #   tests/soak/run.sh own [COPIES [SCENARIO [WAY]]]   our RocksDB as the writer (default 100 copies of each scenario, twice)
 #   tests/soak/run.sh foreign [COPIES [SCENARIO...]]  writers of other RocksDB versions (see foreign.py; default 40 of each)
+#   tests/soak/run.sh raw [COPIES]                    raw copies of SQLite under load (default 130 of each scenario)
 #   tests/soak/run.sh timing [SSTS]                   time and window beside RocksDB's checkpoint and cp -al (default 8000)
 #   tests/soak/run.sh untouched                       strace: what `make` does to the files of a node
 # Needs a build: cargo test --release --features gate --no-run, and cargo build --release.
@@ -15,12 +16,16 @@ trap 'rm -rf "$work"' EXIT
 suite() {
   newest=$(ls -t "$target"/release/deps/suite-* | grep -v '\.d$' | head -n 1)
   cp "${SUITE:-$newest}" "$work/suite"
-  "$work/suite" --exact "$1" --nocapture
+  "$work/suite" --nocapture "$@"
 }
 case ${1:-} in
 own)
   export CHAINWEB_BACKUP_SOAK="${2:-100}${3:+;$3}${4:+;$4}"
-  suite live::stress::soak
+  suite --exact live::stress::soak
+  ;;
+raw)
+  export CHAINWEB_BACKUP_SQLITE_COPIES="${2:-130}"
+  suite sqlite_stress:: --test-threads 1
   ;;
 foreign)
   cp "$program" "$work/chainweb-backup"
@@ -31,7 +36,7 @@ foreign)
 timing)
   cp "$program" "$work/chainweb-backup"
   export CHAINWEB_BACKUP_TIMING="${2:-8000}" CHAINWEB_BACKUP_PROGRAM="$work/chainweb-backup"
-  suite live::timing::timing
+  suite --exact live::timing::timing
   ;;
 untouched)
   cp "$program" "$work/chainweb-backup"
@@ -60,7 +65,7 @@ untouched)
   echo "1 passed, 0 failed"
   ;;
 *)
-  sed -n '2,7s/^# //p' "$0"
+  sed -n '2,8s/^# //p' "$0"
   exit 2
   ;;
 esac
