@@ -1,0 +1,57 @@
+#!/bin/sh
+# What an operator does to a backup that is being made: slow it down, speed it up by SIGHUP, cancel it from another process.
+. "$(dirname -- "$0")/lib.sh"
+
+node node --chains 2 --fill 6000000
+at='--backup-directory node/backups'
+config() {
+  printf 'databaseDirectory: node\nbackup:\n  api: {enabled: true}\n  reserveBytes: 0\n  limitBytesPerSecond: %s\n' "$1" >config.yaml
+}
+
+# shellcheck disable=SC2086 # $at is two words
+{
+  config 1000
+  start serve.log chainweb-backup serve --config-file config.yaml
+  status 'nothing to cancel is 10' 10 chainweb-backup cancel $at
+  http POST '/make-backup?backupPact'
+  id=$(cat body)
+  sleep 1
+  status 'a slow backup is in progress' 11 chainweb-backup check $at "$id"
+  config 0
+  kill -HUP "$pid"
+  tries=0
+  until chainweb-backup check $at "$id" >word 2>&1 || [ "$tries" -ge 200 ]; do tries=$((tries + 1)) && sleep 0.05; done
+  is 'SIGHUP lifted its limit' "$(cat word)" backup-done
+  has 'the log says so' serve.log 'configuration read again limit_bytes_per_second=0'
+
+  config 1000x
+  kill -HUP "$pid"
+  tries=0
+  until grep -q 'not read again' serve.log || [ "$tries" -ge 200 ]; do tries=$((tries + 1)) && sleep 0.05; done
+  has 'a wrong file is an error in the log' serve.log 'is not a size'
+  config 1000
+  kill -HUP "$pid"
+  tries=0
+  until grep -q 'limit_bytes_per_second=1000' serve.log || [ "$tries" -ge 200 ]; do tries=$((tries + 1)) && sleep 0.05; done
+  http POST '/make-backup?backupPact'
+  id=$(cat body)
+  status 'cancel is 0' 0 timeout 2 chainweb-backup cancel $at "$id"
+  is 'it says how the backup ended' "$(cat out)" "$id: backup-failed"
+  status 'the status agrees' 1 chainweb-backup check $at "$id"
+  has 'and says why' err 'cancelled by the operator'
+  stop TERM
+
+  chainweb-backup make --config-file config.yaml --backup-pact >made 2>make.log </dev/null &
+  maker=$!
+  tries=0
+  until [ -s made ] || [ "$tries" -ge 200 ]; do tries=$((tries + 1)) && sleep 0.05; done
+  status 'cancel without an ID takes the one that runs' 0 timeout 2 chainweb-backup cancel $at
+  is 'which is that of make' "$(cat out)" "$(cat made): backup-failed"
+  made_is=0
+  wait "$maker" || made_is=$?
+  is 'make says so' "$made_is" 1
+  is 'and leaves its record only' "$(ls -A "node/backups/$(cat made)" | tr '\n' ' ')" '.use backup.json status '
+  is 'and no garbage' "$(ls -A node/backups | grep -c -e deleting -e creating)" 0
+}
+status 'the node is whole' 0 demo-node verify node
+end
