@@ -31,6 +31,12 @@ pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
 /// One read while a sum is computed.
 const CHUNK_BYTES: usize = 256 * 1024;
 
+/// Whether this is the name of the file, or of what becomes it ([`disk::replace`]).
+pub(crate) fn is_ours(name: &str) -> bool {
+    let temporary = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp"));
+    temporary.unwrap_or(name) == SUMS_FILE
+}
+
 /// The BLAKE2b-512 of a file, in hexadecimal. `quiet` is to leave no trace in the page cache.
 pub(crate) fn of(path: &Path, quiet: bool, control: &Control) -> Result<String> {
     let failed = || format!("cannot read {}", path.display());

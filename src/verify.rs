@@ -185,6 +185,7 @@ fn read_manifest(path: &Path, is_ours: bool, result: &mut Verification) -> Resul
         result.faults.push(format!("{MANIFEST_FILE}: {why}"));
     }
     if manifest.is_some() && !is_ours {
+        if_there(fs::read(path.join(RECORD_FILE)), &path.join(RECORD_FILE))?;
         result.faults.push(format!("{RECORD_FILE}: it is missing or damaged"));
     }
     Ok(manifest)
@@ -210,8 +211,8 @@ fn compare_with_manifest(manifest: &Manifest, files: &BTreeMap<String, u64>, res
         }
     }
     for name in files.keys().filter(|name| !expected.contains_key(name.as_str())) {
-        // The sums are written after the commit.
-        if !name.ends_with(&format!("/{SUMS_FILE}")) {
+        // The sums are written after the commit, and what wrote them may have been cut off.
+        if !name.rsplit('/').next().is_some_and(sums::is_ours) {
             result.faults.push(format!("{name}: it does not belong to the backup"));
         }
     }
@@ -268,8 +269,10 @@ fn header_fault(database: &Path) -> Result<Option<&'static str>> {
     let failed = || format!("cannot read {}", database.display());
     let mut file = File::open(database).context(failed)?;
     let mut header = [0; 100];
-    if file.read_exact(&mut header).is_err() || !header.starts_with(b"SQLite format 3\0") {
-        return Ok(Some("it is not a SQLite database"));
+    match file.read_exact(&mut header) {
+        Ok(()) if header.starts_with(b"SQLite format 3\0") => {}
+        Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(Error::io(failed(), e)),
+        _ => return Ok(Some("it is not a SQLite database")),
     }
     let page = u64::from(u16::from_be_bytes([header[16], header[17]]));
     let page_bytes = if page == 1 { 65536 } else { page };
@@ -297,7 +300,7 @@ fn compare_sums(
     let failed = || format!("cannot list {}", directory.display());
     for entry in fs::read_dir(directory).context(failed)? {
         let name = entry.context(failed)?.file_name().to_string_lossy().into_owned();
-        if name != SUMS_FILE && !expected.contains_key(&name) {
+        if !sums::is_ours(&name) && !expected.contains_key(&name) {
             result.faults.push(format!("{}: {SUMS_FILE} does not name it", directory.join(&name).display()));
         }
     }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Power cuts, rehearsed on a loop-mounted file system that is shut down without writing its log: during a backup, a
-# restore, a delete. After each one: an identifier that was handed out is known and terminal, what is called done is whole,
+# restore (also over an old database), a delete, a prune. After each one: an identifier that was handed out is known and terminal, what is called done is whole,
 # a good backup is not lost, a target is wholly there or not at all. CUTS says how many (12), SEED which moments.
 . "$(dirname -- "$0")/lib.sh"
 
@@ -55,9 +55,11 @@ good() {
 
 one_cut() {
   problems='' id='' word='' round=$1 backups=$mount_point/node/backups
-  case $((round % 4)) in
+  case $((round % 6)) in
+    5) what=prune ;;
+    4) what=restore replace=--replace ;;
     3) what=delete ;;
-    2) what=restore ;;
+    2) what=restore replace='' ;;
     *) what=backup ;;
   esac
   serve
@@ -65,7 +67,22 @@ one_cut() {
   : >answer
   case $what in
     backup) curl -fsS -X POST -o answer "http://$address/make-backup?backupPact" 2>curl.err & ;;
-    restore) chainweb-backup restore --backup-directory "$backups" latest --to "$mount_point/restored" >restore.log 2>&1 & ;;
+    restore)
+      [ -z "$replace" ] ||
+        chainweb-backup restore --backup-directory "$backups" latest --to "$mount_point/restored" >restore.log 2>&1 ||
+        problem "the first restore: $(cat restore.log)"
+      # shellcheck disable=SC2086 # no word or one
+      chainweb-backup restore --backup-directory "$backups" latest --to "$mount_point/restored" $replace >restore.log 2>&1 &
+      ;;
+    prune)
+      backup '?backupPact'
+      victim=$id
+      backup '?backupPact'
+      survivor=$id
+      # The pinned keeper counts for nobody.
+      chainweb-backup prune --backup-directory "$backups" --keep-last 1 >prune.log 2>&1 &
+      moment=$(random_ms "$((SEED + round))" 40)
+      ;;
     delete)
       backup '?backupPact'
       victim=$id
@@ -99,9 +116,14 @@ one_cut() {
         word=restored
         demo-node verify "$mount_point/restored" >verified 2>&1 || problem "half a restore: $(tail -n 1 verified)"
       fi
+      [ -z "$replace" ] || [ "$word" = restored ] || problem 'the old database is gone'
       rm -rf "$mount_point/restored"
       ;;
-    delete)
+    delete | prune)
+      if [ "$what" = prune ]; then
+        fault=$(good "$survivor")
+        [ -z "$fault" ] || problem "what prune keeps is damaged: $fault"
+      fi
       http GET "/check-backup/$victim"
       word="$code $(cat body)"
       case $word in
@@ -145,6 +167,7 @@ for kind in xfs ext4; do
   backup '?backupPact'
   is "$kind: a backup before the first cut" "$word" backup-done
   keeper=$id
+  status "$kind: it is pinned" 0 chainweb-backup pin --backup-directory "$mount_point/node/backups" "$keeper"
   stop TERM
   sync
   end_of_kind=$((round + CUTS / 2))

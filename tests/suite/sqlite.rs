@@ -2,6 +2,7 @@
 //! does to the node's files. The load is in `sqlite_stress`.
 
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -609,7 +610,7 @@ proptest! {
     }
 }
 
-/// Inode, owner, mode and extended attributes of a file; with its content and times for those that nobody writes to.
+/// Inode, owner, mode and extended attributes of a file, the content of an SST; with sizes and times while nobody writes.
 fn fingerprint(path: &Path, resting: bool) -> String {
     let meta = path.symlink_metadata().unwrap();
     let mut attributes = [0; 4096];
@@ -618,6 +619,11 @@ fn fingerprint(path: &Path, resting: bool) -> String {
         format!("{} {}:{} {:o} {:?}", meta.ino(), meta.uid(), meta.gid(), meta.mode(), &attributes[..length]);
     if resting && !meta.is_dir() && !path.to_string_lossy().ends_with("-shm") {
         text += &format!(" {} {}.{}", meta.len(), meta.mtime(), meta.mtime_nsec());
+    }
+    if path.extension().is_some_and(|e| e == "sst") {
+        let mut hasher = DefaultHasher::new();
+        fs::read(path).unwrap().hash(&mut hasher);
+        text += &format!(" content {:x}", hasher.finish());
     }
     text
 }
