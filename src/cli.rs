@@ -29,6 +29,7 @@ const PORT: u16 = 1849;
 
 /// This very program, also after its file was replaced by a newer one.
 pub const OURSELVES: &str = "/proc/self/exe";
+
 /// What to do, validated.
 #[derive(Debug, PartialEq)]
 pub enum Plan {

@@ -149,7 +149,7 @@ pub fn sum_backup(directory: &Path, word: &str, control: &Control) -> Result<(Ba
     let held = hold(directory, word)?;
     require_ours(&held.found)?;
     let catalog = Catalog::manage(directory)?;
-    let read_count = sums::write(&catalog, &held.path, Sums::All, control)?;
+    let read_count = sums::write(&catalog, &held.path, Sums::All, control)?.unwrap_or(0);
     Ok((held.found.id, read_count))
 }
 

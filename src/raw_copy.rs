@@ -159,14 +159,14 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
         PactMethod::Clone => disk::clone(held.database, to, owner, control, &watch).map_err(bounded)?,
         PactMethod::Copy => None,
     };
-    let method = if cloned.is_some() { Method::RawClone } else { Method::RawCopy };
-    let unsynced = if let Some(cloned) = cloned {
-        cloned
+    let (method, unsynced) = if let Some(cloned) = cloned {
+        (Method::RawClone, cloned)
     } else {
         // What a WAL checkpoint appends meanwhile is in the frames that we take too.
         let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
         let bytes = bytes.context(|| format!("cannot look at {}", database.display()))?;
-        disk::copy_unsynced(&mut pages, bytes, to, owner, control, &watch).map_err(bounded)?
+        let copied = disk::copy_unsynced(&mut pages, bytes, to, owner, control, &watch).map_err(bounded)?;
+        (Method::RawCopy, copied)
     };
     gate::point("raw-database-copied", database);
 

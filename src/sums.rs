@@ -95,11 +95,8 @@ pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) ->
     let path = catalog.path(&newest.id);
     // Somebody who deletes or verifies it comes first.
     let Some(_use_lock) = Lock::try_share(&path.join(USE_FILE))? else { return Ok(None) };
-    if missing(&path, which)?.is_empty() {
-        return Ok(None);
-    }
     let read_count = write(catalog, &path, which, control)?;
-    Ok(Some((newest.id, read_count)))
+    Ok(read_count.map(|count| (newest.id, count)))
 }
 
 /// The directories of a finished backup that shall have sums and have none.
@@ -117,11 +114,15 @@ fn missing(path: &Path, which: Sums) -> Result<Vec<PathBuf>> {
     Ok(all.filter(|directory| directory.is_dir() && !directory.join(SUMS_FILE).exists()).collect())
 }
 
-/// Writes the missing `BLAKE2SUMS` of a finished backup; returns how many files were read for it.
-pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Control) -> Result<u64> {
-    let mut read_count = 0;
+/// Writes the missing `BLAKE2SUMS` of a finished backup; returns how many files were read for it, `None` where none is
+/// missing.
+pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Control) -> Result<Option<u64>> {
     let missing = missing(path, which)?;
-    let known = if missing.is_empty() { HashMap::new() } else { known(catalog)? };
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    let mut read_count = 0;
+    let known = known(catalog)?;
     for directory in missing {
         let mut lines = BTreeMap::new();
         for entry in fs::read_dir(&directory).context(|| format!("cannot list {}", directory.display()))? {
@@ -144,7 +145,7 @@ pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Contr
         let text: String = lines.iter().map(|(name, sum)| format!("{sum}  {name}\n")).collect();
         disk::replace(&directory, SUMS_FILE, text.as_bytes(), catalog.owner())?;
     }
-    Ok(read_count)
+    Ok(Some(read_count))
 }
 
 /// The sums that the catalog has already, by device and inode: an SST that several backups link is one file.

@@ -113,25 +113,11 @@ pub fn pact(scale: &Scale) {
     let sqlite = node.join("0/sqlite");
     crate::fill_node(&node, scale.pact_databases, scale.pact_bytes);
     let databases = crate::databases(&sqlite);
-    let program = scale.program.to_str().unwrap();
     let clean = || {
         let _ = fs::remove_dir_all(&out);
     };
     let make = || {
-        let arguments = [
-            "make",
-            "--backup-pact",
-            "--reserve-bytes",
-            "0",
-            "--sums",
-            "none",
-            "--log-level",
-            "warn",
-            "--database-directory",
-        ];
-        let mut arguments: Vec<&std::ffi::OsStr> = arguments.iter().map(AsRef::as_ref).collect();
-        arguments.extend([node.as_os_str(), "--backup-directory".as_ref(), out.as_os_str()]);
-        run(program, &arguments);
+        crate::speed::make(scale, &node, &out, true);
     };
     let all = |verb: &str| {
         fs::create_dir_all(&out).unwrap();
@@ -182,11 +168,7 @@ pub fn rocksdb(scale: &Scale) {
             let _ = fs::remove_dir_all(&out);
         };
         let make = || {
-            let words =
-                ["make", "--reserve-bytes", "0", "--log-level", "warn", "--sums", "none", "--database-directory"];
-            let mut arguments: Vec<&std::ffi::OsStr> = words.iter().map(AsRef::as_ref).collect();
-            arguments.extend([node.as_os_str(), "--backup-directory".as_ref(), out.as_os_str()]);
-            run(scale.program.to_str().unwrap(), &arguments);
+            crate::speed::make(scale, &node, &out, false);
         };
         // A way that gives no good copy, but costs what links cost. Files vanish under it.
         let cp = || {

@@ -57,7 +57,7 @@ fn timed(act: impl FnOnce()) -> Run {
 }
 
 /// `make` as an operator runs it, beside whoever has the databases open.
-fn make(scale: &Scale, node: &Path, to: &Path, with_pact: bool) -> Run {
+pub fn make(scale: &Scale, node: &Path, to: &Path, with_pact: bool) -> Run {
     let mut arguments: Vec<PathBuf> = ["make", "--reserve-bytes", "0", "--log-level", "warn", "--sums", "none"]
         .into_iter()
         .chain(with_pact.then_some("--backup-pact"))
