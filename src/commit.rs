@@ -117,16 +117,18 @@ impl Unfinished {
     /// `check` looks at the whole backup between the steps 6 and 7.
     pub(crate) fn commit(
         &mut self,
-        manifest: &Manifest,
+        manifest: Manifest,
         now_ms: u64,
         control: &Control,
         check: &dyn Fn(&Path, &Record) -> Result<()>,
     ) -> Result<()> {
         let partial = self.partial();
         disk::sync_dirs(&partial)?;
-        disk::write_new(&self.path.join(MANIFEST_FILE), &manifest.to_bytes(), self.owner)?;
+        disk::write_new_by(&self.path.join(MANIFEST_FILE), self.owner, &|file| manifest.write(file))?;
         self.record.bytes = manifest.bytes();
         self.record.files_count = manifest.files.len() as u64;
+        // The check reads what was written: two of them are never in memory.
+        drop(manifest);
         self.record.phase = Phase::Finished;
         self.record.finished_ms = Some(now_ms);
         disk::replace(&self.path, RECORD_FILE, &self.record.to_bytes(), self.owner)?;

@@ -129,12 +129,14 @@ impl Control {
         self.reserve_bytes.load(Relaxed)
     }
 
+    /// Bytes per second that may be copied, where there is a limit.
+    pub(crate) fn limit_bytes(&self) -> Option<u64> {
+        Some(self.limit.load(Relaxed)).filter(|limit| *limit > 0)
+    }
+
     /// Waits as long as the limit wants it after `bytes` were copied. A time without copying is not made up for.
     pub(crate) fn throttle(&self, bytes: u64) -> Result<()> {
-        let limit = self.limit.load(Relaxed);
-        if limit == 0 {
-            return Ok(());
-        }
+        let Some(limit) = self.limit_bytes() else { return Ok(()) };
         let until = {
             let mut due = self.due.lock();
             let now = Instant::now();
@@ -145,7 +147,7 @@ impl Control {
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             self.check()?;
             // A limit that is lifted meanwhile holds no longer.
-            if self.limit.load(Relaxed) != limit {
+            if self.limit_bytes() != Some(limit) {
                 *self.due.lock() = None;
                 return Ok(());
             }

@@ -7,7 +7,6 @@
 //!
 //! Invariants: when this returns, every file that is not a link is synced. The first error ends the job.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
@@ -161,7 +160,7 @@ fn require_whole(manifest: &Manifest, pact: &[PactPart], rocksdb: &Path) -> Resu
     let gone = |name: &str| {
         Error::new(Kind::Damaged, format!("{name} is gone or has another size: did somebody delete this backup?"))
     };
-    let bytes: HashMap<&str, u64> = manifest.files.iter().map(|f| (f.path.as_str(), f.bytes)).collect();
+    let bytes = manifest.sizes();
     let live = reuse::live_files_in(rocksdb)?;
     let of_rocksdb = live.into_iter().map(|file| (format!("0/rocksDb/{}", file.name), file.bytes));
     let of_pact = pact.iter().map(|part| (format!("0/sqlite/{}", part.file), part.bytes));

@@ -30,11 +30,11 @@
 //!        verify, sums, restore, retention   finished backups
 //! row 2  rocks, live, live_files, reuse, sqlite, raw_copy   a source -> synced files
 //!        source, record, manifest      what is read; durable formats
-//! row 1  disk, quiet, sys, watchdog    every change that we make to the file system
-//! row 0  id, error, config, config_tree, control, gate,
+//! row 1  copy, disk, quiet, sys, watchdog   every change that we make to the file system
+//! row 0  id, error, config, config_tree, control, gate, seal,
 //!        log_format, version_edit, sqlite_wal   no I/O
 //! ```
-//! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
+//! Only `disk` and `copy` change the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
 //! else. Only `rocks` and `source` name the `rocksdb` crate, only `sqlite` names `rusqlite`, only `http` and `listener`
 //! name `rouille`, only `service` names `crossbeam-channel`. The protocol of each part stands at the top of its file.
 
@@ -43,6 +43,7 @@ mod commit;
 mod config;
 mod config_tree;
 mod control;
+mod copy;
 mod details;
 mod disk;
 mod error;
@@ -68,6 +69,7 @@ mod restore;
 mod retention;
 mod reuse;
 mod rocks;
+mod seal;
 mod service;
 mod source;
 mod sqlite;

@@ -25,6 +25,7 @@
 //! 8. Link each live file, level 0 first. One that is pinned already is good if it is the same inode, or if its source is
 //!    gone. A size that is not the MANIFEST's, or a file that is gone, needs a new round, which keeps the pins: only the
 //!    difference is raced. While CURRENT and the MANIFEST still are what they were it is damage: edits come before deletions.
+//!    What an earlier backup on another file system has, by RocksDB's own unique id, needs no link: it is taken from there.
 //!
 //! Then: copy each WAL up to its cut and cut it back to its last complete record, copy the MANIFEST's S bytes, write
 //! CURRENT, copy OPTIONS and IDENTITY. Links that are not live in the end are dropped.
@@ -45,6 +46,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::Stat;
 
 use crate::control::Control;
+use crate::copy;
 use crate::disk::{self, Owner};
 use crate::error::{Error, Failure, IoContext, Kind, Result};
 use crate::gate;
@@ -126,7 +128,7 @@ pub(crate) fn copy(
         control.check()?;
         rounds_count += 1;
         staging.drop_wals()?;
-        let why = match round(&source, &staging, &mut last_manifest) {
+        let why = match round(&source, &staging, earlier, &mut last_manifest) {
             Ok(found) => break found,
             Err(Failure::Final(e)) => return Err(e),
             Err(Failure::Again(why)) => why,
@@ -154,19 +156,21 @@ pub(crate) fn copy(
         // The reserve was made for the file system of the backup; the node's may be far smaller.
         let source_reserve_bytes = control.reserve_bytes().min(disk::free_bytes(pins)?.1 / SOURCE_RESERVE_DIVISOR);
         for file in &live {
-            let from = pins.join(&file.name);
+            let known = earlier.filter(|earlier| earlier.knows(file));
+            let from = known.map_or_else(|| pins.join(&file.name), |earlier| earlier.path(file));
             let target = to.join(&file.name);
             if earlier.map_or(Ok(false), |earlier| earlier.link(file, &from, &target))? {
                 reused.insert(file.name.clone());
-                disk::remove_file(&from)?;
-                continue;
+            } else {
+                let mut bytes = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+                // Pins hold what the node has deleted: its disk must not run full because of us, and each goes when copied.
+                let node_has_room = || disk::require_room(pins, source_reserve_bytes);
+                copy::copy_unsynced(&mut bytes, file.bytes, &target, owner, control, &node_has_room)?.sync()?;
+                require_size(&target, file.bytes)?;
             }
-            let mut pinned = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
-            // Pins hold what the node has deleted: its disk must not run full because of us, and each goes when copied.
-            let node_has_room = || disk::require_room(pins, source_reserve_bytes);
-            disk::copy_unsynced(&mut pinned, file.bytes, &target, owner, control, &node_has_room)?.sync()?;
-            require_size(&target, file.bytes)?;
-            disk::remove_file(&from)?;
+            if known.is_none() {
+                disk::remove_file(&from)?;
+            }
         }
     }
     write_rest(&source, &instant, to, owner, control)?;
@@ -177,6 +181,7 @@ pub(crate) fn copy(
 fn round(
     source: &Source,
     staging: &Staging,
+    earlier: Option<&Earlier>,
     last_manifest: &mut Option<(u64, String)>,
 ) -> std::result::Result<(Instantaneous, Vec<LiveFile>), Failure> {
     let instant = window(source, staging)?;
@@ -187,7 +192,16 @@ fn round(
         staging.drop_stale(source)?;
     }
     for file in &live {
-        match staging.pin(source, file)? {
+        let pin = match earlier.filter(|earlier| earlier.knows(file)) {
+            // Needed no more, but a node that has lost it shall hear of that.
+            Some(_) => match Pin::of(source.stat(&file.name)?, file) {
+                Pin::Good => Pin::Good,
+                lost if instant.still_holds(source)? => lost,
+                _ => Pin::Good,
+            },
+            None => staging.pin(source, file)?,
+        };
+        match pin {
             Pin::Good => {}
             // A file is deleted only after the edit that says so was written.
             Pin::Gone if instant.still_holds(source)? => {
@@ -305,7 +319,7 @@ impl Read for Region<'_> {
 fn copy_wal(source: &Source, wal: &Wal, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
     let target = to.join(&wal.name);
     let mut from = Region { file: &wal.file, at: 0, end: wal.bytes };
-    let copied = disk::copy(&mut from, wal.bytes, &target, owner, control)?;
+    let copied = copy::copy(&mut from, wal.bytes, &target, owner, control)?;
     if copied != wal.bytes {
         return Err(
             source.refused(&format!("{} became shorter while it was read: somebody truncates its WAL", wal.name))
@@ -333,7 +347,7 @@ fn write_rest(
     control: &Control,
 ) -> Result<()> {
     let mut manifest = Region { file: &instant.manifest, at: 0, end: instant.manifest_bytes };
-    if disk::copy(&mut manifest, instant.manifest_bytes, &to.join(&instant.name), owner, control)?
+    if copy::copy(&mut manifest, instant.manifest_bytes, &to.join(&instant.name), owner, control)?
         != instant.manifest_bytes
     {
         return Err(source.refused("its MANIFEST became shorter while it was read"));
@@ -347,7 +361,7 @@ fn write_rest(
         let taken = name != "IDENTITY" && options.iter().any(|o| to.join(o).exists());
         if let (false, Some(mut file)) = (taken, source.open(name)?) {
             let bytes = file.metadata().context(|| format!("cannot look at {name}"))?.len();
-            disk::copy(&mut file, bytes.min(MAX_TEXT_BYTES), &target, owner, control)?;
+            copy::copy(&mut file, bytes.min(MAX_TEXT_BYTES), &target, owner, control)?;
         }
     }
     // CURRENT last: without it the directory is no database.

@@ -46,6 +46,19 @@ pub(crate) enum Pin {
     Again(String),
 }
 
+impl Pin {
+    /// What is to be said of the file that was found for `file`, if any.
+    pub(crate) fn of(found: Option<Stat>, file: &LiveFile) -> Pin {
+        match found.map(|stat| stat.st_size.cast_unsigned()) {
+            None => Pin::Gone,
+            Some(bytes) if bytes == file.bytes => Pin::Good,
+            Some(bytes) => {
+                Pin::Unfit(format!("{} has {bytes} bytes where the MANIFEST says {}", file.name, file.bytes))
+            }
+        }
+    }
+}
+
 /// The directory of the database, opened once.
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
@@ -258,11 +271,11 @@ impl Staging {
         if FileType::from_raw_mode(pinned.st_mode) != FileType::RegularFile {
             return Err(source.not_regular(name));
         }
-        if pinned.st_size.cast_unsigned() == file.bytes {
-            return Ok(Pin::Good);
+        let pin = Pin::of(Some(pinned), file);
+        if !matches!(pin, Pin::Good) {
+            disk::remove_file(&path)?;
         }
-        disk::remove_file(&path)?;
-        Ok(Pin::Unfit(format!("{name} has {} bytes where the MANIFEST says {}", pinned.st_size, file.bytes)))
+        Ok(pin)
     }
 
     /// Drops what earlier rounds pinned and the last one does not need.

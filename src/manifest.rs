@@ -1,11 +1,14 @@
 //! `manifest.json`: every file of a finished backup. Written and synced before the backup gets its final name.
 
+use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::record::{FORMAT, Method};
+use crate::seal;
 
 /// Name of the file, beside `backup.json`.
 pub(crate) const MANIFEST_FILE: &str = "manifest.json";
@@ -66,15 +69,18 @@ impl Manifest {
         serde_json::from_slice(bytes).ok().filter(|m: &Manifest| m.format == FORMAT)
     }
 
+    /// The size of each file, by its path.
+    pub(crate) fn sizes(&self) -> BTreeMap<&str, u64> {
+        self.files.iter().map(|f| (f.path.as_str(), f.bytes)).collect()
+    }
+
     /// Sizes of all files added up.
     pub(crate) fn bytes(&self) -> u64 {
         self.files.iter().map(|f| f.bytes).sum()
     }
 
-    /// The bytes of `manifest.json`.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("a manifest has only string keys");
-        bytes.push(b'\n');
-        bytes
+    /// Writes `manifest.json`, which for many files is large.
+    pub(crate) fn write(&self, to: &mut dyn Write) -> io::Result<()> {
+        seal::write(self, to)
     }
 }

@@ -27,7 +27,9 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -36,6 +38,7 @@ use rustix::process::{Flock, FlockType};
 
 use crate::config::PactMethod;
 use crate::control::Control;
+use crate::copy;
 use crate::disk::{self, Owner};
 use crate::error::{Error, Failure, IoContext, Kind, Result};
 use crate::gate;
@@ -57,8 +60,13 @@ const MAX_ATTEMPTS: u32 = 3;
 /// The pause before the next attempt, times the attempts so far.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long one call waits for a lock that somebody else holds.
+/// How long we wait for a lock that somebody else holds, and how long one call does, so that a job can be cancelled.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const BUSY_SLICE: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether SQLite shall be interrupted, and from which size of a WAL on that is worth a thread.
+const INTERRUPT_INTERVAL: Duration = Duration::from_millis(200);
+const INTERRUPT_FROM_BYTES: u64 = 64 * 1024 * 1024;
 
 /// SQLite's extended code for a hot journal that a read-only connection cannot play back.
 const SQLITE_READONLY_ROLLBACK: i32 = 8 | 3 << 8;
@@ -117,7 +125,7 @@ pub(crate) fn copy(
             return Err(Error::new(Kind::Busy, context));
         }
         control.check()?;
-        std::thread::sleep(ATTEMPT_PAUSE * attempt);
+        thread::sleep(ATTEMPT_PAUSE * attempt);
         attempt += 1;
     }
 }
@@ -125,8 +133,7 @@ pub(crate) fn copy(
 fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control: &Control) -> Attempt<Option<Method>> {
     let failed = |e| unreadable(database, e);
     let connection = open(database).map_err(failed)?;
-    connection.execute_batch("BEGIN").map_err(failed)?;
-    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(failed)?;
+    begin(&connection, database, control)?;
     let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failed)?;
     if mode != "wal" {
         return Ok(None);
@@ -156,7 +163,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
         _ => Failure::Final(e),
     };
     let cloned = match how.method {
-        PactMethod::Clone => disk::clone(held.database, to, owner, control, &watch).map_err(bounded)?,
+        PactMethod::Clone => copy::clone(held.database, to, owner, control, &watch).map_err(bounded)?,
         PactMethod::Copy => None,
     };
     let (method, unsynced) = if let Some(cloned) = cloned {
@@ -165,7 +172,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
         // What a WAL checkpoint appends meanwhile is in the frames that we take too.
         let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
         let bytes = bytes.context(|| format!("cannot look at {}", database.display()))?;
-        let copied = disk::copy_unsynced(&mut pages, bytes, to, owner, control, &watch).map_err(bounded)?;
+        let copied = copy::copy_unsynced(&mut pages, bytes, to, owner, control, &watch).map_err(bounded)?;
         (Method::RawCopy, copied)
     };
     gate::point("raw-database-copied", database);
@@ -182,7 +189,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
         };
         // Where we read the database only, a WAL checkpoint may cut the WAL off.
         // Never synced: it is applied to the database, which is.
-        whole = disk::copy_unsynced(&mut extent, bytes, &copy, owner, control, &watch)?.bytes == bytes;
+        whole = copy::copy_unsynced(&mut extent, bytes, &copy, owner, control, &watch)?.bytes == bytes;
         applied = frames;
     }
     gate::point("raw-wal-copied", database);
@@ -207,7 +214,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
     connection.execute_batch("ROLLBACK").map_err(failed)?;
     drop(held);
     connection.close().map_err(|(_, e)| failed(e))?;
-    fold(to, applied)?;
+    fold(to, applied, control)?;
     unsynced.sync()?;
     Ok(Some(method))
 }
@@ -236,10 +243,24 @@ fn unreadable(database: &Path, e: rusqlite::Error) -> Error {
 pub(crate) fn open(database: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(database, flags)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.busy_timeout(BUSY_SLICE)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.execute_batch("PRAGMA query_only=1; PRAGMA mmap_size=0")?;
     Ok(connection)
+}
+
+/// Begins the read transaction, which gets its snapshot with the first read; waits for who locks the database, for a time.
+pub(crate) fn begin(connection: &Connection, database: &Path, control: &Control) -> Result<()> {
+    connection.execute_batch("BEGIN").map_err(|e| unreadable(database, e))?;
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())) {
+            Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < deadline => {
+                control.check()?;
+            }
+            other => return other.map_err(|e| unreadable(database, e)),
+        }
+    }
 }
 
 fn read_header(wal: &File, path: &Path) -> Result<Option<Header>> {
@@ -258,7 +279,7 @@ fn committed(header: &Header, wal: &mut File, path: &Path) -> Result<u64> {
 }
 
 /// Applies the copied WAL to the copied database: only in the copy, and exactly the frames that were copied. Not synced.
-fn fold(copy: &Path, frames: u64) -> Attempt<()> {
+fn fold(copy: &Path, frames: u64, control: &Control) -> Attempt<()> {
     let wal = beside(copy, "-wal");
     if frames > 0 {
         let failed = |e: rusqlite::Error| {
@@ -275,7 +296,11 @@ fn fold(copy: &Path, frames: u64) -> Attempt<()> {
         connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA synchronous=OFF").map_err(failed)?;
         let counts =
             |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
-        let result = connection.query_row("PRAGMA wal_checkpoint(FULL)", [], counts).map_err(failed)?;
+        let apply = || connection.query_row("PRAGMA wal_checkpoint(FULL)", [], counts);
+        let large = fs::metadata(&wal).is_ok_and(|meta| meta.len() >= INTERRUPT_FROM_BYTES);
+        let result = if large { interruptibly(&connection, control, apply) } else { apply() };
+        control.check()?;
+        let result = result.map_err(failed)?;
         let expected = i64::try_from(frames).unwrap_or(i64::MAX);
         if result != (0, expected, expected) && !gate::simpler("raw-fold", copy) {
             // A writer that is killed between its commit frame and the WAL index leaves a commit that nobody knows of:
@@ -292,6 +317,26 @@ fn fold(copy: &Path, frames: u64) -> Attempt<()> {
         }
         _ => Ok(disk::remove_file(&wal)?),
     }
+}
+
+/// Runs `work`, and interrupts SQLite when the job is stopped meanwhile.
+fn interruptibly<T>(connection: &Connection, control: &Control, work: impl FnOnce() -> T) -> T {
+    let handle = connection.get_interrupt_handle();
+    let (ended, end) = mpsc::channel::<()>();
+    let watch = move || {
+        while end.recv_timeout(INTERRUPT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            if control.check().is_err() {
+                handle.interrupt();
+            }
+        }
+    };
+    thread::scope(|scope| {
+        // Where no thread can be had, it takes as long as it takes.
+        let _ = thread::Builder::new().name("interrupt".to_owned()).spawn_scoped(scope, watch);
+        let result = work();
+        drop(ended);
+        result
+    })
 }
 
 /// The descriptors and locks of the read transaction.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::Phase;
 use crate::id::BackupId;
+use crate::seal;
 
 /// Our mark in `backup.json` and `manifest.json`.
 pub(crate) const FORMAT: &str = "chainweb-backup/1";
@@ -224,9 +225,12 @@ impl Record {
 
     /// The bytes of `backup.json`.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("a record has only string keys");
-        bytes.push(b'\n');
-        bytes
+        seal::to_bytes(self)
+    }
+
+    /// Whether a record of this age must carry its seal: version 0.1.0 knew none.
+    pub(crate) fn must_be_sealed(&self) -> bool {
+        self.versions.chainweb_backup != "0.1.0"
     }
 
     /// Reads `backup.json`; `None` where it is not ours: broken, or of another format.

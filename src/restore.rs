@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 use crate::commit::WHOLE;
 use crate::control::Control;
+use crate::copy;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live_files::is_immutable;
@@ -196,9 +197,9 @@ fn fill(whole: &Path, staging: &Path, owner: Option<Owner>, control: &Control, r
             continue;
         }
         let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
-        match disk::clone(file.as_fd(), &to, owner, control, &|| Ok(()))? {
+        match copy::clone(file.as_fd(), &to, owner, control, &|| Ok(()))? {
             Some(cloned) => cloned.sync()?,
-            None => disk::copy(&mut file, bytes, &to, owner, control)?,
+            None => copy::copy(&mut file, bytes, &to, owner, control)?,
         };
         restored.copied_count += 1;
     }

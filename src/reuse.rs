@@ -26,6 +26,7 @@ const TAIL_BYTES: u64 = 8 * 1024;
 #[derive(Debug)]
 pub(crate) struct Earlier {
     directory: PathBuf,
+    /// What its MANIFEST names and is really there, in that size: somebody may have removed a file, or cut it off.
     files: HashMap<String, LiveFile>,
     _use_lock: Lock,
 }
@@ -33,23 +34,28 @@ pub(crate) struct Earlier {
 impl Earlier {
     /// The RocksDB in `directory` of a backup that `use_lock` holds; `None` where its MANIFEST cannot be read.
     pub(crate) fn open(directory: &Path, use_lock: Lock) -> Option<Earlier> {
-        let files = live_files_in(directory).ok()?.into_iter().map(|file| (file.name.clone(), file)).collect();
+        let is_there = |file: &LiveFile| {
+            let meta = directory.join(&file.name).symlink_metadata();
+            meta.is_ok_and(|meta| meta.is_file() && meta.len() == file.bytes)
+        };
+        let files = live_files_in(directory).ok()?.into_iter().filter(is_there);
+        let files = files.map(|file| (file.name.clone(), file)).collect();
         Some(Earlier { directory: directory.to_owned(), files, _use_lock: use_lock })
     }
 
-    /// Links `file`, whose source is at `pinned`, to `to`, where this backup has the same one; otherwise `Ok(false)`.
+    /// Whether it has `file` for certain: both MANIFESTs give it the same unique id. The source need not be looked at then.
+    pub(crate) fn knows(&self, file: &LiveFile) -> bool {
+        let same = |ours: &LiveFile| ours.bytes == file.bytes && ours.unique_id == file.unique_id;
+        file.unique_id.is_some() && self.files.get(&file.name).is_some_and(same)
+    }
+
+    /// Links `file`, whose source is at `pinned`, to `to`, where this backup has the same one; otherwise `Ok(false)`. What it
+    /// [knows](Earlier::knows) needs no source.
     pub(crate) fn link(&self, file: &LiveFile, pinned: &Path, to: &Path) -> Result<bool> {
-        if !self.may_have(file) {
-            return Ok(false);
-        }
         let ours = self.directory.join(&file.name);
-        let same_id = match (self.files.get(&file.name).and_then(|f| f.unique_id), file.unique_id) {
-            (Some(a), Some(b)) => a == b,
-            _ => same_tail(&ours, pinned, file.bytes).context(|| format!("cannot compare {}", ours.display()))?,
-        };
-        // Its size on disk counts, not what its MANIFEST says: somebody may have cut it off.
-        let same_size = ours.symlink_metadata().is_ok_and(|meta| meta.is_file() && meta.len() == file.bytes);
-        if !same_id || !same_size {
+        let compared = || same_tail(&ours, pinned, file.bytes).context(|| format!("cannot compare {}", ours.display()));
+        let same = self.knows(file) || (self.may_have(file) && compared()?);
+        if !same {
             return Ok(false);
         }
         match disk::link(&ours, to) {
@@ -60,10 +66,16 @@ impl Earlier {
         }
     }
 
+    /// Where the bytes of a file are that it knows.
+    pub(crate) fn path(&self, file: &LiveFile) -> PathBuf {
+        self.directory.join(&file.name)
+    }
+
     /// Whether this backup seems to have a file, by what its MANIFEST says.
     fn may_have(&self, file: &LiveFile) -> bool {
-        let id = |f: &LiveFile| f.unique_id;
-        self.files.get(&file.name).is_some_and(|f| f.bytes == file.bytes && (id(f) == id(file) || id(f).is_none()))
+        let fits =
+            |ours: &LiveFile| ours.bytes == file.bytes && ours.unique_id.is_none_or(|id| file.unique_id == Some(id));
+        self.files.get(&file.name).is_some_and(fits)
     }
 
     /// Bytes of a live database that need not be copied, as far as its MANIFEST tells now.

@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
+use crate::copy;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
@@ -179,7 +180,7 @@ fn copy_pinned(
         } else {
             let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
             let bytes = file.metadata().context(|| format!("cannot look at {}", from.display()))?.len();
-            disk::copy(&mut file, bytes, &target, owner, control)?;
+            copy::copy(&mut file, bytes, &target, owner, control)?;
         }
         disk::remove_file(&from)?;
     }

@@ -475,7 +475,7 @@ impl Shared {
                 // That it was quickly verified goes without saying: it would not be done.
                 if depth == Depth::Deep { verify::note(path, depth, 0, now_ms(), self.catalog.owner()) } else { Ok(()) }
             };
-            backup.commit(&manifest, now_ms(), control, &check)
+            backup.commit(manifest, now_ms(), control, &check)
         };
         let result = catch_unwind(AssertUnwindSafe(attempt))
             .unwrap_or_else(|_| Err(Error::new(Kind::Io, "the backup thread panicked; see the log")));

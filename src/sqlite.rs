@@ -29,7 +29,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use rustix::process::{Flock, FlockType};
 
 use crate::control::Control;
-use crate::disk::{self, Owner, Unsynced};
+use crate::copy::{self, Unsynced};
+use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::raw_copy::{self, How};
 use crate::record::{Method, PactPart};
@@ -141,7 +142,7 @@ fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control
     if wal_of(database).exists() || !has_header || modes != WAL_MODES || has_journal {
         return Ok(false);
     }
-    disk::copy(&mut file, before.0, to, owner, control)?;
+    copy::copy(&mut file, before.0, to, owner, control)?;
     if fingerprint(&look(database)?) == before && !wal_of(database).exists() {
         return Ok(true);
     }
@@ -158,11 +159,7 @@ fn copy_online(database: &Path, to: &Path, owner: Option<Owner>, control: &Contr
         Error::new(Kind::Database, format!("cannot {verb} {}", database.display())).because(e)
     };
     let source = raw_copy::open(database).map_err(|e| failed("open", e))?;
-    source.execute_batch("BEGIN").map_err(|e| failed("open", e))?;
-    // The transaction gets its snapshot with the first read.
-    source
-        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))
-        .map_err(|e| failed("read", e))?;
+    raw_copy::begin(&source, database, control)?;
 
     let written = |e: rusqlite::Error| Error::new(Kind::Database, format!("cannot write {}", to.display())).because(e);
     let unsynced = Unsynced::create(to, owner)?;

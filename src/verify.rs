@@ -1,6 +1,7 @@
 //! Whether a finished backup is what it was when it was committed. Changes nothing; looks at everything itself.
 //!
-//! - **Quick**, in seconds for thousands of files: the files are those of `manifest.json`, with their sizes; the RocksDB's
+//! - **Quick**, in seconds for thousands of files: `backup.json` and `manifest.json` carry their right seals (see `seal`);
+//!   the files are those of `manifest.json`, with their sizes; the RocksDB's
 //!   CURRENT and MANIFEST name files that are there, with the sizes that they should have; each SQLite file has a header
 //!   that fits its size.
 //! - **Deep**, at the disk's speed: also the checksums of the manifest and of `BLAKE2SUMS`, every block of RocksDB read and
@@ -29,7 +30,7 @@ use crate::manifest::{MANIFEST_FILE, Manifest};
 use crate::record::{RECORD_FILE, Record, VERIFIED_FILE, Verified};
 use crate::sums::{self, SUMS_FILE};
 use crate::version_edit::Versions;
-use crate::{live, quiet, rocks, sqlite};
+use crate::{live, quiet, rocks, seal, sqlite};
 
 /// How thoroughly to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,9 @@ pub(crate) fn verify(
     result.files_count = files.len() as u64;
     result.bytes = files.values().sum();
     control.set_total(result.bytes);
+    if let Some(record) = record {
+        check_seals(path, record, &mut result)?;
+    }
     let manifest = read_manifest(path, record.is_some(), &mut result)?;
     if let Some(manifest) = &manifest {
         compare_with_manifest(manifest, &files, &mut result);
@@ -199,8 +203,20 @@ fn if_there<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
     }
 }
 
+/// Our two files must be what we wrote. One that is missing is told of elsewhere.
+fn check_seals(path: &Path, record: &Record, result: &mut Verification) -> Result<()> {
+    for name in [RECORD_FILE, MANIFEST_FILE] {
+        let bytes = if_there(fs::read(path.join(name)), &path.join(name))?;
+        let is_whole = bytes.map(|bytes| seal::is_whole(&bytes).unwrap_or(!record.must_be_sealed()));
+        if is_whole == Some(false) {
+            result.faults.push(format!("{name}: it is not what was written (its seal is wrong)"));
+        }
+    }
+    Ok(())
+}
+
 fn compare_with_manifest(manifest: &Manifest, files: &BTreeMap<String, u64>, result: &mut Verification) {
-    let expected: BTreeMap<&str, u64> = manifest.files.iter().map(|e| (e.path.as_str(), e.bytes)).collect();
+    let expected = manifest.sizes();
     for (name, bytes) in &expected {
         match files.get(*name) {
             None => result.faults.push(format!("{name}: it is missing")),
@@ -224,7 +240,7 @@ fn compare_with_record(manifest: &Manifest, record: &Record, result: &mut Verifi
     if (record.bytes, record.files_count) != (manifest.bytes(), manifest.files.len() as u64) {
         fault(format!("it says {} files of {} bytes", record.files_count, record.bytes));
     }
-    let bytes: BTreeMap<&str, u64> = manifest.files.iter().map(|e| (e.path.as_str(), e.bytes)).collect();
+    let bytes = manifest.sizes();
     for part in &record.pact {
         let name = format!("0/sqlite/{}", part.file);
         if bytes.get(name.as_str()) != Some(&part.bytes) {

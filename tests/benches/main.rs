@@ -52,6 +52,10 @@ fn main() {
             _ => writers::write_rocks(Path::new(at), Path::new(log), pause),
         }
     }
+    if let ["fill", node, databases, megabytes] = words[..] {
+        let bytes = megabytes.parse::<u64>().unwrap() * 1_000_000;
+        return fill_node(Path::new(node), databases.parse().unwrap(), bytes);
+    }
     let Some(program) = std::env::var_os("PROGRAM").map(PathBuf::from) else {
         // `cargo test --benches` and the like: `scripts/bench.sh` knows what is needed.
         println!("not run: start it by scripts/bench.sh");

@@ -5,7 +5,9 @@
 #   tests/soak/run.sh raw [COPIES]                    raw copies of SQLite under load (default 130 of each scenario)
 #   tests/soak/run.sh timing [SSTS]                   time and window beside RocksDB's checkpoint and cp -al (default 8000)
 #   tests/soak/run.sh untouched                       strace: what `make` does to the files of a node
-# Needs a build: cargo test --release --features gate --no-run, and cargo build --release.
+#   tests/soak/run.sh mutations [SECONDS] [SEED]      mutations of everything that is parsed (default 60 for each parser)
+#   tests/soak/run.sh clone-life [MINUTES]            see clone-life.sh (default 60)
+# Needs a build: cargo test --release --features gate --no-run, and cargo build --release --bins --benches.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 target=${CARGO_TARGET_DIR:-$HOME/.cache/chainweb-backup}
@@ -26,6 +28,15 @@ own)
 raw)
   export CHAINWEB_BACKUP_SQLITE_COPIES="${2:-130}"
   suite sqlite_stress:: --test-threads 1
+  ;;
+mutations)
+  export CHAINWEB_BACKUP_MUTATION_SECONDS="${2:-60}" CHAINWEB_BACKUP_SEED="${3:-7}"
+  echo "seed $CHAINWEB_BACKUP_SEED"
+  suite mutat --test-threads 1
+  ;;
+clone-life)
+  newest=$(ls -t "$target"/release/deps/peers-* | grep -v '\.d$' | head -n 1)
+  PEERS=$newest PROGRAM=$program sh "$here/clone-life.sh" "${2:-60}"
   ;;
 foreign)
   cp "$program" "$work/chainweb-backup"
@@ -65,7 +76,7 @@ untouched)
   echo "1 passed, 0 failed"
   ;;
 *)
-  sed -n '2,8s/^# //p' "$0"
+  sed -n '2,10s/^# //p' "$0"
   exit 2
   ;;
 esac

@@ -64,13 +64,13 @@ fn decorate() -> Decorate {
 }
 
 /// A listener in this process, stopped on drop.
-struct Server {
-    address: SocketAddr,
+pub struct Server {
+    pub address: SocketAddr,
     stopper: Stopper,
     thread: Option<JoinHandle<()>>,
 }
 
-fn server(limits: Limits) -> Server {
+pub fn server(limits: Limits) -> Server {
     let listener = Listener::bind("127.0.0.1:0").expect("a free port").with_limits(limits);
     let (address, stopper) = (listener.local_addr(), listener.stopper());
     let thread = Some(thread::spawn(move || listener.run(handler(), decorate())));
@@ -79,7 +79,7 @@ fn server(limits: Limits) -> Server {
 
 impl Server {
     /// Stops it and says how long that took.
-    fn stop(&mut self) -> Duration {
+    pub fn stop(&mut self) -> Duration {
         let begin = Instant::now();
         self.stopper.stop();
         if let Some(thread) = self.thread.take() {
@@ -227,7 +227,7 @@ impl Drop for Child {
     }
 }
 
-fn healthy(address: SocketAddr) -> bool {
+pub fn healthy(address: SocketAddr) -> bool {
     request(address, "GET", "/health-check", &[], b"").is_ok_and(|reply| reply.status == 200)
 }
 

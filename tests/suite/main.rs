@@ -12,6 +12,8 @@ mod listener;
 #[cfg(feature = "gate")]
 mod live;
 #[cfg(feature = "gate")]
+mod mutations;
+#[cfg(feature = "gate")]
 mod order;
 #[cfg(feature = "gate")]
 mod parsers;

@@ -14,11 +14,10 @@ use chainweb_backup::testing::{fragments, live_files, live_files_of, measure, re
 use proptest::prelude::*;
 
 use crate::fixture::scratch;
+use crate::mutations::{Loop, mutate};
 
 const BLOCK: usize = 32 * 1024;
 const HEADER: usize = 7;
-/// How many mutations a seeded loop tries.
-const MUTATIONS: u64 = 30_000;
 
 fn fragment(kind: u8, payload: &[u8]) -> Vec<u8> {
     let mut body = vec![kind];
@@ -443,15 +442,16 @@ fn mutated_manifests_are_no_panic() {
     let manifest = busy.manifest();
     let (edits, end) = records(&manifest, usize::MAX);
     assert_eq!((end, edits.len() > 10), ("clean", true));
-    let mut random = fastrand::Rng::with_seed(12);
     let unchanged = parsed(&manifest);
     let (mut refused, mut other, mut same) = (0, 0, 0);
-    for _ in 0..MUTATIONS {
+    let mut cases = Loop::of(30_000);
+    while cases.next() {
+        let random = &mut cases.random;
         // The checksum would hide what is behind it: so the records are changed, and written again.
         let mut edits = edits.clone();
         for _ in 0..random.usize(1..4) {
             let at = random.usize(..edits.len());
-            mutate(&mut edits[at], &mut random);
+            mutate(&mut edits[at], random);
         }
         match live_files_of(&edits) {
             Err(_) => refused += 1,
@@ -459,23 +459,11 @@ fn mutated_manifests_are_no_panic() {
             Ok(_) => other += 1,
         }
         let mut bytes = manifest.clone();
-        mutate(&mut bytes, &mut random);
+        mutate(&mut bytes, random);
         let _ = (live_files(&bytes), measure(&bytes));
     }
-    println!("mutations={MUTATIONS} refused={refused} other={other} same={same}");
+    println!("MANIFEST: {} mutations, refused={refused} other={other} same={same}", cases.done - 1);
     assert!(refused > 0 && other > 0 && same > 0);
-}
-
-fn mutate(bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
-    let at = random.usize(..bytes.len().max(1));
-    match random.u8(..5) {
-        0 => bytes.truncate(at),
-        1 => bytes.insert(at.min(bytes.len()), random.u8(..)),
-        2 if at < bytes.len() => drop(bytes.remove(at)),
-        3 if at < bytes.len() => bytes[at] = random.choice([0, 1, 0x7f, 0x80, 0xff]).unwrap(),
-        _ if at < bytes.len() => bytes[at] ^= 1 << random.u8(..8),
-        _ => {}
-    }
 }
 
 #[test]

@@ -8,8 +8,9 @@ use std::sync::{Arc, mpsc};
 use std::thread::sleep;
 use std::time::Duration;
 
+use chainweb_backup::rusqlite::Connection;
 use chainweb_backup::{
-    BackupId, Config, Control, Depth, Kind, Service, Status, Sums, Verify, cancel_backup, gate, verify_backup,
+    BackupId, Config, Control, Depth, Kind, Phase, Service, Status, Sums, Verify, cancel_backup, gate, verify_backup,
 };
 
 use crate::fixture::{Node, PACT, ROCKSDB, make_done, make_failed, names, record, wait_until};
@@ -47,6 +48,8 @@ fn a_job_that_hangs_is_called_failed() {
     assert!(refused.kind() == Kind::Busy && refused.chain().contains("stalled"), "{}", refused.chain());
     drop(let_go);
     wait_until("the reason", || record(&service, &id).reason.is_some_and(|reason| reason.contains("stalled")));
+    // Its thread may still be busy cleaning up.
+    wait_until("the thread", || service.make_backup(PACT).is_ok());
     make_done(&service, PACT);
     assert_eq!(service.check_backup(&id), Some(Status::Failed));
     assert_eq!(names(&node.backups().join(id.as_str())), FAILED);
@@ -87,6 +90,21 @@ fn an_operator_cancels() {
     let done = make_done(&service, PACT);
     assert_eq!(cancel_backup(&backups, Some(done.as_str())).unwrap(), (done.clone(), Status::Done));
     assert_eq!(service.check_backup(&done), Some(Status::Done));
+}
+
+/// SQLite waits for a lock; the operator need not.
+#[test]
+fn a_job_that_waits_for_a_lock_can_be_cancelled() {
+    let node = Node::new();
+    let locked = Connection::open(node.directory().join("0/sqlite/pact-v1-chain-7.sqlite")).unwrap();
+    locked.execute_batch("CREATE TABLE a (b); BEGIN EXCLUSIVE; INSERT INTO a VALUES (1)").unwrap();
+    let service = node.start();
+    let id = service.make_backup(PACT).unwrap();
+    wait_until("the lock", || service.details(&id).unwrap().progress.is_some_and(|p| p.phase == Phase::Pact));
+    assert_eq!(cancel_backup(&node.backups(), None).unwrap(), (id.clone(), Status::Failed));
+    assert_eq!(record(&service, &id).reason.as_deref(), Some("cancelled by the operator"));
+    locked.execute_batch("COMMIT").unwrap();
+    make_done(&service, PACT);
 }
 
 /// A page of a finished copy is overwritten while the heights are read: no size changes.

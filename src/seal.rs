@@ -1,0 +1,90 @@
+//! The checksum that our own JSON files carry of themselves: without it, nobody would notice that a time or a name in them
+//! was changed by a failing disk.
+//!
+//! It is the last field of the one object in the file, `"seal"`: the BLAKE2b-512, in hexadecimal, of every byte before the
+//! comma in front of it. So it is still plain JSON, and whoever does not know the field skips it.
+
+use std::io::{self, BufWriter, Write};
+
+use blake2b_simd::State;
+use serde::Serialize;
+
+const BEFORE: &str = ",\n  \"seal\": \"";
+const AFTER: &str = "\"\n}\n";
+const HEX_BYTES: usize = 128;
+
+/// How the object ends that is to be sealed.
+const OBJECT_END: &[u8] = b"\n}";
+
+/// Writes `value`, an object with at least one field, as JSON for people, with its seal.
+pub(crate) fn write(value: &impl Serialize, to: &mut dyn Write) -> io::Result<()> {
+    let mut sealing = BufWriter::new(Sealing { to, state: State::new(), held: Vec::new() });
+    serde_json::to_writer_pretty(&mut sealing, value)?;
+    let Sealing { to, state, held } = sealing.into_inner().map_err(io::IntoInnerError::into_error)?;
+    debug_assert_eq!(held, OBJECT_END);
+    write!(to, "{BEFORE}{}{AFTER}", state.finalize().to_hex())
+}
+
+/// The same in memory.
+pub(crate) fn to_bytes(value: &impl Serialize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write(value, &mut bytes).expect("our objects have only string keys, and memory takes every byte");
+    bytes
+}
+
+/// Whether a file is what was sealed; `None` where it has no seal.
+pub(crate) fn is_whole(file: &[u8]) -> Option<bool> {
+    let at = file.len().checked_sub(BEFORE.len() + HEX_BYTES + AFTER.len())?;
+    let (content, seal) = file.split_at(at);
+    let seal = seal.strip_prefix(BEFORE.as_bytes())?.strip_suffix(AFTER.as_bytes())?;
+    Some(blake2b_simd::blake2b(content).to_hex().as_bytes() == seal)
+}
+
+/// Passes everything on but the last bytes, which close the object.
+struct Sealing<'a> {
+    to: &'a mut dyn Write,
+    state: State,
+    held: Vec<u8>,
+}
+
+impl Write for Sealing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.held.extend_from_slice(bytes);
+        let pass = self.held.len().saturating_sub(OBJECT_END.len());
+        self.to.write_all(&self.held[..pass])?;
+        self.state.update(&self.held[..pass]);
+        self.held.drain(..pass);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_changed_bit_is_seen_or_unseals() {
+        for value in [serde_json::json!({"a": [1, 2]}), serde_json::json!({"name": "x".repeat(20_000), "n": 7})] {
+            let sealed = to_bytes(&value);
+            assert_eq!(is_whole(&sealed), Some(true));
+            let mut read: serde_json::Value = serde_json::from_slice(&sealed).unwrap();
+            read.as_object_mut().unwrap().remove("seal").unwrap();
+            assert_eq!(read, value);
+            for at in (0..sealed.len()).filter(|at| *at < 300 || at + 300 > sealed.len() || at % 97 == 0) {
+                for bit in 0..8 {
+                    let mut damaged = sealed.clone();
+                    damaged[at] ^= 1 << bit;
+                    assert_ne!(is_whole(&damaged), Some(true), "byte {at} bit {bit}");
+                }
+            }
+            for cut in (0..sealed.len()).step_by(7) {
+                assert_ne!(is_whole(&sealed[..cut]), Some(true), "cut at {cut}");
+            }
+        }
+    }
+}
