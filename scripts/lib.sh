@@ -78,6 +78,7 @@ require_packages() {
     { has ldb && has sst_dump && has db_bench; } || missing="$missing rocksdb-tools"
     { has mkfs.xfs && has xfs_io; } || missing="$missing xfsprogs"
     has mkfs.ext4 || missing="$missing e2fsprogs"
+    has mkfs.btrfs || missing="$missing btrfs-progs"
     has strace || missing="$missing strace"
   fi
   # shellcheck disable=SC2086 # one word per package
@@ -107,6 +108,13 @@ require_build() {
 require_test() {
   require_rust
   require_packages test
+}
+
+# The program without RocksDB, beside the full one.
+build_slim() {
+  cargo build --release --locked --no-default-features --bins || return
+  mkdir -p "$BIN/slim"
+  cp -f "$BIN/chainweb-backup" "$BIN/slim/chainweb-backup"
 }
 
 build() {

@@ -3,7 +3,7 @@
 #
 #   scripts/soak.sh backups [N] [embedded|beside]   N full backups of a node that keeps writing, each verified (200)
 #   scripts/soak.sh kills [N] [SEED]                N times kill -9 at a random moment of a backup (300)
-#   scripts/soak.sh cuts [N] [SEED]                 N power cuts during backup, restore and delete, on xfs and ext4 (300)
+#   scripts/soak.sh cuts [N] [SEED]                 N power cuts during backup, restore, delete, prune: xfs, ext4, btrfs (300)
 #   scripts/soak.sh errors [N] [SEED]               N errors of the disk below RocksDB and SQLite, and full disks (720)
 #   scripts/soak.sh damages [N] [SEED]              N damages for each cell of the matrix (40)
 #   scripts/soak.sh restores [N] [SEED]             N times kill -9 at a random moment of a restore (240)

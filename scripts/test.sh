@@ -11,12 +11,15 @@ phase setup require_test
 phase format cargo fmt --check || failed=1
 phase build build || exit 1
 phase clippy cargo clippy --release --locked --all-targets --features gate -- -D warnings || failed=1
+phase clippy-slim cargo clippy --release --locked --no-default-features -- -D warnings || failed=1
 phase doc env RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps || failed=1
 # The gate is a feature of this crate alone, so the dependencies are the same for both.
 phase test cargo test --release --locked --features gate || failed=1
+phase build-slim build_slim || exit 1
 # The tests have left programs with the gate in them.
 phase build-again cargo build --release --locked --bins || exit 1
 phase shell sh scripts/shell-tests.sh || failed=1
+phase bench sh scripts/bench.sh --short || failed=1
 
 printf '\n%s' "$SUMMARY"
 [ "$failed" -eq 0 ] && echo 'all passed' || echo 'FAILED: see the phases above'

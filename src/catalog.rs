@@ -310,7 +310,10 @@ fn read_bounded(path: &Path, limit_bytes: u64) -> Option<Vec<u8>> {
     // O_NONBLOCK so that a FIFO of that name cannot hold us; it means nothing to a regular file.
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()?;
-    fs::File::from(file).take(limit_bytes).read_to_end(&mut bytes).ok()?;
+    let file = fs::File::from(file);
+    // One byte more, so that the second read finds the end.
+    bytes.reserve(usize::try_from(file.metadata().ok()?.len().min(limit_bytes)).ok()? + 1);
+    file.take(limit_bytes).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }
 

@@ -270,3 +270,37 @@ fn pace(out: &File, start: u64, end: u64) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    /// Of data and holes at odd places, also at the end: the copy is the same, and takes no more of the disk.
+    #[test]
+    fn holes_stay_holes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        let mut random = fastrand::Rng::with_seed(3);
+        for length in [0, 1, 5000, 300_000, 70 << 20, (130 << 20) + 77] {
+            let file = File::create(&from).unwrap();
+            file.set_len(length).unwrap();
+            for _ in 0..6 {
+                let mut data = vec![0; random.usize(..length.min(400_000) as usize + 1)];
+                random.fill(&mut data);
+                file.write_all_at(&data, random.u64(..=length - data.len() as u64)).unwrap();
+            }
+            file.sync_all().unwrap();
+            let mut file = File::open(&from).unwrap();
+            let unsynced = copy_unsynced(&mut file, length, &to, None, &Control::default(), &|| Ok(())).unwrap();
+            assert_eq!(unsynced.sync().unwrap(), length);
+            assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap(), "{length} bytes");
+            let [before, after] = [&from, &to].map(|path| path.metadata().unwrap().blocks() * 512);
+            assert!(after <= before + 4 * WINDOW_BYTES * 6, "{length} bytes: {before} on the disk became {after}");
+            fs::remove_file(&to).unwrap();
+        }
+    }
+}

@@ -6,6 +6,7 @@ use crate::catalog::{Catalog, Found};
 use crate::control::Phase;
 use crate::id::BackupId;
 use crate::record::{Record, Scope, Status, Verified};
+use crate::sums;
 
 /// All that is known of one backup.
 #[derive(Debug, Clone, Serialize)]
@@ -26,6 +27,8 @@ pub struct Details {
     pub pinned: bool,
     /// How it was last verified; absent where it was not.
     pub verified: Option<Verified>,
+    /// The directories below its `0` that have checksums of all their files: `rocksDb`, `sqlite`.
+    pub sums: Vec<&'static str>,
     /// Bytes of disk that deleting it would free, as of the end of the last job; absent until that is known.
     pub exclusive_bytes: Option<u64>,
     /// What `backup.json` says; absent for a foreign backup.
@@ -50,12 +53,30 @@ pub struct Progress {
 }
 
 impl Details {
+    /// What is left to say of a job whose directory somebody has removed.
+    pub(crate) fn without_directory(id: &BackupId, status: Status, scope: Scope, started_ms: u64) -> Details {
+        Details {
+            id: id.clone(),
+            status,
+            scope,
+            foreign: false,
+            pinned: false,
+            verified: None,
+            sums: Vec::new(),
+            started_ms,
+            progress: None,
+            exclusive_bytes: None,
+            record: None,
+        }
+    }
+
     /// What the disk says of a backup; no job of ours runs on it.
     pub(crate) fn of(catalog: &Catalog, found: Found) -> Details {
         Details {
             foreign: found.record.is_none(),
             pinned: catalog.is_pinned(&found.id),
             verified: catalog.verified(&found.id),
+            sums: sums::present(&catalog.path(&found.id)),
             exclusive_bytes: None,
             progress: None,
             id: found.id,

@@ -15,6 +15,7 @@ use crate::config::suggest;
 use crate::error::{Error, Kind};
 use crate::id::BackupId;
 use crate::metrics;
+use crate::record::Scope;
 use crate::service::{MakeRequest, Service, now_ms};
 
 const TEXT: &str = "text/plain;charset=utf-8";
@@ -129,7 +130,13 @@ fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> R
 
 fn make(service: &Service, request: MakeRequest) -> Response {
     match service.make_backup(request) {
-        Ok(id) => with_scope(service, &id, text(200, id.as_str())),
+        Ok(id) => {
+            let response = text(200, id.as_str());
+            match service.status_and_scope(&id) {
+                Some((_, scope)) => with_scope(response, scope),
+                None => response,
+            }
+        }
         Err(e) => failure(&e),
     }
 }
@@ -140,19 +147,16 @@ fn check(service: &Service, segment: &str, request: &Request) -> Response {
     let wants_json = request.header("Accept").is_some_and(|accept| {
         accept.split(',').any(|range| range.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case(JSON)))
     });
-    let response = if wants_json {
-        service.details(&id).map(|details| json(&details))
+    let answer = if wants_json {
+        service.details(&id).map(|details| (json(&details), details.scope))
     } else {
-        service.check_backup(&id).map(|status| text(200, status.word()))
+        service.status_and_scope(&id).map(|(status, scope)| (text(200, status.word()), scope))
     };
-    response.map_or_else(|| text(404, "no such backup"), |r| with_scope(service, &id, r))
+    answer.map_or_else(|| text(404, "no such backup"), |(response, scope)| with_scope(response, scope))
 }
 
-fn with_scope(service: &Service, id: &BackupId, response: Response) -> Response {
-    match service.details(id) {
-        Some(details) => response.with_unique_header("x-backup-scope", details.scope.word()),
-        None => response,
-    }
+fn with_scope(response: Response, scope: Scope) -> Response {
+    response.with_unique_header("x-backup-scope", scope.word())
 }
 
 /// An error of the service as an answer; the status says what a client could do differently.

@@ -15,14 +15,16 @@ use crate::catalog::{Catalog, Found};
 use crate::commit::{USE_FILE, Unfinished, WHOLE};
 use crate::config::Config;
 use crate::control::{Control, Phase};
+use crate::cut::Cut;
 use crate::disk::{self, Lock};
+use crate::engine;
 use crate::error::{Error, Kind, Result};
 use crate::live_files::is_immutable;
 use crate::manifest::Manifest;
 use crate::raw_copy::How;
 use crate::record::{Method, PactPart, RocksdbPart, Status};
 use crate::reuse::{self, Earlier};
-use crate::rocks::{self, Capture, Cut};
+use crate::rocks::{self, Capture};
 use crate::source::{RocksSource, Sources};
 use crate::{sqlite, sums};
 
@@ -31,6 +33,9 @@ const MAX_CAPTURES: u32 = 4;
 
 /// What a node may need to bring a committed Pact block into RocksDB, before the next capture.
 const PACT_AHEAD_PAUSE: Duration = Duration::from_millis(250);
+
+/// The same for a program that cannot read RocksDB's heights, once.
+const BLIND_PAUSE: Duration = Duration::from_secs(1);
 
 /// The reserve where none is configured: the smaller of this and a twentieth of the file system.
 const DEFAULT_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
@@ -68,6 +73,10 @@ pub(crate) fn fill(
         backup.record.warnings.extend(missing_databases(catalog, &backup.record.pact)?);
     }
 
+    if backup.record.scope.has_pact() && engine::require("the heights").is_err() {
+        // Nobody can see whether Pact is ahead: what the node committed to it shall have reached RocksDB.
+        sleep(BLIND_PAUSE);
+    }
     let rocksdb = partial.join("rocksDb");
     let mut captures_count = 0;
     let (capture, cut) = loop {
@@ -76,6 +85,11 @@ pub(crate) fn fill(
         captures_count += 1;
         let capture = rocks::capture(sources, &rocksdb, earlier.as_ref(), owner, control)?;
         control.enter(Phase::Heights);
+        if let Err(e) = engine::require("reading the heights") {
+            let unknown = "the height of RocksDB is unknown, and whether Pact is ahead of it";
+            backup.record.warnings.push(format!("{unknown}: {}", e.chain()));
+            break (capture, None);
+        }
         let cut = rocks::read_cut(&rocksdb, config.heights_program.as_deref(), control)?;
         let Some(ahead) = cut.as_ref().and_then(|cut| pact_ahead(&backup.record.pact, cut)) else {
             break (capture, cut);

@@ -28,14 +28,14 @@
 //! row 4  job                           one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
 //!        verify, sums, restore, retention   finished backups
-//! row 2  rocks, live, live_files, reuse, sqlite, raw_copy   a source -> synced files
+//! row 2  rocks, engine, no_engine, live, live_files, reuse, sqlite, raw_copy   a source -> synced files
 //!        source, record, manifest      what is read; durable formats
 //! row 1  copy, disk, quiet, sys, watchdog   every change that we make to the file system
 //! row 0  id, error, config, config_tree, control, gate, seal,
-//!        log_format, version_edit, sqlite_wal   no I/O
+//!        cut, log_format, version_edit, sqlite_wal   no I/O
 //! ```
 //! Only `disk` and `copy` change the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
-//! else. Only `rocks` and `source` name the `rocksdb` crate, only `sqlite` names `rusqlite`, only `http` and `listener`
+//! else. Only `engine` names the `rocksdb` crate, only `sqlite` names `rusqlite`, only `http` and `listener`
 //! name `rouille`, only `service` names `crossbeam-channel`. The protocol of each part stands at the top of its file.
 
 mod catalog;
@@ -44,8 +44,11 @@ mod config;
 mod config_tree;
 mod control;
 mod copy;
+mod cut;
 mod details;
 mod disk;
+#[cfg_attr(not(feature = "engine"), path = "no_engine.rs")]
+mod engine;
 mod error;
 #[cfg_attr(feature = "gate", doc(hidden))]
 #[cfg(feature = "gate")]
@@ -106,4 +109,6 @@ pub use service::{MakeRequest, Service};
 pub use source::{RocksSource, Sources, SqliteSource};
 pub use verify::{Depth, Verification};
 
-pub use {rocksdb, rouille, rusqlite};
+#[cfg(feature = "engine")]
+pub use rocksdb;
+pub use {rouille, rusqlite};

@@ -292,6 +292,8 @@ fn fold(copy: &Path, frames: u64, control: &Control) -> Attempt<()> {
         };
         disk::written_by_library(copy)?;
         let connection = Connection::open(copy).map_err(failed)?;
+        // One that is given up shall not be applied after all when it is closed.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
         // Exclusive before the first access: then SQLite needs no -shm. Synced once, below.
         connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA synchronous=OFF").map_err(failed)?;
         let counts =

@@ -107,7 +107,7 @@ pub enum Method {
     Copied,
     /// The files of a SQLite database, copied under a read transaction.
     RawCopy,
-    /// As a raw copy, sharing the blocks of the node's own file.
+    /// As a raw copy or a plain one, sharing the blocks of the node's own file.
     RawClone,
     /// Written by SQLite's online backup.
     OnlineBackup,

@@ -1,29 +1,28 @@
-//! RocksDB through RocksDB itself: the only file that calls the `rocksdb` crate.
+//! One RocksDB into one finished directory, in whichever way fits, and what is read from it afterwards.
 //!
-//! - **Checkpoint** of the node's own open handle. It flushes first, links every SST and copies the rest. RocksDB would
+//! - **Checkpoint** of the node's own open handle, by `engine`. It links every SST and copies the rest. RocksDB would
 //!   copy across file systems by itself, but without cancel, space check or progress. So when the backup directory is on
 //!   another file system the checkpoint is made in the pin directory, a sibling of the node's `0`, and our own engine
 //!   copies from there, releasing each pin as soon as it is copied.
-//! - **Directory**: the live copy of `live`, which needs no RocksDB; here only because it is the other way to capture.
-//! - **Heights** of a finished copy, which is opened read-only and without a LOG: no file appears in the backup.
+//! - **Directory**: the live copy of `live`, which needs no RocksDB.
+//! - **Heights** and every block of a finished copy are read in a child process where one is given.
 //!
-//! Invariants: a backup is never opened read-write; a linked file is never written to, given away or synced.
+//! Invariant: a linked file is never written to, given away or synced.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rocksdb::checkpoint::Checkpoint;
-use rocksdb::{DB, IteratorMode, Options, ReadOptions};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
 use crate::copy;
+use crate::cut::Cut;
 use crate::disk::{self, Lock, Owner};
+use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
 use crate::live_files::{is_immutable, not_permitted, total_bytes as directory_bytes};
@@ -33,32 +32,17 @@ use crate::source::{RocksSource, Sources};
 /// Our directory beside the node's `0`, used when the backup directory is on another file system.
 const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
 
-/// The node's table of cuts, as a prefix of its keys.
-const CUT_PREFIX: &[u8] = b"-CutHashes$";
-
-/// The smallest key above every key with that prefix.
-const CUT_PREFIX_END: &[u8] = b"-CutHashes%";
-
 /// How long the child that reads the heights may take; replaying a large WAL takes seconds.
 const HEIGHTS_TIME_LIMIT: Duration = Duration::from_secs(600);
 
 /// How long the child that reads everything may take: a terabyte at 20 MB/s.
 const INSPECT_TIME_LIMIT: Duration = Duration::from_secs(14 * 60 * 60);
 
-/// How far a full read reads ahead.
-const READAHEAD_BYTES: usize = 2 * 1024 * 1024;
-
 /// How often a waiting parent looks whether the child has ended.
 const CHILD_POLL: Duration = Duration::from_millis(10);
 
 /// How often it is looked whether the child reads.
 const CHILD_LOOK: Duration = Duration::from_secs(1);
-
-/// Files that the finished copy may hold open, so that a terabyte does not cost thousands of descriptors.
-const MAX_OPEN_FILES: i32 = 64;
-
-/// RocksDB's name for the size of all its SSTs, of every version.
-const TOTAL_SST_BYTES: &str = "rocksdb.total-sst-files-size";
 
 /// How RocksDB was captured.
 #[derive(Debug)]
@@ -71,14 +55,6 @@ pub(crate) struct Capture {
     pub(crate) linked: bool,
     /// Files that are links to an earlier backup's.
     pub(crate) reused: HashSet<String>,
-}
-
-/// A cut: the newest block of every chain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Cut {
-    pub(crate) height: u64,
-    /// Block height by chain.
-    pub(crate) chains: BTreeMap<u32, u64>,
 }
 
 /// Whether hard links from the database's directory to `directory` work.
@@ -95,9 +71,8 @@ pub(crate) fn can_link(database: &Path, directory: &Path) -> Result<bool> {
 
 /// Bytes of the whole database: what a copy needs where links cannot reach.
 pub(crate) fn total_bytes(source: &RocksSource) -> Result<u64> {
-    let failed = |e| Error::new(Kind::Database, "cannot ask RocksDB for its size").because(e);
     match source {
-        RocksSource::Handle(db) => Ok(db.property_int_value(TOTAL_SST_BYTES).map_err(failed)?.unwrap_or(0)),
+        RocksSource::Handle(db) => engine::sst_bytes(db),
         RocksSource::Directory(database) => directory_bytes(database),
     }
 }
@@ -123,7 +98,7 @@ pub(crate) fn capture(
     let linked = can_link(sources.rocksdb.path(), parent)?;
     match &sources.rocksdb {
         RocksSource::Handle(db) if linked => {
-            checkpoint(db, to)?;
+            engine::checkpoint(db, to)?;
             for name in file_names(to)?.iter().filter(|n| !is_immutable(n)) {
                 disk::give(&to.join(name), owner)?;
                 disk::sync_file(&to.join(name))?;
@@ -160,14 +135,14 @@ pub(crate) fn capture(
 
 /// Makes the checkpoint in `pinned` and copies it to `to`; returns the files that `earlier` had already.
 fn copy_pinned(
-    db: &DB,
+    db: &Db,
     pinned: &Path,
     to: &Path,
     earlier: Option<&Earlier>,
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<HashSet<String>> {
-    checkpoint(db, pinned)?;
+    engine::checkpoint(db, pinned)?;
     disk::create_dir(to, owner)?;
     let live: HashMap<_, _> =
         reuse::live_files_in(pinned).unwrap_or_default().into_iter().map(|file| (file.name.clone(), file)).collect();
@@ -217,12 +192,6 @@ impl Pins {
     }
 }
 
-fn checkpoint(db: &DB, to: &Path) -> Result<()> {
-    disk::written_by_library(to)?;
-    let failed = |e| Error::new(Kind::Database, format!("cannot make a checkpoint in {}", to.display())).because(e);
-    Checkpoint::new(db).and_then(|c| c.create_checkpoint(to)).map_err(failed)
-}
-
 fn file_names(directory: &Path) -> Result<Vec<String>> {
     let failed = || format!("cannot list {}", directory.display());
     let mut names = Vec::new();
@@ -237,7 +206,7 @@ fn file_names(directory: &Path) -> Result<Vec<String>> {
 /// child process (`program heights DIR`), so that neither a damaged file nor a large WAL harms this one.
 pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Option<Cut>> {
     match program {
-        None => read_cut_here(copy),
+        None => engine::read_cut(copy),
         Some(program) => ask_child(program, "heights", copy, HEIGHTS_TIME_LIMIT, control),
     }
 }
@@ -246,7 +215,7 @@ pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -
 /// a `program`, a child process does it (`program inspect DIR`).
 pub(crate) fn inspect(copy: &Path, program: Option<&Path>, control: &Control) -> Result<u64> {
     match program {
-        None => inspect_here(copy),
+        None => engine::inspect(copy),
         Some(program) => ask_child(program, "inspect", copy, INSPECT_TIME_LIMIT, control),
     }
 }
@@ -308,84 +277,16 @@ fn ask_child<T: DeserializeOwned>(
 /// The child's side of reading the heights: the newest cut of the RocksDB in `directory` as JSON, `null` where it has none.
 ///
 /// # Errors
-/// Fails when RocksDB cannot open the directory or reports damage.
+/// Fails when RocksDB cannot open the directory or reports damage, or is not built in.
 pub fn heights_json(directory: &Path) -> Result<String> {
-    let cut = read_cut_here(directory)?;
+    let cut = engine::read_cut(directory)?;
     Ok(serde_json::to_string(&cut).expect("a cut has keys that JSON can spell"))
-}
-
-fn read_cut_here(copy: &Path) -> Result<Option<Cut>> {
-    let failed = |e| Error::new(Kind::Damaged, format!("RocksDB cannot open the copy {}", copy.display())).because(e);
-    let options = read_only_options(copy)?;
-    // Other column families are the node's business; the cuts are in the default one.
-    let db = DB::open_for_read_only(&options, copy, false).map_err(failed)?;
-    let mut range = ReadOptions::default();
-    range.set_iterate_upper_bound(CUT_PREFIX_END);
-    let newest = db.iterator_opt(IteratorMode::End, range).next().transpose().map_err(failed)?;
-    let Some((key, value)) = newest.filter(|(key, _)| key.starts_with(CUT_PREFIX)) else { return Ok(None) };
-    Ok(parse_cut(&key[CUT_PREFIX.len()..], &value))
 }
 
 /// The child's side of a deep verification: the number of keys, as JSON.
 ///
 /// # Errors
-/// Fails when RocksDB cannot open the directory or reports damage.
+/// Fails when RocksDB cannot open the directory or reports damage, or is not built in.
 pub fn inspect_json(directory: &Path) -> Result<String> {
-    Ok(inspect_here(directory)?.to_string())
-}
-
-fn inspect_here(copy: &Path) -> Result<u64> {
-    let failed = |e| Error::new(Kind::Damaged, format!("RocksDB reports damage in {}", copy.display())).because(e);
-    let options = read_only_options(copy)?;
-    let families = DB::list_cf(&options, copy).map_err(failed)?;
-    let db = DB::open_cf_for_read_only(&options, copy, &families, false).map_err(failed)?;
-    let mut keys_count = 0;
-    for family in &families {
-        let handle = db.cf_handle(family);
-        let handle = handle.ok_or_else(|| Error::new(Kind::Damaged, format!("column family {family} is missing")))?;
-        let mut read = ReadOptions::default();
-        read.set_verify_checksums(true);
-        read.fill_cache(false);
-        read.set_readahead_size(READAHEAD_BYTES);
-        for entry in db.iterator_cf_opt(handle, read, IteratorMode::Start) {
-            entry.map_err(failed)?;
-            keys_count += 1;
-        }
-    }
-    Ok(keys_count)
-}
-
-/// Options that open a finished copy without leaving anything in it.
-fn read_only_options(copy: &Path) -> Result<Options> {
-    // RocksDB would create a directory that is not there, even read-only.
-    if !copy.join("CURRENT").is_file() {
-        return Err(Error::new(Kind::Damaged, format!("there is no RocksDB in {} (no file CURRENT)", copy.display())));
-    }
-    // A transaction may be prepared and not yet committed.
-    let two_phase = Options::default().get_options_from_string("allow_2pc=true");
-    let mut options = two_phase.expect("RocksDB knows this option");
-    options.set_max_open_files(MAX_OPEN_FILES);
-    // Where the MANIFEST lists the WALs they are compared with it. (Without this, RocksDB 11.8 dies of a null pointer: a
-    // read-only database cannot clear the list.)
-    options.set_track_and_verify_wals_in_manifest(true);
-    // A logger of our own, which drops everything: the default one would create a LOG in the backup.
-    options.set_info_logger(rocksdb::InfoLogger::new_callback_logger(rocksdb::LogLevel::Fatal, |_, _| {}));
-    Ok(options)
-}
-
-/// A cut as the node stores it: the key begins with the height, 8 bytes big-endian; the value is JSON with `height` and
-/// `hashes: {chain: {height, hash}}`. `None` for what does not look like that: another node's table is not our business.
-fn parse_cut(key: &[u8], value: &[u8]) -> Option<Cut> {
-    #[derive(Deserialize)]
-    struct StoredBlock {
-        height: u64,
-    }
-    #[derive(Deserialize)]
-    struct StoredCut {
-        hashes: BTreeMap<String, StoredBlock>,
-    }
-    let height = u64::from_be_bytes(key.get(..8)?.try_into().ok()?);
-    let stored: StoredCut = serde_json::from_slice(value).ok()?;
-    let chains = stored.hashes.into_iter().map(|(chain, block)| Some((chain.parse().ok()?, block.height)));
-    Some(Cut { height, chains: chains.collect::<Option<_>>()? })
+    Ok(engine::inspect(directory)?.to_string())
 }

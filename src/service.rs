@@ -138,6 +138,7 @@ impl Service {
 
     fn start_as(role: Role, config: Config, sources: Sources) -> Result<Service> {
         sources.validate()?;
+        verify::require_possible(config.verify)?;
         let catalog = Catalog::open(&config.backup_directory, &sources.database_directory)?;
         let service_lock = match role {
             Role::Service => Some(catalog.lock_service()?),
@@ -192,12 +193,17 @@ impl Service {
 
     /// The status of a backup; `None` where no backup has that identifier, for example because it was deleted.
     pub fn check_backup(&self, id: &BackupId) -> Option<Status> {
-        let mapped = self.shared.state.lock().jobs.get(id).map(|job| job.status);
+        self.status_and_scope(id).map(|(status, _)| status)
+    }
+
+    /// The same with what the backup covers; the record is read once.
+    pub(crate) fn status_and_scope(&self, id: &BackupId) -> Option<(Status, Scope)> {
+        let mapped = self.shared.state.lock().jobs.get(id).map(|job| (job.status, job.scope));
         match mapped {
-            Some(Status::InProgress) => mapped,
+            Some((Status::InProgress, _)) => mapped,
             // Its end could not be written down, so the map knows better, until somebody deletes what is left of it.
             Some(_) if self.shared.catalog.path(id).is_dir() => mapped,
-            _ => self.shared.catalog.find(id).map(|found| found.status),
+            _ => self.shared.catalog.find(id).map(|found| (found.status, found.scope)),
         }
     }
 
@@ -271,7 +277,7 @@ impl Shared {
                 scope: job.scope,
                 foreign: false,
                 progress: (job.status == Status::InProgress).then(|| job.progress()),
-                ..on_disk.unwrap_or_else(|| job.details(id))
+                ..on_disk.unwrap_or_else(|| Details::without_directory(id, job.status, job.scope, job.started_ms))
             },
         };
         details.exclusive_bytes = state.exclusive_bytes.get(id).copied();
@@ -511,22 +517,6 @@ impl Shared {
 }
 
 impl Job {
-    /// What is known of a job whose directory somebody has removed.
-    fn details(&self, id: &BackupId) -> Details {
-        Details {
-            id: id.clone(),
-            status: self.status,
-            scope: self.scope,
-            foreign: false,
-            pinned: false,
-            verified: None,
-            started_ms: self.started_ms,
-            progress: None,
-            exclusive_bytes: None,
-            record: None,
-        }
-    }
-
     fn progress(&self) -> Progress {
         let elapsed = self.started.elapsed();
         let (bytes_done, bytes_total) = self.control.bytes();

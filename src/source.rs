@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use rustix::process::{Flock, FlockType};
 
+use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
 
 /// Where the RocksDB is, and whether we hold it open.
 #[derive(Clone)]
 pub enum RocksSource {
     /// The node's own open handle: the service is embedded in the node.
-    Handle(Arc<rocksdb::DB>),
+    Handle(Arc<Db>),
     /// The directory of a database that a program of its own process uses; it is never opened with RocksDB.
     Directory(PathBuf),
 }
@@ -43,7 +44,7 @@ pub struct Sources {
 
 impl Sources {
     /// The databases of a node that embeds this library: its open RocksDB, and the directory that holds `0/sqlite`.
-    pub fn embedded(db: Arc<rocksdb::DB>, database_directory: &Path) -> Sources {
+    pub fn embedded(db: Arc<Db>, database_directory: &Path) -> Sources {
         Sources {
             database_directory: database_directory.to_owned(),
             rocksdb: RocksSource::Handle(db),
@@ -78,7 +79,7 @@ impl RocksSource {
     /// The directory of the database.
     pub fn path(&self) -> &Path {
         match self {
-            RocksSource::Handle(db) => db.path(),
+            RocksSource::Handle(db) => engine::path(db),
             RocksSource::Directory(path) => path,
         }
     }

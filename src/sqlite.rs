@@ -17,6 +17,7 @@
 
 use std::ffi::c_int;
 use std::fs::{self, File, Metadata};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,6 +29,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use rustix::process::{Flock, FlockType};
 
+use crate::config::PactMethod;
 use crate::control::Control;
 use crate::copy::{self, Unsynced};
 use crate::disk::{self, Owner};
@@ -85,8 +87,9 @@ pub(crate) fn copy(
     }
     let foreign = matches!(source, SqliteSource::Foreign(_));
     let how = How { node_is_up: how.node_is_up && foreign, ..how };
-    let method = if foreign && copy_file(database, to, how, owner, control)? {
-        Method::Copied
+    let copied = if foreign { copy_file(database, to, how, owner, control)? } else { None };
+    let method = if let Some(method) = copied {
+        method
     } else if let Some(method) = raw_copy::copy(database, to, how, owner, control)? {
         method
     } else {
@@ -118,20 +121,20 @@ fn wal_of(database: &Path) -> PathBuf {
     beside(database, "-wal")
 }
 
-/// Copies a database in WAL mode that nobody uses; `Ok(false)`, with nothing left behind, where it is not that.
+/// Copies a database in WAL mode that nobody uses; `Ok(None)`, with nothing left behind, where it is not that.
 ///
 /// The read lock, SQLite's own, makes sure: a writer with a rollback journal has to wait for it, and who opens the database
 /// in WAL mode cannot remove the `-wal` again, on whose absence the copy relies. Times alone are too coarse for that. (No
 /// more than these bytes: a lock on the one for `RESERVED` would make others take a hot journal for one in use.)
-fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control: &Control) -> Result<bool> {
+fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control: &Control) -> Result<Option<Method>> {
     let failed = || format!("cannot open {}", database.display());
     if wal_of(database).exists() {
-        return Ok(false);
+        return Ok(None);
     }
     let mut file = File::open(database).context(failed)?;
     match sys::read_lock(&file, SHARED_FIRST, SHARED_BYTES) {
         // Somebody writes. SQLite can wait for that.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EAGAIN)) => return Ok(false),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EAGAIN)) => return Ok(None),
         other => other.context(|| format!("cannot lock {}", database.display()))?,
     }
     let fingerprint = |m: &Metadata| (m.len(), m.ino(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
@@ -140,18 +143,26 @@ fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control
     let has_header = file.read_exact_at(&mut modes, HEADER_MODES).is_ok();
     let has_journal = fs::metadata(beside(database, "-journal")).is_ok_and(|m| m.len() > 0);
     if wal_of(database).exists() || !has_header || modes != WAL_MODES || has_journal {
-        return Ok(false);
+        return Ok(None);
     }
-    copy::copy(&mut file, before.0, to, owner, control)?;
+    let cloned = match how.method {
+        PactMethod::Clone => copy::clone(file.as_fd(), to, owner, control, &|| Ok(()))?,
+        PactMethod::Copy => None,
+    };
+    let method = if cloned.is_some() { Method::RawClone } else { Method::Copied };
+    match cloned {
+        Some(cloned) => cloned.sync()?,
+        None => copy::copy(&mut file, before.0, to, owner, control)?,
+    };
     if fingerprint(&look(database)?) == before && !wal_of(database).exists() {
-        return Ok(true);
+        return Ok(Some(method));
     }
     if !how.node_is_up {
         let context = format!("{} was used while it was copied: the node has been started", database.display());
         return Err(Error::new(Kind::NodeRunning, context));
     }
     disk::remove_file(to)?;
-    Ok(false)
+    Ok(None)
 }
 
 fn copy_online(database: &Path, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {

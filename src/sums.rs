@@ -28,6 +28,9 @@ use crate::record::Method;
 /// Name of the file, as the community has it.
 pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
 
+/// What a backup has below its `0`.
+const DIRECTORIES: [&str; 2] = ["rocksDb", "sqlite"];
+
 /// One read while a sum is computed.
 const CHUNK_BYTES: usize = 256 * 1024;
 
@@ -86,17 +89,10 @@ fn parse(line: &str) -> Option<(String, String)> {
     (is_sum && is_plain).then(|| (name.to_owned(), sum.to_owned()))
 }
 
-/// The same for the newest good backup of ours, held meanwhile; `None` where there is nothing to do.
-pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) -> Result<Option<(BackupId, u64)>> {
-    if which == Sums::None {
-        return Ok(None);
-    }
-    let Some(newest) = catalog.newest_good()? else { return Ok(None) };
-    let path = catalog.path(&newest.id);
-    // Somebody who deletes or verifies it comes first.
-    let Some(_use_lock) = Lock::try_share(&path.join(USE_FILE))? else { return Ok(None) };
-    let read_count = write(catalog, &path, which, control)?;
-    Ok(read_count.map(|count| (newest.id, count)))
+/// The directories of a backup that have sums.
+pub(crate) fn present(path: &Path) -> Vec<&'static str> {
+    let has_sums = |name: &&str| path.join(WHOLE).join(name).join(SUMS_FILE).exists();
+    DIRECTORIES.into_iter().filter(has_sums).collect()
 }
 
 /// The directories of a finished backup that shall have sums and have none.
@@ -110,7 +106,7 @@ fn missing(path: &Path, which: Sums) -> Result<Vec<PathBuf>> {
         let linked = || files.iter().any(|f| f.method == Method::Linked && f.path.starts_with(&prefix));
         which == Sums::All || !linked()
     };
-    let all = ["rocksDb", "sqlite"].into_iter().filter(|name| wanted(name)).map(|name| path.join(WHOLE).join(name));
+    let all = DIRECTORIES.into_iter().filter(|name| wanted(name)).map(|name| path.join(WHOLE).join(name));
     Ok(all.filter(|directory| directory.is_dir() && !directory.join(SUMS_FILE).exists()).collect())
 }
 
@@ -146,6 +142,19 @@ pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Contr
         disk::replace(&directory, SUMS_FILE, text.as_bytes(), catalog.owner())?;
     }
     Ok(Some(read_count))
+}
+
+/// The same for the newest good backup of ours, held meanwhile; `None` where there is nothing to do.
+pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) -> Result<Option<(BackupId, u64)>> {
+    if which == Sums::None {
+        return Ok(None);
+    }
+    let Some(newest) = catalog.newest_good()? else { return Ok(None) };
+    let path = catalog.path(&newest.id);
+    // Somebody who deletes or verifies it comes first.
+    let Some(_use_lock) = Lock::try_share(&path.join(USE_FILE))? else { return Ok(None) };
+    let read_count = write(catalog, &path, which, control)?;
+    Ok(read_count.map(|count| (newest.id, count)))
 }
 
 /// The sums that the catalog has already, by device and inode: an SST that several backups link is one file.

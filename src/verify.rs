@@ -21,6 +21,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::commit::WHOLE;
+use crate::config::Verify;
 use crate::control::Control;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -30,7 +31,7 @@ use crate::manifest::{MANIFEST_FILE, Manifest};
 use crate::record::{RECORD_FILE, Record, VERIFIED_FILE, Verified};
 use crate::sums::{self, SUMS_FILE};
 use crate::version_edit::Versions;
-use crate::{live, quiet, rocks, seal, sqlite};
+use crate::{engine, live, quiet, rocks, seal, sqlite};
 
 /// How thoroughly to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,9 @@ pub(crate) fn verify(
     program: Option<&Path>,
     control: &Control,
 ) -> Result<Verification> {
+    if depth == Depth::Deep {
+        engine::require("deep verification")?;
+    }
     let mut result = Verification::default();
     let whole = path.join(WHOLE);
     let files = list(&whole)?;
@@ -81,6 +85,8 @@ pub(crate) fn verify(
     if let (Some(manifest), Some(record)) = (&manifest, record) {
         compare_with_record(manifest, record, &mut result);
     }
+    // For many files it is large, and a quick verification needs it no more.
+    let manifest = manifest.filter(|_| depth == Depth::Deep);
     check_rocksdb(&whole.join("rocksDb"), &files, &mut result)?;
     let is_database = |name: &&String| name.starts_with("0/sqlite/") && name.ends_with(".sqlite");
     let databases: Vec<&String> = files.keys().filter(is_database).collect();
@@ -108,10 +114,12 @@ pub(crate) fn verify(
             Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => result.faults.push(e.chain()),
             Err(e) => return Err(e),
         }
-        if let Some(expected) = record.and_then(|r| r.rocksdb.as_ref()).filter(|_| result.faults.is_empty()) {
+        // A program without RocksDB writes down no height.
+        let expected = record.and_then(|r| r.rocksdb.as_ref()?.cut_height);
+        if let Some(expected) = expected.filter(|_| result.faults.is_empty()) {
             let height = rocks::read_cut(&rocksdb, program, control)?.map(|cut| cut.height);
-            if height != expected.cut_height {
-                let (height, expected) = (height.unwrap_or(0), expected.cut_height.unwrap_or(0));
+            if height != Some(expected) {
+                let height = height.unwrap_or(0);
                 result.faults.push(format!("0/rocksDb: its cut is {height} where the record says {expected}"));
             }
         }
@@ -189,7 +197,13 @@ fn read_manifest(path: &Path, is_ours: bool, result: &mut Verification) -> Resul
         result.faults.push(format!("{MANIFEST_FILE}: {why}"));
     }
     if manifest.is_some() && !is_ours {
-        if_there(fs::read(path.join(RECORD_FILE)), &path.join(RECORD_FILE))?;
+        let again = if_there(fs::read(path.join(RECORD_FILE)), &path.join(RECORD_FILE))?;
+        let is_good = |record: Record| path.file_name().is_some_and(|name| name == record.id.as_str());
+        if again.and_then(|bytes| Record::parse(&bytes)).is_some_and(is_good) {
+            let context =
+                format!("{RECORD_FILE} could be read only at the second try: look at the disk, then try again");
+            return Err(Error::new(Kind::Io, context));
+        }
         result.faults.push(format!("{RECORD_FILE}: it is missing or damaged"));
     }
     Ok(manifest)
@@ -332,6 +346,11 @@ fn compare_sums(
         }
     }
     Ok(())
+}
+
+/// Fails with [`Kind::Usage`] where this program cannot verify so thoroughly.
+pub(crate) fn require_possible(verify: Verify) -> Result<()> {
+    if verify == Verify::Deep { engine::require("backup.verify: deep") } else { Ok(()) }
 }
 
 /// Fails with [`Kind::Damaged`] where anything is wrong.

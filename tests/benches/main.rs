@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
+mod file_systems;
+mod growth;
+mod http;
 mod latency;
 mod measure;
 mod speed;
@@ -22,6 +25,9 @@ pub struct Scale {
     pub pact_bytes: u64,
     /// Numbers of SSTs.
     pub ssts: Vec<u32>,
+    /// Numbers of SSTs and sizes of Pact as they grow.
+    pub growing_ssts: Vec<u32>,
+    pub growing_pact_mb: Vec<u32>,
     pub phase: Duration,
     pub rounds: u32,
     pub peers: bool,
@@ -29,17 +35,25 @@ pub struct Scale {
 
 type Part = (&'static str, fn(&Scale));
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 9] = [
     ("same", speed::same_file_system),
     ("other", speed::other_file_system),
     ("pact", speed::pact),
+    ("pact-file-systems", file_systems::pact),
     ("verify", speed::verify),
     ("pact-latency", latency::pact),
     ("rocksdb-latency", latency::rocksdb),
+    ("growth", growth::growth),
+    ("http", http::http),
 ];
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")))
+}
+
+fn numbers(name: &str, default: &str) -> Vec<u32> {
+    let text = std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    text.split_whitespace().map(|n| n.parse().unwrap_or_else(|_| panic!("{name} are no numbers"))).collect()
 }
 
 fn main() {
@@ -51,6 +65,9 @@ fn main() {
             "pact" => writers::write_pact(Path::new(at), Path::new(log), pause),
             _ => writers::write_rocks(Path::new(at), Path::new(log), pause),
         }
+    }
+    if let ["bare-rouille", address_file] = words[..] {
+        http::serve_bare_rouille(Path::new(address_file));
     }
     if let ["fill", node, databases, megabytes] = words[..] {
         let bytes = megabytes.parse::<u64>().unwrap() * 1_000_000;
@@ -68,14 +85,15 @@ fn main() {
     let scratch = tempfile::Builder::new().prefix("chainweb-backup-bench").tempdir().unwrap();
     let memory = Path::new("/dev/shm");
     let other = std::env::var_os("BENCH_OTHER").map(PathBuf::from).or(memory.is_dir().then(|| memory.to_owned()));
-    let ssts = std::env::var("SSTS").unwrap_or_else(|_| "1000 8000".to_owned());
     let scale = Scale {
         dir: std::env::var_os("BENCH_DIR").map_or(scratch.path().to_owned(), PathBuf::from),
         other,
         program,
         pact_databases: number("PACT_DATABASES", 20) as u32,
         pact_bytes: number("PACT_MB", 1000) * 1_000_000,
-        ssts: ssts.split_whitespace().map(|n| n.parse().expect("SSTS are numbers")).collect(),
+        ssts: numbers("SSTS", "1000 8000"),
+        growing_ssts: numbers("GROWTH_SSTS", "1000 4000 16000 32000"),
+        growing_pact_mb: numbers("GROWTH_PACT_MB", "250 500 1000 2000"),
         phase: Duration::from_secs(number("PHASE_SECONDS", 6)),
         rounds: number("ROUNDS", 3) as u32,
         peers: number("PEERS", 1) > 0,

@@ -58,9 +58,14 @@ fn timed(act: impl FnOnce()) -> Run {
 
 /// `make` as an operator runs it, beside whoever has the databases open.
 pub fn make(scale: &Scale, node: &Path, to: &Path, with_pact: bool) -> Run {
+    make_by(scale, node, to, if with_pact { &["--backup-pact"] } else { &[] })
+}
+
+/// The same with other options.
+fn make_by(scale: &Scale, node: &Path, to: &Path, options: &[&str]) -> Run {
     let mut arguments: Vec<PathBuf> = ["make", "--reserve-bytes", "0", "--log-level", "warn", "--sums", "none"]
-        .into_iter()
-        .chain(with_pact.then_some("--backup-pact"))
+        .iter()
+        .chain(options)
         .map(PathBuf::from)
         .collect();
     arguments.extend(["--database-directory".into(), node.to_owned(), "--backup-directory".into(), to.to_owned()]);
@@ -68,7 +73,7 @@ pub fn make(scale: &Scale, node: &Path, to: &Path, with_pact: bool) -> Run {
 }
 
 /// A RocksDB of so many small SSTs, open.
-fn many_files(node: &Path, count: u32) -> Arc<DB> {
+pub fn many_files(node: &Path, count: u32) -> Arc<DB> {
     let database = node.join("0/rocksDb");
     fs::create_dir_all(&database).unwrap();
     let mut options = Options::default();
@@ -219,37 +224,134 @@ pub fn other_file_system(scale: &Scale) {
     fs::remove_dir_all(&node).unwrap();
 }
 
-/// The Pact databases: cold and warm, and the same at an eighth of their size.
+/// One way to copy Pact databases.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Copier {
+    Cp,
+    CpReflink,
+    Ours,
+    OursClone,
+    Backup,
+    VacuumInto,
+    Sqlite3Rsync,
+    Litestream,
+}
+
+impl Copier {
+    fn name(self) -> &'static str {
+        match self {
+            Copier::Cp => "`cp` and `sync`",
+            Copier::CpReflink => "`cp --reflink=always` and `sync`",
+            Copier::Ours => "ours: `make --backup-pact`",
+            Copier::OursClone => "ours: `make --backup-pact --pact-method clone`",
+            Copier::Backup => "`sqlite3 .backup`",
+            Copier::VacuumInto => "reference: VACUUM INTO, all at once",
+            Copier::Sqlite3Rsync => "`sqlite3_rsync`, to a new replica (not all of its CPU and writes)",
+            Copier::Litestream => "`litestream replicate -once`, a first one",
+        }
+    }
+
+    /// The program that may be missing, where there is one.
+    fn program(self) -> Option<&'static str> {
+        match self {
+            Copier::Sqlite3Rsync => Some("sqlite3_rsync"),
+            Copier::Litestream => Some("litestream"),
+            _ => None,
+        }
+    }
+
+    fn is_ours(self) -> bool {
+        matches!(self, Copier::Ours | Copier::OursClone)
+    }
+
+    /// What copies the databases of `$1` to `$2`, a directory, onto the disk.
+    fn script(self) -> &'static str {
+        match self {
+            // Without the option, newer ones clone where they can.
+            Copier::Cp => r#"cp --reflink=never "$1"/*.sqlite "$2"; sync "$2"/*"#,
+            Copier::CpReflink => r#"cp --reflink=always "$1"/*.sqlite "$2"; sync "$2"/*"#,
+            Copier::Backup => r#"for f in "$1"/*.sqlite; do sqlite3 "$f" ".backup '$2/${f##*/}'"; done; sync "$2"/*"#,
+            Copier::VacuumInto => {
+                r#"for f in "$1"/*.sqlite; do sqlite3 "$f" "VACUUM INTO '$2/${f##*/}'" & done; wait; sync "$2"/*"#
+            }
+            Copier::Sqlite3Rsync => r#"for f in "$1"/*.sqlite; do sqlite3_rsync "$f" "$2/${f##*/}"; done; sync "$2"/*"#,
+            // It leaves a directory and tables of its own with each database; the directory must not outlive the run.
+            Copier::Litestream => {
+                r#"{ echo dbs:; for f in "$1"/*.sqlite; do
+                  printf '  - path: %s\n    replica: { url: "file://%s" }\n' "$f" "$2/${f##*/}"
+                done; } >"$2/litestream.yml"
+                litestream replicate -config "$2/litestream.yml" -log-level warn -once
+                rm -rf "$1"/.*-litestream
+                find "$2" -type f -exec sync {} +"#
+            }
+            Copier::Ours | Copier::OursClone => unreachable!("ours is no script"),
+        }
+    }
+
+    /// Copies the databases of a node's directory to one that is not there yet.
+    pub fn run(self, scale: &Scale, node: &Path, to: &Path) -> Run {
+        match self {
+            Copier::Ours => make_by(scale, node, to, &["--backup-pact"]),
+            Copier::OursClone => make_by(scale, node, to, &["--backup-pact", "--pact-method", "clone"]),
+            _ => {
+                fs::create_dir_all(to).unwrap();
+                let sqlite = node.join("0/sqlite");
+                run("sh", &[Path::new("-ec"), Path::new(self.script()), Path::new("sh"), &sqlite, to])
+            }
+        }
+    }
+}
+
+/// The Pact databases, warm and cold.
 pub fn pact(scale: &Scale) {
-    let node = scale.dir.join("node");
+    use Copier::{Backup, Cp, Litestream, Ours, Sqlite3Rsync, VacuumInto};
+    // The last one changes the databases a little.
+    pact_in(scale, &scale.dir, "", None, &[Cp, Ours, Backup, VacuumInto, Sqlite3Rsync, Litestream]);
+}
+
+/// The same in a directory on the file system that `what` tells of. What its device wrote, in MiB, is `device` if that
+/// can be known, instead of what GNU time says.
+pub fn pact_in(scale: &Scale, dir: &Path, what: &str, device: Option<&dyn Fn() -> f64>, copiers: &[Copier]) {
+    let node = dir.join("node");
     crate::fill_node(&node, scale.pact_databases, scale.pact_bytes);
     let sqlite = node.join("0/sqlite");
     let databases = crate::databases(&sqlite);
-    let shell = |script: &str, to: &Path| {
-        fs::create_dir_all(to).unwrap();
-        run("sh", &[Path::new("-ec"), Path::new(script), Path::new("sh"), &sqlite, to])
-    };
-    let title = |cold: bool| {
-        let megabytes = bytes_below(&sqlite) / 1_000_000;
-        format!("Pact, {} databases, {megabytes} MB, {}", databases.len(), if cold { "cold" } else { "warm" })
+    let mut notes = Vec::new();
+    let mut wanted = Vec::new();
+    for copier in copiers.iter().copied().filter(|c| scale.peers || c.is_ours() || *c == Copier::Cp) {
+        match copier.program().filter(|program| !is_installed(program)) {
+            Some(program) => notes.push(format!("(not run: {}: there is no {program} in PATH)", copier.name())),
+            None => wanted.push(copier),
+        }
+    }
+    let copy = |copier: Copier, to: &Path| {
+        let before = device.map(|written| written());
+        let mut run = copier.run(scale, &node, to);
+        if let (Some(before), Some(written)) = (before, device) {
+            run.written_mib = written() - before;
+        }
+        run
     };
     let is_root = rustix::process::geteuid().is_root();
     for cold in if is_root { vec![false, true] } else { vec![false] } {
-        let mut ways: Vec<Way> = vec![
-            ("`cp` and `sync`", Box::new(|to| shell(r#"cp "$1"/*.sqlite "$2"; sync "$2"/*"#, to))),
-            ("ours: `make --backup-pact`", Box::new(|to| make(scale, &node, to, true))),
-        ];
-        if scale.peers {
-            let backup = r#"for f in "$1"/*.sqlite; do sqlite3 "$f" ".backup '$2/${f##*/}'"; done; sync "$2"/*"#;
-            let vacuum =
-                r#"for f in "$1"/*.sqlite; do sqlite3 "$f" "VACUUM INTO '$2/${f##*/}'" & done; wait; sync "$2"/*"#;
-            ways.push(("`sqlite3 .backup`", Box::new(move |to| shell(backup, to))));
-            ways.push(("reference: VACUUM INTO, all at once", Box::new(move |to| shell(vacuum, to))));
-        }
-        let mut table = Table::new(title(cold), &COLUMNS);
-        by_turns(&mut table, &ways, &scale.dir.join("to"), scale.rounds, cold);
+        let way = |copier: &Copier| -> Way {
+            let (copier, copy) = (*copier, &copy);
+            (copier.name(), Box::new(move |to| copy(copier, to)))
+        };
+        let ways: Vec<Way> = wanted.iter().map(way).collect();
+        let megabytes = bytes_below(&sqlite) / 1_000_000;
+        let temperature = if cold { "cold" } else { "warm" };
+        let title = format!("Pact{what}, {} databases, {megabytes} MB, {temperature}", databases.len());
+        let mut table = Table::new(title, &COLUMNS);
+        by_turns(&mut table, &ways, &dir.join("to"), scale.rounds, cold);
         table.print();
     }
+    notes.iter().for_each(|note| println!("\n{note}"));
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
 /// Verifying a backup, beside reading the same files.

@@ -36,7 +36,8 @@ pub fn fill_pact(path: &Path, bytes: u64) {
     let _: i64 = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).unwrap();
 }
 
-fn open_pact(path: &Path) -> Connection {
+/// Opens it as the node does.
+pub fn open_pact(path: &Path) -> Connection {
     let db = Connection::open(path).unwrap();
     db.busy_timeout(Duration::from_secs(60)).unwrap();
     let _: String = db.query_row("PRAGMA page_size=1024", [], |_| Ok(String::new())).unwrap_or_default();

@@ -16,7 +16,7 @@ const MAX_LINES: usize = 550;
 const ONLY_IN: [(&str, &[&str]); 5] = [
     ("rouille", &["http", "listener"]),
     ("rusqlite", &["sqlite", "raw_copy"]),
-    ("rocksdb", &["rocks", "source"]),
+    ("rocksdb", &["engine"]),
     ("crossbeam_channel", &["service"]),
     ("httparse", &["listener"]),
 ];

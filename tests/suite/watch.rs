@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use chainweb_backup::rusqlite::Connection;
 use chainweb_backup::{
-    BackupId, Config, Control, Depth, Kind, Phase, Service, Status, Sums, Verify, cancel_backup, gate, verify_backup,
+    BackupId, Config, Control, Depth, Kind, Phase, Service, Status, Sums, Verify, cancel_backup, check_backup_in, gate,
+    verify_backup,
 };
 
 use crate::fixture::{Node, PACT, ROCKSDB, make_done, make_failed, names, record, wait_until};
@@ -161,6 +162,10 @@ fn sums_are_written_while_idle() {
                 b2sum_agrees(&directory);
             }
         }
+        let told = check_backup_in(&node.backups(), &id).unwrap().unwrap().sums;
+        let expected: &[&str] =
+            [&[][..], &["sqlite"], &["rocksDb", "sqlite"]][usize::from(pact) + usize::from(rocksdb)];
+        assert_eq!(told, expected);
     }
 }
 

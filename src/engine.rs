@@ -1,0 +1,103 @@
+//! RocksDB through RocksDB itself: the only file that calls the `rocksdb` crate.
+//!
+//! A checkpoint of the node's own open handle, and reading a finished copy, which is opened read-only and without a LOG: no
+//! file appears in the backup. Invariant: a backup is never opened read-write.
+//!
+//! A build without the feature `engine` has `no_engine` in its place.
+
+use std::path::Path;
+
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{DB, IteratorMode, Options, ReadOptions};
+
+use crate::cut::Cut;
+use crate::disk;
+use crate::error::{Error, Kind, Result};
+
+/// An open database.
+pub(crate) type Db = DB;
+
+/// How far a full read reads ahead.
+const READAHEAD_BYTES: usize = 2 * 1024 * 1024;
+
+/// Files that the finished copy may hold open, so that a terabyte does not cost thousands of descriptors.
+const MAX_OPEN_FILES: i32 = 64;
+
+/// RocksDB's name for the size of all its SSTs, of every version.
+const TOTAL_SST_BYTES: &str = "rocksdb.total-sst-files-size";
+
+/// Fails with [`Kind::Usage`] where there is no RocksDB for `what`. Here there is.
+pub(crate) fn require(_what: &str) -> Result<()> {
+    Ok(())
+}
+
+/// The directory of an open database.
+pub(crate) fn path(db: &Db) -> &Path {
+    db.path()
+}
+
+/// Bytes of all its SSTs.
+pub(crate) fn sst_bytes(db: &Db) -> Result<u64> {
+    let failed = |e| Error::new(Kind::Database, "cannot ask RocksDB for its size").because(e);
+    Ok(db.property_int_value(TOTAL_SST_BYTES).map_err(failed)?.unwrap_or(0))
+}
+
+/// A checkpoint of an open database in the new directory `to`: it flushes, links every SST and copies the rest.
+pub(crate) fn checkpoint(db: &Db, to: &Path) -> Result<()> {
+    disk::written_by_library(to)?;
+    let failed = |e| Error::new(Kind::Database, format!("cannot make a checkpoint in {}", to.display())).because(e);
+    Checkpoint::new(db).and_then(|c| c.create_checkpoint(to)).map_err(failed)
+}
+
+/// The newest cut in a finished copy; `None` where it has none.
+pub(crate) fn read_cut(copy: &Path) -> Result<Option<Cut>> {
+    let failed = |e| Error::new(Kind::Damaged, format!("RocksDB cannot open the copy {}", copy.display())).because(e);
+    let options = read_only_options(copy)?;
+    // Other column families are the node's business; the cuts are in the default one.
+    let db = DB::open_for_read_only(&options, copy, false).map_err(failed)?;
+    let mut range = ReadOptions::default();
+    range.set_iterate_upper_bound(Cut::PREFIX_END);
+    let newest = db.iterator_opt(IteratorMode::End, range).next().transpose().map_err(failed)?;
+    let Some((key, value)) = newest.filter(|(key, _)| key.starts_with(Cut::PREFIX)) else { return Ok(None) };
+    Ok(Cut::parse(&key[Cut::PREFIX.len()..], &value))
+}
+
+/// Reads every block of every column family of a finished copy and checks its checksum; returns the number of keys.
+pub(crate) fn inspect(copy: &Path) -> Result<u64> {
+    let failed = |e| Error::new(Kind::Damaged, format!("RocksDB reports damage in {}", copy.display())).because(e);
+    let options = read_only_options(copy)?;
+    let families = DB::list_cf(&options, copy).map_err(failed)?;
+    let db = DB::open_cf_for_read_only(&options, copy, &families, false).map_err(failed)?;
+    let mut keys_count = 0;
+    for family in &families {
+        let handle = db.cf_handle(family);
+        let handle = handle.ok_or_else(|| Error::new(Kind::Damaged, format!("column family {family} is missing")))?;
+        let mut read = ReadOptions::default();
+        read.set_verify_checksums(true);
+        read.fill_cache(false);
+        read.set_readahead_size(READAHEAD_BYTES);
+        for entry in db.iterator_cf_opt(handle, read, IteratorMode::Start) {
+            entry.map_err(failed)?;
+            keys_count += 1;
+        }
+    }
+    Ok(keys_count)
+}
+
+/// Options that open a finished copy without leaving anything in it.
+fn read_only_options(copy: &Path) -> Result<Options> {
+    // RocksDB would create a directory that is not there, even read-only.
+    if !copy.join("CURRENT").is_file() {
+        return Err(Error::new(Kind::Damaged, format!("there is no RocksDB in {} (no file CURRENT)", copy.display())));
+    }
+    // A transaction may be prepared and not yet committed.
+    let two_phase = Options::default().get_options_from_string("allow_2pc=true");
+    let mut options = two_phase.expect("RocksDB knows this option");
+    options.set_max_open_files(MAX_OPEN_FILES);
+    // Where the MANIFEST lists the WALs they are compared with it. (Without this, RocksDB 11.8 dies of a null pointer: a
+    // read-only database cannot clear the list.)
+    options.set_track_and_verify_wals_in_manifest(true);
+    // A logger of our own, which drops everything: the default one would create a LOG in the backup.
+    options.set_info_logger(rocksdb::InfoLogger::new_callback_logger(rocksdb::LogLevel::Fatal, |_, _| {}));
+    Ok(options)
+}
