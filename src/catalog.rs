@@ -181,6 +181,17 @@ impl Catalog {
         Ok(self.list()?.into_iter().find(|f| f.status == Status::Done && f.record.is_some()))
     }
 
+    /// The newest good backup of ours in which no verification found damage.
+    pub(crate) fn newest_sound(&self) -> Result<Option<Found>> {
+        let is_sound = |f: &Found| !self.is_damaged(&f.id);
+        Ok(self.list()?.into_iter().find(|f| f.status == Status::Done && f.record.is_some() && is_sound(f)))
+    }
+
+    /// Whether the last verification of a backup found damage.
+    pub(crate) fn is_damaged(&self, id: &BackupId) -> bool {
+        self.verified(id).is_some_and(|verified| verified.faults_count > 0)
+    }
+
     /// The job that a living process, perhaps another one, runs here.
     pub(crate) fn running(&self) -> Option<BackupId> {
         let in_progress = |f: &Found| f.status == Status::InProgress && f.record.is_some();

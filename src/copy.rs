@@ -7,10 +7,10 @@
 //! Invariants
 //! - Only a new file is written to. Its descriptor stays open until its fsync: the error of a write-back is told once, to
 //!   whoever waits for it first, so the errors of pacing count as much as those of the fsync.
-//! - Cancel, limit and free space are looked at every window; `watch` every [`LOOK_BYTES`], and every [`LOOK_INTERVAL`] of a
-//!   copy that a limit makes slow.
+//! - Cancel and limit are looked at every window; free space and `watch` every [`LOOK_BYTES`], and every [`LOOK_INTERVAL`] of
+//!   a copy that a limit makes slow.
 //! - At most two windows of ours stand in front of the node's own fsync, and little of the copy stays in the page cache.
-//! - Zeroes are not written: what was a hole stays one.
+//! - A chunk of zeroes is not written: a hole stays one, but for less than a chunk at its ends.
 #![allow(clippy::disallowed_methods)]
 
 use std::fs::{File, OpenOptions};
@@ -139,11 +139,12 @@ pub(crate) fn copy_unsynced(
             (next_look, looked) = (done + LOOK_BYTES, Instant::now());
         }
         if reserves && done == reserved {
-            reserved = limit_bytes.min(done + RESERVED_BYTES);
-            match rustix::fs::fallocate(&out, FallocateFlags::empty(), done, reserved - done) {
-                // An ext4 that was an ext3 once has files that cannot do that.
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => (reserves, reserved) = (false, done),
-                other => other.context(|| failed("reserve space for", to))?,
+            let next = limit_bytes.min(done + RESERVED_BYTES);
+            // Near the reserve of the file system every chunk counts.
+            let has_room = require_room(to, control.reserve_bytes().saturating_add(next - done)).is_ok();
+            reserves = has_room && reserve(&out, done, next).context(|| failed("reserve space for", to))?;
+            if reserves {
+                reserved = next;
             }
         }
         // Never across the end of what is reserved.
@@ -208,6 +209,15 @@ fn wants_reservation(file: &File) -> bool {
     magic == Ok(EXT4_MAGIC)
 }
 
+/// Reserves the bytes from `start` to `end`; `Ok(false)` where the file cannot: that of an ext4 that was an ext3 once.
+fn reserve(file: &File, start: u64, end: u64) -> io::Result<bool> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), start, end - start) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Clones a file to a new file, not yet synced: both share their blocks until either is written to. `Ok(None)`, with
 /// nothing left behind, where the file systems cannot do that. Cloned in ranges that are sized so that each stalls a writer
 /// of the source for about [`MAX_STALL`] at most: one call for a file of many extents was seen to stall it for seconds.
@@ -238,6 +248,8 @@ pub(crate) fn clone(
             }
             // Cut off at the end meanwhile, by a checkpoint: the rest is gone from the source too.
             Err(_) if at > 0 && size()? <= at => break,
+            // Or cut off within this range: it is sized anew.
+            Err(_) if at > 0 && size()? != at + rest => continue,
             Err(e) => return Err(Error::io(failed("clone to", to), e)),
         }
         // Nothing moves: a limit of bytes does not apply.

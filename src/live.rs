@@ -52,7 +52,7 @@ use crate::error::{Error, Failure, IoContext, Kind, Result};
 use crate::gate;
 use crate::live_files::{MAX_TEXT_BYTES, Pin, Source, Staging, fstat, identity, is_options};
 use crate::log_format::{self, End};
-use crate::reuse::Earlier;
+use crate::reuse::{self, Earlier};
 use crate::version_edit::{LiveFile, Versions};
 
 /// Limits of the loop. Measured: one or two rounds are typical, 15 were seen at 300 edits a second.
@@ -64,9 +64,6 @@ const ROUND_PAUSE: Duration = Duration::from_millis(5);
 
 /// A record of a MANIFEST holds one edit; the first one of a large database some MB.
 pub(crate) const MAX_EDIT_BYTES: usize = 256 * 1024 * 1024;
-
-/// Of the node's own file system, this part must stay free while deleted files are held there.
-const SOURCE_RESERVE_DIVISOR: u64 = 20;
 
 /// How a live copy went.
 #[derive(Debug, Clone)]
@@ -153,23 +150,9 @@ pub(crate) fn copy(
     }
     let mut reused = HashSet::new();
     if pins != to {
-        // The reserve was made for the file system of the backup; the node's may be far smaller.
-        let source_reserve_bytes = control.reserve_bytes().min(disk::free_bytes(pins)?.1 / SOURCE_RESERVE_DIVISOR);
         for file in &live {
-            let known = earlier.filter(|earlier| earlier.knows(file));
-            let from = known.map_or_else(|| pins.join(&file.name), |earlier| earlier.path(file));
-            let target = to.join(&file.name);
-            if earlier.map_or(Ok(false), |earlier| earlier.link(file, &from, &target))? {
+            if reuse::bring(file, pins, to, earlier, owner, control)? {
                 reused.insert(file.name.clone());
-            } else {
-                let mut bytes = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
-                // Pins hold what the node has deleted: its disk must not run full because of us, and each goes when copied.
-                let node_has_room = || disk::require_room(pins, source_reserve_bytes);
-                copy::copy_unsynced(&mut bytes, file.bytes, &target, owner, control, &node_has_room)?.sync()?;
-                require_size(&target, file.bytes)?;
-            }
-            if known.is_none() {
-                disk::remove_file(&from)?;
             }
         }
     }
@@ -366,15 +349,6 @@ fn write_rest(
     }
     // CURRENT last: without it the directory is no database.
     disk::write_new(&to.join("CURRENT"), instant.current.as_bytes(), owner)
-}
-
-fn require_size(path: &Path, bytes: u64) -> Result<()> {
-    let found = path.symlink_metadata().context(|| format!("cannot look at {}", path.display()))?.len();
-    if found == bytes {
-        return Ok(());
-    }
-    let context = format!("{} has {found} bytes where the MANIFEST says {bytes}", path.display());
-    Err(Error::new(Kind::Damaged, context))
 }
 
 /// The name in CURRENT, which must be a plain MANIFEST name: it is joined to a path.

@@ -113,7 +113,9 @@ pub fn verify_backup(
     if held.found.record.is_some() {
         let faults_count = verification.faults.len() as u64;
         // A reader of somebody else's backups may look without being able to write.
-        if let Err(e) = verify::note(&held.path, depth, faults_count, now_ms(), held.catalog.owner()) {
+        let noted = verify::note(&held.catalog, &held.found.id, depth, faults_count, now_ms())
+            .and_then(|()| verify::note_sharers(&held.catalog, &held.found.id, depth, &verification, now_ms()));
+        if let Err(e) = noted {
             log::debug!("verification not noted id={} reason={:?}", held.found.id, e.chain());
         }
     }
@@ -267,7 +269,7 @@ fn candidate(catalog: &Catalog, found: &Found) -> Candidate {
         status: found.status,
         foreign: found.record.is_none(),
         pinned: catalog.is_pinned(&found.id),
-        damaged: catalog.verified(&found.id).is_some_and(|verified| verified.faults_count > 0),
+        damaged: catalog.is_damaged(&found.id),
         started_ms: found.started_ms,
     }
 }

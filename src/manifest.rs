@@ -76,7 +76,7 @@ impl Manifest {
 
     /// Sizes of all files added up.
     pub(crate) fn bytes(&self) -> u64 {
-        self.files.iter().map(|f| f.bytes).sum()
+        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 
     /// Writes `manifest.json`, which for many files is large.

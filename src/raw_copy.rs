@@ -151,13 +151,14 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
 
     let mut pages = QuietReader::new(held.database, fills_memory(database)?);
     let held_bytes = held.wal_bytes();
-    let watch = || {
-        gate::point("raw-database-window", database);
+    let watch_at = |point| {
+        gate::point(point, database);
         held.note_read_locks()?;
         // What was there before is not our doing.
         let grown_bytes = held.wal_bytes().saturating_sub(held_bytes);
         if grown_bytes <= bound { Ok(()) } else { Err(Error::new(Kind::Busy, WAL_TOO_LARGE)) }
     };
+    let watch = || watch_at("raw-database-window");
     let bounded = |e: Error| match e.kind() {
         Kind::Busy => Failure::Again(WAL_TOO_LARGE.to_owned()),
         _ => Failure::Final(e),
@@ -183,13 +184,11 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
         wal.seek(SeekFrom::Start(HEADER_BYTES as u64)).context(|| format!("cannot read {}", wal_path.display()))?;
         let bytes = header.extent_bytes(frames);
         let mut extent = io::Cursor::new(header.bytes()).chain(&mut wal);
-        let watch = || {
-            gate::point("raw-wal-window", database);
-            held.note_read_locks()
-        };
+        let watch = || watch_at("raw-wal-window");
         // Where we read the database only, a WAL checkpoint may cut the WAL off.
         // Never synced: it is applied to the database, which is.
-        whole = copy::copy_unsynced(&mut extent, bytes, &copy, owner, control, &watch)?.bytes == bytes;
+        let copied = copy::copy_unsynced(&mut extent, bytes, &copy, owner, control, &watch).map_err(bounded)?;
+        whole = copied.bytes == bytes;
         applied = frames;
     }
     gate::point("raw-wal-copied", database);
@@ -312,7 +311,7 @@ fn fold(copy: &Path, frames: u64, control: &Control) -> Attempt<()> {
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(failed)?;
         connection.close().map_err(|(_, e)| failed(e))?;
     }
-    // SQLite removes it, but says nothing where it cannot.
+    // It is empty now, and SQLite leaves it there.
     match fs::metadata(&wal) {
         Ok(meta) if meta.len() > 0 => {
             Err(Error::new(Kind::Damaged, format!("{} is not empty after it was applied", wal.display())).into())

@@ -25,7 +25,7 @@ pub(crate) const RECORD_FILE: &str = "backup.json";
 /// Name of the note about the last verification.
 pub(crate) const VERIFIED_FILE: &str = "verified.json";
 
-/// How the last verification of a backup went.
+/// How the last verification of a backup went, or the last deep one, where a quick one after it found nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
     /// `quick` or `deep`.

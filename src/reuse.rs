@@ -2,7 +2,7 @@
 //!
 //! Used where links to the node's own files are impossible, because the backup directory is on another file system. A file
 //! number alone is no identity: after a restore the node uses numbers again. So a file is taken only where the name and
-//! the size agree, and either both MANIFESTs give it the same unique id, or, where one of them is too old to know ids, the
+//! the size agree, and either both MANIFESTs give it the same unique id, or, where the earlier one is too old to know ids, the
 //! ends of both files are equal: there RocksDB writes the properties, with the session and the time that made the file.
 //!
 //! Invariant: the earlier backup is held against deleting while this lives; its files are linked, never changed.
@@ -13,7 +13,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::disk::{self, Lock};
+use crate::control::Control;
+use crate::copy;
+use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
 use crate::log_format;
@@ -21,6 +23,12 @@ use crate::version_edit::{LiveFile, Versions};
 
 /// How much of the ends is compared: properties, index of the meta blocks and footer take some KiB.
 const TAIL_BYTES: u64 = 8 * 1024;
+
+/// Of the node's own file system, this part must stay free while deleted files are held there.
+const SOURCE_RESERVE_DIVISOR: u64 = 20;
+
+/// What a link is refused with where another way must be found.
+const NO_LINK: [i32; 6] = [libc::EMLINK, libc::EPERM, libc::EACCES, libc::EXDEV, libc::ENOSYS, libc::EOPNOTSUPP];
 
 /// An earlier backup's RocksDB.
 #[derive(Debug)]
@@ -60,15 +68,10 @@ impl Earlier {
         }
         match disk::link(&ours, to) {
             Ok(()) => Ok(true),
-            // Too many links, or no right to link: then it is copied.
-            Err(e) if matches!(e.kind(), io::ErrorKind::TooManyLinks | io::ErrorKind::PermissionDenied) => Ok(false),
+            // Too many links, no right to link, or a file system that has none: then it is copied.
+            Err(e) if e.raw_os_error().is_some_and(|errno| NO_LINK.contains(&errno)) => Ok(false),
             Err(e) => Err(Error::io(format!("cannot link {}", ours.display()), e)),
         }
-    }
-
-    /// Where the bytes of a file are that it knows.
-    pub(crate) fn path(&self, file: &LiveFile) -> PathBuf {
-        self.directory.join(&file.name)
     }
 
     /// Whether this backup seems to have a file, by what its MANIFEST says.
@@ -83,6 +86,40 @@ impl Earlier {
         let live = live_files_in(database).unwrap_or_default();
         live.iter().filter(|file| self.may_have(file)).map(|file| file.bytes).sum()
     }
+}
+
+/// Brings a live file to the directory `to`: linked from `earlier` where that has it, which is what is returned, otherwise
+/// copied, synced, from its pin in `pins`, which is dropped. What `earlier` knows has no pin.
+pub(crate) fn bring(
+    file: &LiveFile,
+    pins: &Path,
+    to: &Path,
+    earlier: Option<&Earlier>,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<bool> {
+    let known = earlier.filter(|earlier| earlier.knows(file));
+    let from = known.map_or(pins, |earlier| &earlier.directory).join(&file.name);
+    let target = to.join(&file.name);
+    let reused = earlier.map_or(Ok(false), |earlier| earlier.link(file, &from, &target))?;
+    if !reused {
+        let mut bytes = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+        // Pins hold what the node has deleted: its disk must not run full because of us. The reserve was made for the file
+        // system of the backup; the node's may be far smaller.
+        let node_has_room = || {
+            let reserve_bytes = control.reserve_bytes().min(disk::free_bytes(pins)?.1 / SOURCE_RESERVE_DIVISOR);
+            disk::require_room(pins, reserve_bytes)
+        };
+        let copied = copy::copy_unsynced(&mut bytes, file.bytes, &target, owner, control, &node_has_room)?.sync()?;
+        if copied != file.bytes {
+            let context = format!("{} has {copied} bytes where the MANIFEST says {}", from.display(), file.bytes);
+            return Err(Error::new(Kind::Damaged, context));
+        }
+    }
+    if known.is_none() {
+        disk::remove_file(&from)?;
+    }
+    Ok(reused)
 }
 
 /// The live files of a RocksDB directory, by its CURRENT and MANIFEST.
@@ -101,17 +138,18 @@ pub(crate) fn live_files_in(directory: &Path) -> Result<Vec<LiveFile>> {
     Ok(versions.live_files())
 }
 
-fn same_tail(a: &Path, b: &Path, bytes: u64) -> io::Result<bool> {
+/// Whether the end of `ours` is that of the source. One of ours that cannot be read, or is shorter, is no use.
+fn same_tail(ours: &Path, source: &Path, bytes: u64) -> io::Result<bool> {
     let start = bytes.saturating_sub(TAIL_BYTES);
     let tail = |path: &Path| -> io::Result<Vec<u8>> {
         let mut tail = vec![0; usize::try_from(bytes - start).unwrap_or(0)];
         File::open(path)?.read_exact_at(&mut tail, start)?;
         Ok(tail)
     };
-    match (tail(a), tail(b)) {
-        (Ok(a), Ok(b)) => Ok(a == b),
-        // One that is shorter than it should be is another file.
-        (Err(e), _) | (_, Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        (Err(e), _) | (_, Err(e)) => Err(e),
+    match (tail(ours), tail(source)) {
+        (Ok(ours), Ok(source)) => Ok(ours == source),
+        (Err(_), _) => Ok(false),
+        (_, Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        (_, Err(e)) => Err(e),
     }
 }

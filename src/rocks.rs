@@ -9,7 +9,7 @@
 //!
 //! Invariant: a linked file is never written to, given away or synced.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -144,19 +144,22 @@ fn copy_pinned(
 ) -> Result<HashSet<String>> {
     engine::checkpoint(db, pinned)?;
     disk::create_dir(to, owner)?;
-    let live: HashMap<_, _> =
-        reuse::live_files_in(pinned).unwrap_or_default().into_iter().map(|file| (file.name.clone(), file)).collect();
+    let live = reuse::live_files_in(pinned)?;
     let mut reused = HashSet::new();
-    for name in file_names(pinned)? {
-        let (from, target) = (pinned.join(&name), to.join(&name));
-        let link = |earlier: &Earlier| live.get(&name).map_or(Ok(false), |file| earlier.link(file, &from, &target));
-        if earlier.map_or(Ok(false), link)? {
-            reused.insert(name);
-        } else {
-            let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
-            let bytes = file.metadata().context(|| format!("cannot look at {}", from.display()))?.len();
-            copy::copy(&mut file, bytes, &target, owner, control)?;
+    // The links to what need not be copied go first: the node may delete these files.
+    for file in live.iter().filter(|file| earlier.is_some_and(|earlier| earlier.knows(file))) {
+        disk::remove_file(&pinned.join(&file.name))?;
+    }
+    for file in &live {
+        if reuse::bring(file, pinned, to, earlier, owner, control)? {
+            reused.insert(file.name.clone());
         }
+    }
+    for name in file_names(pinned)? {
+        let from = pinned.join(&name);
+        let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+        let bytes = file.metadata().context(|| format!("cannot look at {}", from.display()))?.len();
+        copy::copy(&mut file, bytes, &to.join(&name), owner, control)?;
         disk::remove_file(&from)?;
     }
     Ok(reused)

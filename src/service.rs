@@ -477,9 +477,10 @@ impl Shared {
                 };
                 let program = self.config.heights_program.as_deref();
                 let verification = verify::verify(path, Some(record), depth, program, control)?;
+                verify::note_sharers(&self.catalog, &record.id, depth, &verification, now_ms())?;
                 verify::require_good(&verification)?;
                 // That it was quickly verified goes without saying: it would not be done.
-                if depth == Depth::Deep { verify::note(path, depth, 0, now_ms(), self.catalog.owner()) } else { Ok(()) }
+                if depth == Depth::Quick { Ok(()) } else { verify::note(&self.catalog, &record.id, depth, 0, now_ms()) }
             };
             backup.commit(manifest, now_ms(), control, &check)
         };

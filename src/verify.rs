@@ -16,15 +16,18 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::Serialize;
 
+use crate::catalog::Catalog;
 use crate::commit::WHOLE;
 use crate::config::Verify;
 use crate::control::Control;
-use crate::disk::{self, Owner};
+use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::id::BackupId;
 use crate::live_files::is_immutable;
 use crate::log_format::{self, End};
 use crate::manifest::{MANIFEST_FILE, Manifest};
@@ -32,6 +35,9 @@ use crate::record::{RECORD_FILE, Record, VERIFIED_FILE, Verified};
 use crate::sums::{self, SUMS_FILE};
 use crate::version_edit::Versions;
 use crate::{engine, live, quiet, rocks, seal, sqlite};
+
+/// How the note about a deep verification calls it.
+const DEEP: &str = "deep";
 
 /// How thoroughly to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,12 +179,52 @@ fn check_pact(
     Ok(())
 }
 
-/// Writes down in the backup that it was verified, and how that went.
-pub(crate) fn note(path: &Path, depth: Depth, faults_count: u64, at_ms: u64, owner: Option<Owner>) -> Result<()> {
-    let depth = if depth == Depth::Deep { "deep" } else { "quick" }.to_owned();
+/// Writes down in the backup that it was verified, and how that went. A quick one that finds nothing says less than what a
+/// deep one found before: then that stays.
+pub(crate) fn note(catalog: &Catalog, id: &BackupId, depth: Depth, faults_count: u64, at_ms: u64) -> Result<()> {
+    let depth = if depth == Depth::Deep { DEEP } else { "quick" }.to_owned();
+    if depth != DEEP && faults_count == 0 && catalog.verified(id).is_some_and(|before| before.depth == DEEP) {
+        return Ok(());
+    }
     let verified = Verified { depth, at_ms, faults_count };
     let bytes = serde_json::to_vec(&verified).expect("a verification has only string keys");
-    disk::replace(path, VERIFIED_FILE, &bytes, owner)
+    disk::replace(&catalog.path(id), VERIFIED_FILE, &bytes, catalog.owner())
+}
+
+/// Notes the same damage in every other backup that has a damaged SST as the same file: a second name of it is as bad. Where
+/// none is damaged, nothing happens.
+pub(crate) fn note_sharers(
+    catalog: &Catalog,
+    id: &BackupId,
+    depth: Depth,
+    found: &Verification,
+    at_ms: u64,
+) -> Result<()> {
+    if found.faults.is_empty() {
+        return Ok(());
+    }
+    let directory = |id: &BackupId| catalog.path(id).join(WHOLE).join("rocksDb");
+    let shared = |path: &Path| path.symlink_metadata().ok().filter(|m| m.nlink() > 1).map(|m| (m.dev(), m.ino()));
+    let mut damaged = Vec::new();
+    for entry in fs::read_dir(directory(id)).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if is_immutable(&name)
+            && found.faults.iter().any(|fault| fault.contains(&name))
+            && let Some(identity) = shared(&entry.path())
+        {
+            damaged.push((name, identity));
+        }
+    }
+    for other in catalog.list()?.into_iter().filter(|other| other.id != *id && other.record.is_some()) {
+        let has =
+            |(name, identity): &&(String, (u64, u64))| shared(&directory(&other.id).join(name)) == Some(*identity);
+        let count = damaged.iter().filter(has).count() as u64;
+        if count > 0 {
+            log::error!("backup damaged id={} reason=\"it shares a file with backup {id}, which is\"", other.id);
+            note(catalog, &other.id, depth, count, at_ms)?;
+        }
+    }
+    Ok(())
 }
 
 /// Every file below `0` with its size, by its path below the backup.

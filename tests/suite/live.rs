@@ -21,7 +21,7 @@ use chainweb_backup::rocksdb::{
     WriteBatch,
 };
 use chainweb_backup::testing::{is_immutable, live_copy};
-use chainweb_backup::{Error, Kind, Service, Sources, gate};
+use chainweb_backup::{BackupId, Control, Depth, Error, Kind, Service, Sources, check_backup_in, gate, verify_backup};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
@@ -497,6 +497,44 @@ fn another_file_system() {
     make_failed(&service, ROCKSDB);
     service.finish();
     assert_eq!(names(&pins), [".lock"], "links are left behind a backup that failed");
+}
+
+/// The same file in two backups is damaged in both: what was found in one is known of the other, and no further backup takes
+/// the file from either.
+#[test]
+fn what_is_damaged_is_not_used_again() {
+    let node = Node::new("");
+    let Some(other) = other_file_system(node.root.path()) else {
+        println!("skipped: there is no other file system");
+        return;
+    };
+    let backups = other.path().join("backups");
+    let service = Service::start(config(&backups), Sources::directory(node.root.path())).unwrap();
+    let [first, second] = [(); 2].map(|()| make_done(&service, ROCKSDB));
+    let directory = |id: &BackupId| backups.join(id.as_str()).join("0/rocksDb");
+    let table = names(&directory(&second)).into_iter().find(|name| name.ends_with(".sst")).unwrap();
+    let inode = |id: &BackupId| directory(id).join(&table).metadata().unwrap().ino();
+    assert_eq!(inode(&first), inode(&second));
+    let path = directory(&first).join(&table);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[10] ^= 1;
+    fs::write(&path, bytes).unwrap();
+
+    let faults_count = |id: &BackupId, depth| {
+        verify_backup(&backups, id.as_str(), depth, None, &Control::default()).unwrap().1.faults.len()
+    };
+    let noted = |id: &BackupId| {
+        check_backup_in(&backups, id).unwrap().unwrap().verified.is_some_and(|verified| verified.faults_count > 0)
+    };
+    assert_eq!((faults_count(&second, Depth::Quick), noted(&first), noted(&second)), (0, false, false));
+    assert!(faults_count(&second, Depth::Deep) > 0);
+    assert!(noted(&first) && noted(&second));
+    // A quick one sees nothing, and does not take that back.
+    assert_eq!(faults_count(&second, Depth::Quick), 0);
+    assert!(noted(&first) && noted(&second));
+    let third = make_done(&service, ROCKSDB);
+    assert_ne!(inode(&third), inode(&second));
+    assert_eq!(faults_count(&third, Depth::Deep), 0);
 }
 
 /// Set for the child: the backup directory.
