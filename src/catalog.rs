@@ -16,7 +16,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -316,16 +316,28 @@ fn unsettled(path: &Path, id: &BackupId) -> Option<(Record, &'static str)> {
     Some((record, reason))
 }
 
+/// The first bytes of a small file of a backup; `None` where there is none. One that cannot be read is none either: whoever
+/// asks goes on without it, but the log says why.
 fn read_bounded(path: &Path, limit_bytes: u64) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    // O_NONBLOCK so that a FIFO of that name cannot hold us; it means nothing to a regular file.
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()?;
-    let file = fs::File::from(file);
-    // One byte more, so that the second read finds the end.
-    bytes.reserve(usize::try_from(file.metadata().ok()?.len().min(limit_bytes)).ok()? + 1);
-    file.take(limit_bytes).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
+    let read = || -> io::Result<Vec<u8>> {
+        // O_NONBLOCK so that a FIFO of that name cannot hold us; it means nothing to a regular file.
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+        let file = fs::File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
+        // One byte more, so that the second read finds the end.
+        let length = usize::try_from(file.metadata()?.len().min(limit_bytes)).unwrap_or(0);
+        let mut bytes = Vec::with_capacity(length + 1);
+        file.take(limit_bytes).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read() {
+        Ok(bytes) => Some(bytes),
+        Err(e) => {
+            if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) {
+                log::warn!("file not read path={} reason={:?}", path.display(), e.to_string());
+            }
+            None
+        }
+    }
 }
 
 fn read_status(path: &Path) -> Option<Status> {

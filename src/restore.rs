@@ -27,6 +27,7 @@ use crate::copy;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live_files::is_immutable;
+use crate::quiet::QuietReader;
 use crate::source::{RocksSource, SqliteSource};
 use crate::sqlite;
 use crate::sums::SUMS_FILE;
@@ -196,10 +197,10 @@ fn fill(whole: &Path, staging: &Path, owner: Option<Owner>, control: &Control, r
             restored.linked_count += 1;
             continue;
         }
-        let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+        let file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
         match copy::clone(file.as_fd(), &to, owner, control, &|| Ok(()))? {
             Some(cloned) => cloned.sync()?,
-            None => copy::copy(&mut file, bytes, &to, owner, control)?,
+            None => copy::copy(&mut QuietReader::new(file.as_fd(), false), bytes, &to, owner, control)?,
         };
         restored.copied_count += 1;
     }

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,7 @@ use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
 use crate::log_format;
+use crate::quiet::QuietReader;
 use crate::version_edit::{LiveFile, Versions};
 
 /// How much of the ends is compared: properties, index of the meta blocks and footer take some KiB.
@@ -103,7 +105,8 @@ pub(crate) fn bring(
     let target = to.join(&file.name);
     let reused = earlier.map_or(Ok(false), |earlier| earlier.link(file, &from, &target))?;
     if !reused {
-        let mut bytes = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+        let source = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+        let mut bytes = QuietReader::new(source.as_fd(), false);
         // Pins hold what the node has deleted: its disk must not run full because of us. The reserve was made for the file
         // system of the backup; the node's may be far smaller.
         let node_has_room = || {

@@ -34,6 +34,7 @@ use crate::control::Control;
 use crate::copy::{self, Unsynced};
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::quiet::QuietReader;
 use crate::raw_copy::{self, How};
 use crate::record::{Method, PactPart};
 use crate::source::{SqliteSource, beside, chain_of};
@@ -131,7 +132,7 @@ fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control
     if wal_of(database).exists() {
         return Ok(None);
     }
-    let mut file = File::open(database).context(failed)?;
+    let file = File::open(database).context(failed)?;
     match sys::read_lock(&file, SHARED_FIRST, SHARED_BYTES) {
         // Somebody writes. SQLite can wait for that.
         Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EAGAIN)) => return Ok(None),
@@ -152,7 +153,7 @@ fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control
     let method = if cloned.is_some() { Method::RawClone } else { Method::Copied };
     match cloned {
         Some(cloned) => cloned.sync()?,
-        None => copy::copy(&mut file, before.0, to, owner, control)?,
+        None => copy::copy(&mut QuietReader::new(file.as_fd(), false), before.0, to, owner, control)?,
     };
     if fingerprint(&look(database)?) == before && !wal_of(database).exists() {
         return Ok(Some(method));
