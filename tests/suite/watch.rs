@@ -103,8 +103,12 @@ fn a_job_that_waits_for_a_lock_can_be_cancelled() {
     let id = service.make_backup(PACT).unwrap();
     wait_until("the lock", || service.details(&id).unwrap().progress.is_some_and(|p| p.phase == Phase::Pact));
     assert_eq!(cancel_backup(&node.backups(), None).unwrap(), (id.clone(), Status::Failed));
+    // The status comes before the reason.
+    wait_until("the clean-up", || names(&node.backups().join(id.as_str())) == FAILED);
     assert_eq!(record(&service, &id).reason.as_deref(), Some("cancelled by the operator"));
     locked.execute_batch("COMMIT").unwrap();
+    // Until its thread is free, who asks for a backup gets this one's identifier.
+    wait_until("the thread", || service.make_backup(PACT).is_ok_and(|next| next != id));
     make_done(&service, PACT);
 }
 
