@@ -176,15 +176,10 @@ impl Catalog {
         Ok(found)
     }
 
-    /// The newest good backup of ours.
-    pub(crate) fn newest_good(&self) -> Result<Option<Found>> {
-        Ok(self.list()?.into_iter().find(|f| f.status == Status::Done && f.record.is_some()))
-    }
-
     /// The newest good backup of ours in which no verification found damage.
-    pub(crate) fn newest_sound(&self) -> Result<Option<Found>> {
-        let is_sound = |f: &Found| !self.is_damaged(&f.id);
-        Ok(self.list()?.into_iter().find(|f| f.status == Status::Done && f.record.is_some() && is_sound(f)))
+    pub(crate) fn newest_good(&self) -> Result<Option<Found>> {
+        let is_good = |f: &Found| f.status == Status::Done && f.record.is_some() && !self.is_damaged(&f.id);
+        Ok(self.list()?.into_iter().find(is_good))
     }
 
     /// Whether the last verification of a backup found damage.

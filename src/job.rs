@@ -55,7 +55,7 @@ pub(crate) fn fill(
     disk::create_dir(&partial, owner)?;
     let databases = if backup.record.scope.has_pact() { sources.sqlite.databases()? } else { Vec::new() };
     let linked = rocks::can_link(sources.rocksdb.path(), &partial)?;
-    let earlier = if linked { None } else { catalog.newest_sound()?.and_then(|found| earlier(catalog, &found)) };
+    let earlier = if linked { None } else { catalog.newest_good()?.and_then(|found| earlier(catalog, &found)) };
     let rocksdb_bytes = if linked { 0 } else { copied_bytes(sources, earlier.as_ref())? };
     pre_flight(&partial, &databases, rocksdb_bytes, config, control)?;
 

@@ -148,14 +148,7 @@ pub(crate) fn copy(
         copy_wal(&source, wal, to, owner, control)?;
         staging.drop_wal(&wal.name)?;
     }
-    let mut reused = HashSet::new();
-    if pins != to {
-        for file in &live {
-            if reuse::bring(file, pins, to, earlier, owner, control)? {
-                reused.insert(file.name.clone());
-            }
-        }
-    }
+    let reused = if pins == to { HashSet::new() } else { reuse::bring_all(&live, pins, to, earlier, owner, control)? };
     write_rest(&source, &instant, to, owner, control)?;
     Ok(Run { rounds_count, window: instant.window, reused })
 }

@@ -7,7 +7,7 @@
 //!
 //! Invariant: the earlier backup is held against deleting while this lives; its files are linked, never changed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -90,9 +90,27 @@ impl Earlier {
     }
 }
 
+/// Brings every live file to the directory `to`, and its pin is dropped; returns the names of those that `earlier` had.
+pub(crate) fn bring_all(
+    live: &[LiveFile],
+    pins: &Path,
+    to: &Path,
+    earlier: Option<&Earlier>,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<HashSet<String>> {
+    let mut reused = HashSet::new();
+    for file in live {
+        if bring(file, pins, to, earlier, owner, control)? {
+            reused.insert(file.name.clone());
+        }
+    }
+    Ok(reused)
+}
+
 /// Brings a live file to the directory `to`: linked from `earlier` where that has it, which is what is returned, otherwise
 /// copied, synced, from its pin in `pins`, which is dropped. What `earlier` knows has no pin.
-pub(crate) fn bring(
+fn bring(
     file: &LiveFile,
     pins: &Path,
     to: &Path,

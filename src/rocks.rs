@@ -145,16 +145,11 @@ fn copy_pinned(
     engine::checkpoint(db, pinned)?;
     disk::create_dir(to, owner)?;
     let live = reuse::live_files_in(pinned)?;
-    let mut reused = HashSet::new();
     // The links to what need not be copied go first: the node may delete these files.
     for file in live.iter().filter(|file| earlier.is_some_and(|earlier| earlier.knows(file))) {
         disk::remove_file(&pinned.join(&file.name))?;
     }
-    for file in &live {
-        if reuse::bring(file, pinned, to, earlier, owner, control)? {
-            reused.insert(file.name.clone());
-        }
-    }
+    let reused = reuse::bring_all(&live, pinned, to, earlier, owner, control)?;
     for name in file_names(pinned)? {
         let from = pinned.join(&name);
         let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;

@@ -477,8 +477,9 @@ impl Shared {
                 };
                 let program = self.config.heights_program.as_deref();
                 let verification = verify::verify(path, Some(record), depth, program, control)?;
-                verify::note_sharers(&self.catalog, &record.id, depth, &verification, now_ms())?;
-                verify::require_good(&verification)?;
+                let noted = verify::note_sharers(&self.catalog, &record.id, depth, &verification, now_ms());
+                // The damage is the reason, also where it could not be noted elsewhere.
+                verify::require_good(&verification).and(noted)?;
                 // That it was quickly verified goes without saying: it would not be done.
                 if depth == Depth::Quick { Ok(()) } else { verify::note(&self.catalog, &record.id, depth, 0, now_ms()) }
             };
