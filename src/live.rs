@@ -52,6 +52,7 @@ use crate::error::{Error, Failure, IoContext, Kind, Result};
 use crate::gate;
 use crate::live_files::{MAX_TEXT_BYTES, Pin, Source, Staging, fstat, identity, is_options};
 use crate::log_format::{self, End};
+use crate::quiet::QuietReader;
 use crate::reuse::{self, Earlier};
 use crate::version_edit::{LiveFile, Versions};
 
@@ -294,8 +295,7 @@ impl Read for Region<'_> {
 /// Copies a WAL up to its cut, and cuts the copy back to its last complete record.
 fn copy_wal(source: &Source, wal: &Wal, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
     let target = to.join(&wal.name);
-    let mut from = Region { file: &wal.file, at: 0, end: wal.bytes };
-    let copied = copy::copy(&mut from, wal.bytes, &target, owner, control)?;
+    let copied = copy::copy(&mut QuietReader::new(&wal.file), wal.bytes, &target, owner, control)?;
     if copied != wal.bytes {
         return Err(
             source.refused(&format!("{} became shorter while it was read: somebody truncates its WAL", wal.name))
@@ -322,10 +322,9 @@ fn write_rest(
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<()> {
-    let mut manifest = Region { file: &instant.manifest, at: 0, end: instant.manifest_bytes };
-    if copy::copy(&mut manifest, instant.manifest_bytes, &to.join(&instant.name), owner, control)?
-        != instant.manifest_bytes
-    {
+    let mut manifest = QuietReader::new(&instant.manifest);
+    let copied = copy::copy(&mut manifest, instant.manifest_bytes, &to.join(&instant.name), owner, control)?;
+    if copied != instant.manifest_bytes {
         return Err(source.refused("its MANIFEST became shorter while it was read"));
     }
     let mut options: Vec<String> = source.names()?.into_iter().filter(|n| is_options(n)).collect();
@@ -335,9 +334,9 @@ fn write_rest(
     for name in options.iter().rev().map(String::as_str).take(2).chain(["IDENTITY"]) {
         let target = to.join(name);
         let taken = name != "IDENTITY" && options.iter().any(|o| to.join(o).exists());
-        if let (false, Some(mut file)) = (taken, source.open(name)?) {
+        if let (false, Some(file)) = (taken, source.open(name)?) {
             let bytes = file.metadata().context(|| format!("cannot look at {name}"))?.len();
-            copy::copy(&mut file, bytes.min(MAX_TEXT_BYTES), &target, owner, control)?;
+            copy::copy(&mut QuietReader::new(&file), bytes.min(MAX_TEXT_BYTES), &target, owner, control)?;
         }
     }
     // CURRENT last: without it the directory is no database.

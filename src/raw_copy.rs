@@ -149,7 +149,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
     let frames = header.as_ref().map_or(Ok(0), |h| committed(h, &mut wal, &wal_path))?;
     let bound = if gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
 
-    let mut pages = QuietReader::new(held.database, fills_memory(database)?);
+    let mut pages = QuietReader::borrowed(held.database, held.is_ours);
     let held_bytes = held.wal_bytes();
     let watch_at = |point| {
         gate::point(point, database);
@@ -347,6 +347,8 @@ struct Held<'a> {
     identities: [(u64, u64); 2],
     database: BorrowedFd<'a>,
     shm: BorrowedFd<'a>,
+    /// Whether the descriptor of the database is our connection's for certain: a node that embeds us may read it too.
+    is_ours: bool,
     /// The read locks on the `-shm`, as bytes, that were there whenever we looked: ours, and such as a node that embeds us
     /// has all the time.
     read_locks: RefCell<Vec<u64>>,
@@ -356,7 +358,7 @@ impl<'a> Held<'a> {
     fn find(connection: &'a Connection, database: &Path) -> Result<Held<'a>> {
         let shm_path = beside(database, "-shm");
         let identities = [identity(database)?, identity(&shm_path)?];
-        let one = |identity, read_only: bool, path: &Path| -> Result<BorrowedFd<'a>> {
+        let one = |identity, read_only: bool, path: &Path| -> Result<(BorrowedFd<'a>, bool)> {
             let failed = || format!("cannot find the descriptor of {} that SQLite uses", path.display());
             let all = sys::descriptors_of(identity, connection).context(failed)?;
             // A database has the node's descriptors too where we are embedded; ours is the read-only one.
@@ -364,13 +366,17 @@ impl<'a> Held<'a> {
                 let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::empty());
                 !read_only || flags & OFlags::RWMODE == OFlags::RDONLY
             };
-            all.into_iter().find(fits).ok_or_else(|| Error::new(Kind::Database, failed()))
+            let mut fitting = all.into_iter().filter(fits);
+            let found = fitting.next().ok_or_else(|| Error::new(Kind::Database, failed()))?;
+            Ok((found, fitting.next().is_none()))
         };
+        let (database_fd, is_ours) = one(identities[0], true, database)?;
         let held = Held {
             connection,
             identities,
-            database: one(identities[0], true, database)?,
-            shm: one(identities[1], false, &shm_path)?,
+            database: database_fd,
+            shm: one(identities[1], false, &shm_path)?.0,
+            is_ours,
             read_locks: RefCell::new((SHM_READ0..SHM_READ0 + SHM_READ_LOCKS).collect()),
         };
         match held.lost(database)? {
@@ -466,13 +472,4 @@ fn locks_of(descriptors: &[BorrowedFd<'_>]) -> Result<Vec<(u64, u64)>> {
         }
     }
     Ok(locks)
-}
-
-/// Whether a database would push the node's own pages out of the page cache: it fills more than half of the free memory.
-fn fills_memory(database: &Path) -> Result<bool> {
-    let bytes = fs::symlink_metadata(database).context(|| format!("cannot look at {}", database.display()))?.len();
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available_kib =
-        meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().split(' ').next()?.parse().ok());
-    Ok(bytes / 1024 > available_kib.unwrap_or(u64::MAX) / 2)
 }

@@ -200,7 +200,7 @@ fn fill(whole: &Path, staging: &Path, owner: Option<Owner>, control: &Control, r
         let file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
         match copy::clone(file.as_fd(), &to, owner, control, &|| Ok(()))? {
             Some(cloned) => cloned.sync()?,
-            None => copy::copy(&mut QuietReader::new(file.as_fd(), false), bytes, &to, owner, control)?,
+            None => copy::copy(&mut QuietReader::new(&file), bytes, &to, owner, control)?,
         };
         restored.copied_count += 1;
     }

@@ -10,7 +10,6 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -124,7 +123,7 @@ fn bring(
     let reused = earlier.map_or(Ok(false), |earlier| earlier.link(file, &from, &target))?;
     if !reused {
         let source = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
-        let mut bytes = QuietReader::new(source.as_fd(), false);
+        let mut bytes = QuietReader::new(&source);
         // Pins hold what the node has deleted: its disk must not run full because of us. The reserve was made for the file
         // system of the backup; the node's may be far smaller.
         let node_has_room = || {

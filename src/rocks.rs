@@ -26,6 +26,7 @@ use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
 use crate::live_files::{is_immutable, not_permitted, total_bytes as directory_bytes};
+use crate::quiet::QuietReader;
 use crate::reuse::{self, Earlier};
 use crate::source::{RocksSource, Sources};
 
@@ -152,9 +153,9 @@ fn copy_pinned(
     let reused = reuse::bring_all(&live, pinned, to, earlier, owner, control)?;
     for name in file_names(pinned)? {
         let from = pinned.join(&name);
-        let mut file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+        let file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
         let bytes = file.metadata().context(|| format!("cannot look at {}", from.display()))?.len();
-        copy::copy(&mut file, bytes, &to.join(&name), owner, control)?;
+        copy::copy(&mut QuietReader::new(&file), bytes, &to.join(&name), owner, control)?;
         disk::remove_file(&from)?;
     }
     Ok(reused)

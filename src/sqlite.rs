@@ -153,7 +153,7 @@ fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control
     let method = if cloned.is_some() { Method::RawClone } else { Method::Copied };
     match cloned {
         Some(cloned) => cloned.sync()?,
-        None => copy::copy(&mut QuietReader::new(file.as_fd(), false), before.0, to, owner, control)?,
+        None => copy::copy(&mut QuietReader::new(&file), before.0, to, owner, control)?,
     };
     if fingerprint(&look(database)?) == before && !wal_of(database).exists() {
         return Ok(Some(method));

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -22,7 +21,7 @@ use crate::disk::{self, Lock};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::quiet::QuietReader;
+use crate::quiet::{QuietReader, Sink, each_window};
 use crate::record::Method;
 
 /// Name of the file, as the community has it.
@@ -31,32 +30,37 @@ pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
 /// What a backup has below its `0`.
 const DIRECTORIES: [&str; 2] = ["rocksDb", "sqlite"];
 
-/// One read while a sum is computed.
-const CHUNK_BYTES: usize = 256 * 1024;
-
 /// Whether this is the name of the file, or of what becomes it ([`disk::replace`]).
 pub(crate) fn is_ours(name: &str) -> bool {
     let temporary = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp"));
     temporary.unwrap_or(name) == SUMS_FILE
 }
 
-/// The BLAKE2b-512 of a file, in hexadecimal. `quiet` is to leave no trace in the page cache.
+/// The BLAKE2b-512 of a file, in hexadecimal. `quiet` is to leave no trace in the page cache; otherwise it is in there
+/// afterwards, as far as it fits, for whoever reads it next.
 pub(crate) fn of(path: &Path, quiet: bool, control: &Control) -> Result<String> {
     let failed = || format!("cannot read {}", path.display());
     let file = File::open(path).context(failed)?;
-    let mut file = QuietReader::new(file.as_fd(), quiet);
-    let mut state = State::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        control.check()?;
-        match file.read(&mut chunk).context(failed)? {
-            0 => return Ok(state.finalize().to_hex().to_string()),
-            count => {
-                state.update(&chunk[..count]);
-                control.add_done(count as u64);
-                control.throttle(count as u64)?;
-            }
-        }
+    let bytes = file.metadata().context(failed)?.len();
+    let mut summing = Summing { state: State::new(), control };
+    each_window(&mut QuietReader::borrowed(file.as_fd(), quiet), bytes, &failed, &mut summing)?;
+    Ok(summing.state.finalize().to_hex().to_string())
+}
+
+struct Summing<'a> {
+    state: State,
+    control: &'a Control,
+}
+
+impl Sink for Summing<'_> {
+    fn proceed(&mut self) -> Result<()> {
+        self.control.check()
+    }
+
+    fn take(&mut self, window: &[u8]) -> Result<()> {
+        self.state.update(window);
+        self.control.add_done(window.len() as u64);
+        self.control.throttle(window.len() as u64)
     }
 }
 

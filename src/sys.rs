@@ -109,3 +109,41 @@ pub(crate) fn step_back() {
     // On Linux a nice value belongs to the thread.
     let _ = rustix::process::setpriority_process(None, NICE);
 }
+
+/// What the page cache has of a range of a file.
+#[derive(Debug)]
+pub(crate) struct Cached {
+    pages: u64,
+    /// Pages that wait to be written to the disk, or are being written.
+    pub(crate) unwritten_pages: u64,
+}
+
+impl Cached {
+    /// Bytes of the range, and of the rest of its last page.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pages * rustix::param::page_size() as u64
+    }
+}
+
+/// Asks what the page cache has of a range of a file, without changing it: cachestat(2), from Linux 6.5 on. `None` where the
+/// kernel does not know, or does not tell us.
+pub(crate) fn cached(fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Option<Cached> {
+    // linux/mman.h; the number is the same on every architecture that Rust has, MIPS aside, where it is nothing.
+    const SYS_CACHESTAT: libc::c_long = 451;
+    #[repr(C)]
+    #[derive(Default)]
+    struct Answer {
+        cached: u64,
+        dirty: u64,
+        in_writeback: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+    let range = [offset, bytes];
+    let mut answer = Answer::default();
+    // SAFETY: the descriptor is open while it is borrowed. The call reads two 64-bit numbers, `struct cachestat_range`, and
+    // writes five, `struct cachestat`; both live until it returns. No flags are defined.
+    let result =
+        unsafe { libc::syscall(SYS_CACHESTAT, fd.as_raw_fd(), range.as_ptr(), &raw mut answer, 0 as libc::c_uint) };
+    (result == 0).then_some(Cached { pages: answer.cached, unwritten_pages: answer.dirty + answer.in_writeback })
+}

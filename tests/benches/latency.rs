@@ -88,7 +88,7 @@ pub fn compare(table: &mut Table, writer: Writer, acts: &[Act], phase: Duration,
         let within = |at: u64| times[n].iter().any(|(from, to)| (*from..=*to).contains(&at));
         let mut latencies: Vec<f64> = commits.iter().filter(|c| within(c.0)).map(|c| c.1).collect();
         let seconds: f64 = times[n].iter().map(|(from, to)| (to - from) as f64 / 1e6).sum();
-        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|part| quantile(&mut latencies, part));
+        let [p50, p90, p99, max] = [0.5, 0.9, 0.99, 1.0].map(|part| quantile(&mut latencies, part));
         if n == 0 {
             first_p99 = p99;
         }
@@ -98,6 +98,7 @@ pub fn compare(table: &mut Table, writer: Writer, acts: &[Act], phase: Duration,
             format!("{:.1}", seconds / times[n].len() as f64),
             format!("{:.0}", latencies.len() as f64 / seconds),
             format!("{p50:.2}"),
+            format!("{p90:.2}"),
             format!("{p99:.2}"),
             format!("{max:.1}"),
             format!("{:.2}", p99 / first_p99),
@@ -105,7 +106,8 @@ pub fn compare(table: &mut Table, writer: Writer, acts: &[Act], phase: Duration,
     }
 }
 
-pub const COLUMNS: [&str; 8] = ["meanwhile", "runs", "s each", "commits/s", "p50 ms", "p99 ms", "max ms", "p99 ratio"];
+pub const COLUMNS: [&str; 9] =
+    ["meanwhile", "runs", "s each", "commits/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "p99 ratio"];
 
 /// The commits to Pact.
 pub fn pact(scale: &Scale) {
