@@ -18,7 +18,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::num::NonZeroU64;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -28,9 +28,9 @@ use rustix::io::Errno;
 
 use crate::control::Control;
 use crate::disk::{Owner, failed, give, remove_file, require_room};
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate::pass;
-use crate::quiet::{ALIGNMENT, Sink, each_window};
+use crate::quiet::{ALIGNMENT, QuietReader, Sink, each_window};
 use crate::sys::{self, Flush};
 
 /// How much is copied between two looks at the free space.
@@ -115,6 +115,15 @@ pub(crate) fn copy(
     control: &Control,
 ) -> Result<u64> {
     copy_unsynced(from, limit_bytes, to, owner, control, &|| Ok(()))?.sync()
+}
+
+/// Copies a file of `bytes` bytes that nobody writes to. Fails with [`Kind::Damaged`] where it ends before.
+pub(crate) fn copy_still(from: &File, bytes: u64, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
+    let copied = copy(&mut QuietReader::past_cache(from), bytes, to, owner, control)?;
+    if copied == bytes {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Damaged, format!("the source of {} ends after {copied} of {bytes} bytes", to.display())))
 }
 
 /// As [`copy`], but leaves the fsync to the caller; asks `watch` again and again whether to go on.
@@ -226,6 +235,7 @@ impl Copying<'_> {
             let (whole, tail) = window.split_at(window.len() - window.len() % ALIGNMENT);
             match self.out.write_all_at(whole, at) {
                 Ok(()) => {
+                    self.direct = at > 0 || is_on_disk(self.out, whole.len() as u64);
                     at += whole.len() as u64;
                     rest = tail;
                 }
@@ -282,6 +292,12 @@ fn goes_direct(file: &File) -> bool {
     #[allow(clippy::unnecessary_cast)] // its type differs between architectures
     let magic = rustix::fs::fstatfs(file).map(|s| s.f_type as i64);
     magic.is_ok_and(|magic| [EXT4_MAGIC, XFS_MAGIC].contains(&magic))
+}
+
+/// Whether what was written to the beginning of a file has left the page cache: with `data=journal` or encryption the kernel
+/// takes what is written past the cache, and puts it there after all.
+fn is_on_disk(file: &File, bytes: u64) -> bool {
+    sys::cached(file.as_fd(), 0, bytes).is_none_or(|cached| cached.unwritten_pages == 0)
 }
 
 fn set_direct(file: &File, direct: bool) -> io::Result<()> {
@@ -366,11 +382,9 @@ fn pace(out: &File, start: u64) -> io::Result<()> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
-    use std::os::fd::AsFd;
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::quiet::QuietReader;
 
     /// Of data and holes at odd places, also at the end: the copy is the same, and takes no more of the disk.
     #[test]
@@ -424,7 +438,7 @@ mod tests {
                     data[at..at + 100].fill(7);
                     file.write_all_at(&data[at..at + 100], at as u64).unwrap();
                 }
-                let mut reader = QuietReader::new(&file);
+                let mut reader = QuietReader::past_cache(&file);
                 let copied = copy(&mut reader, length as u64, &to, None, &Control::default()).unwrap();
                 assert_eq!(copied, length as u64);
                 let copy = File::open(&to).unwrap();

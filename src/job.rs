@@ -26,6 +26,7 @@ use crate::record::{Method, PactPart, RocksdbPart, Status};
 use crate::reuse::{self, Earlier};
 use crate::rocks::{self, Capture};
 use crate::source::{RocksSource, Sources};
+use crate::version_edit::LiveFile;
 use crate::{sqlite, sums};
 
 /// How often RocksDB is captured while Pact is ahead of it: once, and three times again.
@@ -107,6 +108,7 @@ pub(crate) fn fill(
         sleep(PACT_AHEAD_PAUSE);
     };
 
+    drop(earlier);
     control.enter(Phase::Sync);
     let pact = backup.record.pact.clone();
     let mut manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;
@@ -174,12 +176,11 @@ fn require_whole(manifest: &Manifest, pact: &[PactPart], rocksdb: &Path) -> Resu
     let gone = |name: &str| {
         Error::new(Kind::Damaged, format!("{name} is gone or has another size: did somebody delete this backup?"))
     };
-    let bytes = manifest.sizes();
     let live = reuse::live_files_in(rocksdb)?;
-    let of_rocksdb = live.into_iter().map(|file| (format!("0/rocksDb/{}", file.name), file.bytes));
+    let of_rocksdb = live.into_iter().map(|file| (format!("0/rocksDb/{}", file.name()), file.bytes));
     let of_pact = pact.iter().map(|part| (format!("0/sqlite/{}", part.file), part.bytes));
     for (name, expected) in of_rocksdb.chain(of_pact) {
-        if bytes.get(name.as_str()) != Some(&expected) {
+        if manifest.find(&name).map(|file| file.bytes) != Some(expected) {
             return Err(gone(&name));
         }
     }
@@ -221,18 +222,20 @@ fn method_of(path: &str, pact: &[PactPart], capture: &Capture) -> Method {
     match path.strip_prefix("0/sqlite/") {
         Some(name) => pact.iter().find(|p| p.file == name).map_or(Method::Copied, |p| p.method),
         None if capture.linked && is_immutable(path) => Method::Linked,
-        None if path.strip_prefix("0/rocksDb/").is_some_and(|name| capture.reused.contains(name)) => Method::Reused,
-        None => Method::Copied,
+        None => {
+            let number = path.strip_prefix("0/rocksDb/").and_then(LiveFile::number_in);
+            if number.is_some_and(|number| capture.reused.contains(&number)) { Method::Reused } else { Method::Copied }
+        }
     }
 }
 
 fn rocksdb_part(manifest: &Manifest, capture: &Capture, captures_count: u32, cut: Option<Cut>) -> RocksdbPart {
-    let files: Vec<_> = manifest.files.iter().filter(|f| f.path.starts_with("0/rocksDb/")).collect();
-    let copied = files.iter().filter(|f| !matches!(f.method, Method::Linked | Method::Reused));
+    let files = || manifest.files.iter().filter(|f| f.path.starts_with("0/rocksDb/"));
+    let copied = files().filter(|f| !matches!(f.method, Method::Linked | Method::Reused));
     RocksdbPart {
         capture: capture.way.to_owned(),
-        files_count: files.len() as u64,
-        bytes: files.iter().map(|f| f.bytes).sum(),
+        files_count: files().count() as u64,
+        bytes: files().map(|f| f.bytes).sum(),
         copied_bytes: copied.map(|f| f.bytes).sum(),
         captures_count,
         rounds_count: capture.live.as_ref().map(|run| run.rounds_count),

@@ -39,6 +39,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -73,8 +74,8 @@ pub(crate) struct Run {
     pub(crate) rounds_count: u32,
     /// How long the window of the last round was open.
     pub(crate) window: Duration,
-    /// Files that an earlier backup had already.
-    pub(crate) reused: HashSet<String>,
+    /// The numbers of the files that an earlier backup had already.
+    pub(crate) reused: HashSet<u64>,
 }
 
 /// A WAL of the cut.
@@ -171,7 +172,7 @@ fn round(
     for file in &live {
         let pin = match earlier.filter(|earlier| earlier.knows(file)) {
             // Needed no more, but a node that has lost it shall hear of that.
-            Some(_) => match Pin::of(source.stat(&file.name)?, file) {
+            Some(_) => match Pin::of(source.stat(&file.name())?, file) {
                 Pin::Good => Pin::Good,
                 lost if instant.still_holds(source)? => lost,
                 _ => Pin::Good,
@@ -183,9 +184,9 @@ fn round(
             // A file is deleted only after the edit that says so was written.
             Pin::Gone if instant.still_holds(source)? => {
                 let why = "is missing although its MANIFEST names it: the database is damaged or has db_paths";
-                return Err(source.refused(&format!("{} {why}", file.name)).into());
+                return Err(source.refused(&format!("{} {why}", file.name())).into());
             }
-            Pin::Gone => return Err(again(format!("{} was deleted", file.name))),
+            Pin::Gone => return Err(again(format!("{} was deleted", file.name()))),
             Pin::Unfit(why) if instant.still_holds(source)? => {
                 return Err(source.refused(&format!("{why}: the database is damaged")).into());
             }
@@ -295,7 +296,7 @@ impl Read for Region<'_> {
 /// Copies a WAL up to its cut, and cuts the copy back to its last complete record.
 fn copy_wal(source: &Source, wal: &Wal, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
     let target = to.join(&wal.name);
-    let copied = copy::copy(&mut QuietReader::new(&wal.file), wal.bytes, &target, owner, control)?;
+    let copied = copy::copy(&mut QuietReader::through_cache(wal.file.as_fd()), wal.bytes, &target, owner, control)?;
     if copied != wal.bytes {
         return Err(
             source.refused(&format!("{} became shorter while it was read: somebody truncates its WAL", wal.name))
@@ -322,7 +323,7 @@ fn write_rest(
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<()> {
-    let mut manifest = QuietReader::new(&instant.manifest);
+    let mut manifest = QuietReader::through_cache(instant.manifest.as_fd());
     let copied = copy::copy(&mut manifest, instant.manifest_bytes, &to.join(&instant.name), owner, control)?;
     if copied != instant.manifest_bytes {
         return Err(source.refused("its MANIFEST became shorter while it was read"));
@@ -336,7 +337,13 @@ fn write_rest(
         let taken = name != "IDENTITY" && options.iter().any(|o| to.join(o).exists());
         if let (false, Some(file)) = (taken, source.open(name)?) {
             let bytes = file.metadata().context(|| format!("cannot look at {name}"))?.len();
-            copy::copy(&mut QuietReader::new(&file), bytes.min(MAX_TEXT_BYTES), &target, owner, control)?;
+            copy::copy(
+                &mut QuietReader::through_cache(file.as_fd()),
+                bytes.min(MAX_TEXT_BYTES),
+                &target,
+                owner,
+                control,
+            )?;
         }
     }
     // CURRENT last: without it the directory is no database.

@@ -53,7 +53,7 @@ impl Pin {
             None => Pin::Gone,
             Some(bytes) if bytes == file.bytes => Pin::Good,
             Some(bytes) => {
-                Pin::Unfit(format!("{} has {bytes} bytes where the MANIFEST says {}", file.name, file.bytes))
+                Pin::Unfit(format!("{} has {bytes} bytes where the MANIFEST says {}", file.name(), file.bytes))
             }
         }
     }
@@ -121,18 +121,34 @@ impl Source {
 
     pub(crate) fn names(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
+        self.each_name(&mut |name| {
+            names.push(name.to_owned());
+            Ok(())
+        })?;
+        Ok(names)
+    }
+
+    fn each_name(&self, take: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
         let dir = Dir::read_from(&self.directory).context(|| not_readable(&self.path))?;
         for entry in dir {
             let entry = entry.context(|| not_readable(&self.path))?;
             // A name that is not UTF-8 is no file of RocksDB's.
-            names.extend(entry.file_name().to_str().map(str::to_owned));
+            if let Ok(name) = entry.file_name().to_str() {
+                take(name)?;
+            }
         }
-        Ok(names)
+        Ok(())
     }
 
     pub(crate) fn wal_numbers(&self) -> Result<Vec<(u64, String)>> {
-        let numbered = |name: String| Some((name.strip_suffix(".log")?.parse().ok()?, name));
-        Ok(self.names()?.into_iter().filter_map(numbered).collect())
+        let mut wals = Vec::new();
+        self.each_name(&mut |name| {
+            if let Some(number) = name.strip_suffix(".log").and_then(|digits| digits.parse().ok()) {
+                wals.push((number, name.to_owned()));
+            }
+            Ok(())
+        })?;
+        Ok(wals)
     }
 
     /// Opens a regular file of the database; `None` where it is gone.
@@ -249,7 +265,7 @@ impl Staging {
 
     /// Links one live file, unless it is linked already.
     pub(crate) fn pin(&self, source: &Source, file: &LiveFile) -> Result<Pin> {
-        let name = &file.name;
+        let name = &file.name();
         let path = self.path.join(name);
         match self.link(source, name, name) {
             Ok(true) => {}
@@ -280,8 +296,9 @@ impl Staging {
 
     /// Drops what earlier rounds pinned and the last one does not need.
     pub(crate) fn keep_only(&self, live: &[LiveFile]) -> Result<()> {
-        let live: HashSet<&str> = live.iter().map(|file| file.name.as_str()).collect();
-        for name in self.names()?.iter().filter(|name| is_immutable(name) && !live.contains(name.as_str())) {
+        let live: HashSet<u64> = live.iter().map(|file| file.number).collect();
+        let is_live = |name: &str| LiveFile::number_in(name).is_some_and(|number| live.contains(&number));
+        for name in self.names()?.iter().filter(|name| is_immutable(name) && !is_live(name)) {
             disk::remove_file(&self.path.join(name))?;
         }
         Ok(())
@@ -310,10 +327,11 @@ pub(crate) fn not_permitted(database: &Path, cause: io::Error) -> Error {
 pub(crate) fn total_bytes(database: &Path) -> Result<u64> {
     let source = Source::at(database)?;
     let mut bytes = 0;
-    for name in source.names()? {
+    source.each_name(&mut |name| {
         let regular = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        bytes += source.stat(&name)?.filter(regular).map_or(0, |stat| stat.st_size.cast_unsigned());
-    }
+        bytes += source.stat(name)?.filter(regular).map_or(0, |stat| stat.st_size.cast_unsigned());
+        Ok(())
+    })?;
     Ok(bytes)
 }
 

@@ -1,7 +1,6 @@
 //! `manifest.json`: every file of a finished backup. Written and synced before the backup gets its final name.
 
-use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -64,14 +63,24 @@ impl Manifest {
         Ok(Manifest { format: FORMAT.to_owned(), files })
     }
 
-    /// Reads `manifest.json`; `None` where it is not ours: broken, or of another format.
-    pub(crate) fn parse(bytes: &[u8]) -> Option<Manifest> {
-        serde_json::from_slice(bytes).ok().filter(|m: &Manifest| m.format == FORMAT)
+    /// Reads a `manifest.json`; `None` where it is not ours: broken, or of another format. An error says that it could not
+    /// be read.
+    pub(crate) fn read(from: impl Read) -> io::Result<Option<Manifest>> {
+        // Not in one piece: for many files it is large.
+        match serde_json::from_reader::<_, Manifest>(BufReader::new(from)) {
+            Err(e) if e.is_io() => Err(e.into()),
+            Ok(mut manifest) if manifest.format == FORMAT => {
+                manifest.files.sort_by(|a, b| a.path.cmp(&b.path));
+                Ok(Some(manifest))
+            }
+            _ => Ok(None),
+        }
     }
 
-    /// The size of each file, by its path.
-    pub(crate) fn sizes(&self) -> BTreeMap<&str, u64> {
-        self.files.iter().map(|f| (f.path.as_str(), f.bytes)).collect()
+    /// The file of this path.
+    pub(crate) fn find(&self, path: &str) -> Option<&Entry> {
+        let found = self.files.binary_search_by(|file| file.path.as_str().cmp(path)).ok()?;
+        Some(&self.files[found])
     }
 
     /// Sizes of all files added up.

@@ -149,7 +149,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
     let frames = header.as_ref().map_or(Ok(0), |h| committed(h, &mut wal, &wal_path))?;
     let bound = if gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
 
-    let mut pages = QuietReader::borrowed(held.database, held.is_ours);
+    let mut pages = QuietReader::through_cache(held.database);
     let held_bytes = held.wal_bytes();
     let watch_at = |point| {
         gate::point(point, database);
@@ -347,8 +347,6 @@ struct Held<'a> {
     identities: [(u64, u64); 2],
     database: BorrowedFd<'a>,
     shm: BorrowedFd<'a>,
-    /// Whether the descriptor of the database is our connection's for certain: a node that embeds us may read it too.
-    is_ours: bool,
     /// The read locks on the `-shm`, as bytes, that were there whenever we looked: ours, and such as a node that embeds us
     /// has all the time.
     read_locks: RefCell<Vec<u64>>,
@@ -358,7 +356,7 @@ impl<'a> Held<'a> {
     fn find(connection: &'a Connection, database: &Path) -> Result<Held<'a>> {
         let shm_path = beside(database, "-shm");
         let identities = [identity(database)?, identity(&shm_path)?];
-        let one = |identity, read_only: bool, path: &Path| -> Result<(BorrowedFd<'a>, bool)> {
+        let one = |identity, read_only: bool, path: &Path| -> Result<BorrowedFd<'a>> {
             let failed = || format!("cannot find the descriptor of {} that SQLite uses", path.display());
             let all = sys::descriptors_of(identity, connection).context(failed)?;
             // A database has the node's descriptors too where we are embedded; ours is the read-only one.
@@ -366,17 +364,13 @@ impl<'a> Held<'a> {
                 let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::empty());
                 !read_only || flags & OFlags::RWMODE == OFlags::RDONLY
             };
-            let mut fitting = all.into_iter().filter(fits);
-            let found = fitting.next().ok_or_else(|| Error::new(Kind::Database, failed()))?;
-            Ok((found, fitting.next().is_none()))
+            all.into_iter().find(fits).ok_or_else(|| Error::new(Kind::Database, failed()))
         };
-        let (database_fd, is_ours) = one(identities[0], true, database)?;
         let held = Held {
             connection,
             identities,
-            database: database_fd,
-            shm: one(identities[1], false, &shm_path)?.0,
-            is_ours,
+            database: one(identities[0], true, database)?,
+            shm: one(identities[1], false, &shm_path)?,
             read_locks: RefCell::new((SHM_READ0..SHM_READ0 + SHM_READ_LOCKS).collect()),
         };
         match held.lost(database)? {

@@ -27,7 +27,6 @@ use crate::copy;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live_files::is_immutable;
-use crate::quiet::QuietReader;
 use crate::source::{RocksSource, SqliteSource};
 use crate::sqlite;
 use crate::sums::SUMS_FILE;
@@ -199,9 +198,9 @@ fn fill(whole: &Path, staging: &Path, owner: Option<Owner>, control: &Control, r
         }
         let file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
         match copy::clone(file.as_fd(), &to, owner, control, &|| Ok(()))? {
-            Some(cloned) => cloned.sync()?,
-            None => copy::copy(&mut QuietReader::new(&file), bytes, &to, owner, control)?,
-        };
+            Some(cloned) => drop(cloned.sync()?),
+            None => copy::copy_still(&file, bytes, &to, owner, control)?,
+        }
         restored.copied_count += 1;
     }
     Ok(())

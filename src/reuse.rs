@@ -7,7 +7,7 @@
 //!
 //! Invariant: the earlier backup is held against deleting while this lives; its files are linked, never changed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -35,8 +35,9 @@ const NO_LINK: [i32; 6] = [libc::EMLINK, libc::EPERM, libc::EACCES, libc::EXDEV,
 #[derive(Debug)]
 pub(crate) struct Earlier {
     directory: PathBuf,
-    /// What its MANIFEST names and is really there, in that size: somebody may have removed a file, or cut it off.
-    files: HashMap<String, LiveFile>,
+    /// What its MANIFEST names and is really there, in that size: somebody may have removed a file, or cut it off. Sorted by
+    /// number.
+    files: Vec<LiveFile>,
     _use_lock: Lock,
 }
 
@@ -44,24 +45,31 @@ impl Earlier {
     /// The RocksDB in `directory` of a backup that `use_lock` holds; `None` where its MANIFEST cannot be read.
     pub(crate) fn open(directory: &Path, use_lock: Lock) -> Option<Earlier> {
         let is_there = |file: &LiveFile| {
-            let meta = directory.join(&file.name).symlink_metadata();
+            let meta = directory.join(file.name()).symlink_metadata();
             meta.is_ok_and(|meta| meta.is_file() && meta.len() == file.bytes)
         };
-        let files = live_files_in(directory).ok()?.into_iter().filter(is_there);
-        let files = files.map(|file| (file.name.clone(), file)).collect();
+        let mut files = live_files_in(directory).ok()?;
+        files.retain(is_there);
+        files.sort_by_key(|file| file.number);
         Some(Earlier { directory: directory.to_owned(), files, _use_lock: use_lock })
+    }
+
+    /// Its file of the same name.
+    fn find(&self, file: &LiveFile) -> Option<&LiveFile> {
+        let found = self.files.binary_search_by_key(&file.number, |ours| ours.number).ok()?;
+        Some(&self.files[found]).filter(|ours| ours.name() == file.name())
     }
 
     /// Whether it has `file` for certain: both MANIFESTs give it the same unique id. The source need not be looked at then.
     pub(crate) fn knows(&self, file: &LiveFile) -> bool {
         let same = |ours: &LiveFile| ours.bytes == file.bytes && ours.unique_id == file.unique_id;
-        file.unique_id.is_some() && self.files.get(&file.name).is_some_and(same)
+        file.unique_id.is_some() && self.find(file).is_some_and(same)
     }
 
     /// Links `file`, whose source is at `pinned`, to `to`, where this backup has the same one; otherwise `Ok(false)`. What it
     /// [knows](Earlier::knows) needs no source.
     pub(crate) fn link(&self, file: &LiveFile, pinned: &Path, to: &Path) -> Result<bool> {
-        let ours = self.directory.join(&file.name);
+        let ours = self.directory.join(file.name());
         let compared = || same_tail(&ours, pinned, file.bytes).context(|| format!("cannot compare {}", ours.display()));
         let same = self.knows(file) || (self.may_have(file) && compared()?);
         if !same {
@@ -79,7 +87,7 @@ impl Earlier {
     fn may_have(&self, file: &LiveFile) -> bool {
         let fits =
             |ours: &LiveFile| ours.bytes == file.bytes && ours.unique_id.is_none_or(|id| file.unique_id == Some(id));
-        self.files.get(&file.name).is_some_and(fits)
+        self.find(file).is_some_and(fits)
     }
 
     /// Bytes of a live database that need not be copied, as far as its MANIFEST tells now.
@@ -89,7 +97,7 @@ impl Earlier {
     }
 }
 
-/// Brings every live file to the directory `to`, and its pin is dropped; returns the names of those that `earlier` had.
+/// Brings every live file to the directory `to`, and its pin is dropped; returns the numbers of those that `earlier` had.
 pub(crate) fn bring_all(
     live: &[LiveFile],
     pins: &Path,
@@ -97,11 +105,11 @@ pub(crate) fn bring_all(
     earlier: Option<&Earlier>,
     owner: Option<Owner>,
     control: &Control,
-) -> Result<HashSet<String>> {
+) -> Result<HashSet<u64>> {
     let mut reused = HashSet::new();
     for file in live {
         if bring(file, pins, to, earlier, owner, control)? {
-            reused.insert(file.name.clone());
+            reused.insert(file.number);
         }
     }
     Ok(reused)
@@ -118,12 +126,12 @@ fn bring(
     control: &Control,
 ) -> Result<bool> {
     let known = earlier.filter(|earlier| earlier.knows(file));
-    let from = known.map_or(pins, |earlier| &earlier.directory).join(&file.name);
-    let target = to.join(&file.name);
+    let from = known.map_or(pins, |earlier| &earlier.directory).join(file.name());
+    let target = to.join(file.name());
     let reused = earlier.map_or(Ok(false), |earlier| earlier.link(file, &from, &target))?;
     if !reused {
         let source = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
-        let mut bytes = QuietReader::new(&source);
+        let mut bytes = QuietReader::past_cache(&source);
         // Pins hold what the node has deleted: its disk must not run full because of us. The reserve was made for the file
         // system of the backup; the node's may be far smaller.
         let node_has_room = || {

@@ -12,6 +12,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,7 +27,6 @@ use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
 use crate::live_files::{is_immutable, not_permitted, total_bytes as directory_bytes};
-use crate::quiet::QuietReader;
 use crate::reuse::{self, Earlier};
 use crate::source::{RocksSource, Sources};
 
@@ -54,8 +54,8 @@ pub(crate) struct Capture {
     pub(crate) live: Option<live::Run>,
     /// Whether SSTs are links to the node's own files.
     pub(crate) linked: bool,
-    /// Files that are links to an earlier backup's.
-    pub(crate) reused: HashSet<String>,
+    /// The numbers of the files that are links to an earlier backup's.
+    pub(crate) reused: HashSet<u64>,
 }
 
 /// Whether hard links from the database's directory to `directory` work.
@@ -117,8 +117,8 @@ pub(crate) fn capture(
             Ok(Capture { way: "checkpoint", live: None, linked, reused })
         }
         RocksSource::Directory(database) if linked => {
-            let live = live::copy(database, to, to, None, owner, control)?;
-            Ok(Capture { way: "live-copy", reused: live.reused.clone(), live: Some(live), linked })
+            let mut live = live::copy(database, to, to, None, owner, control)?;
+            Ok(Capture { way: "live-copy", reused: mem::take(&mut live.reused), live: Some(live), linked })
         }
         RocksSource::Directory(database) => {
             let pins = Pins::take(sources)?;
@@ -127,9 +127,9 @@ pub(crate) fn capture(
             let live = live::copy(database, to, &pinned, earlier, owner, control);
             // Also where it failed: links hold what the node deletes.
             let cleared = pins.clear();
-            let live = live?;
+            let mut live = live?;
             cleared?;
-            Ok(Capture { way: "live-copy", reused: live.reused.clone(), live: Some(live), linked })
+            Ok(Capture { way: "live-copy", reused: mem::take(&mut live.reused), live: Some(live), linked })
         }
     }
 }
@@ -142,20 +142,20 @@ fn copy_pinned(
     earlier: Option<&Earlier>,
     owner: Option<Owner>,
     control: &Control,
-) -> Result<HashSet<String>> {
+) -> Result<HashSet<u64>> {
     engine::checkpoint(db, pinned)?;
     disk::create_dir(to, owner)?;
     let live = reuse::live_files_in(pinned)?;
     // The links to what need not be copied go first: the node may delete these files.
     for file in live.iter().filter(|file| earlier.is_some_and(|earlier| earlier.knows(file))) {
-        disk::remove_file(&pinned.join(&file.name))?;
+        disk::remove_file(&pinned.join(file.name()))?;
     }
     let reused = reuse::bring_all(&live, pinned, to, earlier, owner, control)?;
     for name in file_names(pinned)? {
         let from = pinned.join(&name);
         let file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
         let bytes = file.metadata().context(|| format!("cannot look at {}", from.display()))?.len();
-        copy::copy(&mut QuietReader::new(&file), bytes, &to.join(&name), owner, control)?;
+        copy::copy_still(&file, bytes, &to.join(&name), owner, control)?;
         disk::remove_file(&from)?;
     }
     Ok(reused)

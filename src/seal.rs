@@ -4,7 +4,7 @@
 //! It is the last field of the one object in the file, `"seal"`: the BLAKE2b-512, in hexadecimal, of every byte before the
 //! comma in front of it. So it is still plain JSON, and whoever does not know the field skips it.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 
 use blake2b_simd::State;
 use serde::Serialize;
@@ -32,12 +32,31 @@ pub(crate) fn to_bytes(value: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-/// Whether a file is what was sealed; `None` where it has no seal.
-pub(crate) fn is_whole(file: &[u8]) -> Option<bool> {
-    let at = file.len().checked_sub(BEFORE.len() + HEX_BYTES + AFTER.len())?;
-    let (content, seal) = file.split_at(at);
-    let seal = seal.strip_prefix(BEFORE.as_bytes())?.strip_suffix(AFTER.as_bytes())?;
-    Some(blake2b_simd::blake2b(content).to_hex().as_bytes() == seal)
+/// Whether a file of so many bytes is what was sealed; `None` where it has no seal. It may be large, and is not kept.
+pub(crate) fn is_whole(mut file: impl Read, bytes: u64) -> io::Result<Option<bool>> {
+    let Some(content_bytes) = bytes.checked_sub((BEFORE.len() + HEX_BYTES + AFTER.len()) as u64) else {
+        return Ok(None);
+    };
+    let mut summing = Summing(State::new());
+    io::copy(&mut (&mut file).take(content_bytes), &mut summing)?;
+    let mut end = Vec::new();
+    file.read_to_end(&mut end)?;
+    let seal = end.strip_prefix(BEFORE.as_bytes()).and_then(|end| end.strip_suffix(AFTER.as_bytes()));
+    Ok(seal.map(|seal| summing.0.finalize().to_hex().as_bytes() == seal))
+}
+
+/// Takes bytes only to sum them.
+struct Summing(State);
+
+impl Write for Summing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Passes everything on but the last bytes, which close the object.
@@ -67,11 +86,15 @@ impl Write for Sealing<'_> {
 mod tests {
     use super::*;
 
+    fn whole(file: &[u8]) -> Option<bool> {
+        is_whole(file, file.len() as u64).unwrap()
+    }
+
     #[test]
     fn every_changed_bit_is_seen_or_unseals() {
         for value in [serde_json::json!({"a": [1, 2]}), serde_json::json!({"name": "x".repeat(20_000), "n": 7})] {
             let sealed = to_bytes(&value);
-            assert_eq!(is_whole(&sealed), Some(true));
+            assert_eq!(whole(&sealed), Some(true));
             let mut read: serde_json::Value = serde_json::from_slice(&sealed).unwrap();
             read.as_object_mut().unwrap().remove("seal").unwrap();
             assert_eq!(read, value);
@@ -79,11 +102,11 @@ mod tests {
                 for bit in 0..8 {
                     let mut damaged = sealed.clone();
                     damaged[at] ^= 1 << bit;
-                    assert_ne!(is_whole(&damaged), Some(true), "byte {at} bit {bit}");
+                    assert_ne!(whole(&damaged), Some(true), "byte {at} bit {bit}");
                 }
             }
             for cut in (0..sealed.len()).step_by(7) {
-                assert_ne!(is_whole(&sealed[..cut]), Some(true), "cut at {cut}");
+                assert_ne!(whole(&sealed[..cut]), Some(true), "cut at {cut}");
             }
         }
     }

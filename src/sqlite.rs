@@ -153,7 +153,12 @@ fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control
     let method = if cloned.is_some() { Method::RawClone } else { Method::Copied };
     match cloned {
         Some(cloned) => cloned.sync()?,
-        None => copy::copy(&mut QuietReader::new(&file), before.0, to, owner, control)?,
+        None => {
+            // A node that is up may open it meanwhile.
+            let through_cache = QuietReader::through_cache(file.as_fd());
+            let mut pages = if how.node_is_up { through_cache } else { QuietReader::past_cache(&file) };
+            copy::copy(&mut pages, before.0, to, owner, control)?
+        }
     };
     if fingerprint(&look(database)?) == before && !wal_of(database).exists() {
         return Ok(Some(method));

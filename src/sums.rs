@@ -43,7 +43,8 @@ pub(crate) fn of(path: &Path, quiet: bool, control: &Control) -> Result<String> 
     let file = File::open(path).context(failed)?;
     let bytes = file.metadata().context(failed)?.len();
     let mut summing = Summing { state: State::new(), control };
-    each_window(&mut QuietReader::borrowed(file.as_fd(), quiet), bytes, &failed, &mut summing)?;
+    let mut reader = if quiet { QuietReader::past_cache(&file) } else { QuietReader::through_cache(file.as_fd()) };
+    each_window(&mut reader, bytes, &failed, &mut summing)?;
     Ok(summing.state.finalize().to_hex().to_string())
 }
 
@@ -102,9 +103,10 @@ pub(crate) fn present(path: &Path) -> Vec<&'static str> {
 /// The directories of a finished backup that shall have sums and have none.
 fn missing(path: &Path, which: Sums) -> Result<Vec<PathBuf>> {
     let manifest_path = path.join(MANIFEST_FILE);
-    let bytes = fs::read(&manifest_path).context(|| format!("cannot read {}", manifest_path.display()))?;
+    let failed = || format!("cannot read {}", manifest_path.display());
+    let manifest = File::open(&manifest_path).and_then(Manifest::read).context(failed)?;
     let damaged = || Error::new(Kind::Damaged, format!("{} is not a manifest of ours", manifest_path.display()));
-    let files = Manifest::parse(&bytes).ok_or_else(damaged)?.files;
+    let files = manifest.ok_or_else(damaged)?.files;
     let wanted = |name: &str| {
         let prefix = format!("{WHOLE}/{name}/");
         let linked = || files.iter().any(|f| f.method == Method::Linked && f.path.starts_with(&prefix));

@@ -71,7 +71,7 @@ pub fn live_files(manifest: &[u8]) -> std::result::Result<Vec<(String, u64)>, St
     let end = log_format::each_record(manifest, usize::MAX, |record| versions.apply(record));
     match end.expect("bytes in memory can be read")? {
         End::Damaged => Err("damaged".to_owned()),
-        End::Clean | End::Torn => Ok(versions.live_files().into_iter().map(|f| (f.name, f.bytes)).collect()),
+        End::Clean | End::Torn => Ok(versions.live_files().into_iter().map(|f| (f.name(), f.bytes)).collect()),
     }
 }
 
@@ -82,7 +82,7 @@ pub fn live_files(manifest: &[u8]) -> std::result::Result<Vec<(String, u64)>, St
 pub fn live_files_of(edits: &[Vec<u8>]) -> std::result::Result<Vec<(String, u64)>, String> {
     let mut versions = Versions::new();
     edits.iter().try_for_each(|edit| versions.apply(edit))?;
-    Ok(versions.live_files().into_iter().map(|f| (f.name, f.bytes)).collect())
+    Ok(versions.live_files().into_iter().map(|f| (f.name(), f.bytes)).collect())
 }
 
 /// One raw copy of a SQLite database; `false` where it is not in WAL mode.

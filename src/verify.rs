@@ -13,7 +13,6 @@
 //! # Limitations
 //! A changed byte within a row of SQLite is seen only where there are `BLAKE2SUMS`: its pages have no checksums.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::MetadataExt;
@@ -30,8 +29,8 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::live_files::is_immutable;
 use crate::log_format::{self, End};
-use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::record::{RECORD_FILE, Record, VERIFIED_FILE, Verified};
+use crate::manifest::{Entry, MANIFEST_FILE, Manifest};
+use crate::record::{Method, RECORD_FILE, Record, VERIFIED_FILE, Verified};
 use crate::sums::{self, SUMS_FILE};
 use crate::version_edit::Versions;
 use crate::{engine, live, quiet, rocks, seal, sqlite};
@@ -77,9 +76,10 @@ pub(crate) fn verify(
     }
     let mut result = Verification::default();
     let whole = path.join(WHOLE);
-    let files = list(&whole)?;
-    result.files_count = files.len() as u64;
-    result.bytes = files.values().sum();
+    // What is really there.
+    let files = Manifest::of(&whole, &|_| Method::Copied)?;
+    result.files_count = files.files.len() as u64;
+    result.bytes = files.bytes();
     control.set_total(result.bytes);
     if let Some(record) = record {
         check_seals(path, record, &mut result)?;
@@ -95,7 +95,7 @@ pub(crate) fn verify(
     let manifest = manifest.filter(|_| depth == Depth::Deep);
     check_rocksdb(&whole.join("rocksDb"), &files, &mut result)?;
     let is_database = |name: &&String| name.starts_with("0/sqlite/") && name.ends_with(".sqlite");
-    let databases: Vec<&String> = files.keys().filter(is_database).collect();
+    let databases: Vec<&String> = files.files.iter().map(|file| &file.path).filter(is_database).collect();
     for name in &databases {
         if let Some(why) = header_fault(&path.join(name))? {
             result.faults.push(format!("{name}: {why}"));
@@ -227,17 +227,11 @@ pub(crate) fn note_sharers(
     Ok(())
 }
 
-/// Every file below `0` with its size, by its path below the backup.
-fn list(whole: &Path) -> Result<BTreeMap<String, u64>> {
-    let manifest = Manifest::of(whole, &|_| crate::record::Method::Copied)?;
-    Ok(manifest.files.into_iter().map(|entry| (entry.path, entry.bytes)).collect())
-}
-
 /// The manifest; `None`, with a fault where there must be one, where there is none of ours.
 fn read_manifest(path: &Path, is_ours: bool, result: &mut Verification) -> Result<Option<Manifest>> {
-    let read = if_there(fs::read(path.join(MANIFEST_FILE)), &path.join(MANIFEST_FILE))?;
+    let read = if_there(File::open(path.join(MANIFEST_FILE)).and_then(Manifest::read), &path.join(MANIFEST_FILE))?;
     let there = read.is_some();
-    let manifest = read.and_then(|bytes| Manifest::parse(&bytes));
+    let manifest = read.flatten();
     if manifest.is_none() && (is_ours || there) {
         let why = if there { "it is not a manifest of ours" } else { "it is missing" };
         result.faults.push(format!("{MANIFEST_FILE}: {why}"));
@@ -266,27 +260,26 @@ fn if_there<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
 /// Our two files must be what we wrote. One that is missing is told of elsewhere.
 fn check_seals(path: &Path, record: &Record, result: &mut Verification) -> Result<()> {
     for name in [RECORD_FILE, MANIFEST_FILE] {
-        let bytes = if_there(fs::read(path.join(name)), &path.join(name))?;
-        let is_whole = bytes.map(|bytes| seal::is_whole(&bytes).unwrap_or(!record.must_be_sealed()));
-        if is_whole == Some(false) {
+        let is_whole = |file: File| seal::is_whole(&file, file.metadata()?.len());
+        let is_whole = if_there(File::open(path.join(name)).and_then(is_whole), &path.join(name))?;
+        if is_whole.is_some_and(|sealed| !sealed.unwrap_or(!record.must_be_sealed())) {
             result.faults.push(format!("{name}: it is not what was written (its seal is wrong)"));
         }
     }
     Ok(())
 }
 
-fn compare_with_manifest(manifest: &Manifest, files: &BTreeMap<String, u64>, result: &mut Verification) {
-    let expected = manifest.sizes();
-    for (name, bytes) in &expected {
-        match files.get(*name) {
+fn compare_with_manifest(manifest: &Manifest, files: &Manifest, result: &mut Verification) {
+    for Entry { path: name, bytes, .. } in &manifest.files {
+        match files.find(name).map(|file| file.bytes) {
             None => result.faults.push(format!("{name}: it is missing")),
-            Some(found) if found != bytes => {
+            Some(found) if found != *bytes => {
                 result.faults.push(format!("{name}: it has {found} bytes instead of {bytes}"));
             }
             Some(_) => {}
         }
     }
-    for name in files.keys().filter(|name| !expected.contains_key(name.as_str())) {
+    for name in files.files.iter().map(|file| &file.path).filter(|name| manifest.find(name).is_none()) {
         // The sums are written after the commit, and what wrote them may have been cut off.
         if !name.rsplit('/').next().is_some_and(sums::is_ours) {
             result.faults.push(format!("{name}: it does not belong to the backup"));
@@ -300,17 +293,16 @@ fn compare_with_record(manifest: &Manifest, record: &Record, result: &mut Verifi
     if (record.bytes, record.files_count) != (manifest.bytes(), manifest.files.len() as u64) {
         fault(format!("it says {} files of {} bytes", record.files_count, record.bytes));
     }
-    let bytes = manifest.sizes();
     for part in &record.pact {
         let name = format!("0/sqlite/{}", part.file);
-        if bytes.get(name.as_str()) != Some(&part.bytes) {
+        if manifest.find(&name).map(|file| file.bytes) != Some(part.bytes) {
             fault(format!("{name} is not the one that it names"));
         }
     }
 }
 
 /// RocksDB's own view: CURRENT names a MANIFEST, and that names files that are there.
-fn check_rocksdb(directory: &Path, files: &BTreeMap<String, u64>, result: &mut Verification) -> Result<()> {
+fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) -> Result<()> {
     let mut fault = |why: String| result.faults.push(format!("0/rocksDb/{why}"));
     let current = if_there(fs::read(directory.join("CURRENT")), &directory.join("CURRENT"))?;
     let Some(name) = current.and_then(|c| live::manifest_in(&String::from_utf8(c).ok()?)) else {
@@ -329,10 +321,11 @@ fn check_rocksdb(directory: &Path, files: &BTreeMap<String, u64>, result: &mut V
         Err(why) => fault(format!("{name}: {why}")),
     }
     for file in versions.live_files() {
-        match files.get(&format!("0/rocksDb/{}", file.name)) {
-            None => fault(format!("{}: it is missing although the MANIFEST names it", file.name)),
-            Some(bytes) if *bytes != file.bytes => {
-                fault(format!("{}: it has {bytes} bytes where the MANIFEST says {}", file.name, file.bytes));
+        let name = file.name();
+        match files.find(&format!("0/rocksDb/{name}")).map(|file| file.bytes) {
+            None => fault(format!("{name}: it is missing although the MANIFEST names it")),
+            Some(bytes) if bytes != file.bytes => {
+                fault(format!("{name}: it has {bytes} bytes where the MANIFEST says {}", file.bytes));
             }
             Some(_) => {}
         }

@@ -8,6 +8,7 @@
 //! Invariants: no input makes this panic; what is returned is what RocksDB itself would find on recovery.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU64;
 
 /// Tags with this bit are followed by a length and may be skipped.
 const IGNORABLE_TAG: u32 = 1 << 13;
@@ -21,14 +22,27 @@ const BLOB_FRAME_BYTES: u64 = 30 + 32;
 /// The deepest level that RocksDB can have.
 const MAX_LEVEL: u32 = 1 << 16;
 
-/// A file that the database cannot do without.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A file that the database cannot do without. There may be a hundred thousand: so it has its number, not its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LiveFile {
-    pub(crate) name: String,
+    /// SSTs and blob files are numbered together: no two files of a database have the same.
+    pub(crate) number: u64,
     pub(crate) bytes: u64,
     /// RocksDB's own identity of the file, in MANIFESTs since version 7.3 or so.
     pub(crate) unique_id: Option<[u8; 16]>,
     level: u32,
+    is_blob: bool,
+}
+
+impl LiveFile {
+    pub(crate) fn name(&self) -> String {
+        format!("{:06}.{}", self.number, if self.is_blob { "blob" } else { "sst" })
+    }
+
+    /// The number in the name of a file that may be live.
+    pub(crate) fn number_in(name: &str) -> Option<u64> {
+        name.strip_suffix(".sst").or_else(|| name.strip_suffix(".blob"))?.parse().ok()
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -41,7 +55,7 @@ struct Family {
 struct Table {
     level: u32,
     bytes: u64,
-    oldest_blob: Option<u64>,
+    oldest_blob: Option<NonZeroU64>,
     unique_id: Option<[u8; 16]>,
 }
 
@@ -122,22 +136,21 @@ impl Versions {
         let mut files = Vec::new();
         for family in self.families.values() {
             for (number, table) in &family.tables {
-                let (name, Table { bytes, unique_id, level, .. }) = (format!("{number:06}.sst"), *table);
-                files.push(LiveFile { name, bytes, unique_id, level });
+                let Table { bytes, unique_id, level, .. } = *table;
+                files.push(LiveFile { number: *number, bytes, unique_id, level, is_blob: false });
             }
             // As RocksDB's VersionBuilder has it: blob files older than any that a table refers to are gone, and so is
             // one that is all garbage and that no table names as its oldest.
             let Some(oldest) = family.tables.values().filter_map(|t| t.oldest_blob).min() else { continue };
-            for (number, blob) in family.blobs.range(oldest..) {
-                let linked = family.tables.values().any(|t| t.oldest_blob == Some(*number));
+            for (number, blob) in family.blobs.range(oldest.get()..) {
+                let linked = family.tables.values().any(|t| t.oldest_blob.is_some_and(|n| n.get() == *number));
                 if linked || blob.garbage_count < blob.count {
                     let bytes = blob.bytes.saturating_add(BLOB_FRAME_BYTES);
-                    let name = format!("{number:06}.blob");
-                    files.push(LiveFile { name, bytes, unique_id: None, level: 0 });
+                    files.push(LiveFile { number: *number, bytes, unique_id: None, level: 0, is_blob: true });
                 }
             }
         }
-        files.sort_by(|a, b| (a.level, &a.name).cmp(&(b.level, &b.name)));
+        files.sort_by_key(|file| (file.level, file.number));
         files
     }
 }
@@ -241,7 +254,7 @@ fn new_file(tag: u32, input: &mut Input<'_>, edit: &mut Edit) -> Result<Option<(
         }
         let Some(value) = input.slice() else { return Ok(None) };
         match custom {
-            4 => table.oldest_blob = Input(value).varint().filter(|blob| *blob != 0),
+            4 => table.oldest_blob = Input(value).varint().and_then(NonZeroU64::new),
             12 => table.unique_id = value.try_into().ok(),
             65 => path = value.first().copied().map_or(0, u64::from),
             _ if custom & NON_IGNORABLE_FIELD != 0 => {

@@ -70,13 +70,8 @@ pub fn pact(scale: &Scale) {
             Ok(mounted) => {
                 let node = mounted.at.join("node");
                 crate::fill_node(&node, scale.pact_databases, scale.pact_bytes);
-                // Open and written to, as a node has them: one that nobody has open is never cloned.
-                let open = |path: &PathBuf| {
-                    let db = crate::writers::open_pact(path);
-                    db.execute_batch("INSERT OR REPLACE INTO BlockHistory VALUES (2, 'hash', 2)").unwrap();
-                    db
-                };
-                let _open: Vec<_> = crate::databases(&node.join("0/sqlite")).iter().map(open).collect();
+                // One that nobody has open is never cloned.
+                let _open = crate::writers::open_as_a_node(&node);
                 let written = || mounted.written_mib();
                 crate::speed::pact_in(scale, &mounted.at, &format!(" on {kind}"), Some(&written), copiers);
             }

@@ -305,15 +305,18 @@ impl Copier {
 /// The Pact databases, warm and cold.
 pub fn pact(scale: &Scale) {
     use Copier::{Backup, Cp, Litestream, Ours, Sqlite3Rsync, VacuumInto};
+    let node = scale.dir.join("node");
+    crate::fill_node(&node, scale.pact_databases, scale.pact_bytes);
+    pact_in(scale, &scale.dir, " of a node that is stopped", None, &[Cp, Ours]);
+    let _open = crate::writers::open_as_a_node(&node);
     // The last one changes the databases a little.
     pact_in(scale, &scale.dir, "", None, &[Cp, Ours, Backup, VacuumInto, Sqlite3Rsync, Litestream]);
 }
 
-/// The same in a directory on the file system that `what` tells of. What its device wrote, in MiB, is `device` if that
+/// The same of the node in a directory, which `what` tells of. What its device wrote, in MiB, is `device` if that
 /// can be known, instead of what GNU time says.
 pub fn pact_in(scale: &Scale, dir: &Path, what: &str, device: Option<&dyn Fn() -> f64>, copiers: &[Copier]) {
     let node = dir.join("node");
-    crate::fill_node(&node, scale.pact_databases, scale.pact_bytes);
     let sqlite = node.join("0/sqlite");
     let databases = crate::databases(&sqlite);
     let mut notes = Vec::new();

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -44,6 +44,16 @@ pub fn open_pact(path: &Path) -> Connection {
     let _: String = db.query_row("PRAGMA page_size=1024", [], |_| Ok(String::new())).unwrap_or_default();
     let _: String = db.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0)).unwrap();
     db
+}
+
+/// Opens all Pact databases of a node's directory and writes to each, as a node has them.
+pub fn open_as_a_node(node: &Path) -> Vec<Connection> {
+    let open = |path: &PathBuf| {
+        let db = open_pact(path);
+        db.execute_batch("INSERT OR REPLACE INTO BlockHistory VALUES (2, 'hash', 2)").unwrap();
+        db
+    };
+    crate::databases(&node.join("0/sqlite")).iter().map(open).collect()
 }
 
 /// Commits a block's worth of rows to each of the Pact databases in `directory` in turn, with `pause` in between.
