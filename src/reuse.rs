@@ -18,7 +18,7 @@ use crate::copy;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
-use crate::log_format;
+use crate::log_format::{self, End};
 use crate::quiet::QuietReader;
 use crate::version_edit::{LiveFile, Versions};
 
@@ -162,8 +162,10 @@ pub(crate) fn live_files_in(directory: &Path) -> Result<Vec<LiveFile>> {
     let manifest = File::open(directory.join(&name)).context(failed)?;
     let mut versions = Versions::new();
     let parsed = log_format::each_record(manifest, live::MAX_EDIT_BYTES, |record| versions.apply(record));
-    parsed.context(failed)?.map_err(|why| damaged(&name, &why))?;
-    Ok(versions.live_files())
+    match parsed.context(failed)?.map_err(|why| damaged(&name, &why))? {
+        End::Clean | End::Torn => Ok(versions.live_files()),
+        End::Damaged => Err(damaged(&name, "it is damaged")),
+    }
 }
 
 /// Whether the end of `ours` is that of the source. One of ours that cannot be read, or is shorter, is no use.
