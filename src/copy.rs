@@ -235,7 +235,8 @@ impl Copying<'_> {
             let (whole, tail) = window.split_at(window.len() - window.len() % ALIGNMENT);
             match self.out.write_all_at(whole, at) {
                 Ok(()) => {
-                    self.direct = at > 0 || is_on_disk(self.out, whole.len() as u64);
+                    let is_first = self.end == 0;
+                    self.direct = !is_first || is_on_disk(self.out, at, whole.len() as u64);
                     at += whole.len() as u64;
                     rest = tail;
                 }
@@ -243,7 +244,7 @@ impl Copying<'_> {
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(e) => return Err(e),
             }
-            if !rest.is_empty() {
+            if !self.direct || !rest.is_empty() {
                 set_direct(self.out, false)?;
                 self.direct = false;
             }
@@ -294,10 +295,10 @@ fn goes_direct(file: &File) -> bool {
     magic.is_ok_and(|magic| [EXT4_MAGIC, XFS_MAGIC].contains(&magic))
 }
 
-/// Whether what was written to the beginning of a file has left the page cache: with `data=journal` or encryption the kernel
-/// takes what is written past the cache, and puts it there after all.
-fn is_on_disk(file: &File, bytes: u64) -> bool {
-    sys::cached(file.as_fd(), 0, bytes).is_none_or(|cached| cached.unwritten_pages == 0)
+/// Whether what was just written past the page cache is not there: with `data=journal` or encryption the kernel takes it, and
+/// puts it into the cache after all.
+fn is_on_disk(file: &File, start: u64, bytes: u64) -> bool {
+    sys::cached(file.as_fd(), start, bytes).is_none_or(|cached| cached.unwritten_pages == 0)
 }
 
 fn set_direct(file: &File, direct: bool) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! Reading that keeps out of the node's way: the page cache is the node's, and what we read once is not worth a place in it.
 //!
 //! A file that nobody writes to (SSTs, backups, the databases of a node that is down) is read past the page cache: straight
-//! from the disk, but for what the cache has. That costs a tenth of the processor time, and twice the rate on a fast disk.
+//! from the disk, but for what the cache has. That takes a third of the processor time, and leaves the cache to the node.
 //! A file that the node may write to is never read so: a direct read keeps every writer of the file waiting until the disk has
 //! answered, and with our idle I/O class that may be long (a checkpoint of SQLite: 5 ms became 550 ms beside a busy
 //! mq-deadline, 1,070 ms beside bfq).
