@@ -17,6 +17,7 @@
 
 use std::ffi::c_int;
 use std::fs::{self, File, Metadata};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -141,7 +142,11 @@ fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control
     let fingerprint = |m: &Metadata| (m.len(), m.ino(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
     let before = fingerprint(&look(database)?);
     let mut modes = [0; 2];
-    let has_header = file.read_exact_at(&mut modes, HEADER_MODES).is_ok();
+    let has_header = match file.read_exact_at(&mut modes, HEADER_MODES) {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => false,
+        // SQLite would leave a -wal and a -shm beside the database of a stopped node.
+        other => other.context(|| format!("cannot read {}", database.display())).map(|()| true)?,
+    };
     let has_journal = fs::metadata(beside(database, "-journal")).is_ok_and(|m| m.len() > 0);
     if wal_of(database).exists() || !has_header || modes != WAL_MODES || has_journal {
         return Ok(None);
