@@ -38,9 +38,8 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -74,8 +73,6 @@ pub(crate) struct Run {
     pub(crate) rounds_count: u32,
     /// How long the window of the last round was open.
     pub(crate) window: Duration,
-    /// The numbers of the files that an earlier backup had already.
-    pub(crate) reused: HashSet<u64>,
 }
 
 /// A WAL of the cut.
@@ -107,7 +104,8 @@ fn again(why: impl Into<String>) -> Failure {
 ///
 /// Fails with [`Kind::Refused`] where the guarantee cannot be given, and with [`Kind::Busy`] when the limits are reached.
 ///
-/// What `earlier`, a backup on the file system of `to`, has already is linked from there instead of copied.
+/// What `earlier`, a backup on the file system of `to`, has already is linked from there instead of copied; the numbers of
+/// these files are returned too.
 pub(crate) fn copy(
     source: &Path,
     to: &Path,
@@ -115,7 +113,7 @@ pub(crate) fn copy(
     earlier: Option<&Earlier>,
     owner: Option<Owner>,
     control: &Control,
-) -> Result<Run> {
+) -> Result<(Run, HashSet<u64>)> {
     let source = Source::at(source)?;
     source.refuse_what_cannot_be_copied()?;
     disk::create_dir(to, owner)?;
@@ -152,7 +150,7 @@ pub(crate) fn copy(
     }
     let reused = if pins == to { HashSet::new() } else { reuse::bring_all(&live, pins, to, earlier, owner, control)? };
     write_rest(&source, &instant, to, owner, control)?;
-    Ok(Run { rounds_count, window: instant.window, reused })
+    Ok((Run { rounds_count, window: instant.window }, reused))
 }
 
 /// Steps 1 to 8.
@@ -268,28 +266,12 @@ impl Instantaneous {
 /// Step 6.
 fn parse_manifest(source: &Source, instant: &Instantaneous) -> std::result::Result<Vec<LiveFile>, Failure> {
     let mut versions = Versions::new();
-    let bytes = Region { file: &instant.manifest, at: 0, end: instant.manifest_bytes };
+    let bytes = QuietReader::through_cache(instant.manifest.as_fd()).take(instant.manifest_bytes);
     let parsed = log_format::each_record(bytes, MAX_EDIT_BYTES, |record| versions.apply(record));
     match parsed.context(|| format!("cannot read the MANIFEST of {}", source.path.display()))? {
         Ok(End::Clean | End::Torn) => Ok(versions.live_files()),
         Ok(End::Damaged) => Err(Failure::Final(source.refused("its MANIFEST is damaged"))),
         Err(why) => Err(Failure::Final(source.refused(&why))),
-    }
-}
-
-/// The first bytes of a file, read by position: the descriptor is shared with nobody's offset.
-struct Region<'a> {
-    file: &'a File,
-    at: u64,
-    end: u64,
-}
-
-impl Read for Region<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = usize::try_from(self.end - self.at).unwrap_or(usize::MAX).min(buffer.len());
-        let count = self.file.read_at(&mut buffer[..wanted], self.at)?;
-        self.at += count as u64;
-        Ok(count)
     }
 }
 

@@ -12,7 +12,6 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::mem;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -117,19 +116,19 @@ pub(crate) fn capture(
             Ok(Capture { way: "checkpoint", live: None, linked, reused })
         }
         RocksSource::Directory(database) if linked => {
-            let mut live = live::copy(database, to, to, None, owner, control)?;
-            Ok(Capture { way: "live-copy", reused: mem::take(&mut live.reused), live: Some(live), linked })
+            let (run, reused) = live::copy(database, to, to, None, owner, control)?;
+            Ok(Capture { way: "live-copy", live: Some(run), linked, reused })
         }
         RocksSource::Directory(database) => {
             let pins = Pins::take(sources)?;
             let pinned = pins.directory.join("rocksDb");
             disk::ensure_private_dir(&pinned, owner)?;
-            let live = live::copy(database, to, &pinned, earlier, owner, control);
+            let copied = live::copy(database, to, &pinned, earlier, owner, control);
             // Also where it failed: links hold what the node deletes.
             let cleared = pins.clear();
-            let mut live = live?;
+            let (run, reused) = copied?;
             cleared?;
-            Ok(Capture { way: "live-copy", reused: mem::take(&mut live.reused), live: Some(live), linked })
+            Ok(Capture { way: "live-copy", live: Some(run), linked, reused })
         }
     }
 }
