@@ -117,7 +117,16 @@ build_slim() {
   cp -f "$BIN/chainweb-backup" "$BIN/slim/chainweb-backup"
 }
 
+# Cargo tells what is fresh by times alone: of another checkout's build, what is newer than these files passes for theirs.
+forget_other_checkout() {
+  of=$CARGO_TARGET_DIR/checkout
+  [ "$(cat "$of" 2>/dev/null)" = "$ROOT" ] || cargo clean --quiet --release --locked -p chainweb-backup || return
+  mkdir -p "$CARGO_TARGET_DIR"
+  printf '%s\n' "$ROOT" >"$of"
+}
+
 build() {
   [ -d "$BIN" ] || echo "the first build compiles RocksDB: about 25 minutes on two idle cores; it is kept in $CARGO_TARGET_DIR"
+  forget_other_checkout || return
   cargo build --release --locked --bins
 }
