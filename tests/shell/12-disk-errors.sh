@@ -507,6 +507,14 @@ if [ -n "$shim" ] && wants shim; then
       for old in $(others); do rm -rf "${place:?}/$old"; done
     done
   done
+  # One that chance seldom meets: SQLite, asked instead of us, would leave a -wal and a -shm beside a stopped node's database.
+  where=here
+  for name in $sources; do
+    there "$name"
+    source=$home/$name
+    keeper=$(cat "keeper.$name.$where") watched=$source/0/sqlite/pact-v1-chain-0.sqlite
+    shim_case "$name" "$where" read EIO 1
+  done
   choose "$CASES" <planned >chosen
   while read -r name where group errno n; do
     there "$name"
