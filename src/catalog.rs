@@ -35,6 +35,9 @@ const PIN_FILE: &str = ".pinned";
 const CREATING: &str = ".creating-";
 const DELETING: &str = ".deleting-";
 
+/// Why a backup in progress is a failed one where no process works on it.
+const INTERRUPTED: &str = "interrupted: the process that made the backup ended before it was finished";
+
 /// The largest `status` and `backup.json` that are read; ours are far smaller.
 const MAX_STATUS_BYTES: u64 = 64;
 const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;
@@ -57,7 +60,7 @@ pub(crate) struct Found {
     /// Present when the backup is ours.
     pub(crate) record: Option<Record>,
     pub(crate) scope: Scope,
-    /// When it began, or when its directory was last changed where nobody wrote that down.
+    /// When it began: of a foreign backup, what its identifier says, unless its directory was last changed before.
     pub(crate) started_ms: u64,
 }
 
@@ -88,6 +91,9 @@ impl Catalog {
                 format!("there is no backup directory {}; name it with --backup-directory", directory.display());
             return Err(Error::new(Kind::Usage, context));
         }
+        // What cannot be listed would seem to be empty.
+        fs::read_dir(directory)
+            .context(|| format!("cannot list {}; run as its owner or as root", directory.display()))?;
         Ok(Catalog { directory: directory.to_owned(), owner: None })
     }
 
@@ -144,9 +150,9 @@ impl Catalog {
     pub(crate) fn find(&self, id: &BackupId) -> Option<Found> {
         let path = self.path(id);
         let meta = path.symlink_metadata().ok().filter(Metadata::is_dir)?;
-        let record = read_record(&path, id);
+        let mut record = read_record(&path, id);
         let mut status = read_status(&path)?;
-        if record.is_some() {
+        if let Some(record) = &mut record {
             // Somebody removed the data of a finished backup: there is no backup any more.
             if status == Status::Done && !path.join(WHOLE).is_dir() {
                 return None;
@@ -158,6 +164,9 @@ impl Catalog {
                     Status::InProgress => Status::Failed,
                     settled => settled,
                 };
+                if status == Status::Failed {
+                    record.reason.get_or_insert_with(|| INTERRUPTED.to_owned());
+                }
             }
         }
         let scope = match &record {
@@ -165,7 +174,8 @@ impl Catalog {
             None if has_sqlite(&path) => Scope::RocksdbAndPact,
             None => Scope::Rocksdb,
         };
-        let started_ms = record.as_ref().map_or_else(|| modified_ms(&meta), |r| r.started_ms);
+        let named_ms = id.millis().unwrap_or(u64::MAX);
+        let started_ms = record.as_ref().map_or_else(|| modified_ms(&meta).min(named_ms), |r| r.started_ms);
         Some(Found { id: id.clone(), status, record, scope, started_ms })
     }
 
@@ -302,7 +312,7 @@ fn unsettled(path: &Path, id: &BackupId) -> Option<(Record, &'static str)> {
     let left = || [PARTIAL, WHOLE, MANIFEST_FILE].iter().any(|name| path.join(name).symlink_metadata().is_ok());
     let reason = match read_status(path)? {
         Status::Done => return None,
-        Status::InProgress => "interrupted: the process that made the backup ended before it was finished",
+        Status::InProgress => INTERRUPTED,
         Status::Failed if left() || record.reason.is_none() => {
             "interrupted while it was failing: its reason was not written down"
         }

@@ -8,8 +8,7 @@
 //! `make`. A flag that a command does not use is an error there: it would promise something that does not happen.
 //!
 //! # Limitations
-//! All commands share one help page. That a backup directory lies within the node's own files is seen here by its name
-//! only, not through symbolic links.
+//! All commands share one help page.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -26,6 +25,9 @@ use crate::typed::Typed;
 
 /// The port of the service; the node's own is 1848.
 const PORT: u16 = 1849;
+
+/// A limit of bytes per second below this is perhaps meant in other units.
+const LOW_LIMIT: u64 = 100_000;
 
 /// This very program, also after its file was replaced by a newer one.
 pub const OURSELVES: &str = "/proc/self/exe";
@@ -263,13 +265,6 @@ fn resolve(
              --config-file (a node that was not told one uses ~/.local/share/chainweb-node/{version})"
         ));
     };
-    if backup_directory.starts_with(database_directory.join("0")) || backup_directory == database_directory {
-        return Err(format!(
-            "the backup directory {} lies among the node's own files: name another, like {}",
-            backup_directory.display(),
-            database_directory.join("backups").display()
-        ));
-    }
     let mut config = Config {
         chainweb_version,
         node_version: typed.node_version.or(file.node_version),
@@ -281,6 +276,10 @@ fn resolve(
         heights_program: Some(PathBuf::from(OURSELVES)),
         ..Config::new(backup_directory)
     };
+    if let Some(limit) = config.limit_bytes_per_second.filter(|limit| (1..LOW_LIMIT).contains(limit)) {
+        let hours = 1_000_000_000 / limit / 3600;
+        warnings.push(format!("the limit of {limit} bytes per second is low: a gigabyte takes {hours} hours so"));
+    }
     let stall_limit = typed.stall_seconds.map(Duration::from_secs).or(file.stall_limit);
     config.stall_limit = stall_limit.unwrap_or(config.stall_limit);
     if command == Command::Make {

@@ -7,8 +7,8 @@
 //! Invariants
 //! - Only a new file is written to. Its descriptor stays open until its fsync: the error of a write-back is told once, to
 //!   whoever waits for it first, so the errors of pacing count as much as those of the fsync.
-//! - Cancel and limit are looked at every window; free space and `watch` every [`LOOK_BYTES`], and every [`LOOK_INTERVAL`] of
-//!   a copy that a limit makes slow.
+//! - Cancel, limit and `watch` are looked at every window, and `watch` every second of one that a limit makes slow; free
+//!   space every [`LOOK_BYTES`] and every [`LOOK_INTERVAL`].
 //! - What is written goes straight to the disk, one window at a time, where the file system does that well; elsewhere through
 //!   the page cache at the disk's pace. So little of ours stands in front of the node's own fsync, and little of the copy
 //!   stays in the page cache.
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, FallocateFlags, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::control::Control;
 use crate::disk::{Owner, failed, give, remove_file, require_room};
@@ -174,7 +174,7 @@ struct Copying<'a> {
     done: u64,
     end: u64,
     reserved: u64,
-    /// When, in bytes and in time, `watch` is asked next.
+    /// When, in bytes and in time, the free space is looked at next.
     next_look: u64,
     looked: Instant,
 }
@@ -182,8 +182,8 @@ struct Copying<'a> {
 impl Sink for Copying<'_> {
     fn proceed(&mut self) -> Result<()> {
         self.control.check()?;
+        (self.watch)()?;
         if self.done >= self.next_look || self.looked.elapsed() >= LOOK_INTERVAL {
-            (self.watch)()?;
             require_room(self.to, self.control.reserve_bytes())?;
             (self.next_look, self.looked) = (self.done + LOOK_BYTES, Instant::now());
         }
@@ -198,16 +198,15 @@ impl Sink for Copying<'_> {
         if is_hole(window) {
             if self.done < self.reserved {
                 let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                let punched = rustix::fs::fallocate(self.out, punch, self.done, bytes);
-                punched.context(|| failed("write", self.to))?;
+                fallocate(self.out, punch, self.done, self.done + bytes).context(|| failed("write", self.to))?;
             }
-            self.control.add_done(bytes);
         } else {
             self.write(window).context(|| failed("write", self.to))?;
             self.end = self.done + bytes;
-            self.control.add_done(bytes);
-            self.wait(bytes)?;
         }
+        self.control.add_done(bytes);
+        // Zeroes were read, too.
+        self.wait(bytes)?;
         self.done += bytes;
         Ok(())
     }
@@ -219,8 +218,9 @@ impl Copying<'_> {
         // Near the reserve of the file system every window counts.
         let reserve_bytes = self.control.reserve_bytes().saturating_add(next - self.done);
         let has_room = require_room(self.to, reserve_bytes).is_ok();
-        self.reserves =
-            has_room && reserve(self.out, self.done, next).context(|| failed("reserve space for", self.to))?;
+        self.reserves = has_room
+            && fallocate(self.out, FallocateFlags::empty(), self.done, next)
+                .context(|| failed("reserve space for", self.to))?;
         if self.reserves {
             self.reserved = next;
         }
@@ -306,9 +306,10 @@ fn set_direct(file: &File, direct: bool) -> io::Result<()> {
     Ok(rustix::fs::fcntl_setfl(file, if direct { flags | OFlags::DIRECT } else { flags })?)
 }
 
-/// Reserves the bytes from `start` to `end`; `Ok(false)` where the file cannot: that of an ext4 that was an ext3 once.
-fn reserve(file: &File, start: u64, end: u64) -> io::Result<bool> {
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), start, end - start) {
+/// Changes what the file has of the disk from `start` to `end`; `Ok(false)` where it cannot: that of an ext4 that was an ext3
+/// once cannot reserve.
+fn fallocate(file: &File, how: FallocateFlags, start: u64, end: u64) -> io::Result<bool> {
+    match retry_on_intr(|| rustix::fs::fallocate(file, how, start, end - start)) {
         Ok(()) => Ok(true),
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
         Err(errno) => Err(errno.into()),

@@ -28,6 +28,8 @@ pub enum Kind {
     NodeRunning,
     /// A source cannot be backed up as it stands; the context says why and what to do.
     Refused,
+    /// The source changed faster than it could be copied: another backup may succeed.
+    Changed,
     /// What is on disk is not what it should be.
     Damaged,
     /// The job was cancelled.

@@ -122,7 +122,8 @@ fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> R
             let shared = service.shared();
             let version = config.node_version.as_deref().unwrap_or("unknown");
             let running = shared.running();
-            let body = metrics::render(&shared.counters, &backups, running.as_ref(), shared.free_bytes(), version);
+            let sizes = [shared.free_bytes(), shared.limit_bytes()];
+            let body = metrics::render(&shared.counters, &backups, running.as_ref(), sizes, version);
             respond(200, METRICS, body)
         }
     }
@@ -166,7 +167,13 @@ fn failure(e: &Error) -> Response {
         Kind::NotFound => 404,
         Kind::Busy | Kind::ShuttingDown | Kind::Cancelled => 503,
         Kind::NoSpace => 507,
-        Kind::NotEmpty | Kind::NodeRunning | Kind::Refused | Kind::Damaged | Kind::Io | Kind::Database => 500,
+        Kind::NotEmpty
+        | Kind::NodeRunning
+        | Kind::Refused
+        | Kind::Changed
+        | Kind::Damaged
+        | Kind::Io
+        | Kind::Database => 500,
     };
     text(status, &e.chain())
 }

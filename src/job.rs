@@ -58,7 +58,7 @@ pub(crate) fn fill(
     let linked = rocks::can_link(sources.rocksdb.path(), &partial)?;
     let earlier = if linked { None } else { catalog.newest_good()?.and_then(|found| earlier(catalog, &found)) };
     let rocksdb_bytes = if linked { 0 } else { copied_bytes(sources, earlier.as_ref())? };
-    pre_flight(&partial, &databases, rocksdb_bytes, config, control)?;
+    pre_flight(&partial, &databases, rocksdb_bytes, catalog, config, control)?;
 
     if backup.record.scope.has_pact() {
         control.enter(Phase::Pact);
@@ -149,6 +149,7 @@ fn pre_flight(
     partial: &Path,
     databases: &[std::path::PathBuf],
     rocksdb_bytes: u64,
+    catalog: &Catalog,
     config: &Config,
     control: &Control,
 ) -> Result<()> {
@@ -156,11 +157,17 @@ fn pre_flight(
     for database in databases {
         needed_bytes += sqlite::needed_bytes(database)?;
     }
-    let (free_bytes, size_bytes) = disk::free_bytes(partial)?;
+    let (mut free_bytes, size_bytes) = disk::free_bytes(partial)?;
     let reserve_bytes = config.reserve_bytes.unwrap_or(DEFAULT_RESERVE_BYTES.min(size_bytes / 20));
     control.set_total(needed_bytes);
     control.set_reserve(reserve_bytes);
-    if free_bytes >= needed_bytes.saturating_add(reserve_bytes) {
+    let wanted_bytes = needed_bytes.saturating_add(reserve_bytes);
+    if free_bytes < wanted_bytes {
+        // What an interrupted backup has left must not keep the next one from being made.
+        catalog.sweep(&|| control.check().is_ok())?;
+        free_bytes = disk::free_bytes(partial)?.0;
+    }
+    if free_bytes >= wanted_bytes {
         return Ok(());
     }
     let context = format!(

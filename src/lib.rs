@@ -99,7 +99,7 @@ pub use id::BackupId;
 pub use listener::{Decorate, Handler, Limits, Listener, Stopper};
 pub use manage::{
     cancel_backup, check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup,
-    sum_backup, verify_backup,
+    sum_backup, sweep_backups, verify_backup,
 };
 pub use record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
 pub use restore::Restored;
@@ -107,6 +107,7 @@ pub use retention::{Candidate, Policy, Verdict, judge};
 pub use rocks::{heights_json, inspect_json};
 pub use service::{MakeRequest, Service};
 pub use source::{RocksSource, Sources, SqliteSource};
+pub use sys::step_back;
 pub use verify::{Depth, Verification};
 
 #[cfg(feature = "engine")]

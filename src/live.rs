@@ -102,7 +102,7 @@ fn again(why: impl Into<String>) -> Failure {
 /// Copies the database in `source` to the new directory `to`. `pins` is where links are made: `to` itself on the source's
 /// mount, otherwise a directory that is there, from which the files are then copied. What is not a link is synced.
 ///
-/// Fails with [`Kind::Refused`] where the guarantee cannot be given, and with [`Kind::Busy`] when the limits are reached.
+/// Fails with [`Kind::Refused`] where the guarantee cannot be given, and with [`Kind::Changed`] when the limits are reached.
 ///
 /// What `earlier`, a backup on the file system of `to`, has already is linked from there instead of copied; the numbers of
 /// these files are returned too.
@@ -137,7 +137,7 @@ pub(crate) fn copy(
                  failed because {why}",
                 source.path.display()
             );
-            return Err(Error::new(Kind::Busy, context));
+            return Err(Error::new(Kind::Changed, context));
         }
         std::thread::sleep(ROUND_PAUSE);
     };

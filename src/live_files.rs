@@ -16,23 +16,11 @@ use rustix::io::Errno;
 
 use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::source::doubtful_name;
 use crate::version_edit::LiveFile;
 
 /// The largest CURRENT and OPTIONS that are read; real ones have 16 bytes and some KiB.
 pub(crate) const MAX_TEXT_BYTES: u64 = 4 * 1024 * 1024;
-
-/// File systems whose view of a file is cached, or is another file system's: magic numbers of statfs(2).
-const REFUSED_FILE_SYSTEMS: [(i64, &str); 9] = [
-    (0x6969, "NFS"),
-    (0x517b, "SMB"),
-    (0xff53_4d42, "CIFS"),
-    (0xfe53_4d42, "SMB2"),
-    (0x6573_5546, "FUSE"),
-    (0x794c_7630, "overlay"),
-    (0x0102_1997, "9p"),
-    (0x00c3_6400, "Ceph"),
-    (0x0bd0_0bd0, "Lustre"),
-];
 
 /// What became of the link to a live file.
 pub(crate) enum Pin {
@@ -77,8 +65,8 @@ impl Source {
     }
 
     pub(crate) fn refuse_what_cannot_be_copied(&self) -> Result<()> {
-        let stat = rustix::fs::fstatfs(&self.directory).context(|| not_readable(&self.path))?;
-        if let Some((_, name)) = REFUSED_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == stat.f_type) {
+        let file_system = rustix::fs::fstatfs(&self.directory).context(|| not_readable(&self.path))?;
+        if let Some(name) = doubtful_name(&file_system) {
             let why =
                 format!("it lies on {name}, whose file sizes and names may be out of date; run beside the real disk");
             return Err(self.refused(&why));

@@ -1,4 +1,5 @@
 //! The program `chainweb-backup`: parse, run, say how it went. Errors end here, as one line and an exit code.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
 mod operate;
@@ -14,12 +15,13 @@ use std::time::Duration;
 
 use chainweb_backup::{
     Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, heights_json, inspect_json,
+    sweep_backups,
 };
 use cli::{Exit, MakePlan, Plan, ServePlan};
 use log::LevelFilter;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
-use terminal::{PROGRESS_INTERVAL, exit_code, print, size};
+use terminal::{PROGRESS_INTERVAL, draw, exit_code, print, say, size};
 
 /// How long the end may take after a signal; recover settles at the next start what did not end by then.
 const STOP_LIMIT: Duration = Duration::from_secs(9);
@@ -30,6 +32,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const WAIT_INTERVAL: Duration = Duration::from_millis(16);
 
 fn main() -> ExitCode {
+    // A file that must not grow that far (`ulimit -f`) is an error of the write, not the end of the program.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let plan = match plan() {
         Ok(plan) => plan,
         Err(exit) => {
@@ -42,7 +46,7 @@ fn main() -> ExitCode {
     match run(plan) {
         Ok(exit_code) => code(exit_code),
         Err(e) => {
-            eprintln!("error: {}", e.chain());
+            say(&format!("error: {}", e.chain()));
             code(exit_code(e.kind()))
         }
     }
@@ -103,7 +107,8 @@ fn read_again(service: &Service) {
         Ok(Plan::Serve(ServePlan { config, .. }) | Plan::Make(MakePlan { config, .. })) => {
             service.set_limit(config.limit_bytes_per_second);
             let limit = config.limit_bytes_per_second.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
-            log::info!("configuration read again limit_bytes_per_second={limit}");
+            let rest = "all else stays as it was at the start";
+            log::info!("configuration read again limit_bytes_per_second={limit} note={rest:?}");
         }
         Ok(_) => {}
         Err(exit) => log::error!("configuration not read again reason={:?}", exit.text.trim_end()),
@@ -154,10 +159,12 @@ fn write_address(path: &Path, address: &str) -> Result<()> {
 
 fn make(plan: MakePlan) -> Result<i32> {
     start_log(plan.log_level, &plan.warnings);
+    let backup_directory = plan.config.backup_directory.clone();
     let service = Arc::new(Service::start_beside(plan.config, Sources::directory(&plan.database_directory))?);
     mind_signals(&service, None)?;
     let id = service.make_backup(MakeRequest { backup_pact: plan.backup_pact })?;
-    print(id.as_str())?;
+    // The backup goes on, whoever could not be told.
+    let printed = print(id.as_str());
     let terminal = io::stderr().is_terminal();
     // A small backup is done in no time, and who waits for it should not wait longer.
     let (mut pause, longest) = (FIRST_PAUSE, if terminal { PROGRESS_INTERVAL } else { WAIT_INTERVAL });
@@ -174,12 +181,16 @@ fn make(plan: MakePlan) -> Result<i32> {
         }
     };
     if terminal {
-        eprint!("\r\x1b[K");
+        draw("");
     }
     let kind = service.failure_kind(&id);
     service.finish();
+    if kind == Some(Kind::Cancelled) {
+        // Nobody else may come by for long.
+        sweep_backups(&backup_directory)?;
+    }
     match details.map(|d| d.status) {
-        Some(Status::Done) => Ok(0),
+        Some(Status::Done) => printed,
         Some(_) => Ok(exit_code(kind.unwrap_or(Kind::Io))),
         None => Err(Error::new(Kind::NotFound, format!("backup {id} was deleted while it was made"))),
     }
@@ -189,5 +200,5 @@ fn progress_line(details: &Details) {
     let Some(p) = &details.progress else { return };
     let eta = p.eta_seconds.map_or_else(|| "?".to_owned(), |s| format!("{s}s"));
     let (done, total, rate) = (size(p.bytes_done), size(p.bytes_total), size(p.bytes_per_second));
-    eprint!("\r\x1b[K{:?} {done} of {total}, {rate}/s, ETA {eta}", p.phase);
+    draw(&format!("{:?} {done} of {total}, {rate}/s, ETA {eta}", p.phase));
 }

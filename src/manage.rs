@@ -20,6 +20,7 @@ use crate::record::Status;
 use crate::restore::{self, Restored};
 use crate::retention::{Candidate, Policy, Verdict, judge};
 use crate::service::now_ms;
+use crate::source;
 use crate::sums;
 use crate::verify::{self, Depth, Verification};
 use crate::watchdog::CANCEL_FILE;
@@ -28,7 +29,7 @@ use crate::watchdog::CANCEL_FILE;
 const CANCEL_LIMIT: Duration = Duration::from_secs(30);
 const CANCEL_PAUSE: Duration = Duration::from_millis(20);
 
-/// The word that stands for the newest good backup.
+/// The word that stands for the newest good backup; for a restore, the newest in which no verification found damage.
 const LATEST: &str = "latest";
 
 /// Every backup below a backup directory, newest first, without a service: nothing is created or changed.
@@ -61,18 +62,24 @@ struct Held {
     _use_lock: Option<Lock>,
 }
 
-/// Finds a finished backup by its identifier or by `latest`, and holds it.
-fn hold(directory: &Path, word: &str) -> Result<Held> {
+/// Finds a finished backup by its identifier or by `latest`, and holds it. Where damage was found before, `latest` is an older
+/// one unless `even_damaged`.
+fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
     let catalog = Catalog::view(directory)?;
-    let found =
-        if word == LATEST {
-            let good = |f: &Found| f.status == Status::Done;
-            catalog.list()?.into_iter().find(good).ok_or_else(|| {
-                Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()))
-            })?
-        } else {
-            find(&catalog, word)?
+    let found = if word == LATEST {
+        let none = || Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()));
+        let mut done = catalog.list()?.into_iter().filter(|f| f.status == Status::Done);
+        let passed_over = |f: &Found| {
+            let damaged = !even_damaged && catalog.is_damaged(&f.id);
+            if damaged {
+                log::warn!("backup passed over id={} reason=\"a verification found damage in it\"", f.id);
+            }
+            damaged
         };
+        done.find(|f| !passed_over(f)).ok_or_else(none)?
+    } else {
+        find(&catalog, word)?
+    };
     if found.status != Status::Done {
         let context = format!("backup {} is no good backup: its status is {}", found.id, found.status.word());
         return Err(Error::new(Kind::Refused, context));
@@ -108,7 +115,7 @@ pub fn verify_backup(
     program: Option<&Path>,
     control: &Control,
 ) -> Result<(BackupId, Verification)> {
-    let held = hold(directory, word)?;
+    let held = hold(directory, word, true)?;
     let verification = verify::verify(&held.path, held.found.record.as_ref(), depth, program, control)?;
     if held.found.record.is_some() {
         let faults_count = verification.faults.len() as u64;
@@ -125,8 +132,10 @@ pub fn verify_backup(
 /// Puts the `0` of the backup `word` below the database directory `target`, after verifying it.
 ///
 /// # Errors
-/// As [`verify_backup`]; [`Kind::Damaged`] where the backup is not good after all, [`Kind::NotEmpty`] where the target has
-/// a `0` already and `replace` is not given, [`Kind::NodeRunning`], [`Kind::NoSpace`]. The target is then as it was.
+/// As [`verify_backup`]; [`Kind::Damaged`] where the backup is not good after all, or was found damaged before and is not
+/// verified deeply now; [`Kind::NotEmpty`] where the target has a `0` already and `replace` is not given; [`Kind::Usage`]
+/// where the target lies within a database or among the backups; [`Kind::NodeRunning`], [`Kind::NoSpace`]. The target is then
+/// as it was.
 pub fn restore_backup(
     directory: &Path,
     word: &str,
@@ -136,11 +145,45 @@ pub fn restore_backup(
     program: Option<&Path>,
     control: &Control,
 ) -> Result<(BackupId, Restored)> {
-    let held = hold(directory, word)?;
+    require_target(directory, target)?;
+    let held = hold(directory, word, depth == Depth::Deep)?;
+    if depth != Depth::Deep && held.catalog.is_damaged(&held.found.id) {
+        let context = format!(
+            "a verification found damage in backup {}: restore another (list shows them), or have every byte of it read \
+             again by restore --deep; by hand, cp -a takes what there is",
+            held.found.id
+        );
+        return Err(Error::new(Kind::Damaged, context));
+    }
     let verification = verify::verify(&held.path, held.found.record.as_ref(), depth, program, &Control::default())?;
     verify::require_good(&verification)?;
     let restored = restore::restore(&held.path, target, replace, &now_ms().to_string(), control)?;
     Ok((held.found.id, restored))
+}
+
+/// A restore into a database, or into the backups, would make a mess of what must be kept.
+fn require_target(directory: &Path, target: &Path) -> Result<()> {
+    let (backups, resolved) = (source::resolve(directory)?, source::resolve(target)?);
+    let in_database =
+        resolved.ancestors().any(|p| p.join("CURRENT").exists() || p.join("rocksDb").join("CURRENT").exists());
+    let whose = match () {
+        () if resolved.starts_with(&backups) => "among the backups",
+        () if in_database => "within a database",
+        () => return Ok(()),
+    };
+    let context = format!(
+        "the target {} lies {whose}: name a database directory, the one that holds (or gets) the 0",
+        target.display()
+    );
+    Err(Error::new(Kind::Usage, context))
+}
+
+/// Removes what failed and deleted backups have left.
+///
+/// # Errors
+/// [`Kind::Usage`]: no such directory. [`Kind::Io`]: the first thing that could not be removed.
+pub fn sweep_backups(directory: &Path) -> Result<()> {
+    Catalog::manage(directory)?.sweep(&|| true).map(|_| ())
 }
 
 /// Writes the missing `BLAKE2SUMS` of the backup `word`; returns how many files had to be read.
@@ -148,7 +191,7 @@ pub fn restore_backup(
 /// # Errors
 /// As [`verify_backup`]; [`Kind::Refused`] for a foreign backup.
 pub fn sum_backup(directory: &Path, word: &str, control: &Control) -> Result<(BackupId, u64)> {
-    let held = hold(directory, word)?;
+    let held = hold(directory, word, true)?;
     require_ours(&held.found)?;
     let catalog = Catalog::manage(directory)?;
     let read_count = sums::write(&catalog, &held.path, Sums::All, control)?.unwrap_or(0);

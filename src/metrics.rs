@@ -32,7 +32,7 @@ pub(crate) fn render(
     counters: &Counters,
     backups: &[Details],
     running: Option<&Progress>,
-    free_bytes: u64,
+    [free_bytes, limit_bytes]: [u64; 2],
     node_version: &str,
 ) -> String {
     let mut text = String::new();
@@ -49,20 +49,27 @@ pub(crate) fn render(
     let quoted = node_version.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let versions = format!("{{version=\"{}\",node_version=\"{quoted}\"}}", env!("CARGO_PKG_VERSION"));
     metric("info", "gauge", "Versions of this program and of the node.", &[(versions, 1.0)]);
-    metric("in_progress", "gauge", "Whether a backup is being made.", &plain(f64::from(u8::from(running.is_some()))));
+    // Also by another process.
+    let in_progress = running.is_some() || with_status(Status::InProgress).next().is_some();
+    metric("in_progress", "gauge", "Whether a backup is being made.", &plain(f64::from(u8::from(in_progress))));
     let results = [
         ("{result=\"done\"}".to_owned(), load(&counters.done_count)),
         ("{result=\"failed\"}".to_owned(), load(&counters.failed_count)),
     ];
-    metric("jobs_total", "counter", "Jobs that ended since the start.", &results);
+    metric("jobs_total", "counter", "Jobs of this process that ended since its start.", &results);
     let statuses = [Status::Done, Status::InProgress, Status::Failed]
         .map(|s| (format!("{{status=\"{}\"}}", s.word()), with_status(s).count() as f64));
     metric("backups", "gauge", "Backups in the backup directory.", &statuses);
-    let finished = with_status(Status::Done).filter_map(|b| b.record.as_ref()?.finished_ms).max();
-    if let Some(finished_ms) = finished {
-        let help = "When the newest good backup was finished, seconds since the epoch.";
-        metric("last_success_timestamp_seconds", "gauge", help, &plain(finished_ms as f64 / 1000.0));
-    }
+    // Of ours, whichever process made them. Zero, so that an alarm rings where there was none yet.
+    let last = |status: Status| {
+        let ended =
+            with_status(status).filter_map(|b| b.record.as_ref().map(|r| r.finished_ms.unwrap_or(r.started_ms)));
+        plain(ended.max().unwrap_or(0) as f64 / 1000.0)
+    };
+    let help = "When the newest good backup was finished, seconds since the epoch; 0 for none.";
+    metric("last_success_timestamp_seconds", "gauge", help, &last(Status::Done));
+    let help = "When the last backup that failed did, seconds since the epoch; 0 for none.";
+    metric("last_failure_timestamp_seconds", "gauge", help, &last(Status::Failed));
     if counters.done_count.load(Relaxed) > 0 {
         let seconds = load(&counters.last_duration_ms) / 1000.0;
         metric("last_duration_seconds", "gauge", "How long the last good backup took.", &plain(seconds));
@@ -73,5 +80,7 @@ pub(crate) fn render(
         metric("job_bytes_total", "gauge", "Bytes that the running job copies.", &plain(progress.bytes_total as f64));
     }
     metric("free_bytes", "gauge", "Free space for backups.", &plain(free_bytes as f64));
+    let help = "Bytes per second that are copied at most; 0 is no limit.";
+    metric("limit_bytes_per_second", "gauge", help, &plain(limit_bytes as f64));
     text
 }

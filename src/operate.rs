@@ -8,11 +8,11 @@ use std::thread;
 use chainweb_backup::{
     BackupId, Control, Depth, Details, Error, Kind, Policy, Record, Restored, Result, Status, Verdict, Verified,
     cancel_backup, check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup,
-    sum_backup, verify_backup,
+    step_back, sum_backup, verify_backup,
 };
 
 use crate::cli::{Action, OURSELVES};
-use crate::terminal::{PROGRESS_INTERVAL, exit_code, print, size, utc};
+use crate::terminal::{PROGRESS_INTERVAL, draw, exit_code, print, say, size, utc};
 
 /// Does what an [`Action`] says in a backup directory.
 pub fn operate(directory: &Path, action: Action) -> Result<i32> {
@@ -23,13 +23,14 @@ pub fn operate(directory: &Path, action: Action) -> Result<i32> {
             let (id, status) = cancel_backup(directory, id.as_deref())?;
             print(&format!("{id}: {}", status.word()))?;
             if status == Status::Done {
-                eprintln!("it was done already; delete removes it");
+                say("it was done already; delete removes it");
             }
             Ok(i32::from(status == Status::Done))
         }
         Action::Verify { id, deep } => verify(directory, &id, depth(deep)),
         Action::Restore { id, to, replace, deep } => restore(directory, &id, &to, replace, depth(deep)),
         Action::Sum(id) => {
+            step_back();
             let (id, read_count) = with_progress(|control| sum_backup(directory, &id, control))?;
             print(&format!("{id}: BLAKE2SUMS written, {read_count} files read"))
         }
@@ -58,9 +59,9 @@ fn with_progress<T>(work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
         scope.spawn(move || {
             while wait.recv_timeout(PROGRESS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 let (bytes_done, bytes_total) = control.bytes();
-                eprint!("\r\x1b[K{} of {}", size(bytes_done), size(bytes_total));
+                draw(&format!("{} of {}", size(bytes_done), size(bytes_total)));
             }
-            eprint!("\r\x1b[K");
+            draw("");
         });
         let result = work(control);
         drop(done);
@@ -69,10 +70,13 @@ fn with_progress<T>(work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
 }
 
 fn verify(directory: &Path, id: &str, depth: Depth) -> Result<i32> {
+    if depth == Depth::Deep {
+        step_back();
+    }
     let program = Some(Path::new(OURSELVES));
     let (id, found) = with_progress(|control| verify_backup(directory, id, depth, program, control))?;
     for fault in &found.faults {
-        eprintln!("{fault}");
+        say(fault);
     }
     let looked_at = format!("{} files, {}", found.files_count, size(found.bytes));
     let read = format!(", {} checksums, {} keys", found.sums_count, found.keys_count);
@@ -94,10 +98,8 @@ fn restore(directory: &Path, id: &str, to: &Path, replace: bool, depth: Depth) -
     let compacted = if pact_is_compacted { " --no-full-historic-pact-state" } else { "" };
     print(&format!("start the node with: --database-directory {}{compacted}", quoted(&database_directory)))?;
     if pact_is_compacted {
-        eprintln!(
-            "warning: Pact is compacted in this backup: without --no-full-historic-pact-state (in its configuration \
-             file: fullHistoricPactState: false) the node refuses it"
-        );
+        say("warning: Pact is compacted in this backup: without --no-full-historic-pact-state (in its configuration \
+             file: fullHistoricPactState: false) the node refuses it");
     }
     if let Some(old) = replaced {
         print(&format!("what was there is in {}", old.display()))?;
@@ -136,7 +138,7 @@ fn check(directory: &Path, id: &str) -> Result<i32> {
     let details = check_backup_in(directory, &id)?.ok_or_else(none)?;
     print(details.status.word())?;
     if let Some(reason) = details.record.and_then(|r| r.reason) {
-        eprintln!("{reason}");
+        say(&reason);
     }
     Ok(match details.status {
         Status::Done => 0,

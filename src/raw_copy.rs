@@ -21,6 +21,7 @@
 //! Invariants: no descriptor of the source's database or `-shm` is opened or closed by us while SQLite has it; the `-wal`
 //! carries no locks. Nothing of the source is written, SQLite's own `-shm` aside.
 
+use std::cell::Cell;
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -122,7 +123,7 @@ pub(crate) fn copy(
         log::warn!("raw copy discarded database={} attempt={attempt} reason={why:?}", database.display());
         if attempt == MAX_ATTEMPTS {
             let context = format!("cannot copy {}: {why}, {attempt} times", database.display());
-            return Err(Error::new(Kind::Busy, context));
+            return Err(Error::new(Kind::Changed, context));
         }
         control.check()?;
         thread::sleep(ATTEMPT_PAUSE * attempt);
@@ -156,11 +157,12 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
         held.note_read_locks()?;
         // What was there before is not our doing.
         let grown_bytes = held.wal_bytes().saturating_sub(held_bytes);
-        if grown_bytes <= bound { Ok(()) } else { Err(Error::new(Kind::Busy, WAL_TOO_LARGE)) }
+        if grown_bytes <= bound { Ok(()) } else { Err(Error::new(Kind::Changed, WAL_TOO_LARGE)) }
     };
-    let watch = || watch_at("raw-database-window");
+    let point = Cell::new("raw-database-window");
+    let watch = || watch_at(point.replace("raw-database-next-window"));
     let bounded = |e: Error| match e.kind() {
-        Kind::Busy => Failure::Again(WAL_TOO_LARGE.to_owned()),
+        Kind::Changed => Failure::Again(WAL_TOO_LARGE.to_owned()),
         _ => Failure::Final(e),
     };
     let cloned = match how.method {
@@ -218,7 +220,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
     Ok(Some(method))
 }
 
-const WAL_TOO_LARGE: &str = "the node's WAL grew over the bound while it was held";
+const WAL_TOO_LARGE: &str = "the node's WAL grew over the bound of 512 MiB while it was held (a higher limit of bytes per second, or a quieter hour, helps)";
 
 /// What SQLite's error means to the operator.
 fn unreadable(database: &Path, e: rusqlite::Error) -> Error {

@@ -27,10 +27,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
 use crate::live_files::{is_immutable, not_permitted, total_bytes as directory_bytes};
 use crate::reuse::{self, Earlier};
-use crate::source::{RocksSource, Sources};
-
-/// Our directory beside the node's `0`, used when the backup directory is on another file system.
-const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
+use crate::source::{PIN_DIRECTORY, RocksSource, Sources};
 
 /// How long the child that reads the heights may take; replaying a large WAL takes seconds.
 const HEIGHTS_TIME_LIMIT: Duration = Duration::from_secs(600);

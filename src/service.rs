@@ -121,7 +121,7 @@ impl Service {
     /// When this returns, every job of an earlier process is terminal.
     ///
     /// # Errors
-    /// [`Kind::Usage`]: there is no RocksDB. [`Kind::Busy`]: another service has this backup directory. [`Kind::Io`]: the
+    /// [`Kind::Usage`]: there is no RocksDB, or the backup directory lies among its files. [`Kind::Busy`]: another service has this backup directory. [`Kind::Io`]: the
     /// backup directory cannot be created or written. Each says what to do.
     pub fn start(config: Config, sources: Sources) -> Result<Service> {
         Service::start_as(Role::Service, config, sources)
@@ -138,6 +138,7 @@ impl Service {
 
     fn start_as(role: Role, config: Config, sources: Sources) -> Result<Service> {
         sources.validate()?;
+        sources.require_apart(&config.backup_directory)?;
         verify::require_possible(config.verify)?;
         let catalog = Catalog::open(&config.backup_directory, &sources.database_directory)?;
         let service_lock = match role {
@@ -391,7 +392,8 @@ impl Shared {
                 state.jobs.remove(&id);
                 self.counters.job_done(seconds, record.bytes);
                 let replay = record.replay_blocks.map_or_else(String::new, |blocks| format!(" replay_blocks={blocks}"));
-                let size = format!("files={} bytes={}", record.files_count, record.bytes);
+                let copied = record.rocksdb.as_ref().map_or(0, |rocksdb| rocksdb.copied_bytes);
+                let size = format!("files={} bytes={} rocksdb_copied_bytes={copied}", record.files_count, record.bytes);
                 log::info!("backup done id={id} seconds={seconds:.2} {size}{replay}");
                 record.warnings.iter().for_each(|w| log::warn!("backup warning id={id} warning={w:?}"));
             }
@@ -413,7 +415,7 @@ impl Shared {
         let scope = if make.backup_pact { Scope::RocksdbAndPact } else { Scope::Rocksdb };
         if make.backup_pact && self.sources.sqlite.databases()?.is_empty() {
             let directory = self.sources.sqlite.path().display();
-            let context = format!("there are no Pact databases (*.sqlite) in {directory}; leave backupPact out");
+            let context = format!("there are no Pact databases (*.sqlite) in {directory}; make a backup without Pact");
             return Err(Error::new(Kind::Usage, context));
         }
         let now_ms = now_ms();
@@ -510,6 +512,11 @@ impl Shared {
         let counted: HashMap<_, _> =
             found.iter().map(|f| (f.id.clone(), self.catalog.exclusive_bytes(&f.id))).collect();
         self.state.lock().exclusive_bytes = counted;
+    }
+
+    /// Bytes per second that are copied at most; 0 is no limit.
+    pub(crate) fn limit_bytes(&self) -> u64 {
+        self.limit.load(Relaxed)
     }
 
     /// Free bytes of the file system that holds the backups.

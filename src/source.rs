@@ -2,14 +2,33 @@
 //!
 //! Closed enums: one `match` shows all the ways there are. Invariant: nothing here changes a source.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::StatFs;
 use rustix::process::{Flock, FlockType};
 
 use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::record::RECORD_FILE;
+
+/// Holds the links to files that are copied to another file system, a sibling of the node's `0`.
+pub(crate) const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
+
+/// File systems whose view of a file is cached, or is another file system's: magic numbers of statfs(2).
+const REFUSED_FILE_SYSTEMS: [(i64, &str); 9] = [
+    (0x6969, "NFS"),
+    (0x517b, "SMB"),
+    (0xff53_4d42, "CIFS"),
+    (0xfe53_4d42, "SMB2"),
+    (0x6573_5546, "FUSE"),
+    (0x794c_7630, "overlay"),
+    (0x0102_1997, "9p"),
+    (0x00c3_6400, "Ceph"),
+    (0x0bd0_0bd0, "Lustre"),
+];
 
 /// Where the RocksDB is, and whether we hold it open.
 #[derive(Clone)]
@@ -64,8 +83,13 @@ impl Sources {
     /// Fails with [`Kind::Usage`] where there is no RocksDB. The Pact databases may come later, with the node's first start.
     pub(crate) fn validate(&self) -> Result<()> {
         let rocksdb = self.rocksdb.path();
-        if rocksdb.join("CURRENT").is_file() {
-            return Ok(());
+        match fs::metadata(rocksdb.join("CURRENT")) {
+            Ok(meta) if meta.is_file() => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+                let context = format!("cannot look into {}: run as the node's user or as root", rocksdb.display());
+                return Err(Error::io(context, e));
+            }
+            _ => {}
         }
         let context = format!(
             "there is no RocksDB in {} (no file CURRENT); --database-directory must name the node's directory that holds 0/rocksDb",
@@ -73,6 +97,68 @@ impl Sources {
         );
         Err(Error::new(Kind::Usage, context))
     }
+
+    /// Fails with [`Kind::Usage`] where a backup directory would lie among the node's own files, ours beside them, or those
+    /// of a backup, whatever links and `..` its name has.
+    pub(crate) fn require_apart(&self, directory: &Path) -> Result<()> {
+        let resolved = resolve(directory)?;
+        let node = resolve(&self.database_directory)?;
+        let whole = node.join("0");
+        let theirs = [whole, node.join(PIN_DIRECTORY), resolve(self.rocksdb.path())?, resolve(self.sqlite.path())?];
+        let within = theirs.iter().any(|own| resolved.starts_with(own)) || resolved == node;
+        let in_backup = resolved.ancestors().any(|above| above.join(RECORD_FILE).exists());
+        if !within && !in_backup {
+            return Ok(());
+        }
+        let whose = if within { "the node's own files" } else { "the files of a backup" };
+        let context = format!(
+            "the backup directory {} lies among {whose}: name another, like {}",
+            directory.display(),
+            self.database_directory.join("backups").display()
+        );
+        Err(Error::new(Kind::Usage, context))
+    }
+}
+
+/// The absolute name of a path without links, `.` and `..`, whether or not it is there.
+///
+/// # Errors
+/// [`Kind::Io`]: a directory on the way cannot be looked at.
+pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
+    let failed = || format!("cannot find out where {} is", path.display());
+    let mut resolved = std::path::absolute(path).context(failed)?;
+    let mut missing = Vec::new();
+    loop {
+        match resolved.canonicalize() {
+            Ok(there) => {
+                resolved = there;
+                break;
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                // `absolute` keeps `..`, which has no name.
+                missing.extend(resolved.components().next_back().map(|last| last.as_os_str().to_owned()));
+                if !resolved.pop() {
+                    break;
+                }
+            }
+            Err(e) => return Err(Error::io(failed(), e)),
+        }
+    }
+    for name in missing.iter().rev() {
+        if Path::new(name).components().next() == Some(Component::ParentDir) {
+            resolved.pop();
+        } else {
+            resolved.push(name);
+        }
+    }
+    Ok(resolved)
+}
+
+/// What a file system is called on which files may not be what they seem.
+pub(crate) fn doubtful_name(file_system: &StatFs) -> Option<&'static str> {
+    #[allow(clippy::unnecessary_cast)] // its type differs between architectures
+    let magic = file_system.f_type as i64;
+    REFUSED_FILE_SYSTEMS.iter().find(|(refused, _)| *refused == magic).map(|(_, name)| *name)
 }
 
 impl RocksSource {
@@ -88,9 +174,9 @@ impl RocksSource {
     pub(crate) fn is_held_by_another(&self) -> Result<bool> {
         let RocksSource::Directory(path) = self else { return Ok(false) };
         let path = path.join("LOCK");
-        let file = match fs::File::open(&path) {
+        let file = match File::open(&path) {
             // A database whose LOCK was never made or copied is held by nobody.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
             other => other.context(|| format!("cannot open {}", path.display()))?,
         };
         let holder = rustix::process::fcntl_getlk(&file, &Flock::from(FlockType::WriteLock));
@@ -112,7 +198,7 @@ impl SqliteSource {
         let failed = || format!("cannot list the Pact databases in {}", directory.display());
         let mut files = Vec::new();
         match fs::read_dir(directory) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(files),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(files),
             entries => {
                 for entry in entries.context(failed)? {
                     let path = entry.context(failed)?.path();

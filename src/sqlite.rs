@@ -35,10 +35,11 @@ use crate::control::Control;
 use crate::copy::{self, Unsynced};
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::gate;
 use crate::quiet::QuietReader;
 use crate::raw_copy::{self, How};
 use crate::record::{Method, PactPart};
-use crate::source::{SqliteSource, beside, chain_of};
+use crate::source::{SqliteSource, beside, chain_of, doubtful_name};
 use crate::sys;
 
 /// Pages per step of an online backup: a few hundred KiB with the node's pages of 1 KiB, so that cancelling is prompt.
@@ -88,6 +89,11 @@ pub(crate) fn copy(
         return Err(refused(database, "it is empty; remove it or let the node create it anew"));
     }
     let foreign = matches!(source, SqliteSource::Foreign(_));
+    let file_system = rustix::fs::statfs(database).context(|| format!("cannot look at {}", database.display()))?;
+    if let Some(name) = doubtful_name(&file_system).filter(|_| foreign) {
+        let why = format!("it lies on {name}, whose files and locks may not be the node's; run beside the real disk");
+        return Err(refused(database, &why));
+    }
     let how = How { node_is_up: how.node_is_up && foreign, ..how };
     let copied = if foreign { copy_file(database, to, how, owner, control)? } else { None };
     let method = if let Some(method) = copied {
@@ -151,29 +157,40 @@ fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control
     if wal_of(database).exists() || !has_header || modes != WAL_MODES || has_journal {
         return Ok(None);
     }
-    let cloned = match how.method {
-        PactMethod::Clone => copy::clone(file.as_fd(), to, owner, control, &|| Ok(()))?,
-        PactMethod::Copy => None,
+    let used = || {
+        let context = format!("{} was used while it was copied: the node has been started", database.display());
+        Error::new(Kind::NodeRunning, context)
     };
-    let method = if cloned.is_some() { Method::RawClone } else { Method::Copied };
-    match cloned {
-        Some(cloned) => cloned.sync()?,
-        None => {
+    // Looked at all the time: whoever has just opened it shall not have to share the disk with a copy that is lost.
+    let watch = || {
+        gate::point("file-window", database);
+        if wal_of(database).exists() { Err(used()) } else { Ok(()) }
+    };
+    let copy = || {
+        let cloned = match how.method {
+            PactMethod::Clone => copy::clone(file.as_fd(), to, owner, control, &watch)?,
+            PactMethod::Copy => None,
+        };
+        let method = if cloned.is_some() { Method::RawClone } else { Method::Copied };
+        let copied = if let Some(cloned) = cloned {
+            cloned
+        } else {
             // A node that is up may open it meanwhile.
             let through_cache = QuietReader::through_cache(file.as_fd());
             let mut pages = if how.node_is_up { through_cache } else { QuietReader::past_cache(&file) };
-            copy::copy(&mut pages, before.0, to, owner, control)?
-        }
+            copy::copy_unsynced(&mut pages, before.0, to, owner, control, &watch)?
+        };
+        let bytes = copied.sync()?;
+        let untouched = bytes == before.0 && fingerprint(&look(database)?) == before && !wal_of(database).exists();
+        if untouched { Ok(method) } else { Err(used()) }
     };
-    if fingerprint(&look(database)?) == before && !wal_of(database).exists() {
-        return Ok(Some(method));
+    match copy() {
+        Err(e) if e.kind() == Kind::NodeRunning && how.node_is_up => {
+            disk::remove_file(to)?;
+            Ok(None)
+        }
+        result => result.map(Some),
     }
-    if !how.node_is_up {
-        let context = format!("{} was used while it was copied: the node has been started", database.display());
-        return Err(Error::new(Kind::NodeRunning, context));
-    }
-    disk::remove_file(to)?;
-    Ok(None)
 }
 
 fn copy_online(database: &Path, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {

@@ -123,6 +123,7 @@ pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Contr
     if missing.is_empty() {
         return Ok(None);
     }
+    log::info!("writing checksums of={}", path.display());
     let mut read_count = 0;
     let known = known(catalog)?;
     for directory in missing {

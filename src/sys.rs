@@ -100,7 +100,7 @@ pub(crate) fn flush_range(file: &File, offset: u64, bytes: u64, flush: Flush) ->
 
 /// Lets everybody else go first from now on: this thread gets the processor with a low weight, and the disk (where its
 /// scheduler knows classes) only while nobody else wants it. Where that is not permitted, nothing changes.
-pub(crate) fn step_back() {
+pub fn step_back() {
     // linux/ioprio.h: who is one process or thread, 0 the caller; class 3 is idle, its place is above 13 bits of data.
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     const IOPRIO_IDLE: libc::c_int = 3 << 13;

@@ -20,7 +20,7 @@ pub fn exit_code(kind: Kind) -> i32 {
         Kind::Damaged => 13,
         Kind::NodeRunning => 14,
         Kind::NotEmpty => 15,
-        Kind::Refused | Kind::Cancelled | Kind::ShuttingDown | Kind::Io | Kind::Database => 1,
+        Kind::Refused | Kind::Changed | Kind::Cancelled | Kind::ShuttingDown | Kind::Io | Kind::Database => 1,
     }
 }
 
@@ -31,6 +31,16 @@ pub fn print(text: &str) -> Result<i32> {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("cannot write to the standard output", e)),
         _ => Ok(0),
     }
+}
+
+/// Says something on the standard error. Where nobody can read it, as after a lost connection, the work goes on.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Draws the progress line anew; nothing to draw removes it.
+pub fn draw(progress: &str) {
+    let _ = write!(io::stderr(), "\r\x1b[K{progress}");
 }
 
 /// A time as people read it, in UTC.

@@ -174,8 +174,4 @@ fn wrong_usage_is_exit_code_2_with_the_remedy() {
     );
     wrong("--config-file f", &[], &[], &["cannot read configuration file f"]);
     wrong("list --config-file f", &[], bad, &["f: unknown key `backup.direcotry`", "did you mean `directory`?"]);
-    for place in ["/d/0", "/d/0/rocksDb/b", "/d", "/d/"] {
-        let line = format!("--database-directory /d --backup-directory {place}");
-        wrong(&line, &[], &[], &["among the node's own files", "/d/backups"]);
-    }
 }

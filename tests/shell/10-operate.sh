@@ -60,6 +60,29 @@ at='--backup-directory node/backups'
   status 'delete of none is 10' 10 chainweb-backup delete $at "$first"
   stop TERM
 
+  # Damage that was found is remembered: a WAL that ends early looks whole to RocksDB, and to a quick verification.
+  third=$(sed -n 3p ids)
+  mkdir copy && cp -a "node/backups/$third" "node/backups/$last" copy/
+  printf XYZ | dd of="$(ls "copy/$last"/0/rocksDb/*.log | head -n 1)" bs=1 seek=8 conv=notrunc 2>dd
+  status 'a damaged WAL is 13' 13 chainweb-backup verify --backup-directory copy latest --deep
+  has 'of the last one' out "$last: DAMAGED"
+  status 'a restore of that is 13 from then on' 13 chainweb-backup restore --backup-directory copy "$last" --to again
+  has 'it says what to do' err 'restore another'
+  status 'also with --deep' 13 chainweb-backup restore --backup-directory copy "$last" --to again --deep
+  is 'nothing was restored' "$(ls -A again 2>/dev/null)" ''
+  status 'a restore of the latest is 0' 0 chainweb-backup restore --backup-directory copy latest --to again
+  has 'it takes the one before' out "restored $third"
+  has 'it says so' err "passed over id=$last"
+  for place in copy copy/x "copy/$third" again/0 again/0/x again/0/rocksDb; do
+    status "a restore to $place is 2" 2 chainweb-backup restore --backup-directory copy "$third" --to "$place" --replace
+  done
+  status 'what was restored is as it was' 0 demo-node verify again
+  rm -rf copy again
+  # By the time in its name, unless it was changed before: a copy of an old one is not the latest.
+  mkdir node/backups/1400000000000 && printf backup-done >node/backups/1400000000000/status
+  status 'the latest is not the one that was copied last' 0 chainweb-backup verify $at latest
+  has 'but that of the newest name' out "$last: good"
+
   # One damage of each kind is found.
   for damage in sst sqlite missing; do
     rm -rf copy && mkdir copy && cp -a "node/backups/$last" copy/

@@ -5,7 +5,8 @@
 #   BLAKE2SUMS      --deep finds it, except where it was deleted: a backup need not have any. Without them --deep finds
 #                   what RocksDB's own checksums find, in SSTs, WAL and MANIFEST
 #   beside 0/       verify and restore are 0 only where the files are whole, and what is restored is the backup
-# A restore that is not 0 leaves nothing; looking changes nothing. The names and the last line say what was seen.
+# A restore that is not 0 leaves nothing, and is not 0 any more once damage was found; looking changes nothing. The names and
+# the last line say what was seen.
 . "$(dirname -- "$0")/lib.sh"
 
 CASES=${CASES:-2} SEED=${SEED:-$(date +%s)}
@@ -119,9 +120,12 @@ one_case() {
   claim=$(claims copy)
   quick=0 deep=0
   chainweb-backup verify --backup-directory copy "$id" >out 2>quick.err </dev/null || quick=$?
-  chainweb-backup verify --backup-directory copy "$id" --deep >out 2>deep.err </dev/null || deep=$?
   run_restore
   plain=$got plain_restored=$restored
+  chainweb-backup verify --backup-directory copy "$id" --deep >out 2>deep.err </dev/null || deep=$?
+  run_restore
+  [ "$deep$restored" = 0whole ] || [ ! -e "copy/$id/verified.json" ] || [ "$got" -ne 0 ] ||
+    problem 'restore is 0 although damage was found'
   run_restore --deep
   listed "copy/$id" >after
   cmp -s before after || problem 'looking changed the backup'

@@ -1,5 +1,6 @@
 #!/bin/sh
-# What an operator does to a backup that is being made: slow it down, speed it up by SIGHUP, cancel it from another process.
+# What an operator does to a backup that is being made: slow it down, speed it up by SIGHUP, cancel it from another process;
+# and what the system does to it.
 . "$(dirname -- "$0")/lib.sh"
 
 node node --chains 2 --fill 6000000
@@ -52,6 +53,28 @@ config() {
   is 'make says so' "$made_is" 1
   is 'and leaves its record only' "$(ls -A "node/backups/$(cat made)" | tr '\n' ' ')" '.use backup.json status '
   is 'and no garbage' "$(ls -A node/backups | grep -c -e deleting -e creating)" 0
+}
+# Nobody reads what it says, as after a lost connection; and a limit of the system for files.
+status 'without a standard error it is as always' 10 sh -c "exec chainweb-backup check $at 1 2>/dev/full"
+made_is=0
+chainweb-backup make --backup-pact --database-directory node 2>/dev/full >/dev/full </dev/null || made_is=$?
+is 'make that cannot say the identifier fails' "$made_is" 12
+id=$(ls node/backups | tail -n 1)
+# shellcheck disable=SC2086 # $at is two words
+{
+  status 'but makes the backup' 0 chainweb-backup verify $at "$id" --deep
+  (ulimit -f 20 && exec chainweb-backup make --backup-pact --database-directory node --log-level off) >made
+  is 'a file that must not be so large is a failed backup' "$?" 1
+  status 'it is known' 1 chainweb-backup check $at "$(cat made)"
+  has 'and why' err 'File too large'
+
+  # What an interrupted backup has left is removed where the next one needs the room.
+  mkdir node/backups/.deleting-1.0 && head -c 100000000 /dev/urandom >node/backups/.deleting-1.0/left
+  sync -f node/backups
+  free=$(df -B1 --output=avail node/backups | tail -n 1)
+  status 'a backup that needs its room is 0' 0 \
+    chainweb-backup make --database-directory node --reserve-bytes "$((free + 50000000))" --log-level warn
+  is 'which was made' "$(ls -A node/backups | grep -c deleting)" 0
 }
 status 'the node is whole' 0 demo-node verify node
 end

@@ -284,6 +284,35 @@ fn identifiers_increase_although_the_clock_steps_back() {
 }
 
 #[test]
+fn a_backup_directory_among_other_files_is_refused() {
+    let node = Node::new();
+    let id = make_done(&node.start(), ROCKSDB);
+    let below = |path: &str| node.directory().join(path);
+    symlink(below("0"), node.root().join("link")).unwrap();
+    let by_link = node.root().join("link");
+    let in_backup = node.backups().join(id.as_str()).join("0/b");
+    let mine = "the node's own files";
+    let before = tree(node.root());
+    for (place, whose) in [
+        (below(""), mine),
+        (below("0"), mine),
+        (below("0/rocksDb/b"), mine),
+        (below("none/../0/b"), mine),
+        (below("../db/./0/../0/b"), mine),
+        (below(".chainweb-backup-pin/b"), mine),
+        (by_link.clone(), mine),
+        (by_link.join("b/c"), mine),
+        (in_backup, "the files of a backup"),
+    ] {
+        let refused = Service::start(config(&place), node.embedded()).err().unwrap();
+        assert!(refused.kind() == Kind::Usage && refused.chain().contains(whose), "{place:?}: {}", refused.chain());
+    }
+    assert_eq!(tree(node.root()), before);
+    // A neighbour whose name begins like theirs is none of them.
+    drop(Service::start(config(&below("0-backups/new")), node.embedded()).unwrap());
+}
+
+#[test]
 fn two_services_do_not_share_a_backup_directory() {
     let node = Node::new();
     let service = node.start();
