@@ -270,14 +270,18 @@ impl Catalog {
         Ok(())
     }
 
-    /// Removes what was moved to `.deleting-*`, as long as `keep_going` says so; `Ok(false)` when it was told to stop.
+    /// Removes what was moved to `.deleting-*`, as long as `keep_going` says so; `Ok(false)` when it was told to stop. What
+    /// cannot be removed keeps nothing else from it; the first such error is returned.
     pub(crate) fn sweep(&self, keep_going: &dyn Fn() -> bool) -> Result<bool> {
+        let mut result = Ok(true);
         for name in self.names()?.iter().filter(|n| n.starts_with(DELETING)) {
-            if !disk::remove_tree(&self.directory.join(name), keep_going)? {
-                return Ok(false);
+            match disk::remove_tree(&self.directory.join(name), keep_going) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(e) => result = result.and(Err(e)),
             }
         }
-        Ok(true)
+        result
     }
 
     /// A name below which the data of a backup can wait for the sweep.

@@ -164,7 +164,14 @@ fn pre_flight(
     let wanted_bytes = needed_bytes.saturating_add(reserve_bytes);
     if free_bytes < wanted_bytes {
         // What an interrupted backup has left must not keep the next one from being made.
-        catalog.sweep(&|| control.check().is_ok())?;
+        let go_on = || {
+            control.step();
+            control.check().is_ok()
+        };
+        if let Err(e) = catalog.sweep(&go_on) {
+            log::warn!("garbage stays reason={:?}", e.chain());
+        }
+        control.check()?;
         free_bytes = disk::free_bytes(partial)?.0;
     }
     if free_bytes >= wanted_bytes {

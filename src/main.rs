@@ -187,7 +187,9 @@ fn make(plan: MakePlan) -> Result<i32> {
     service.finish();
     if kind == Some(Kind::Cancelled) {
         // Nobody else may come by for long.
-        sweep_backups(&backup_directory)?;
+        if let Err(e) = sweep_backups(&backup_directory) {
+            log::warn!("garbage stays reason={:?}", e.chain());
+        }
     }
     match details.map(|d| d.status) {
         Some(Status::Done) => printed,

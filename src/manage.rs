@@ -16,7 +16,7 @@ use crate::details::Details;
 use crate::disk::{self, Lock};
 use crate::error::{Error, Kind, Result};
 use crate::id::BackupId;
-use crate::record::Status;
+use crate::record::{RECORD_FILE, Status};
 use crate::restore::{self, Restored};
 use crate::retention::{Candidate, Policy, Verdict, judge};
 use crate::service::now_ms;
@@ -62,6 +62,26 @@ struct Held {
     _use_lock: Option<Lock>,
 }
 
+impl Held {
+    fn verify(&self, depth: Depth, program: Option<&Path>, control: &Control) -> Result<Verification> {
+        verify::verify(&self.path, self.found.record.as_ref(), depth, program, control)
+    }
+
+    /// Notes in the backup how its verification went.
+    fn note(&self, depth: Depth, verification: &Verification) {
+        if self.found.record.is_none() {
+            return;
+        }
+        let faults_count = verification.faults.len() as u64;
+        // A reader of somebody else's backups may look without being able to write.
+        let noted = verify::note(&self.catalog, &self.found.id, depth, faults_count, now_ms())
+            .and_then(|()| verify::note_sharers(&self.catalog, &self.found.id, depth, verification, now_ms()));
+        if let Err(e) = noted {
+            log::debug!("verification not noted id={} reason={:?}", self.found.id, e.chain());
+        }
+    }
+}
+
 /// Finds a finished backup by its identifier or by `latest`, and holds it. Where damage was found before, `latest` is an older
 /// one unless `even_damaged`.
 fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
@@ -70,7 +90,9 @@ fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
         let none = || Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()));
         let mut done = catalog.list()?.into_iter().filter(|f| f.status == Status::Done);
         let passed_over = |f: &Found| {
-            let damaged = !even_damaged && catalog.is_damaged(&f.id);
+            // Without its record it seems to be somebody else's.
+            let lost_record = f.record.is_none() && catalog.path(&f.id).join(RECORD_FILE).exists();
+            let damaged = !even_damaged && (lost_record || catalog.is_damaged(&f.id));
             if damaged {
                 log::warn!("backup passed over id={} reason=\"a verification found damage in it\"", f.id);
             }
@@ -116,16 +138,8 @@ pub fn verify_backup(
     control: &Control,
 ) -> Result<(BackupId, Verification)> {
     let held = hold(directory, word, true)?;
-    let verification = verify::verify(&held.path, held.found.record.as_ref(), depth, program, control)?;
-    if held.found.record.is_some() {
-        let faults_count = verification.faults.len() as u64;
-        // A reader of somebody else's backups may look without being able to write.
-        let noted = verify::note(&held.catalog, &held.found.id, depth, faults_count, now_ms())
-            .and_then(|()| verify::note_sharers(&held.catalog, &held.found.id, depth, &verification, now_ms()));
-        if let Err(e) = noted {
-            log::debug!("verification not noted id={} reason={:?}", held.found.id, e.chain());
-        }
-    }
+    let verification = held.verify(depth, program, control)?;
+    held.note(depth, &verification);
     Ok((held.found.id, verification))
 }
 
@@ -145,8 +159,8 @@ pub fn restore_backup(
     program: Option<&Path>,
     control: &Control,
 ) -> Result<(BackupId, Restored)> {
-    require_target(directory, target)?;
-    let held = hold(directory, word, depth == Depth::Deep)?;
+    source::require_database_directory(target, directory)?;
+    let held = hold(directory, word, false)?;
     if depth != Depth::Deep && held.catalog.is_damaged(&held.found.id) {
         let context = format!(
             "a verification found damage in backup {}: restore another (list shows them), or have every byte of it read \
@@ -155,27 +169,13 @@ pub fn restore_backup(
         );
         return Err(Error::new(Kind::Damaged, context));
     }
-    let verification = verify::verify(&held.path, held.found.record.as_ref(), depth, program, &Control::default())?;
+    let verification = held.verify(depth, program, &Control::default())?;
+    if depth == Depth::Deep || !verification.faults.is_empty() {
+        held.note(depth, &verification);
+    }
     verify::require_good(&verification)?;
     let restored = restore::restore(&held.path, target, replace, &now_ms().to_string(), control)?;
     Ok((held.found.id, restored))
-}
-
-/// A restore into a database, or into the backups, would make a mess of what must be kept.
-fn require_target(directory: &Path, target: &Path) -> Result<()> {
-    let (backups, resolved) = (source::resolve(directory)?, source::resolve(target)?);
-    let in_database =
-        resolved.ancestors().any(|p| p.join("CURRENT").exists() || p.join("rocksDb").join("CURRENT").exists());
-    let whose = match () {
-        () if resolved.starts_with(&backups) => "among the backups",
-        () if in_database => "within a database",
-        () => return Ok(()),
-    };
-    let context = format!(
-        "the target {} lies {whose}: name a database directory, the one that holds (or gets) the 0",
-        target.display()
-    );
-    Err(Error::new(Kind::Usage, context))
 }
 
 /// Removes what failed and deleted backups have left.

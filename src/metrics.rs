@@ -50,7 +50,7 @@ pub(crate) fn render(
     let versions = format!("{{version=\"{}\",node_version=\"{quoted}\"}}", env!("CARGO_PKG_VERSION"));
     metric("info", "gauge", "Versions of this program and of the node.", &[(versions, 1.0)]);
     // Also by another process.
-    let in_progress = running.is_some() || with_status(Status::InProgress).next().is_some();
+    let in_progress = running.is_some() || with_status(Status::InProgress).any(|b| !b.foreign);
     metric("in_progress", "gauge", "Whether a backup is being made.", &plain(f64::from(u8::from(in_progress))));
     let results = [
         ("{result=\"done\"}".to_owned(), load(&counters.done_count)),
@@ -62,8 +62,8 @@ pub(crate) fn render(
     metric("backups", "gauge", "Backups in the backup directory.", &statuses);
     // Of ours, whichever process made them. Zero, so that an alarm rings where there was none yet.
     let last = |status: Status| {
-        let ended =
-            with_status(status).filter_map(|b| b.record.as_ref().map(|r| r.finished_ms.unwrap_or(r.started_ms)));
+        let whole = with_status(status).filter(|b| b.verified.as_ref().is_none_or(|v| v.faults_count == 0));
+        let ended = whole.filter_map(|b| b.record.as_ref().map(|r| r.finished_ms.unwrap_or(r.started_ms)));
         plain(ended.max().unwrap_or(0) as f64 / 1000.0)
     };
     let help = "When the newest good backup was finished, seconds since the epoch; 0 for none.";

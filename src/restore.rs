@@ -4,7 +4,7 @@
 //! step                                                     a crash after it leaves the target
 //! 1  refuse: node running, target not empty, no space      as it was
 //! 2  quick (or deep) verification                          as it was
-//! 3  fill TARGET/.restoring-<id>, all of it synced         as it was, and that directory, which the next restore removes
+//! 3  fill TARGET/.restoring-<time>, all of it synced         as it was, and that directory, which the next restore removes
 //! 4  rename it to TARGET/0; or, where there is one and     wholly new
 //!    --replace was given:
 //! 5  rename it to TARGET/.exchanging-<time>                as it was; the next restore calls it 0.bak-<time>
@@ -12,7 +12,7 @@
 //! 7  rename the old one to TARGET/0.bak-<time>             wholly new
 //! ```
 //! Invariants: what may be an old database is never removed: `.restoring-*` never is one, `.exchanging-*` may be. One restore
-//! at a time works on a target: it holds a lock on the directory. The backup is only read. SSTs are linked where the file system allows and their owner and mode are those
+//! at a time works on a target: it holds a lock on the directory. The files of the backup are only read. SSTs are linked where the file system allows and their owner and mode are those
 //! the target needs: RocksDB never changes one. Everything that a node writes to (WAL, MANIFEST, CURRENT, SQLite) is cloned
 //! or copied: a restored database never shares a writable file with its backup.
 

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use rustix::process::{Flock, FlockType};
 
 use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::record::RECORD_FILE;
+use crate::record::{RECORD_FILE, Record};
 
 /// Holds the links to files that are copied to another file system, a sibling of the node's `0`.
 pub(crate) const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
@@ -99,59 +100,85 @@ impl Sources {
     }
 
     /// Fails with [`Kind::Usage`] where a backup directory would lie among the node's own files, ours beside them, or those
-    /// of a backup, whatever links and `..` its name has.
+    /// of a backup of ours, whatever links and mounts its name goes through.
     pub(crate) fn require_apart(&self, directory: &Path) -> Result<()> {
+        let node = &self.database_directory;
+        let theirs = [&node.join("0"), &node.join(PIN_DIRECTORY), self.rocksdb.path(), self.sqlite.path()];
         let resolved = resolve(directory)?;
-        let node = resolve(&self.database_directory)?;
-        let whole = node.join("0");
-        let theirs = [whole, node.join(PIN_DIRECTORY), resolve(self.rocksdb.path())?, resolve(self.sqlite.path())?];
-        let within = theirs.iter().any(|own| resolved.starts_with(own)) || resolved == node;
-        let in_backup = resolved.ancestors().any(|above| above.join(RECORD_FILE).exists());
-        if !within && !in_backup {
-            return Ok(());
+        let above: Vec<_> = resolved.ancestors().filter_map(identity).collect();
+        let mut within = false;
+        for own in theirs {
+            // What a mount shows has another name; what is not there yet has only its name.
+            within |= identity(own).is_some_and(|own| above.contains(&own)) || resolved.starts_with(resolve(own)?);
         }
-        let whose = if within { "the node's own files" } else { "the files of a backup" };
-        let context = format!(
-            "the backup directory {} lies among {whose}: name another, like {}",
-            directory.display(),
-            self.database_directory.join("backups").display()
-        );
-        Err(Error::new(Kind::Usage, context))
+        let context = if within || (identity(node).is_some() && identity(directory) == identity(node)) {
+            let other = node.join("backups");
+            format!("{} lies among the node's own files: name another, like {}", directory.display(), other.display())
+        } else if lies_in_backup(directory)? {
+            format!("{} lies among the files of a backup: name one outside of it", directory.display())
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(Kind::Usage, format!("the backup directory {context}")))
     }
 }
 
-/// The absolute name of a path without links, `.` and `..`, whether or not it is there.
+/// What a file is, whatever its name.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// The absolute name of a path, without links where they can be followed, whether or not it is there.
 ///
 /// # Errors
-/// [`Kind::Io`]: a directory on the way cannot be looked at.
-pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
-    let failed = || format!("cannot find out where {} is", path.display());
-    let mut resolved = std::path::absolute(path).context(failed)?;
+/// [`Kind::Usage`]: `..` after what is not there, which means nothing.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    let mut there = std::path::absolute(path).context(|| format!("cannot find out where {} is", path.display()))?;
     let mut missing = Vec::new();
-    loop {
-        match resolved.canonicalize() {
-            Ok(there) => {
-                resolved = there;
-                break;
-            }
+    let mut resolved = loop {
+        match there.canonicalize() {
+            Ok(resolved) => break resolved,
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                // `absolute` keeps `..`, which has no name.
-                missing.extend(resolved.components().next_back().map(|last| last.as_os_str().to_owned()));
-                if !resolved.pop() {
-                    break;
+                match there.components().next_back() {
+                    Some(Component::Normal(name)) => missing.push(name.to_owned()),
+                    _ => {
+                        let context = format!("{} has .. after a directory that is not there", path.display());
+                        return Err(Error::new(Kind::Usage, context));
+                    }
                 }
+                there.pop();
             }
-            Err(e) => return Err(Error::io(failed(), e)),
+            // Where not even root could look, its name must do.
+            Err(_) => break there,
         }
-    }
-    for name in missing.iter().rev() {
-        if Path::new(name).components().next() == Some(Component::ParentDir) {
-            resolved.pop();
-        } else {
-            resolved.push(name);
-        }
-    }
+    };
+    resolved.extend(missing.iter().rev());
     Ok(resolved)
+}
+
+/// Whether a path is a backup of ours, or lies in one.
+fn lies_in_backup(path: &Path) -> Result<bool> {
+    let is_backup = |directory: &Path| {
+        let record = fs::read(directory.join(RECORD_FILE)).ok().and_then(|bytes| Record::parse(&bytes));
+        record.is_some_and(|record| directory.file_name().is_some_and(|name| name == record.id.as_str()))
+    };
+    Ok(resolve(path)?.ancestors().any(is_backup))
+}
+
+/// Fails with [`Kind::Usage`] where a database directory cannot be: within a database or a backup, or where the backups are.
+pub(crate) fn require_database_directory(target: &Path, backups: &Path) -> Result<()> {
+    let in_database = |above: &Path| above.join("CURRENT").is_file() || above.join("rocksDb").join("CURRENT").is_file();
+    let whose = if identity(target).is_some() && identity(target) == identity(backups) {
+        "is the backup directory"
+    } else if lies_in_backup(target)? {
+        "lies in a backup"
+    } else if resolve(target)?.ancestors().any(in_database) {
+        "lies within a database"
+    } else {
+        return Ok(());
+    };
+    let context = format!("the target {} {whose}: name the directory that holds, or gets, the 0", target.display());
+    Err(Error::new(Kind::Usage, context))
 }
 
 /// What a file system is called on which files may not be what they seem.

@@ -73,11 +73,19 @@ at='--backup-directory node/backups'
   status 'a restore of the latest is 0' 0 chainweb-backup restore --backup-directory copy latest --to again
   has 'it takes the one before' out "restored $third"
   has 'it says so' err "passed over id=$last"
-  for place in copy copy/x "copy/$third" again/0 again/0/x again/0/rocksDb; do
+  for place in copy "copy/$third" "copy/$third/0/x" again/0 again/0/x again/0/rocksDb; do
     status "a restore to $place is 2" 2 chainweb-backup restore --backup-directory copy "$third" --to "$place" --replace
   done
   status 'what was restored is as it was' 0 demo-node verify again
-  rm -rf copy again
+  rm -rf again
+  printf X | dd of="copy/$last/backup.json" bs=1 conv=notrunc 2>dd
+  status 'a restore of the latest is 0 beside one whose record is lost' 0 \
+    chainweb-backup restore --backup-directory copy latest --to again
+  has 'it takes the one before, too' out "restored $third"
+  # By hand, a whole backup as a database directory.
+  cp -a "copy/$third" byhand
+  status 'what was copied by hand can be backed up' 0 chainweb-backup make --database-directory byhand
+  rm -rf copy again byhand
   # By the time in its name, unless it was changed before: a copy of an old one is not the latest.
   mkdir node/backups/1400000000000 && printf backup-done >node/backups/1400000000000/status
   status 'the latest is not the one that was copied last' 0 chainweb-backup verify $at latest

@@ -9,7 +9,9 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use chainweb_backup::{BackupId, Kind, MakeRequest, Phase, Scope, Service, Status, check_backup_in, list_backups_in};
+use chainweb_backup::{
+    BackupId, Kind, MakeRequest, Phase, Scope, Service, Sources, Status, check_backup_in, list_backups_in,
+};
 
 use crate::fixture::{
     BLOCKS, Node, PACT, ROCKSDB, Tree, call, config, make, make_done, make_failed, names, record, settled, tree,
@@ -297,7 +299,8 @@ fn a_backup_directory_among_other_files_is_refused() {
         (below(""), mine),
         (below("0"), mine),
         (below("0/rocksDb/b"), mine),
-        (below("none/../0/b"), mine),
+        (below("none/../0/b"), "after a directory that is not there"),
+        (below("0/none/../../b"), "after a directory that is not there"),
         (below("../db/./0/../0/b"), mine),
         (below(".chainweb-backup-pin/b"), mine),
         (by_link.clone(), mine),
@@ -308,7 +311,16 @@ fn a_backup_directory_among_other_files_is_refused() {
         assert!(refused.kind() == Kind::Usage && refused.chain().contains(whose), "{place:?}: {}", refused.chain());
     }
     assert_eq!(tree(node.root()), before);
-    // A neighbour whose name begins like theirs is none of them.
+    // A `0` that is a link to the real one.
+    let other = node.root().join("other");
+    fs::create_dir(&other).unwrap();
+    symlink(below("0"), other.join("0")).unwrap();
+    for place in [other.join("0/b"), below("0/b"), below("0")] {
+        let refused = Service::start(config(&place), Sources::directory(&other)).err().unwrap();
+        assert!(refused.kind() == Kind::Usage && refused.chain().contains(mine), "{place:?}: {}", refused.chain());
+    }
+    // A neighbour whose name begins like theirs is none of them, and not every backup.json is that of a backup.
+    fs::write(node.root().join("backup.json"), "{}").unwrap();
     drop(Service::start(config(&below("0-backups/new")), node.embedded()).unwrap());
 }
 
