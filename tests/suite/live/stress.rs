@@ -52,6 +52,8 @@ enum Way {
 struct Tally {
     good: u32,
     refused: u32,
+    /// Not made, because the database changed too fast for so long: loudly, and nothing is left.
+    given_up: u32,
     wrong: Vec<String>,
     rounds: BTreeMap<u32, u32>,
     windows: Vec<Duration>,
@@ -69,11 +71,12 @@ impl Tally {
             count => all[(count - 1) * percent / 100].as_secs_f64() * 1000.0,
         };
         println!(
-            "scenario={scenario:?} way={way:?} good={} wrong={} refused={} rounds={:?} window_ms p50={:.2} p99={:.2} \
+            "scenario={scenario:?} way={way:?} good={} wrong={} refused={} given_up={} rounds={:?} window_ms p50={:.2} p99={:.2} \
              max={:.2} copy_ms p50={:.1} max={:.1}",
             self.good,
             self.wrong.len(),
             self.refused,
+            self.given_up,
             self.rounds,
             at(&windows, 50),
             at(&windows, 99),
@@ -161,6 +164,7 @@ fn run(scenario: Scenario, way: Way, copies: u32) -> Tally {
                     assert!(known, "{}", e.chain());
                     tally.refused += 1;
                 }
+                Err(e) if e.kind() == Kind::Changed => tally.given_up += 1,
                 Err(e) => tally.wrong.push(format!("cannot be made: {}", e.chain())),
             }
             // What is refused at once leaves no directory.
@@ -217,7 +221,8 @@ fn judged(scenario: Scenario, copy: &Path, before: &Found, after: &Found) -> std
 fn all_good(scenario: Scenario) {
     for way in [Way::Live, Way::Slow] {
         let tally = run(scenario, way, COPIES);
-        assert_eq!((tally.good, tally.wrong.len()), (COPIES, 0), "{scenario:?} {way:?}: {:?}", tally.wrong.first());
+        let bad = (tally.given_up, tally.wrong.first());
+        assert_eq!((tally.good, tally.wrong.len()), (COPIES, 0), "{scenario:?} {way:?}: {bad:?}");
     }
 }
 
@@ -305,7 +310,8 @@ fn sizes_that_are_taken_too_late_are_seen_to_fail() {
     assert!(wrong > 0, "the judge finds nothing");
     for scenario in [Ingest, ComeAndGo] {
         let tally = run(scenario, Way::LatePause, COPIES);
-        assert_eq!(tally.wrong.len(), 0, "the pause alone does harm: {:?}", tally.wrong.first());
+        let bad = (tally.given_up, tally.wrong.len());
+        assert_eq!(bad, (0, 0), "the pause alone does harm: {:?}", tally.wrong.first());
     }
 }
 
@@ -321,14 +327,17 @@ fn soak() {
     let wanted = |at: usize, name: String| parts.get(at).is_none_or(|part| *part == name);
     let ways =
         [Way::Live, Way::Slow, Way::Service, Way::Naive, Way::LateSizes, Way::LatePause, Way::OneListing, Way::Crowded];
-    let (mut good, mut wrong) = (0, 0);
+    let (mut good, mut given_up, mut wrong) = (0, 0, 0);
     for scenario in SCENARIOS.into_iter().filter(|s| wanted(1, format!("{s:?}"))) {
         let sound = |way: &Way| matches!(way, Way::Live | Way::Slow);
         for way in ways.into_iter().filter(|w| if parts.len() > 2 { wanted(2, format!("{w:?}")) } else { sound(w) }) {
             let tally = run(scenario, way, copies);
             good += tally.good + tally.refused;
+            given_up += tally.given_up;
             wrong += tally.wrong.len();
         }
     }
-    println!("copies good_or_rightly_refused={good} wrong={wrong}");
+    println!("copies good_or_rightly_refused={good} given_up={given_up} wrong={wrong}");
+    assert!(wrong == 0 || parts.len() > 2, "of the ways that are sound some went wrong");
+    assert!(wrong == 0 || parts.len() > 2, "of the ways that are sound some went wrong");
 }
