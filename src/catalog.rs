@@ -28,6 +28,7 @@ use crate::gate;
 use crate::id::BackupId;
 use crate::manifest::MANIFEST_FILE;
 use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status, VERIFIED_FILE, Verified};
+use crate::source::resolve;
 
 const JOB_LOCK: &str = ".lock";
 const SERVICE_LOCK: &str = ".service";
@@ -68,6 +69,13 @@ impl Catalog {
     /// Opens the backup directory, creating it where it is missing. `source` is the database whose owner what we create
     /// shall follow.
     pub(crate) fn open(directory: &Path, source: &Path) -> Result<Catalog> {
+        if lies_in_backup(&resolve(directory)?) {
+            let context = format!(
+                "the backup directory {} lies among the files of a backup: name one outside of it",
+                directory.display()
+            );
+            return Err(Error::new(Kind::Usage, context));
+        }
         let owner = Owner::following(source)?;
         let remedy = |e: Error| {
             let context = format!(
@@ -358,6 +366,12 @@ fn read_status(path: &Path) -> Option<Status> {
 fn read_record(path: &Path, id: &BackupId) -> Option<Record> {
     let bytes = read_bounded(&path.join(RECORD_FILE), MAX_RECORD_BYTES)?;
     Record::parse(&bytes).filter(|r| r.id == *id)
+}
+
+/// Whether a path without links is a backup of ours, or lies in one.
+pub(crate) fn lies_in_backup(resolved: &Path) -> bool {
+    let id_of = |directory: &Path| BackupId::parse(directory.file_name()?.to_str()?);
+    resolved.ancestors().any(|above| id_of(above).is_some_and(|id| read_record(above, &id).is_some()))
 }
 
 fn has_sqlite(path: &Path) -> bool {

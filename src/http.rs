@@ -122,8 +122,8 @@ fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> R
             let shared = service.shared();
             let version = config.node_version.as_deref().unwrap_or("unknown");
             let running = shared.running();
-            let sizes = [shared.free_bytes(), shared.limit_bytes()];
-            let body = metrics::render(&shared.counters, &backups, running.as_ref(), sizes, version);
+            let (free, limit) = (shared.free_bytes(), shared.limit_bytes());
+            let body = metrics::render(&shared.counters, &backups, running.as_ref(), free, limit, version);
             respond(200, METRICS, body)
         }
     }

@@ -185,11 +185,11 @@ fn make(plan: MakePlan) -> Result<i32> {
     }
     let kind = service.failure_kind(&id);
     service.finish();
-    if kind == Some(Kind::Cancelled) {
-        // Nobody else may come by for long.
-        if let Err(e) = sweep_backups(&backup_directory) {
-            log::warn!("garbage stays reason={:?}", e.chain());
-        }
+    // Nobody else may come by for long.
+    if kind == Some(Kind::Cancelled)
+        && let Err(e) = sweep_backups(&backup_directory)
+    {
+        log::warn!("garbage stays reason={:?}", e.chain());
     }
     match details.map(|d| d.status) {
         Some(Status::Done) => printed,

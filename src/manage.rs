@@ -20,7 +20,6 @@ use crate::record::{RECORD_FILE, Status};
 use crate::restore::{self, Restored};
 use crate::retention::{Candidate, Policy, Verdict, judge};
 use crate::service::now_ms;
-use crate::source;
 use crate::sums;
 use crate::verify::{self, Depth, Verification};
 use crate::watchdog::CANCEL_FILE;
@@ -89,16 +88,14 @@ fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
     let found = if word == LATEST {
         let none = || Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()));
         let mut done = catalog.list()?.into_iter().filter(|f| f.status == Status::Done);
-        let passed_over = |f: &Found| {
-            // Without its record it seems to be somebody else's.
-            let lost_record = f.record.is_none() && catalog.path(&f.id).join(RECORD_FILE).exists();
-            let damaged = !even_damaged && (lost_record || catalog.is_damaged(&f.id));
-            if damaged {
-                log::warn!("backup passed over id={} reason=\"a verification found damage in it\"", f.id);
+        let is_sound = |f: &Found| {
+            let doubt = if even_damaged { None } else { doubt(&catalog, f) };
+            if let Some(why) = doubt {
+                log::warn!("backup passed over id={} reason={why:?}", f.id);
             }
-            damaged
+            doubt.is_none()
         };
-        done.find(|f| !passed_over(f)).ok_or_else(none)?
+        done.find(is_sound).ok_or_else(none)?
     } else {
         find(&catalog, word)?
     };
@@ -111,6 +108,16 @@ fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
     let use_lock =
         if use_path.exists() { Some(Lock::try_share(&use_path)?.ok_or_else(|| in_use(&found.id))?) } else { None };
     Ok(Held { catalog, found, path, _use_lock: use_lock })
+}
+
+/// Why nobody should rely on a finished backup, where that is known.
+fn doubt(catalog: &Catalog, found: &Found) -> Option<&'static str> {
+    if catalog.is_damaged(&found.id) {
+        return Some("a verification found damage in it");
+    }
+    // Without its record it seems to be somebody else's.
+    let lost = found.record.is_none() && catalog.path(&found.id).join(RECORD_FILE).exists();
+    lost.then_some("its record is damaged")
 }
 
 fn find(catalog: &Catalog, word: &str) -> Result<Found> {
@@ -159,12 +166,14 @@ pub fn restore_backup(
     program: Option<&Path>,
     control: &Control,
 ) -> Result<(BackupId, Restored)> {
-    source::require_database_directory(target, directory)?;
+    restore::require_target(target, directory)?;
     let held = hold(directory, word, false)?;
-    if depth != Depth::Deep && held.catalog.is_damaged(&held.found.id) {
+    if depth != Depth::Deep
+        && let Some(why) = doubt(&held.catalog, &held.found)
+    {
         let context = format!(
-            "a verification found damage in backup {}: restore another (list shows them), or have every byte of it read \
-             again by restore --deep; by hand, cp -a takes what there is",
+            "backup {} is not good, {why}: restore another (list shows them), or have every byte of it read again by \
+             restore --deep; by hand, cp -a takes what there is",
             held.found.id
         );
         return Err(Error::new(Kind::Damaged, context));

@@ -32,7 +32,8 @@ pub(crate) fn render(
     counters: &Counters,
     backups: &[Details],
     running: Option<&Progress>,
-    [free_bytes, limit_bytes]: [u64; 2],
+    free_bytes: u64,
+    limit_bytes: u64,
     node_version: &str,
 ) -> String {
     let mut text = String::new();

@@ -98,8 +98,9 @@ fn restore(directory: &Path, id: &str, to: &Path, replace: bool, depth: Depth) -
     let compacted = if pact_is_compacted { " --no-full-historic-pact-state" } else { "" };
     print(&format!("start the node with: --database-directory {}{compacted}", quoted(&database_directory)))?;
     if pact_is_compacted {
-        say("warning: Pact is compacted in this backup: without --no-full-historic-pact-state (in its configuration \
-             file: fullHistoricPactState: false) the node refuses it");
+        let warning = "warning: Pact is compacted in this backup: without --no-full-historic-pact-state (in its \
+                       configuration file: fullHistoricPactState: false) the node refuses it";
+        say(warning);
     }
     if let Some(old) = replaced {
         print(&format!("what was there is in {}", old.display()))?;

@@ -21,8 +21,7 @@
 //! Invariants: no descriptor of the source's database or `-shm` is opened or closed by us while SQLite has it; the `-wal`
 //! carries no locks. Nothing of the source is written, SQLite's own `-shm` aside.
 
-use std::cell::Cell;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -220,7 +219,9 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
     Ok(Some(method))
 }
 
-const WAL_TOO_LARGE: &str = "the node's WAL grew over the bound of 512 MiB while it was held (a higher limit of bytes per second, or a quieter hour, helps)";
+/// The bound is [`MAX_WAL_BYTES`].
+const WAL_TOO_LARGE: &str = "the node's WAL grew over the bound of 512 MiB while it was held (a higher limit of bytes per \
+                             second, or a quieter hour, helps)";
 
 /// What SQLite's error means to the operator.
 fn unreadable(database: &Path, e: rusqlite::Error) -> Error {

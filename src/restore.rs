@@ -4,7 +4,7 @@
 //! step                                                     a crash after it leaves the target
 //! 1  refuse: node running, target not empty, no space      as it was
 //! 2  quick (or deep) verification                          as it was
-//! 3  fill TARGET/.restoring-<time>, all of it synced         as it was, and that directory, which the next restore removes
+//! 3  fill TARGET/.restoring-<time>, all of it synced       as it was, and that directory, which the next restore removes
 //! 4  rename it to TARGET/0; or, where there is one and     wholly new
 //!    --replace was given:
 //! 5  rename it to TARGET/.exchanging-<time>                as it was; the next restore calls it 0.bak-<time>
@@ -12,22 +12,24 @@
 //! 7  rename the old one to TARGET/0.bak-<time>             wholly new
 //! ```
 //! Invariants: what may be an old database is never removed: `.restoring-*` never is one, `.exchanging-*` may be. One restore
-//! at a time works on a target: it holds a lock on the directory. The files of the backup are only read. SSTs are linked where the file system allows and their owner and mode are those
-//! the target needs: RocksDB never changes one. Everything that a node writes to (WAL, MANIFEST, CURRENT, SQLite) is cloned
-//! or copied: a restored database never shares a writable file with its backup.
+//! at a time works on a target: it holds a lock on the directory. The files of the backup are only read. SSTs are linked where
+//! the file system allows and their owner and mode are those the target needs: RocksDB never changes one. Everything that a
+//! node writes to (WAL, MANIFEST, CURRENT, SQLite) is cloned or copied: a restored database never shares a writable file with
+//! its backup.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::catalog::lies_in_backup;
 use crate::commit::WHOLE;
 use crate::control::Control;
 use crate::copy;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live_files::is_immutable;
-use crate::source::{RocksSource, SqliteSource};
+use crate::source::{RocksSource, SqliteSource, is_same, resolve};
 use crate::sqlite;
 use crate::sums::SUMS_FILE;
 
@@ -51,6 +53,23 @@ pub struct Restored {
     pub copied_count: u64,
     /// Whether Pact has lost its old blocks to compaction: the node refuses it unless it is told that this is wished.
     pub pact_is_compacted: bool,
+}
+
+/// Fails with [`Kind::Usage`] where a database directory cannot be: within a database or a backup, or where the backups are.
+pub(crate) fn require_target(target: &Path, backups: &Path) -> Result<()> {
+    let resolved = resolve(target)?;
+    let in_database = |above: &Path| above.join("CURRENT").is_file() || above.join("rocksDb").join("CURRENT").is_file();
+    let whose = if is_same(target, backups) {
+        "is the backup directory"
+    } else if lies_in_backup(&resolved) {
+        "lies in a backup"
+    } else if resolved.ancestors().any(in_database) {
+        "lies within a database"
+    } else {
+        return Ok(());
+    };
+    let context = format!("the target {} {whose}: name the directory that holds, or gets, the 0", target.display());
+    Err(Error::new(Kind::Usage, context))
 }
 
 /// Steps 1, 3, 4 and 5; the caller has verified the backup in `backup` and holds it.

@@ -121,8 +121,9 @@ impl Service {
     /// When this returns, every job of an earlier process is terminal.
     ///
     /// # Errors
-    /// [`Kind::Usage`]: there is no RocksDB, or the backup directory lies among its files. [`Kind::Busy`]: another service has this backup directory. [`Kind::Io`]: the
-    /// backup directory cannot be created or written. Each says what to do.
+    /// [`Kind::Usage`]: there is no RocksDB, or the backup directory lies among its files or in a backup. [`Kind::Busy`]:
+    /// another service has this backup directory. [`Kind::Io`]: the backup directory cannot be created or written. Each says
+    /// what to do.
     pub fn start(config: Config, sources: Sources) -> Result<Service> {
         Service::start_as(Role::Service, config, sources)
     }

@@ -13,7 +13,6 @@ use rustix::process::{Flock, FlockType};
 
 use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::record::{RECORD_FILE, Record};
 
 /// Holds the links to files that are copied to another file system, a sibling of the node's `0`.
 pub(crate) const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
@@ -99,40 +98,40 @@ impl Sources {
         Err(Error::new(Kind::Usage, context))
     }
 
-    /// Fails with [`Kind::Usage`] where a backup directory would lie among the node's own files, ours beside them, or those
-    /// of a backup of ours, whatever links and mounts its name goes through.
+    /// Fails with [`Kind::Usage`] where a backup directory would lie among the node's own files, or ours beside them,
+    /// whatever links and mounts its name goes through.
     pub(crate) fn require_apart(&self, directory: &Path) -> Result<()> {
         let node = &self.database_directory;
         let theirs = [&node.join("0"), &node.join(PIN_DIRECTORY), self.rocksdb.path(), self.sqlite.path()];
         let resolved = resolve(directory)?;
-        let above: Vec<_> = resolved.ancestors().filter_map(identity).collect();
-        let mut within = false;
+        let mut within = is_same(directory, node);
         for own in theirs {
             // What a mount shows has another name; what is not there yet has only its name.
-            within |= identity(own).is_some_and(|own| above.contains(&own)) || resolved.starts_with(resolve(own)?);
+            within |= resolved.ancestors().any(|above| is_same(above, own)) || resolved.starts_with(resolve(own)?);
         }
-        let context = if within || (identity(node).is_some() && identity(directory) == identity(node)) {
-            let other = node.join("backups");
-            format!("{} lies among the node's own files: name another, like {}", directory.display(), other.display())
-        } else if lies_in_backup(directory)? {
-            format!("{} lies among the files of a backup: name one outside of it", directory.display())
-        } else {
+        if !within {
             return Ok(());
-        };
-        Err(Error::new(Kind::Usage, format!("the backup directory {context}")))
+        }
+        let context = format!(
+            "the backup directory {} lies among the node's own files: name another, like {}",
+            directory.display(),
+            node.join("backups").display()
+        );
+        Err(Error::new(Kind::Usage, context))
     }
 }
 
-/// What a file is, whatever its name.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+/// Whether both names are there, and of one file.
+pub(crate) fn is_same(a: &Path, b: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    identity(a).is_some_and(|a| Some(a) == identity(b))
 }
 
 /// The absolute name of a path, without links where they can be followed, whether or not it is there.
 ///
 /// # Errors
 /// [`Kind::Usage`]: `..` after what is not there, which means nothing.
-fn resolve(path: &Path) -> Result<PathBuf> {
+pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
     let mut there = std::path::absolute(path).context(|| format!("cannot find out where {} is", path.display()))?;
     let mut missing = Vec::new();
     let mut resolved = loop {
@@ -154,31 +153,6 @@ fn resolve(path: &Path) -> Result<PathBuf> {
     };
     resolved.extend(missing.iter().rev());
     Ok(resolved)
-}
-
-/// Whether a path is a backup of ours, or lies in one.
-fn lies_in_backup(path: &Path) -> Result<bool> {
-    let is_backup = |directory: &Path| {
-        let record = fs::read(directory.join(RECORD_FILE)).ok().and_then(|bytes| Record::parse(&bytes));
-        record.is_some_and(|record| directory.file_name().is_some_and(|name| name == record.id.as_str()))
-    };
-    Ok(resolve(path)?.ancestors().any(is_backup))
-}
-
-/// Fails with [`Kind::Usage`] where a database directory cannot be: within a database or a backup, or where the backups are.
-pub(crate) fn require_database_directory(target: &Path, backups: &Path) -> Result<()> {
-    let in_database = |above: &Path| above.join("CURRENT").is_file() || above.join("rocksDb").join("CURRENT").is_file();
-    let whose = if identity(target).is_some() && identity(target) == identity(backups) {
-        "is the backup directory"
-    } else if lies_in_backup(target)? {
-        "lies in a backup"
-    } else if resolve(target)?.ancestors().any(in_database) {
-        "lies within a database"
-    } else {
-        return Ok(());
-    };
-    let context = format!("the target {} {whose}: name the directory that holds, or gets, the 0", target.display());
-    Err(Error::new(Kind::Usage, context))
 }
 
 /// What a file system is called on which files may not be what they seem.

@@ -71,8 +71,8 @@ impl Tally {
             count => all[(count - 1) * percent / 100].as_secs_f64() * 1000.0,
         };
         println!(
-            "scenario={scenario:?} way={way:?} good={} wrong={} refused={} given_up={} rounds={:?} window_ms p50={:.2} p99={:.2} \
-             max={:.2} copy_ms p50={:.1} max={:.1}",
+            "scenario={scenario:?} way={way:?} good={} wrong={} refused={} given_up={} rounds={:?} window_ms p50={:.2} \
+             p99={:.2} max={:.2} copy_ms p50={:.1} max={:.1}",
             self.good,
             self.wrong.len(),
             self.refused,
@@ -338,6 +338,5 @@ fn soak() {
         }
     }
     println!("copies good_or_rightly_refused={good} given_up={given_up} wrong={wrong}");
-    assert!(wrong == 0 || parts.len() > 2, "of the ways that are sound some went wrong");
     assert!(wrong == 0 || parts.len() > 2, "of the ways that are sound some went wrong");
 }
