@@ -18,14 +18,17 @@
 //!    comes after what the older ones hold.
 //! 5. CURRENT and the MANIFEST (by name: inode, size) must be as in step 1; the window closes. Taking the sizes after
 //!    this check silently breaks the copy where files are ingested or column families come and go.
-//! 6. Parse the first S bytes of the MANIFEST: the live files.
-//! 7. Where the MANIFEST is another file than in the round before, drop the pins whose source is gone or another inode:
-//!    after a crash the numbers of files that were not committed are used again. (Growth does not count, or the next
+//! 6. Where the MANIFEST is another file than in the round before, drop the pins whose source is gone or another inode:
+//!    after a crash the numbers of files that were not committed are used again. (Growth does not count, or the last
 //!    step would starve.)
-//! 8. Link each live file, level 0 first. One that is pinned already is good if it is the same inode, or if its source is
-//!    gone. A size that is not the MANIFEST's, or a file that is gone, needs a new round, which keeps the pins: only the
-//!    difference is raced. While CURRENT and the MANIFEST still are what they were it is damage: edits come before deletions.
-//!    What an earlier backup on another file system has, by RocksDB's own unique id, needs no link: it is taken from there.
+//! 7. Parse the first S bytes of the MANIFEST: the live files. Of the same file as in the round before, only what is new: it
+//!    only ever grows.
+//! 8. Link each live file, level 0 first. A size that is not the MANIFEST's, or a file that is gone, needs a new round, which
+//!    keeps the pins: only the difference is raced. What was linked in a round of the same MANIFEST is good: a number that a
+//!    MANIFEST has named is given to no other file by it. What was linked before that is good if it is the same inode, or if
+//!    its source is gone. While CURRENT and the MANIFEST still are what they were, a file that is gone is damage: edits come
+//!    before deletions. What an earlier backup on another file system has, by RocksDB's own unique id, needs no link: it is
+//!    taken from there.
 //!
 //! Then: copy each WAL up to its cut and cut it back to its last complete record, copy the MANIFEST's S bytes, write
 //! CURRENT, copy OPTIONS and IDENTITY. Links that are not live in the end are dropped.
@@ -63,9 +66,6 @@ const MAX_SECONDS: u64 = 120;
 /// How long a round that failed waits for the next one.
 const ROUND_PAUSE: Duration = Duration::from_millis(5);
 
-/// A record of a MANIFEST holds one edit; the first one of a large database some MB.
-pub(crate) const MAX_EDIT_BYTES: usize = 256 * 1024 * 1024;
-
 /// How a live copy went.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
@@ -95,6 +95,13 @@ struct Instantaneous {
     window: Duration,
 }
 
+/// A MANIFEST, and what was read of it in the rounds so far.
+struct Reading {
+    /// What CURRENT said, and the device and inode.
+    of: (String, (u64, u64)),
+    versions: Versions,
+}
+
 fn again(why: impl Into<String>) -> Failure {
     Failure::Again(why.into())
 }
@@ -120,13 +127,13 @@ pub(crate) fn copy(
     let staging = Staging::open(pins)?;
     let deadline = Instant::now() + Duration::from_secs(MAX_SECONDS);
     let mut rounds_count = 0;
-    let mut last_manifest = None;
+    let mut reading = None;
     let (instant, live) = loop {
         control.check()?;
         rounds_count += 1;
         staging.drop_wals()?;
-        let why = match round(&source, &staging, earlier, &mut last_manifest) {
-            Ok(found) => break found,
+        let why = match round(&source, &staging, earlier, &mut reading) {
+            Ok((instant, versions)) => break (instant, versions.into_live_files()),
             Err(Failure::Final(e)) => return Err(e),
             Err(Failure::Again(why)) => why,
         };
@@ -158,41 +165,78 @@ fn round(
     source: &Source,
     staging: &Staging,
     earlier: Option<&Earlier>,
-    last_manifest: &mut Option<(u64, String)>,
-) -> std::result::Result<(Instantaneous, Vec<LiveFile>), Failure> {
+    reading: &mut Option<Reading>,
+) -> std::result::Result<(Instantaneous, Versions), Failure> {
     let instant = window(source, staging)?;
-    let live = parse_manifest(source, &instant)?;
+    let of = (instant.current.clone(), instant.manifest_identity);
+    let mut versions = match reading.take() {
+        Some(last) if last.of == of && last.versions.complete_bytes() <= instant.manifest_bytes => last.versions,
+        Some(_) => {
+            staging.drop_stale(source)?;
+            Versions::new()
+        }
+        None => Versions::new(),
+    };
+    parse_manifest(source, &instant, &mut versions)?;
     gate::point("live-parsed", &source.path);
-    let manifest = (instant.manifest_identity.1, instant.current.clone());
-    if last_manifest.replace(manifest.clone()).is_some_and(|last| last != manifest) {
-        staging.drop_stale(source)?;
-    }
-    for file in &live {
-        let pin = match earlier.filter(|earlier| earlier.knows(file)) {
-            // Needed no more, but a node that has lost it shall hear of that.
-            Some(_) => match Pin::of(source.stat(&file.name())?, file) {
-                Pin::Good => Pin::Good,
-                lost if instant.still_holds(source)? => lost,
-                _ => Pin::Good,
-            },
-            None => staging.pin(source, file)?,
-        };
-        match pin {
-            Pin::Good => {}
-            // A file is deleted only after the edit that says so was written.
-            Pin::Gone if instant.still_holds(source)? => {
-                let why = "is missing although its MANIFEST names it: the database is damaged or has db_paths";
-                return Err(source.refused(&format!("{} {why}", file.name())).into());
-            }
-            Pin::Gone => return Err(again(format!("{} was deleted", file.name()))),
-            Pin::Unfit(why) if instant.still_holds(source)? => {
-                return Err(source.refused(&format!("{why}: the database is damaged")).into());
-            }
-            Pin::Unfit(why) | Pin::Again(why) => return Err(again(why)),
+    match pin_all(source, staging, earlier, &instant, &mut versions) {
+        Ok(()) => {
+            gate::point("live-pinned", &source.path);
+            Ok((instant, versions))
+        }
+        Err(why) => {
+            *reading = Some(Reading { of, versions });
+            Err(why)
         }
     }
-    gate::point("live-pinned", &source.path);
-    Ok((instant, live))
+}
+
+/// Step 8.
+fn pin_all(
+    source: &Source,
+    staging: &Staging,
+    earlier: Option<&Earlier>,
+    instant: &Instantaneous,
+    versions: &mut Versions,
+) -> std::result::Result<(), Failure> {
+    for of_level_0 in [true, false] {
+        for table in versions.tables().iter_mut().filter(|table| table.is_level_0() == of_level_0 && !table.seen) {
+            pin(source, staging, earlier, instant, table)?;
+            table.seen = true;
+        }
+    }
+    versions.blobs().iter().try_for_each(|blob| pin(source, staging, earlier, instant, blob))
+}
+
+fn pin(
+    source: &Source,
+    staging: &Staging,
+    earlier: Option<&Earlier>,
+    instant: &Instantaneous,
+    file: &LiveFile,
+) -> std::result::Result<(), Failure> {
+    let pin = match earlier.filter(|earlier| earlier.knows(file)) {
+        // Needed no more, but a node that has lost it shall hear of that.
+        Some(_) => match Pin::of(source.stat(&file.name())?, file) {
+            Pin::Good => Pin::Good,
+            lost if instant.still_holds(source)? => lost,
+            _ => Pin::Good,
+        },
+        None => staging.pin(source, file)?,
+    };
+    match pin {
+        Pin::Good => Ok(()),
+        // A file is deleted only after the edit that says so was written.
+        Pin::Gone if instant.still_holds(source)? => {
+            let why = "is missing although its MANIFEST names it: the database is damaged or has db_paths";
+            Err(source.refused(&format!("{} {why}", file.name())).into())
+        }
+        Pin::Gone => Err(again(format!("{} was deleted", file.name()))),
+        Pin::Unfit(why) if instant.still_holds(source)? => {
+            Err(source.refused(&format!("{why}: the database is damaged")).into())
+        }
+        Pin::Unfit(why) | Pin::Again(why) => Err(again(why)),
+    }
 }
 
 /// Steps 1 to 5.
@@ -263,15 +307,15 @@ impl Instantaneous {
     }
 }
 
-/// Step 6.
-fn parse_manifest(source: &Source, instant: &Instantaneous) -> std::result::Result<Vec<LiveFile>, Failure> {
-    let mut versions = Versions::new();
-    let bytes = QuietReader::through_cache(instant.manifest.as_fd()).take(instant.manifest_bytes);
-    let parsed = log_format::each_record(bytes, MAX_EDIT_BYTES, |record| versions.apply(record));
-    match parsed.context(|| format!("cannot read the MANIFEST of {}", source.path.display()))? {
-        Ok(End::Clean | End::Torn) => Ok(versions.live_files()),
-        Ok(End::Damaged) => Err(Failure::Final(source.refused("its MANIFEST is damaged"))),
-        Err(why) => Err(Failure::Final(source.refused(&why))),
+/// Step 7.
+fn parse_manifest(source: &Source, instant: &Instantaneous, versions: &mut Versions) -> Result<()> {
+    let start = log_format::block_of(versions.complete_bytes());
+    let manifest = QuietReader::through_cache(instant.manifest.as_fd()).starting_at(start);
+    let read = versions.read(manifest.take(instant.manifest_bytes - start));
+    match read.context(|| format!("cannot read the MANIFEST of {}", source.path.display()))? {
+        Ok(End::Clean | End::Torn) => Ok(()),
+        Ok(End::Damaged) => Err(source.refused("its MANIFEST is damaged")),
+        Err(why) => Err(source.refused(&why)),
     }
 }
 
@@ -310,7 +354,7 @@ fn write_rest(
     if copied != instant.manifest_bytes {
         return Err(source.refused("its MANIFEST became shorter while it was read"));
     }
-    let mut options: Vec<String> = source.names()?.into_iter().filter(|n| is_options(n)).collect();
+    let mut options = source.names(&is_options)?;
     // A longer number is a larger one.
     options.sort_by_key(|name| (name.len(), name.clone()));
     // The newest OPTIONS may be replaced while we look; the database opens without any.

@@ -5,7 +5,6 @@
 //! are taken; nothing here opens a file for writing. What is in the way is named, with the remedy.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -71,12 +70,11 @@ impl Source {
                 format!("it lies on {name}, whose file sizes and names may be out of date; run beside the real disk");
             return Err(self.refused(&why));
         }
-        let names = self.names()?;
-        if let Some(name) = names.iter().find(|name| matches!(name.as_str(), "titandb" | "blob_dir")) {
+        if let Some(name) = self.names(&|name| matches!(name, "titandb" | "blob_dir"))?.first() {
             return Err(self.refused(&format!("its directory {name} holds data that RocksDB does not know of")));
         }
-        let options = names.iter().filter(|name| is_options(name)).max_by_key(|name| (name.len(), *name));
-        let Some(mut file) = options.map(|name| self.open(name)).transpose()?.flatten() else { return Ok(()) };
+        let options = self.names(&is_options)?.into_iter().max_by_key(|name| (name.len(), name.clone()));
+        let Some(mut file) = options.map(|name| self.open(&name)).transpose()?.flatten() else { return Ok(()) };
         let mut text = String::new();
         (&mut file).take(MAX_TEXT_BYTES).read_to_string(&mut text).context(|| not_readable(&self.path))?;
         // A hint, and not the last word: each WAL is looked at too. But it says so before anything is done.
@@ -107,10 +105,11 @@ impl Source {
         }
     }
 
-    pub(crate) fn names(&self) -> Result<Vec<String>> {
+    /// Those names in the directory that are `wanted`: it has too many to keep them all.
+    pub(crate) fn names(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
         let mut names = Vec::new();
         self.each_name(&mut |name| {
-            names.push(name.to_owned());
+            names.extend(wanted(name).then(|| name.to_owned()));
             Ok(())
         })?;
         Ok(names)
@@ -202,12 +201,8 @@ impl Staging {
         Ok(Staging { path: path.to_owned(), directory, wals: RefCell::default() })
     }
 
-    pub(crate) fn names(&self) -> Result<Vec<String>> {
-        Source { path: self.path.clone(), directory: self.try_clone()? }.names()
-    }
-
-    fn try_clone(&self) -> Result<OwnedFd> {
-        self.directory.try_clone().context(|| format!("cannot open {}", self.path.display()))
+    fn names(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
+        Source::at(&self.path)?.names(wanted)
     }
 
     pub(crate) fn stat(&self, name: &str) -> Result<Option<Stat>> {
@@ -242,7 +237,7 @@ impl Staging {
 
     /// Drops the pins whose source is gone or is another file now.
     pub(crate) fn drop_stale(&self, source: &Source) -> Result<()> {
-        for name in self.names()?.iter().filter(|name| is_immutable(name)) {
+        for name in &self.names(&is_immutable)? {
             let (pinned, there) = (self.stat(name)?, source.stat(name)?);
             if pinned.map(identity) != there.map(identity) {
                 disk::remove_file(&self.path.join(name))?;
@@ -282,14 +277,11 @@ impl Staging {
         Ok(pin)
     }
 
-    /// Drops what earlier rounds pinned and the last one does not need.
+    /// Drops what earlier rounds pinned and the last one does not need; `live` is sorted by number.
     pub(crate) fn keep_only(&self, live: &[LiveFile]) -> Result<()> {
-        let live: HashSet<u64> = live.iter().map(|file| file.number).collect();
-        let is_live = |name: &str| LiveFile::number_in(name).is_some_and(|number| live.contains(&number));
-        for name in self.names()?.iter().filter(|name| is_immutable(name) && !is_live(name)) {
-            disk::remove_file(&self.path.join(name))?;
-        }
-        Ok(())
+        let is_live = |number: u64| live.binary_search_by_key(&number, |file| file.number).is_ok();
+        let is_left = |name: &str| is_immutable(name) && !LiveFile::number_in(name).is_some_and(is_live);
+        self.names(&is_left)?.iter().try_for_each(|name| disk::remove_file(&self.path.join(name)))
     }
 }
 

@@ -7,9 +7,10 @@
 //! | crc (4) | len(2) |type 1| payload |   crc: masked CRC-32C of type and payload; numbers little-endian
 //! +---------+--------+------+---------+   fewer than 7 bytes left in a block: zeroes, skipped
 //! ```
-//! Invariants: no input makes this panic; no more than one block, and in [`Records`] one record, is held in memory.
+//! Invariants: no input makes this panic; no more than one block is held in memory, however long a record is.
 
 use std::io::{self, Read};
+use std::ops::Range;
 
 /// Size of a block.
 const BLOCK_BYTES: usize = 32 * 1024;
@@ -36,9 +37,10 @@ pub(crate) enum FragmentKind {
 
 /// One fragment, and where it ends in the file.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Fragment<'a> {
+pub(crate) struct Fragment {
     pub(crate) kind: FragmentKind,
-    pub(crate) payload: &'a [u8],
+    /// Where its content is in the block.
+    payload: Range<usize>,
     pub(crate) end: u64,
 }
 
@@ -65,13 +67,24 @@ pub(crate) struct Fragments<R> {
 
 impl<R: Read> Fragments<R> {
     pub(crate) fn new(reader: R) -> Fragments<R> {
-        Fragments { reader, block: Vec::new(), at: 0, block_start: 0 }
+        Fragments::from(reader, 0)
+    }
+
+    /// Goes on at `position`, where a fragment begins; the reader stands where [`block_of`] says.
+    fn from(reader: R, position: u64) -> Fragments<R> {
+        let block_start = block_of(position);
+        // Where the first block is read, it is behind the empty one that is held now.
+        Fragments { reader, block: Vec::new(), at: (position - block_start) as usize, block_start }
     }
 
     /// The next fragment, or why there is none. After an end there is nothing more to read.
-    pub(crate) fn next(&mut self) -> io::Result<Result<Fragment<'_>, End>> {
-        if self.block.is_empty() || self.at + HEADER_BYTES > BLOCK_BYTES {
+    pub(crate) fn next(&mut self) -> io::Result<Result<Fragment, End>> {
+        if self.block.is_empty() {
             self.read_block()?;
+        }
+        if self.at + HEADER_BYTES > BLOCK_BYTES {
+            self.read_block()?;
+            self.at = 0;
         }
         let rest = &self.block[self.at.min(self.block.len())..];
         if rest.is_empty() {
@@ -91,7 +104,7 @@ impl<R: Read> Fragments<R> {
             // be an older log's, and its checksum half overwritten.
             self.at = self.block.len();
             let end = self.block_start + self.at as u64;
-            return Ok(Ok(Fragment { kind: FragmentKind::Recyclable, payload: &[], end }));
+            return Ok(Ok(Fragment { kind: FragmentKind::Recyclable, payload: 0..0, end }));
         }
         let end = self.at + HEADER_BYTES + length;
         if end > BLOCK_BYTES {
@@ -115,7 +128,7 @@ impl<R: Read> Fragments<R> {
         };
         let start = self.at + HEADER_BYTES;
         self.at = end;
-        Ok(Ok(Fragment { kind, payload: &self.block[start..end], end: self.block_start + end as u64 }))
+        Ok(Ok(Fragment { kind, payload: start..end, end: self.block_start + end as u64 }))
     }
 
     /// A fragment that does not fit into its block: the rest of a killed writer if nothing follows.
@@ -141,7 +154,6 @@ impl<R: Read> Fragments<R> {
     fn read_block(&mut self) -> io::Result<()> {
         self.block_start += self.block.len() as u64;
         self.block.clear();
-        self.at = 0;
         (&mut self.reader).take(BLOCK_BYTES as u64).read_to_end(&mut self.block).map(|_| ())
     }
 }
@@ -177,36 +189,107 @@ pub(crate) fn measure(reader: impl Read) -> io::Result<Extent> {
     }
 }
 
-/// Joins the fragments of a log to records and hands each to `take`, until the log ends or `take` fails.
-pub(crate) fn each_record<E>(
-    reader: impl Read,
-    max_record_bytes: usize,
-    mut take: impl FnMut(&[u8]) -> Result<(), E>,
-) -> io::Result<Result<End, E>> {
-    let mut fragments = Fragments::new(reader);
-    let mut record: Option<Vec<u8>> = None;
-    loop {
-        let fragment = match fragments.next()? {
-            Ok(fragment) => fragment,
-            Err(end) => return Ok(Ok(end)),
-        };
-        let result = match (fragment.kind, &mut record) {
-            (FragmentKind::Full, None) => take(fragment.payload),
-            (FragmentKind::First, None) => {
-                record = Some(fragment.payload.to_vec());
-                Ok(())
+/// Where the block begins that holds this place of a log: from there it must be read to go on at the place.
+pub(crate) fn block_of(position: u64) -> u64 {
+    position - position % BLOCK_BYTES as u64
+}
+
+/// Reads a log record by record.
+pub(crate) struct Records<R> {
+    fragments: Fragments<R>,
+    /// Where the last complete record ends.
+    complete_bytes: u64,
+}
+
+impl<R: Read> Records<R> {
+    /// Begins at `position`, where a record begins; the reader stands where [`block_of`] says.
+    pub(crate) fn from(reader: R, position: u64) -> Records<R> {
+        Records { fragments: Fragments::from(reader, position), complete_bytes: position }
+    }
+
+    /// The next record, or why there is none.
+    pub(crate) fn next(&mut self) -> io::Result<Result<Record<'_, R>, End>> {
+        loop {
+            let fragment = match self.fragments.next()? {
+                Ok(fragment) => fragment,
+                Err(end) => return Ok(Err(end)),
+            };
+            match fragment.kind {
+                FragmentKind::Full | FragmentKind::First => {
+                    return Ok(Ok(Record { log: self, rest: fragment.payload, part: fragment.kind, stopped: None }));
+                }
+                FragmentKind::Meta => {}
+                FragmentKind::Middle | FragmentKind::Last | FragmentKind::Recyclable => return Ok(Err(End::Damaged)),
             }
-            (FragmentKind::Middle | FragmentKind::Last, Some(so_far))
-                if so_far.len() + fragment.payload.len() <= max_record_bytes =>
-            {
-                so_far.extend_from_slice(fragment.payload);
-                if fragment.kind == FragmentKind::Last { take(&record.take().unwrap_or_default()) } else { Ok(()) }
-            }
-            (FragmentKind::Meta, None) => Ok(()),
-            _ => return Ok(Ok(End::Damaged)),
-        };
-        if let Err(e) = result {
-            return Ok(Err(e));
         }
+    }
+
+    /// Where the last record ends that was read to its end.
+    pub(crate) fn complete_bytes(&self) -> u64 {
+        self.complete_bytes
+    }
+}
+
+/// A record while it is read. It may prove incomplete at its end: what was read of it counts only when [`Record::finish`] says
+/// so.
+pub(crate) struct Record<'a, R> {
+    log: &'a mut Records<R>,
+    /// What is left of the fragment, in the block.
+    rest: Range<usize>,
+    /// What the fragment is of the record.
+    part: FragmentKind,
+    /// Why reading has stopped before the record's end.
+    stopped: Option<io::Result<End>>,
+}
+
+impl<R: Read> Record<'_, R> {
+    /// Whether nothing is left, or can be read.
+    pub(crate) fn is_empty(&mut self) -> bool {
+        while self.rest.is_empty() {
+            if self.stopped.is_some() || matches!(self.part, FragmentKind::Full | FragmentKind::Last) {
+                return true;
+            }
+            match self.log.fragments.next() {
+                Ok(Ok(next)) if matches!(next.kind, FragmentKind::Middle | FragmentKind::Last) => {
+                    (self.rest, self.part) = (next.payload, next.kind);
+                }
+                Ok(Ok(_)) => self.stopped = Some(Ok(End::Damaged)),
+                Ok(Err(end)) => self.stopped = Some(Ok(end)),
+                Err(e) => self.stopped = Some(Err(e)),
+            }
+        }
+        false
+    }
+
+    /// The next byte; `None` at the end.
+    pub(crate) fn byte(&mut self) -> Option<u8> {
+        if self.is_empty() {
+            return None;
+        }
+        self.rest.next().map(|at| self.log.fragments.block[at])
+    }
+
+    /// Passes over so many bytes; `None` where there are not so many.
+    pub(crate) fn skip(&mut self, mut count: usize) -> Option<()> {
+        while count > 0 {
+            if self.is_empty() {
+                return None;
+            }
+            let now = count.min(self.rest.len());
+            self.rest.start += now;
+            count -= now;
+        }
+        Some(())
+    }
+
+    /// Goes to the end of the record: `None` where it is complete, otherwise why it is not.
+    pub(crate) fn finish(mut self) -> io::Result<Option<End>> {
+        while !self.is_empty() {
+            self.rest.start = self.rest.end;
+        }
+        if self.stopped.is_none() {
+            self.log.complete_bytes = self.log.fragments.block_start + self.log.fragments.at as u64;
+        }
+        self.stopped.transpose()
     }
 }

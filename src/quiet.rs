@@ -71,6 +71,11 @@ impl<'a> QuietReader<'a> {
         QuietReader { fd, at: 0, direct: false, crowds: fills_memory(fd), cannot_drop: false, ahead: 0 }
     }
 
+    /// The same from another place on.
+    pub(crate) fn starting_at(self, at: u64) -> QuietReader<'a> {
+        QuietReader { at, ahead: at, ..self }
+    }
+
     /// Whether the disk shall be asked, rather than the page cache, which does not have it all.
     fn goes_direct(&self, buffer: &[u8]) -> bool {
         let is_aligned = |number: usize| number.is_multiple_of(ALIGNMENT);

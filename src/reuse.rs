@@ -18,7 +18,7 @@ use crate::copy;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
-use crate::log_format::{self, End};
+use crate::log_format::End;
 use crate::quiet::QuietReader;
 use crate::version_edit::{LiveFile, Versions};
 
@@ -50,7 +50,6 @@ impl Earlier {
         };
         let mut files = live_files_in(directory).ok()?;
         files.retain(is_there);
-        files.sort_by_key(|file| file.number);
         Some(Earlier { directory: directory.to_owned(), files, _use_lock: use_lock })
     }
 
@@ -150,7 +149,7 @@ fn bring(
     Ok(reused)
 }
 
-/// The live files of a RocksDB directory, by its CURRENT and MANIFEST.
+/// The live files of a RocksDB directory, by its CURRENT and MANIFEST, sorted by number.
 pub(crate) fn live_files_in(directory: &Path) -> Result<Vec<LiveFile>> {
     let damaged = |name: &str, why: &str| {
         Error::new(Kind::Damaged, format!("{} of the copy: {why}", directory.join(name).display()))
@@ -161,9 +160,8 @@ pub(crate) fn live_files_in(directory: &Path) -> Result<Vec<LiveFile>> {
     let failed = || format!("cannot read {}", directory.join(&name).display());
     let manifest = File::open(directory.join(&name)).context(failed)?;
     let mut versions = Versions::new();
-    let parsed = log_format::each_record(manifest, live::MAX_EDIT_BYTES, |record| versions.apply(record));
-    match parsed.context(failed)?.map_err(|why| damaged(&name, &why))? {
-        End::Clean | End::Torn => Ok(versions.live_files()),
+    match versions.read(manifest).context(failed)?.map_err(|why| damaged(&name, &why))? {
+        End::Clean | End::Torn => Ok(versions.into_live_files()),
         End::Damaged => Err(damaged(&name, "it is damaged")),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::PactMethod;
 use crate::control::Control;
 use crate::error::Result;
-use crate::log_format::{self, End, Fragments};
+use crate::log_format::{self, End, Fragments, Records};
 use crate::raw_copy::{self, How};
 use crate::record::PactPart;
 use crate::source::SqliteSource;
@@ -41,15 +41,22 @@ pub fn measure(log: &[u8]) -> (u64, bool, &'static str) {
     (extent.complete_bytes, extent.recyclable, word(extent.end))
 }
 
-/// The records of a log, none longer than `max_record_bytes`, and how it ends.
-pub fn records(log: &[u8], max_record_bytes: usize) -> (Vec<Vec<u8>>, &'static str) {
+/// The records of a log from `position` on, where one begins, and how it ends.
+pub fn records(log: &[u8], position: u64) -> (Vec<Vec<u8>>, &'static str) {
+    let block = usize::try_from(log_format::block_of(position)).expect("a log in memory is not so long");
+    let mut records = Records::from(&log[block..], position);
     let mut all = Vec::new();
-    let take = |record: &[u8]| {
-        all.push(record.to_vec());
-        Ok::<(), ()>(())
-    };
-    let end = log_format::each_record(log, max_record_bytes, take).expect("bytes in memory can be read");
-    (all, word(end.expect("nothing is refused")))
+    loop {
+        let mut record = match records.next().expect("bytes in memory can be read") {
+            Ok(record) => record,
+            Err(end) => return (all, word(end)),
+        };
+        let bytes = std::iter::from_fn(|| record.byte()).collect();
+        if let Some(end) = record.finish().expect("bytes in memory can be read") {
+            return (all, word(end));
+        }
+        all.push(bytes);
+    }
 }
 
 /// Where each fragment of a log ends, and its kind.
@@ -67,22 +74,24 @@ pub fn fragments(log: &[u8]) -> Vec<(u64, String)> {
 /// # Errors
 /// A sentence, as the operator would read it.
 pub fn live_files(manifest: &[u8]) -> std::result::Result<Vec<(String, u64)>, String> {
-    let mut versions = Versions::new();
-    let end = log_format::each_record(manifest, usize::MAX, |record| versions.apply(record));
-    match end.expect("bytes in memory can be read")? {
-        End::Damaged => Err("damaged".to_owned()),
-        End::Clean | End::Torn => Ok(versions.live_files().into_iter().map(|f| (f.name(), f.bytes)).collect()),
-    }
+    live_files_read(manifest, &[])
 }
 
-/// The live files after these edits, or why one is refused.
+/// The same of a MANIFEST that is read when it has had these lengths, and then as a whole: each time only what is new.
 ///
 /// # Errors
 /// A sentence, as the operator would read it.
-pub fn live_files_of(edits: &[Vec<u8>]) -> std::result::Result<Vec<(String, u64)>, String> {
+pub fn live_files_read(manifest: &[u8], lengths: &[usize]) -> std::result::Result<Vec<(String, u64)>, String> {
     let mut versions = Versions::new();
-    edits.iter().try_for_each(|edit| versions.apply(edit))?;
-    Ok(versions.live_files().into_iter().map(|f| (f.name(), f.bytes)).collect())
+    for length in lengths.iter().chain([&manifest.len()]) {
+        let start = usize::try_from(log_format::block_of(versions.complete_bytes())).expect("it is in memory");
+        let end = versions.read(&manifest[start..*length]).expect("bytes in memory can be read")?;
+        if end == End::Damaged {
+            return Err("damaged".to_owned());
+        }
+        versions.tables();
+    }
+    Ok(versions.into_live_files().into_iter().map(|f| (f.name(), f.bytes)).collect())
 }
 
 /// One raw copy of a SQLite database; `false` where it is not in WAL mode.

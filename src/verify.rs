@@ -28,7 +28,7 @@ use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::live_files::is_immutable;
-use crate::log_format::{self, End};
+use crate::log_format::End;
 use crate::manifest::{Entry, MANIFEST_FILE, Manifest};
 use crate::record::{Method, RECORD_FILE, Record, VERIFIED_FILE, Verified};
 use crate::sums::{self, SUMS_FILE};
@@ -314,13 +314,12 @@ fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) 
         return Ok(());
     };
     let mut versions = Versions::new();
-    let read = log_format::each_record(manifest, live::MAX_EDIT_BYTES, |record| versions.apply(record));
-    match read.context(|| format!("cannot read {}", directory.join(&name).display()))? {
+    match versions.read(manifest).context(|| format!("cannot read {}", directory.join(&name).display()))? {
         Ok(End::Clean | End::Torn) => {}
         Ok(End::Damaged) => fault(format!("{name}: it is damaged")),
         Err(why) => fault(format!("{name}: {why}")),
     }
-    for file in versions.live_files() {
+    for file in versions.into_live_files() {
         let name = file.name();
         match files.find(&format!("0/rocksDb/{name}")).map(|file| file.bytes) {
             None => fault(format!("{name}: it is missing although the MANIFEST names it")),

@@ -3,14 +3,14 @@
 //! What they find in a real MANIFEST is what RocksDB has; what they find in one that is cut anywhere is the state before or
 //! after an edit (or an atomic group of edits), never one in between; and no bytes make them panic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use chainweb_backup::rocksdb::{
     ColumnFamilyDescriptor, DB, DBCompressionType, FlushOptions, Options, WaitForCompactOptions, WriteBatch,
 };
-use chainweb_backup::testing::{fragments, live_files, live_files_of, measure, records};
+use chainweb_backup::testing::{fragments, live_files, live_files_read, measure, records};
 use proptest::prelude::*;
 
 use crate::fixture::scratch;
@@ -87,7 +87,10 @@ proptest! {
     #[test]
     fn a_log_is_read_as_it_was_written(records_written in some_records()) {
         let log = Log::of(&records_written);
-        prop_assert_eq!(records(&log.bytes, usize::MAX), (records_written, "clean"));
+        for (at, end) in log.ends.iter().enumerate() {
+            prop_assert_eq!(records(&log.bytes, *end), (records_written[at + 1..].to_vec(), "clean"), "from {}", end);
+        }
+        prop_assert_eq!(records(&log.bytes, 0), (records_written, "clean"));
         prop_assert_eq!(measure(&log.bytes), (log.bytes.len() as u64, false, "clean"));
     }
 
@@ -98,7 +101,7 @@ proptest! {
         let (complete, recyclable, end) = measure(&log.bytes[..cut]);
         prop_assert_eq!((complete, recyclable), (log.complete(cut), false));
         prop_assert_ne!(end, "damaged");
-        let (found, end) = records(&log.bytes[..cut], usize::MAX);
+        let (found, end) = records(&log.bytes[..cut], 0);
         prop_assert_ne!(end, "damaged");
         prop_assert_eq!(found.len(), log.ends.iter().filter(|e| **e <= complete).count());
         prop_assert!(found.iter().zip(&records_written).all(|(a, b)| a == b));
@@ -137,7 +140,7 @@ proptest! {
     #[test]
     fn garbage_is_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..70_000)) {
         let _ = (measure(&bytes), fragments(&bytes), live_files(&bytes), live_files_of(std::slice::from_ref(&bytes)));
-        prop_assert!(records(&bytes, 1000).0.iter().map(Vec::len).sum::<usize>() <= bytes.len());
+        prop_assert!(records(&bytes, 0).0.iter().map(Vec::len).sum::<usize>() <= bytes.len());
     }
 
     #[test]
@@ -242,14 +245,6 @@ fn the_wals_of_rocksdb() {
     }
 }
 
-/// The longest record is limited, so that a damaged MANIFEST does not take all memory.
-#[test]
-fn a_record_that_is_too_long() {
-    let log = Log::of(&[vec![1; 3 * BLOCK]]);
-    assert_eq!(records(&log.bytes, 2 * BLOCK), (vec![], "damaged"));
-    assert_eq!(records(&log.bytes, 3 * BLOCK).1, "clean");
-}
-
 type Change<'a> = &'a dyn Fn(&mut Options);
 
 /// A real database of several column families with all that an edit can say.
@@ -325,6 +320,18 @@ fn parsed(manifest: &[u8]) -> BTreeMap<String, u64> {
     live_files(manifest).unwrap().into_iter().collect()
 }
 
+/// The live files after these edits.
+fn live_files_of(edits: &[Vec<u8>]) -> Result<Vec<(String, u64)>, String> {
+    live_files(&Log::of(edits).bytes)
+}
+
+/// Lengths that a file may have had while it grew.
+fn lengths(length: usize, random: &mut fastrand::Rng) -> Vec<usize> {
+    let mut lengths: Vec<usize> = (0..random.usize(..6)).map(|_| random.usize(..=length)).collect();
+    lengths.sort_unstable();
+    lengths
+}
+
 #[test]
 fn the_live_files_are_those_of_rocksdb() {
     let none = |_: &mut Options| {};
@@ -363,7 +370,11 @@ fn the_live_files_are_those_of_rocksdb() {
                 busy.db.drop_cf("passing").unwrap();
             }
             busy.settle();
-            let found = parsed(&busy.manifest());
+            let manifest = busy.manifest();
+            let found = parsed(&manifest);
+            let lengths = lengths(manifest.len(), &mut busy.random);
+            let in_parts = live_files_read(&manifest, &lengths).unwrap();
+            assert_eq!(BTreeMap::from_iter(in_parts), found, "seed {seed} step {step}: read at {lengths:?}");
             let tables: BTreeMap<_, _> =
                 found.iter().filter(|(name, _)| name.ends_with(".sst")).map(|(n, b)| (n.clone(), *b)).collect();
             assert_eq!(tables, busy.tables(), "seed {seed} step {step}");
@@ -427,6 +438,83 @@ fn a_manifest_that_is_cut_anywhere() {
     assert_eq!(last + 1, states.len());
 }
 
+/// Thousands of edits of a few hundred files, with groups, families that come and go, and files that move: what counts is what
+/// was said last, wherever the MANIFEST was read in between.
+#[test]
+fn a_long_manifest_against_a_model() {
+    let mut random = fastrand::Rng::with_seed(12);
+    for turn in 0..2 {
+        let mut live: BTreeMap<u64, BTreeMap<u64, u64>> = BTreeMap::from([(0, BTreeMap::new())]);
+        let (mut log, mut next, mut next_family) = (Log::default(), 1, 0);
+        let mut states = vec![(0, BTreeMap::new())];
+        while log.ends.len() < 6000 {
+            // One edit, or a group of them, of which none counts before all are there.
+            let group = if random.u8(..) < 20 { random.u64(2..5) } else { 1 };
+            for remaining in (0..group).rev() {
+                let family = *random.choice(live.keys().collect::<Vec<_>>()).unwrap();
+                let mut edit = Vec::new();
+                let mut say = |fields: &[u64]| fields.iter().for_each(|field| varint(&mut edit, *field));
+                let of = match random.u8(..) {
+                    0..3 => {
+                        next_family += 1;
+                        live.insert(next_family, BTreeMap::new());
+                        say(&[201, 1, 65]);
+                        next_family
+                    }
+                    3..5 if family != 0 => {
+                        live.remove(&family);
+                        say(&[202]);
+                        family
+                    }
+                    5..8 => {
+                        // Of a family that is not there: ignored.
+                        say(&[103, 1, 77, 10, 1, 65, 1, 66, 1, 2, 1]);
+                        1_000_000
+                    }
+                    _ => {
+                        let files = live.get_mut(&family).unwrap();
+                        let gone: BTreeSet<u64> = files.keys().copied().filter(|_| random.u8(..) < 6).collect();
+                        for number in &gone {
+                            say(&[6, 1, *number]);
+                        }
+                        for number in gone {
+                            let bytes = files.remove(&number).unwrap();
+                            if random.bool() {
+                                // To another level.
+                                say(&[103, 2, number, bytes, 1, 65, 1, 66, 1, 2, 1]);
+                                files.insert(number, bytes);
+                            }
+                        }
+                        for _ in 0..random.u64(..4) {
+                            let bytes = random.u64(1..1000);
+                            say(&[103, 0, next, bytes, 1, 65, 1, 66, 1, 2, 1]);
+                            files.insert(next, bytes);
+                            next += 1;
+                        }
+                        family
+                    }
+                };
+                say(&[200, of]);
+                if group > 1 {
+                    say(&[300, remaining]);
+                }
+                log.record(&edit);
+            }
+            let all = live.values().flatten().map(|(number, bytes)| (format!("{number:06}.sst"), *bytes)).collect();
+            states.push((log.bytes.len(), all));
+        }
+        let most = states.iter().map(|(_, files)| files.len()).max().unwrap();
+        assert!(most > 60 && next > 6000, "{most} files, {next} numbers: too few to tell anything");
+        for _ in 0..30 {
+            let lengths = lengths(log.bytes.len(), &mut random);
+            let length = lengths.last().copied().unwrap_or(log.bytes.len());
+            let found = live_files_read(&log.bytes[..length], &lengths).unwrap();
+            let (_, expected) = states.iter().rfind(|(end, _)| *end <= length).unwrap();
+            assert_eq!(&BTreeMap::from_iter(found), expected, "turn {turn}: read at {lengths:?}");
+        }
+    }
+}
+
 #[test]
 fn mutated_manifests_are_no_panic() {
     let mut busy = Busy::new(11, |options| {
@@ -440,7 +528,7 @@ fn mutated_manifests_are_no_panic() {
     }
     busy.settle();
     let manifest = busy.manifest();
-    let (edits, end) = records(&manifest, usize::MAX);
+    let (edits, end) = records(&manifest, 0);
     assert_eq!((end, edits.len() > 10), ("clean", true));
     let unchanged = parsed(&manifest);
     let (mut refused, mut other, mut same) = (0, 0, 0);
