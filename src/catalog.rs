@@ -14,7 +14,6 @@
 //! Recover settles what a crash left: a backup in progress that no living process works on becomes failed. It only
 //! renames and writes small files, so that it takes no time; the sweep removes the data afterwards.
 
-use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
@@ -42,6 +41,9 @@ const INTERRUPTED: &str = "interrupted: the process that made the backup ended b
 /// The largest `status` and `backup.json` that are read; ours are far smaller.
 const MAX_STATUS_BYTES: u64 = 64;
 const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;
+
+/// What stat(2) counts the blocks of a file in.
+const BLOCK_BYTES: u64 = 512;
 
 /// How many names below `.deleting-` one backup can have at a time.
 const MAX_GARBAGE_NAMES: u32 = 1000;
@@ -218,22 +220,27 @@ impl Catalog {
 
     /// Bytes of disk that only this backup holds: of its files, those all of whose names lie in it.
     pub(crate) fn exclusive_bytes(&self, id: &BackupId) -> u64 {
-        let mut inodes = HashMap::new();
+        let mut bytes = 0;
+        // Of those with several names: device, inode, number of names, blocks; once for each name in this backup.
+        let mut shared = Vec::new();
         let mut pending = vec![self.path(id)];
         while let Some(directory) = pending.pop() {
             // What disappears while we look is no longer held by this backup.
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 match entry.metadata() {
                     Ok(meta) if meta.is_dir() => pending.push(entry.path()),
-                    Ok(meta) => {
-                        let seen = inodes.entry((meta.dev(), meta.ino())).or_insert((0, meta.nlink(), meta.blocks()));
-                        seen.0 += 1;
-                    }
+                    Ok(meta) if meta.nlink() == 1 => bytes += meta.blocks() * BLOCK_BYTES,
+                    Ok(meta) => shared.push((meta.dev(), meta.ino(), meta.nlink(), meta.blocks())),
                     Err(_) => {}
                 }
             }
         }
-        inodes.values().filter(|(names, links, _)| names >= links).map(|(_, _, blocks)| blocks * 512).sum()
+        shared.sort_unstable();
+        for names in shared.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+            let (_, _, links, blocks) = names[0];
+            bytes += if names.len() as u64 >= links { blocks * BLOCK_BYTES } else { 0 };
+        }
+        bytes
     }
 
     /// Settles every status that a crash left open. Removes nothing: that is the sweep's work.

@@ -117,9 +117,19 @@ pub(crate) fn write_new_by(
 
 /// Replaces `directory/name` by `bytes`, atomically and durably: a reader, and a power cut, see the old or the new file.
 pub(crate) fn replace(directory: &Path, name: &str, bytes: &[u8], owner: Option<Owner>) -> Result<()> {
+    replace_by(directory, name, owner, &|file| file.write_all(bytes))
+}
+
+/// As [`replace`], for what need not be in memory at once.
+pub(crate) fn replace_by(
+    directory: &Path,
+    name: &str,
+    owner: Option<Owner>,
+    fill: &dyn Fn(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
     let temporary = temporary_of(directory, name);
     remove_file(&temporary)?;
-    let written = write_new(&temporary, bytes, owner).and_then(|()| rename(&temporary, &directory.join(name)));
+    let written = write_new_by(&temporary, owner, fill).and_then(|()| rename(&temporary, &directory.join(name)));
     if let Err(cause) = written {
         // The cause is what matters; what the clean-up cannot do, the next replace does.
         let _ = remove_file(&temporary);

@@ -123,10 +123,11 @@ pub(crate) fn fill(
 /// Checksums of RocksDB's files that are no SSTs: they are small, always copied, and RocksDB itself takes a WAL that is
 /// damaged for one that ends there.
 fn sum_logs(manifest: &mut Manifest, partial: &Path, control: &Control) -> Result<()> {
-    for file in &mut manifest.files {
-        if let Some(name) = file.path.strip_prefix("0/").filter(|n| n.starts_with("rocksDb/") && !is_immutable(n)) {
-            file.blake2b = Some(sums::of(&partial.join(name), false, control)?);
-        }
+    let is_log = |path: &str| path.starts_with("0/rocksDb/") && !is_immutable(path);
+    let logs: Vec<String> = manifest.files().filter(|f| is_log(f.path)).map(|f| f.path.to_owned()).collect();
+    for path in logs {
+        let sum = sums::of(&partial.join(path.trim_start_matches("0/")), false, control)?;
+        manifest.set_sum(path, sum);
     }
     Ok(())
 }
@@ -194,7 +195,7 @@ fn require_whole(manifest: &Manifest, pact: &[PactPart], rocksdb: &Path) -> Resu
     let of_rocksdb = live.into_iter().map(|file| (format!("0/rocksDb/{}", file.name()), file.bytes));
     let of_pact = pact.iter().map(|part| (format!("0/sqlite/{}", part.file), part.bytes));
     for (name, expected) in of_rocksdb.chain(of_pact) {
-        if manifest.find(&name).map(|file| file.bytes) != Some(expected) {
+        if manifest.bytes_of(&name) != Some(expected) {
             return Err(gone(&name));
         }
     }
@@ -238,13 +239,14 @@ fn method_of(path: &str, pact: &[PactPart], capture: &Capture) -> Method {
         None if capture.linked && is_immutable(path) => Method::Linked,
         None => {
             let number = path.strip_prefix("0/rocksDb/").and_then(LiveFile::number_in);
-            if number.is_some_and(|number| capture.reused.contains(&number)) { Method::Reused } else { Method::Copied }
+            let is_reused = number.is_some_and(|number| capture.reused.binary_search(&number).is_ok());
+            if is_reused { Method::Reused } else { Method::Copied }
         }
     }
 }
 
 fn rocksdb_part(manifest: &Manifest, capture: &Capture, captures_count: u32, cut: Option<Cut>) -> RocksdbPart {
-    let files = || manifest.files.iter().filter(|f| f.path.starts_with("0/rocksDb/"));
+    let files = || manifest.files().filter(|f| f.path.starts_with("0/rocksDb/"));
     let copied = files().filter(|f| !matches!(f.method, Method::Linked | Method::Reused));
     RocksdbPart {
         capture: capture.way.to_owned(),

@@ -39,7 +39,6 @@
 //! Invariants: no file of the source is opened for writing, LOCK is not touched, no link is followed. The loop has a
 //! limit in rounds and in time, and ends in an error that names what was in the way.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -112,7 +111,7 @@ fn again(why: impl Into<String>) -> Failure {
 /// Fails with [`Kind::Refused`] where the guarantee cannot be given, and with [`Kind::Changed`] when the limits are reached.
 ///
 /// What `earlier`, a backup on the file system of `to`, has already is linked from there instead of copied; the numbers of
-/// these files are returned too.
+/// these files are returned too, sorted.
 pub(crate) fn copy(
     source: &Path,
     to: &Path,
@@ -120,7 +119,7 @@ pub(crate) fn copy(
     earlier: Option<&Earlier>,
     owner: Option<Owner>,
     control: &Control,
-) -> Result<(Run, HashSet<u64>)> {
+) -> Result<(Run, Vec<u64>)> {
     let source = Source::at(source)?;
     source.refuse_what_cannot_be_copied()?;
     disk::create_dir(to, owner)?;
@@ -155,7 +154,7 @@ pub(crate) fn copy(
         copy_wal(&source, wal, to, owner, control)?;
         staging.drop_wal(&wal.name)?;
     }
-    let reused = if pins == to { HashSet::new() } else { reuse::bring_all(&live, pins, to, earlier, owner, control)? };
+    let reused = if pins == to { Vec::new() } else { reuse::bring_all(&live, pins, to, earlier, owner, control)? };
     write_rest(&source, &instant, to, owner, control)?;
     Ok((Run { rounds_count, window: instant.window }, reused))
 }

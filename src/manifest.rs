@@ -1,8 +1,14 @@
 //! `manifest.json`: every file of a finished backup. Written and synced before the backup gets its final name.
+//!
+//! There may be a hundred thousand of them. So a list of files keeps all names in one text, and a `manifest.json` is written
+//! and read file by file. Invariant: a list is sorted by path.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
@@ -12,34 +18,46 @@ use crate::seal;
 /// Name of the file, beside `backup.json`.
 pub(crate) const MANIFEST_FILE: &str = "manifest.json";
 
-/// One file of a backup.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+/// One file of a backup, as it stands in `manifest.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Entry<Text> {
     /// Path below the backup's directory, `0/rocksDb/000012.sst`.
-    pub path: String,
-    /// Its size.
-    pub bytes: u64,
+    pub(crate) path: Text,
+    pub(crate) bytes: u64,
     /// How it came here.
-    pub method: Method,
+    pub(crate) method: Method,
     /// BLAKE2b-512 in hexadecimal, where it was computed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub blake2b: Option<String>,
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    pub(crate) blake2b: Option<Text>,
 }
 
-/// The content of `manifest.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// Our mark.
-    pub format: String,
-    /// Every file, sorted by path.
-    pub files: Vec<Entry>,
+fn none<T>() -> Option<T> {
+    None
+}
+
+/// A list of the files of a backup.
+#[derive(Debug, Default)]
+pub(crate) struct Manifest {
+    paths: String,
+    rows: Vec<Row>,
+    /// The checksums of those few that have one, by path.
+    sums: BTreeMap<String, String>,
+}
+
+#[derive(Debug)]
+struct Row {
+    /// Where its path begins in the text, and how long it is.
+    start: usize,
+    length: u32,
+    method: Method,
+    bytes: u64,
 }
 
 impl Manifest {
     /// Lists what lies below `0.partial`, under the names that it will have; `method_of` tells how a file came.
     /// Anything but regular files and directories is an error: nobody of ours makes such a thing.
     pub(crate) fn of(partial: &Path, method_of: &dyn Fn(&str) -> Method) -> Result<Manifest> {
-        let mut files = Vec::new();
+        let mut manifest = Manifest::default();
         let mut pending = vec![PathBuf::new()];
         while let Some(below) = pending.pop() {
             let directory = partial.join(&below);
@@ -52,44 +70,142 @@ impl Manifest {
                     pending.push(name);
                 } else if meta.is_file() {
                     let path = format!("0/{}", name.display());
-                    files.push(Entry { method: method_of(&path), path, bytes: meta.len(), blake2b: None });
+                    manifest.push(&path, meta.len(), method_of(&path));
                 } else {
                     let context = format!("{} is neither a file nor a directory", entry.path().display());
                     return Err(Error::new(Kind::Damaged, context));
                 }
             }
         }
-        files.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(Manifest { format: FORMAT.to_owned(), files })
+        let paths = &manifest.paths;
+        manifest.rows.sort_unstable_by(|a, b| a.path(paths).cmp(b.path(paths)));
+        Ok(manifest)
     }
 
-    /// Reads a `manifest.json`; `None` where it is not ours: broken, or of another format. An error says that it could not
-    /// be read.
-    pub(crate) fn read(from: impl Read) -> io::Result<Option<Manifest>> {
-        // Not in one piece: for many files it is large.
-        match serde_json::from_reader::<_, Manifest>(BufReader::new(from)) {
-            Err(e) if e.is_io() => Err(e.into()),
-            Ok(mut manifest) if manifest.format == FORMAT => {
-                manifest.files.sort_by(|a, b| a.path.cmp(&b.path));
-                Ok(Some(manifest))
-            }
-            _ => Ok(None),
-        }
+    fn push(&mut self, path: &str, bytes: u64, method: Method) {
+        // PATH_MAX is far below.
+        let length = u32::try_from(path.len()).unwrap_or(u32::MAX);
+        self.rows.push(Row { start: self.paths.len(), length, method, bytes });
+        self.paths.push_str(path);
     }
 
-    /// The file of this path.
-    pub(crate) fn find(&self, path: &str) -> Option<&Entry> {
-        let found = self.files.binary_search_by(|file| file.path.as_str().cmp(path)).ok()?;
-        Some(&self.files[found])
+    /// Notes the checksum of a file.
+    pub(crate) fn set_sum(&mut self, path: String, sum: String) {
+        self.sums.insert(path, sum);
+    }
+
+    /// Every file, by path.
+    pub(crate) fn files(&self) -> impl Iterator<Item = Entry<&str>> {
+        (0..self.rows.len()).map(|at| self.file(at))
+    }
+
+    /// The file at this place of the list.
+    pub(crate) fn file(&self, at: usize) -> Entry<&str> {
+        let row = &self.rows[at];
+        let path = row.path(&self.paths);
+        Entry { path, bytes: row.bytes, method: row.method, blake2b: self.sums.get(path).map(String::as_str) }
+    }
+
+    /// The place of this path in the list.
+    pub(crate) fn find(&self, path: &str) -> Option<usize> {
+        self.rows.binary_search_by(|row| row.path(&self.paths).cmp(path)).ok()
+    }
+
+    /// The size of the file of this path.
+    pub(crate) fn bytes_of(&self, path: &str) -> Option<u64> {
+        self.find(path).map(|at| self.rows[at].bytes)
+    }
+
+    /// Number of files.
+    pub(crate) fn count(&self) -> usize {
+        self.rows.len()
     }
 
     /// Sizes of all files added up.
     pub(crate) fn bytes(&self) -> u64 {
-        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
+        self.rows.iter().fold(0, |sum, row| sum.saturating_add(row.bytes))
     }
 
-    /// Writes `manifest.json`, which for many files is large.
+    /// Writes `manifest.json`: one file a line.
     pub(crate) fn write(&self, to: &mut dyn Write) -> io::Result<()> {
-        seal::write(self, to)
+        seal::write_by(to, &|to| {
+            write!(to, "{{\n  \"format\": \"{FORMAT}\",\n  \"files\": [")?;
+            for (at, file) in self.files().enumerate() {
+                to.write_all(if at == 0 { b"\n    " } else { b",\n    " })?;
+                serde_json::to_writer(&mut *to, &file)?;
+            }
+            to.write_all(b"\n  ]\n}")
+        })
+    }
+}
+
+impl Row {
+    fn path<'a>(&self, paths: &'a str) -> &'a str {
+        &paths[self.start..self.start + self.length as usize]
+    }
+}
+
+/// Reads a `manifest.json` and gives every file to `take`. `false` where it is not ours: broken, or of another format; then
+/// what was taken means nothing. An error says that it could not be read.
+pub(crate) fn read_each(from: impl Read, take: &mut dyn FnMut(Entry<String>)) -> io::Result<bool> {
+    let mut json = serde_json::Deserializer::from_reader(BufReader::new(from));
+    match json.deserialize_map(Reading { take }).and_then(|is_ours| json.end().map(|()| is_ours)) {
+        Err(e) if e.is_io() => Err(e.into()),
+        other => Ok(other.unwrap_or(false)),
+    }
+}
+
+struct Reading<'a> {
+    take: &'a mut dyn FnMut(Entry<String>),
+}
+
+impl<'de> Visitor<'de> for Reading<'_> {
+    /// Whether the object is a manifest of ours.
+    type Value = bool;
+
+    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str("the object of a manifest")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<bool, M::Error> {
+        let (mut is_ours, mut has_files) = (false, false);
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "format" => is_ours = map.next_value::<String>()? == FORMAT,
+                "files" => {
+                    map.next_value_seed(Files { take: &mut *self.take })?;
+                    has_files = true;
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(is_ours && has_files)
+    }
+}
+
+struct Files<'a> {
+    take: &'a mut dyn FnMut(Entry<String>),
+}
+
+impl<'de> DeserializeSeed<'de> for Files<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> std::result::Result<(), D::Error> {
+        json.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Files<'_> {
+    type Value = ();
+
+    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str("the files of a manifest")
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut files: S) -> std::result::Result<(), S::Error> {
+        while let Some(file) = files.next_element()? {
+            (self.take)(file);
+        }
+        Ok(())
     }
 }

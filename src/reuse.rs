@@ -7,7 +7,6 @@
 //!
 //! Invariant: the earlier backup is held against deleting while this lives; its files are linked, never changed.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -96,7 +95,8 @@ impl Earlier {
     }
 }
 
-/// Brings every live file to the directory `to`, and its pin is dropped; returns the numbers of those that `earlier` had.
+/// Brings every live file to the directory `to`, and its pin is dropped; returns the numbers of those that `earlier` had,
+/// sorted as `live` is.
 pub(crate) fn bring_all(
     live: &[LiveFile],
     pins: &Path,
@@ -104,11 +104,11 @@ pub(crate) fn bring_all(
     earlier: Option<&Earlier>,
     owner: Option<Owner>,
     control: &Control,
-) -> Result<HashSet<u64>> {
-    let mut reused = HashSet::new();
+) -> Result<Vec<u64>> {
+    let mut reused = Vec::new();
     for file in live {
         if bring(file, pins, to, earlier, owner, control)? {
-            reused.insert(file.number);
+            reused.push(file.number);
         }
     }
     Ok(reused)

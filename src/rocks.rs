@@ -9,7 +9,6 @@
 //!
 //! Invariant: a linked file is never written to, given away or synced.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -25,7 +24,7 @@ use crate::disk::{self, Lock, Owner};
 use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
-use crate::live_files::{is_immutable, not_permitted, total_bytes as directory_bytes};
+use crate::live_files::{is_immutable, is_options, not_permitted, total_bytes as directory_bytes};
 use crate::reuse::{self, Earlier};
 use crate::source::{PIN_DIRECTORY, RocksSource, Sources};
 
@@ -50,8 +49,8 @@ pub(crate) struct Capture {
     pub(crate) live: Option<live::Run>,
     /// Whether SSTs are links to the node's own files.
     pub(crate) linked: bool,
-    /// The numbers of the files that are links to an earlier backup's.
-    pub(crate) reused: HashSet<u64>,
+    /// The numbers of the files that are links to an earlier backup's, sorted.
+    pub(crate) reused: Vec<u64>,
 }
 
 /// Whether hard links from the database's directory to `directory` work.
@@ -76,8 +75,7 @@ pub(crate) fn total_bytes(source: &RocksSource) -> Result<u64> {
 
 /// The RocksDB that last wrote this database, from the `Version` section of its newest OPTIONS file.
 pub(crate) fn version_in(copy: &Path) -> Option<String> {
-    let names = file_names(copy).ok()?;
-    let options = names.iter().rfind(|n| n.starts_with("OPTIONS-"))?;
+    let options = file_names(copy, &is_options).ok()?.pop()?;
     let text = fs::read_to_string(copy.join(options)).ok()?;
     let version = text.lines().find_map(|line| line.trim().strip_prefix("rocksdb_version="))?;
     Some(version.to_owned())
@@ -96,12 +94,12 @@ pub(crate) fn capture(
     match &sources.rocksdb {
         RocksSource::Handle(db) if linked => {
             engine::checkpoint(db, to)?;
-            for name in file_names(to)?.iter().filter(|n| !is_immutable(n)) {
-                disk::give(&to.join(name), owner)?;
-                disk::sync_file(&to.join(name))?;
+            for name in file_names(to, &|name| !is_immutable(name))? {
+                disk::give(&to.join(&name), owner)?;
+                disk::sync_file(&to.join(&name))?;
             }
             disk::give(to, owner)?;
-            Ok(Capture { way: "checkpoint", live: None, linked, reused: HashSet::new() })
+            Ok(Capture { way: "checkpoint", live: None, linked, reused: Vec::new() })
         }
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
@@ -138,7 +136,7 @@ fn copy_pinned(
     earlier: Option<&Earlier>,
     owner: Option<Owner>,
     control: &Control,
-) -> Result<HashSet<u64>> {
+) -> Result<Vec<u64>> {
     engine::checkpoint(db, pinned)?;
     disk::create_dir(to, owner)?;
     let live = reuse::live_files_in(pinned)?;
@@ -147,7 +145,7 @@ fn copy_pinned(
         disk::remove_file(&pinned.join(file.name()))?;
     }
     let reused = reuse::bring_all(&live, pinned, to, earlier, owner, control)?;
-    for name in file_names(pinned)? {
+    for name in file_names(pinned, &|_| true)? {
         let from = pinned.join(&name);
         let file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
         let bytes = file.metadata().context(|| format!("cannot look at {}", from.display()))?.len();
@@ -187,11 +185,13 @@ impl Pins {
     }
 }
 
-fn file_names(directory: &Path) -> Result<Vec<String>> {
+/// The names in a directory that are `wanted`, sorted.
+fn file_names(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
     let failed = || format!("cannot list {}", directory.display());
     let mut names = Vec::new();
     for entry in fs::read_dir(directory).context(failed)? {
-        names.push(entry.context(failed)?.file_name().to_string_lossy().into_owned());
+        let name = entry.context(failed)?.file_name();
+        names.extend(Some(name.to_string_lossy()).filter(|name| wanted(name)).map(|name| name.into_owned()));
     }
     names.sort();
     Ok(names)

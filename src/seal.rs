@@ -16,19 +16,23 @@ const HEX_BYTES: usize = 128;
 /// How the object ends that is to be sealed.
 const OBJECT_END: &[u8] = b"\n}";
 
-/// Writes `value`, an object with at least one field, as JSON for people, with its seal.
-pub(crate) fn write(value: &impl Serialize, to: &mut dyn Write) -> io::Result<()> {
+/// What writes the JSON of an object with at least one field, over several lines.
+type WriteObject<'a> = &'a dyn Fn(&mut dyn Write) -> io::Result<()>;
+
+/// Writes an object, with its seal.
+pub(crate) fn write_by(to: &mut dyn Write, object: WriteObject<'_>) -> io::Result<()> {
     let mut sealing = BufWriter::new(Sealing { to, state: State::new(), held: Vec::new() });
-    serde_json::to_writer_pretty(&mut sealing, value)?;
+    object(&mut sealing)?;
     let Sealing { to, state, held } = sealing.into_inner().map_err(io::IntoInnerError::into_error)?;
     debug_assert_eq!(held, OBJECT_END);
     write!(to, "{BEFORE}{}{AFTER}", state.finalize().to_hex())
 }
 
-/// The same in memory.
+/// The JSON of `value`, an object with at least one field, for people, with its seal.
 pub(crate) fn to_bytes(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = Vec::new();
-    write(value, &mut bytes).expect("our objects have only string keys, and memory takes every byte");
+    write_by(&mut bytes, &|to| Ok(serde_json::to_writer_pretty(to, value)?))
+        .expect("our objects have only string keys, and memory takes every byte");
     bytes
 }
 

@@ -2,16 +2,16 @@
 //! `b2sum -c BLAKE2SUMS` checks it.
 //!
 //! Invariants: the file appears by one atomic rename, with every file of the directory in it, and is the only thing that
-//! is added to a backup after its commit. A file that another backup of the catalog has under another name but as the
-//! same inode is not read again.
+//! is added to a backup after its commit. A file that another backup of the catalog has too, as the same inode, is not read
+//! again.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use blake2b_simd::State;
+use blake2b_simd::{OUTBYTES, State};
 
 use crate::catalog::Catalog;
 use crate::commit::{USE_FILE, WHOLE};
@@ -20,7 +20,7 @@ use crate::control::Control;
 use crate::disk::{self, Lock};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
-use crate::manifest::{MANIFEST_FILE, Manifest};
+use crate::manifest::{self, Entry, MANIFEST_FILE, Manifest};
 use crate::quiet::{QuietReader, Sink, each_window};
 use crate::record::Method;
 
@@ -29,6 +29,9 @@ pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
 
 /// What a backup has below its `0`.
 const DIRECTORIES: [&str; 2] = ["rocksDb", "sqlite"];
+
+/// The longest line that is read: a sum and a file name have less.
+const MAX_LINE_BYTES: u64 = 1024;
 
 /// Whether this is the name of the file, or of what becomes it ([`disk::replace`]).
 pub(crate) fn is_ours(name: &str) -> bool {
@@ -65,33 +68,38 @@ impl Sink for Summing<'_> {
     }
 }
 
-/// Reads the sums of a directory, by file name; `None` where it has none.
-pub(crate) fn read(directory: &Path) -> Result<Option<BTreeMap<String, String>>> {
+/// Gives each name and sum of a directory's `BLAKE2SUMS` to `take`, line by line; `Ok(false)` where it has none. Fails with
+/// [`Kind::Damaged`] at a line that is none, or has a name that `take` says it has had: such a name was damaged.
+pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(&str, &str) -> Result<bool>) -> Result<bool> {
     let path = directory.join(SUMS_FILE);
-    let text = match fs::read(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.context(|| format!("cannot read {}", path.display()))?,
+    let failed = || format!("cannot read {}", path.display());
+    let mut lines = match File::open(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => BufReader::new(other.context(failed)?),
     };
-    let broken = |line: usize| Error::new(Kind::Damaged, format!("{} is broken in line {line}", path.display()));
-    let text = String::from_utf8(text).map_err(|_| broken(1))?;
-    let mut sums = BTreeMap::new();
-    for (i, line) in text.lines().enumerate() {
-        let (name, sum) = parse(line).ok_or_else(|| broken(i + 1))?;
-        // A name that stands twice is one that was damaged.
-        if sums.insert(name, sum).is_some() {
-            return Err(broken(i + 1));
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        (&mut lines).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).context(failed)?;
+        if line.is_empty() {
+            break;
+        }
+        let parsed = std::str::from_utf8(&line).ok().and_then(|line| parse(line.strip_suffix('\n').unwrap_or(line)));
+        let is_new = parsed.map(|(name, sum)| take(name, sum)).transpose()?;
+        if is_new != Some(true) {
+            return Err(Error::new(Kind::Damaged, format!("{} is broken in line {number}", path.display())));
         }
     }
-    Ok(Some(sums))
+    Ok(true)
 }
 
 /// One line of `b2sum`: the sum, a blank, a blank or an asterisk, the name. The name must be a plain one.
-fn parse(line: &str) -> Option<(String, String)> {
+fn parse(line: &str) -> Option<(&str, &str)> {
     let (sum, name) = line.split_once(' ')?;
     let name = name.strip_prefix([' ', '*'])?;
-    let is_sum = sum.len() == 128 && sum.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let is_sum = sum.len() == 2 * OUTBYTES && sum.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let is_plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
-    (is_sum && is_plain).then(|| (name.to_owned(), sum.to_owned()))
+    (is_sum && is_plain).then_some((name, sum))
 }
 
 /// The directories of a backup that have sums.
@@ -101,19 +109,27 @@ pub(crate) fn present(path: &Path) -> Vec<&'static str> {
 }
 
 /// The directories of a finished backup that shall have sums and have none.
-fn missing(path: &Path, which: Sums) -> Result<Vec<PathBuf>> {
-    let manifest_path = path.join(MANIFEST_FILE);
-    let failed = || format!("cannot read {}", manifest_path.display());
-    let manifest = File::open(&manifest_path).and_then(Manifest::read).context(failed)?;
-    let damaged = || Error::new(Kind::Damaged, format!("{} is not a manifest of ours", manifest_path.display()));
-    let files = manifest.ok_or_else(damaged)?.files;
-    let wanted = |name: &str| {
-        let prefix = format!("{WHOLE}/{name}/");
-        let linked = || files.iter().any(|f| f.method == Method::Linked && f.path.starts_with(&prefix));
-        which == Sums::All || !linked()
+fn missing(path: &Path, which: Sums) -> Result<Vec<&'static str>> {
+    let manifest = path.join(MANIFEST_FILE);
+    let prefixes = DIRECTORIES.map(prefix_of);
+    let mut linked = DIRECTORIES.map(|_| false);
+    let mut look = |file: Entry<String>| {
+        if let Some(at) = prefixes.iter().position(|prefix| file.path.starts_with(prefix)) {
+            linked[at] |= file.method == Method::Linked;
+        }
     };
-    let all = DIRECTORIES.into_iter().filter(|name| wanted(name)).map(|name| path.join(WHOLE).join(name));
-    Ok(all.filter(|directory| directory.is_dir() && !directory.join(SUMS_FILE).exists()).collect())
+    let read = File::open(&manifest).and_then(|file| manifest::read_each(file, &mut look));
+    if !read.context(|| format!("cannot read {}", manifest.display()))? {
+        return Err(Error::new(Kind::Damaged, format!("{} is not a manifest of ours", manifest.display())));
+    }
+    let wanted = DIRECTORIES.into_iter().zip(linked).filter(|(_, linked)| which == Sums::All || !linked);
+    let lacks = |directory: PathBuf| directory.is_dir() && !directory.join(SUMS_FILE).exists();
+    Ok(wanted.map(|(name, _)| name).filter(|name| lacks(path.join(WHOLE).join(name))).collect())
+}
+
+/// How the paths of the files in a directory begin.
+pub(crate) fn prefix_of(directory: &str) -> String {
+    format!("{WHOLE}/{directory}/")
 }
 
 /// Writes the missing `BLAKE2SUMS` of a finished backup; returns how many files were read for it, `None` where none is
@@ -125,28 +141,39 @@ pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Contr
     }
     log::info!("writing checksums of={}", path.display());
     let mut read_count = 0;
-    let known = known(catalog)?;
-    for directory in missing {
-        let mut lines = BTreeMap::new();
-        for entry in fs::read_dir(&directory).context(|| format!("cannot list {}", directory.display()))? {
-            let entry = entry.context(|| format!("cannot list {}", directory.display()))?;
-            let meta = entry.metadata().context(|| format!("cannot look at {}", entry.path().display()))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !meta.is_file() || name.starts_with('.') {
-                continue;
-            }
-            let sum = match known.get(&(meta.dev(), meta.ino())) {
-                Some(sum) => sum.clone(),
-                None => {
-                    read_count += 1;
-                    // The page cache is the node's; linked files are in it because the node reads them.
-                    of(&entry.path(), true, control)?
-                }
-            };
-            lines.insert(name, sum);
+    let files = Manifest::of(&path.join(WHOLE), &|_| Method::Copied)?;
+    for name in missing {
+        let directory = path.join(WHOLE).join(name);
+        let prefix = prefix_of(name);
+        let is_here = |at: &usize| {
+            let name = files.file(*at).path.strip_prefix(&prefix);
+            name.is_some_and(|name| !name.contains('/') && !name.starts_with('.') && !is_ours(name))
+        };
+        let here: Vec<usize> = (0..files.count()).filter(is_here).collect();
+        let name_of = |at: usize| &files.file(at).path[prefix.len()..];
+        let mut sums = known(
+            catalog,
+            &directory,
+            &mut |name| {
+                let at = files.find(&format!("{prefix}{name}"))?;
+                here.binary_search(&at).ok()
+            },
+            here.len(),
+        )?;
+        for (sum, at) in sums.iter_mut().zip(&here).filter(|(sum, _)| sum.is_none()) {
+            read_count += 1;
+            // The page cache is the node's; linked files are in it because the node reads them.
+            *sum = bytes_of(&of(&directory.join(name_of(*at)), true, control)?);
         }
-        let text: String = lines.iter().map(|(name, sum)| format!("{sum}  {name}\n")).collect();
-        disk::replace(&directory, SUMS_FILE, text.as_bytes(), catalog.owner())?;
+        let write = |to: &mut dyn Write| {
+            let mut to = BufWriter::new(to);
+            for (sum, at) in sums.iter().zip(&here) {
+                sum.iter().flatten().try_for_each(|byte| write!(to, "{byte:02x}"))?;
+                writeln!(to, "  {}", name_of(*at))?;
+            }
+            to.flush()
+        };
+        disk::replace_by(&directory, SUMS_FILE, catalog.owner(), &write)?;
     }
     Ok(Some(read_count))
 }
@@ -164,17 +191,40 @@ pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) ->
     Ok(read_count.map(|count| (newest.id, count)))
 }
 
-/// The sums that the catalog has already, by device and inode: an SST that several backups link is one file.
-fn known(catalog: &Catalog) -> Result<HashMap<(u64, u64), String>> {
-    let mut known = HashMap::new();
+/// The sums of `count` files in `directory` that the catalog has already: an SST that several backups link is one file, and
+/// has one name. `place_of` says which of the files a name is.
+fn known(
+    catalog: &Catalog,
+    directory: &Path,
+    place_of: &mut dyn FnMut(&str) -> Option<usize>,
+    count: usize,
+) -> Result<Vec<Option<[u8; OUTBYTES]>>> {
+    let identity = |path: PathBuf| path.symlink_metadata().ok().filter(|m| m.nlink() > 1).map(|m| (m.dev(), m.ino()));
+    let mut known = vec![None; count];
     for found in catalog.list()? {
-        let directory = catalog.path(&found.id).join(WHOLE).join("rocksDb");
-        // Sums that cannot be read are computed anew.
-        for (name, sum) in read(&directory).ok().flatten().unwrap_or_default() {
-            if let Some(meta) = directory.join(name).symlink_metadata().ok().filter(|m| m.nlink() > 1) {
-                known.insert((meta.dev(), meta.ino()), sum);
-            }
+        let other = catalog.path(&found.id).join(WHOLE).join(directory.file_name().unwrap_or_default());
+        // Sums that cannot all be read are computed anew.
+        if !each(&other, &mut |_, _| Ok(true)).unwrap_or(false) {
+            continue;
         }
+        each(&other, &mut |name, sum| {
+            if let Some(at) = place_of(name).filter(|at| known[*at].is_none())
+                && let Some(ours) = identity(directory.join(name))
+                && identity(other.join(name)) == Some(ours)
+            {
+                known[at] = bytes_of(sum);
+            }
+            Ok(true)
+        })?;
     }
     Ok(known)
+}
+
+/// The bytes that a sum is in hexadecimal.
+fn bytes_of(sum: &str) -> Option<[u8; OUTBYTES]> {
+    let mut bytes = [0; OUTBYTES];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(sum.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(bytes)
 }

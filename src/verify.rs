@@ -13,6 +13,7 @@
 //! # Limitations
 //! A changed byte within a row of SQLite is seen only where there are `BLAKE2SUMS`: its pages have no checksums.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::MetadataExt;
@@ -29,7 +30,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::live_files::is_immutable;
 use crate::log_format::End;
-use crate::manifest::{Entry, MANIFEST_FILE, Manifest};
+use crate::manifest::{self, Entry, MANIFEST_FILE, Manifest};
 use crate::record::{Method, RECORD_FILE, Record, VERIFIED_FILE, Verified};
 use crate::sums::{self, SUMS_FILE};
 use crate::version_edit::Versions;
@@ -78,24 +79,19 @@ pub(crate) fn verify(
     let whole = path.join(WHOLE);
     // What is really there.
     let files = Manifest::of(&whole, &|_| Method::Copied)?;
-    result.files_count = files.files.len() as u64;
+    result.files_count = files.count() as u64;
     result.bytes = files.bytes();
     control.set_total(result.bytes);
     if let Some(record) = record {
         check_seals(path, record, &mut result)?;
     }
-    let manifest = read_manifest(path, record.is_some(), &mut result)?;
-    if let Some(manifest) = &manifest {
-        compare_with_manifest(manifest, &files, &mut result);
+    let said = compare_with_manifest(path, record.is_some(), &files, &mut result)?;
+    if let (Some(said), Some(record)) = (&said, record) {
+        compare_with_record(said, record, &mut result);
     }
-    if let (Some(manifest), Some(record)) = (&manifest, record) {
-        compare_with_record(manifest, record, &mut result);
-    }
-    // For many files it is large, and a quick verification needs it no more.
-    let manifest = manifest.filter(|_| depth == Depth::Deep);
     check_rocksdb(&whole.join("rocksDb"), &files, &mut result)?;
-    let is_database = |name: &&String| name.starts_with("0/sqlite/") && name.ends_with(".sqlite");
-    let databases: Vec<&String> = files.files.iter().map(|file| &file.path).filter(is_database).collect();
+    let is_database = |name: &&str| name.starts_with("0/sqlite/") && name.ends_with(".sqlite");
+    let databases: Vec<&str> = files.files().map(|file| file.path).filter(is_database).collect();
     for name in &databases {
         if let Some(why) = header_fault(&path.join(name))? {
             result.faults.push(format!("{name}: {why}"));
@@ -103,18 +99,18 @@ pub(crate) fn verify(
     }
     if depth == Depth::Deep {
         let rocksdb = whole.join("rocksDb");
-        compare_sums(&rocksdb, &mut result, &mut |name, path, _| {
+        compare_sums(&rocksdb, &files, &mut result, &mut |name, path, _| {
             // RocksDB reads its SSTs once more, but through a cache of its own; the page cache is the node's.
             sums::of(path, is_immutable(name), control)
         })?;
-        for file in manifest.iter().flat_map(|m| &m.files).filter(|f| f.blake2b.is_some()) {
-            let place = path.join(&file.path);
+        for (name, sum) in said.iter().flat_map(|said| &said.sums) {
+            let place = path.join(name);
             // One that is missing was told of above.
-            if place.is_file() && Some(sums::of(&place, false, control)?) != file.blake2b {
-                result.faults.push(format!("{}: it is not what was backed up", file.path));
+            if place.is_file() && sums::of(&place, false, control)? != *sum {
+                result.faults.push(format!("{name}: it is not what was backed up"));
             }
         }
-        check_pact(path, &databases, record, control, &mut result)?;
+        check_pact(path, &files, &databases, record, control, &mut result)?;
         match rocks::inspect(&rocksdb, program, control) {
             Ok(keys_count) => result.keys_count = keys_count,
             Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => result.faults.push(e.chain()),
@@ -136,14 +132,15 @@ pub(crate) fn verify(
 /// Each database, one after the other: read in one go, then checked while it is in memory, since SQLite reads it in no order.
 fn check_pact(
     path: &Path,
-    databases: &[&String],
+    files: &Manifest,
+    databases: &[&str],
     record: Option<&Record>,
     control: &Control,
     result: &mut Verification,
 ) -> Result<()> {
     let directory = path.join(WHOLE).join("sqlite");
     let mut damaged = Vec::new();
-    compare_sums(&directory, result, &mut |name, place, expected| {
+    compare_sums(&directory, files, result, &mut |name, place, expected| {
         let sum = sums::of(place, false, control)?;
         if sum == expected
             && databases.iter().any(|d| d.ends_with(&format!("/{name}")))
@@ -227,16 +224,54 @@ pub(crate) fn note_sharers(
     Ok(())
 }
 
-/// The manifest; `None`, with a fault where there must be one, where there is none of ours.
-fn read_manifest(path: &Path, is_ours: bool, result: &mut Verification) -> Result<Option<Manifest>> {
-    let read = if_there(File::open(path.join(MANIFEST_FILE)).and_then(Manifest::read), &path.join(MANIFEST_FILE))?;
-    let there = read.is_some();
-    let manifest = read.flatten();
-    if manifest.is_none() && (is_ours || there) {
-        let why = if there { "it is not a manifest of ours" } else { "it is missing" };
-        result.faults.push(format!("{MANIFEST_FILE}: {why}"));
+/// What a `manifest.json` says in all, and of some files.
+#[derive(Default)]
+struct Said {
+    count: u64,
+    bytes: u64,
+    /// Of the files of Pact, the sizes.
+    pact: BTreeMap<String, u64>,
+    /// Of those that have a checksum, what it is.
+    sums: Vec<(String, String)>,
+}
+
+/// Compares what is there with the manifest. `None`, with a fault where there must be one, where there is none of ours.
+fn compare_with_manifest(
+    path: &Path,
+    is_ours: bool,
+    files: &Manifest,
+    result: &mut Verification,
+) -> Result<Option<Said>> {
+    let mut said = Said::default();
+    let mut named = vec![false; files.count()];
+    let mut faults = Vec::new();
+    let mut compare = |Entry { path: name, bytes, blake2b, .. }: Entry<String>| {
+        match files.find(&name) {
+            None => faults.push(format!("{name}: it is missing")),
+            Some(at) => {
+                named[at] = true;
+                let found = files.file(at).bytes;
+                if found != bytes {
+                    faults.push(format!("{name}: it has {found} bytes instead of {bytes}"));
+                }
+            }
+        }
+        (said.count, said.bytes) = (said.count + 1, said.bytes.saturating_add(bytes));
+        said.sums.extend(blake2b.map(|sum| (name.clone(), sum)));
+        if name.starts_with("0/sqlite/") {
+            said.pact.insert(name, bytes);
+        }
+    };
+    let file = path.join(MANIFEST_FILE);
+    let read = if_there(File::open(&file).and_then(|file| manifest::read_each(file, &mut compare)), &file)?;
+    if read != Some(true) {
+        if is_ours || read.is_some() {
+            let why = if read.is_some() { "it is not a manifest of ours" } else { "it is missing" };
+            result.faults.push(format!("{MANIFEST_FILE}: {why}"));
+        }
+        return Ok(None);
     }
-    if manifest.is_some() && !is_ours {
+    if !is_ours {
         let again = if_there(fs::read(path.join(RECORD_FILE)), &path.join(RECORD_FILE))?;
         let is_good = |record: Record| path.file_name().is_some_and(|name| name == record.id.as_str());
         if again.and_then(|bytes| Record::parse(&bytes)).is_some_and(is_good) {
@@ -246,7 +281,14 @@ fn read_manifest(path: &Path, is_ours: bool, result: &mut Verification) -> Resul
         }
         result.faults.push(format!("{RECORD_FILE}: it is missing or damaged"));
     }
-    Ok(manifest)
+    result.faults.append(&mut faults);
+    for (file, _) in files.files().zip(named).filter(|(_, named)| !named) {
+        // The sums are written after the commit, and what wrote them may have been cut off.
+        if !file.path.rsplit('/').next().is_some_and(sums::is_ours) {
+            result.faults.push(format!("{}: it does not belong to the backup", file.path));
+        }
+    }
+    Ok(Some(said))
 }
 
 /// `None` for what is not there; that it cannot be read says nothing about the backup.
@@ -269,33 +311,15 @@ fn check_seals(path: &Path, record: &Record, result: &mut Verification) -> Resul
     Ok(())
 }
 
-fn compare_with_manifest(manifest: &Manifest, files: &Manifest, result: &mut Verification) {
-    for Entry { path: name, bytes, .. } in &manifest.files {
-        match files.find(name).map(|file| file.bytes) {
-            None => result.faults.push(format!("{name}: it is missing")),
-            Some(found) if found != *bytes => {
-                result.faults.push(format!("{name}: it has {found} bytes instead of {bytes}"));
-            }
-            Some(_) => {}
-        }
-    }
-    for name in files.files.iter().map(|file| &file.path).filter(|name| manifest.find(name).is_none()) {
-        // The sums are written after the commit, and what wrote them may have been cut off.
-        if !name.rsplit('/').next().is_some_and(sums::is_ours) {
-            result.faults.push(format!("{name}: it does not belong to the backup"));
-        }
-    }
-}
-
 /// What the record says twice must agree.
-fn compare_with_record(manifest: &Manifest, record: &Record, result: &mut Verification) {
+fn compare_with_record(said: &Said, record: &Record, result: &mut Verification) {
     let mut fault = |why: String| result.faults.push(format!("{RECORD_FILE}: {why}"));
-    if (record.bytes, record.files_count) != (manifest.bytes(), manifest.files.len() as u64) {
+    if (record.bytes, record.files_count) != (said.bytes, said.count) {
         fault(format!("it says {} files of {} bytes", record.files_count, record.bytes));
     }
     for part in &record.pact {
         let name = format!("0/sqlite/{}", part.file);
-        if manifest.find(&name).map(|file| file.bytes) != Some(part.bytes) {
+        if said.pact.get(&name) != Some(&part.bytes) {
             fault(format!("{name} is not the one that it names"));
         }
     }
@@ -321,7 +345,7 @@ fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) 
     }
     for file in versions.into_live_files() {
         let name = file.name();
-        match files.find(&format!("0/rocksDb/{name}")).map(|file| file.bytes) {
+        match files.bytes_of(&format!("0/rocksDb/{name}")) {
             None => fault(format!("{name}: it is missing although the MANIFEST names it")),
             Some(bytes) if bytes != file.bytes => {
                 fault(format!("{name}: it has {bytes} bytes where the MANIFEST says {}", file.bytes));
@@ -353,34 +377,39 @@ fn header_fault(database: &Path) -> Result<Option<&'static str>> {
 /// one, given the name, the place and what is expected.
 fn compare_sums(
     directory: &Path,
+    files: &Manifest,
     result: &mut Verification,
     sum: &mut dyn FnMut(&str, &Path, &str) -> Result<String>,
 ) -> Result<()> {
-    let expected = match sums::read(directory) {
-        Ok(None) => return Ok(()),
-        Ok(Some(expected)) => expected,
+    let prefix = sums::prefix_of(&directory.file_name().unwrap_or_default().to_string_lossy());
+    let mut named = vec![false; files.count()];
+    let read = sums::each(directory, &mut |name, expected| {
+        let path = directory.join(name);
+        let Some(at) = files.find(&format!("{prefix}{name}")) else {
+            result.faults.push(format!("{}: it is missing although {SUMS_FILE} names it", path.display()));
+            return Ok(true);
+        };
+        if std::mem::replace(&mut named[at], true) {
+            return Ok(false);
+        }
+        result.sums_count += 1;
+        if sum(name, &path, expected)? != expected {
+            result.faults.push(format!("{}: its checksum is wrong", path.display()));
+        }
+        Ok(true)
+    });
+    match read {
+        Ok(false) => return Ok(()),
+        Ok(true) => {}
         Err(e) if e.kind() == Kind::Damaged => {
             result.faults.push(e.chain());
             return Ok(());
         }
         Err(e) => return Err(e),
-    };
-    let failed = || format!("cannot list {}", directory.display());
-    for entry in fs::read_dir(directory).context(failed)? {
-        let name = entry.context(failed)?.file_name().to_string_lossy().into_owned();
-        if !sums::is_ours(&name) && !expected.contains_key(&name) {
-            result.faults.push(format!("{}: {SUMS_FILE} does not name it", directory.join(&name).display()));
-        }
     }
-    for (name, expected) in expected {
-        let path = directory.join(&name);
-        if path.symlink_metadata().is_err() {
-            result.faults.push(format!("{}: it is missing although {SUMS_FILE} names it", path.display()));
-            continue;
-        }
-        result.sums_count += 1;
-        if sum(&name, &path, &expected)? != expected {
-            result.faults.push(format!("{}: its checksum is wrong", path.display()));
+    for (file, _) in files.files().zip(named).filter(|(_, named)| !named) {
+        if let Some(name) = file.path.strip_prefix(&prefix).filter(|name| !sums::is_ours(name)) {
+            result.faults.push(format!("{}: {SUMS_FILE} does not name it", directory.join(name).display()));
         }
     }
     Ok(())

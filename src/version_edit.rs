@@ -348,12 +348,7 @@ impl Versions {
     }
 
     /// Reads one field; `Ok(None)` where it is cut off.
-    fn field<R: Read>(
-        &mut self,
-        tag: u32,
-        input: &mut Record<'_, R>,
-        edit: &mut Edit,
-    ) -> Result<Option<()>, String> {
+    fn field<R: Read>(&mut self, tag: u32, input: &mut Record<'_, R>, edit: &mut Edit) -> Result<Option<()>, String> {
         let done = match tag {
             // Comparator: length-prefixed.
             1 => input.skip_slice(),
@@ -408,7 +403,10 @@ impl Versions {
             Some((path, LiveFile::said(number, bytes, state)))
         };
         let Some((mut path, mut table)) = fixed() else { return Ok(None) };
-        while tag == 103 {
+        loop {
+            if tag != 103 {
+                break;
+            }
             let Some(custom) = input.varint32() else { return Ok(None) };
             if custom == 1 {
                 break;
