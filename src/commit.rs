@@ -7,12 +7,13 @@
 //!    status.failed, status (in progress), sync            the id was not handed out
 //! 3  rename .creating-<id> -> <id>, sync the parent       an in-progress backup, which recover fails;
 //!    ONLY NOW IS THE ID HANDED OUT                        the same after each step up to 6
-//! 4  fill 0.partial; the files that others wrote and
-//!    every directory are synced, bottom-up
-//! 5  manifest.json, backup.json, each synced
-//! 6  rename 0.partial -> 0, sync <id>
-//! 7  status becomes backup-done by write, sync, rename,   a good backup
-//!    sync: THE COMMIT
+//! 4  fill 0.partial
+//! 5  write manifest.json, and what will be backup.json
+//!    and status; sync these, the files of step 4 that
+//!    are no links, and its directories, bottom-up
+//! 6  rename backup.json, then 0.partial -> 0, sync <id>
+//! 7  rename status, which becomes backup-done, sync:      a good backup
+//!    THE COMMIT
 //! 8  remove status.failed                                 (recover removes it)
 //! ```
 //! Failing: first `status.failed` is renamed to `status` (it needs no space), then the reason is written, then the data is
@@ -30,6 +31,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::BackupId;
 use crate::manifest::{MANIFEST_FILE, Manifest};
 use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status, Versions};
+use crate::unsynced::Batch;
 use crate::watchdog::CANCEL_FILE;
 
 /// Where a backup is filled.
@@ -113,35 +115,42 @@ impl Unfinished {
         self.owner
     }
 
-    /// Steps 5 to 8; the files of step 4 are synced already. On an error the backup is still unfinished: abandon it.
-    /// `check` looks at the whole backup between the steps 6 and 7.
+    /// Steps 5 to 8; of the files of step 4 `unsynced` are left to sync. On an error the backup is still unfinished: abandon
+    /// it. `check` looks at the whole backup between the steps 6 and 7.
     pub(crate) fn commit(
         &mut self,
         manifest: Manifest,
+        mut unsynced: Batch,
         now_ms: u64,
         control: &Control,
         check: &dyn Fn(&Path, &Record) -> Result<()>,
     ) -> Result<()> {
-        let partial = self.partial();
-        disk::sync_dirs(&partial)?;
-        disk::write_new_by(&self.path.join(MANIFEST_FILE), self.owner, &|file| manifest.write(file))?;
+        let (path, owner, partial) = (&self.path, self.owner, self.partial());
+        unsynced.add(disk::write_new_by(&path.join(MANIFEST_FILE), owner, &|file| manifest.write(file))?)?;
         self.record.bytes = manifest.bytes();
         self.record.files_count = manifest.count() as u64;
         // The check lists the files anew: two lists are never in memory.
         drop(manifest);
         self.record.phase = Phase::Finished;
         self.record.finished_ms = Some(now_ms);
-        disk::replace(&self.path, RECORD_FILE, &self.record.to_bytes(), self.owner)?;
+        let record = self.record.to_bytes();
+        unsynced.add(disk::begin_replace(path, RECORD_FILE, owner, &|file| file.write_all(&record))?)?;
+        let done = Status::Done.word().as_bytes();
+        unsynced.add(disk::begin_replace(path, STATUS_FILE, owner, &|file| file.write_all(done))?)?;
+        unsynced.sync()?;
+        disk::sync_dirs(&partial)?;
+        disk::put_in_place(path, RECORD_FILE)?;
         if !disk::rename_new(&partial, &self.path.join(WHOLE))? {
             let context = format!("{} appeared while the backup was made", self.path.join(WHOLE).display());
             return Err(Error::new(Kind::Damaged, context));
         }
-        disk::sync_dir(&self.path)?;
+        disk::sync_dir(path)?;
         control.enter(Phase::Verify);
-        check(&self.path, &self.record)?;
+        check(path, &self.record)?;
         // The last moment at which a job can be stopped.
         control.begin_commit()?;
-        disk::replace(&self.path, STATUS_FILE, Status::Done.word().as_bytes(), self.owner)?;
+        disk::put_in_place(path, STATUS_FILE)?;
+        disk::sync_dir(path)?;
         // Committed: what follows can fail without making the backup worse.
         let _ = disk::remove_file(&self.path.join(STATUS_FAILED_FILE));
         let _ = disk::remove_file(&self.path.join(CANCEL_FILE));
@@ -161,9 +170,12 @@ fn birth(creating: &Path, record: &Record, owner: Option<Owner>) -> Result<Lock>
     disk::create_dir(creating, owner)?;
     let lock = Lock::try_take(&creating.join(USE_FILE), owner)?
         .ok_or_else(|| Error::new(Kind::Busy, format!("somebody holds {}", creating.join(USE_FILE).display())))?;
-    disk::write_new(&creating.join(RECORD_FILE), &record.to_bytes(), owner)?;
-    disk::write_new(&creating.join(STATUS_FAILED_FILE), Status::Failed.word().as_bytes(), owner)?;
-    disk::write_new(&creating.join(STATUS_FILE), Status::InProgress.word().as_bytes(), owner)?;
+    let mut unsynced = Batch::default();
+    let mut write = |name: &str, bytes: &[u8]| unsynced.add(disk::write_new(&creating.join(name), bytes, owner)?);
+    write(RECORD_FILE, &record.to_bytes())?;
+    write(STATUS_FAILED_FILE, Status::Failed.word().as_bytes())?;
+    write(STATUS_FILE, Status::InProgress.word().as_bytes())?;
+    unsynced.sync()?;
     disk::sync_dir(creating)?;
     Ok(lock)
 }

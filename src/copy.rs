@@ -20,7 +20,7 @@ use std::io::{self, Read};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, FallocateFlags, OFlags};
@@ -32,6 +32,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate::pass;
 use crate::quiet::{ALIGNMENT, QuietReader, Sink, each_window};
 use crate::sys::{self, Flush};
+use crate::unsynced::{PACE_BYTES, Unsynced};
 
 /// How much is copied between two looks at the free space.
 const LOOK_BYTES: u64 = 8 * 1024 * 1024;
@@ -41,11 +42,6 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The fewest zeroes that are worth a hole.
 const HOLE_BYTES: usize = 4096;
-
-/// How much is given to the disk at once where it is written through the page cache. Two such pieces of ours at most stand
-/// in front of the node's own fsync. Measured beside a node with 60 commits a second: its p99 stays what it is without us,
-/// and the copy takes 1.2 times as long as with 8 MiB, where the p99 was ten times as long.
-const PACE_BYTES: u64 = 256 * 1024;
 
 /// How much space is reserved at once; a multiple of a window.
 const RESERVED_BYTES: u64 = 64 * 1024 * 1024;
@@ -63,71 +59,11 @@ const MAX_CLONE_BYTES: u64 = 1024 * 1024 * 1024;
 /// How long cloning one range may keep a writer of the source waiting.
 const MAX_STALL: Duration = Duration::from_millis(100);
 
-/// A file that was written and not yet synced. It keeps the descriptor that wrote: an error of writing to the disk is told
-/// to it for certain, but perhaps not to one that is opened later.
-#[derive(Debug)]
-#[must_use = "what is not synced is not there after a power cut"]
-pub(crate) struct Unsynced {
-    file: File,
-    path: PathBuf,
-    /// How many bytes were copied to it.
-    pub(crate) bytes: u64,
-}
-
-impl Unsynced {
-    /// Creates an empty file that must not exist, for a library to write to.
-    pub(crate) fn create(path: &Path, owner: Option<Owner>) -> Result<Unsynced> {
-        pass("create", path).context(|| failed("create", path))?;
-        let file = OpenOptions::new().write(true).create_new(true).open(path).context(|| failed("create", path))?;
-        give(path, owner)?;
-        Ok(Unsynced { file, path: path.to_owned(), bytes: 0 })
-    }
-
-    /// Makes the content durable, whoever wrote it, at the pace of a copy; returns the bytes that were copied.
-    pub(crate) fn sync(self) -> Result<u64> {
-        let sync = || {
-            let bytes = self.file.metadata()?.len();
-            let mut at = 0;
-            while at < bytes && bytes > PACE_BYTES {
-                sys::flush_range(&self.file, at, PACE_BYTES, Flush::Wait)?;
-                at += PACE_BYTES;
-            }
-            self.file.sync_all()?;
-            if bytes > PACE_BYTES {
-                let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
-            }
-            Ok(())
-        };
-        pass("fsync", &self.path).and_then(|()| sync()).context(|| failed("sync", &self.path))?;
-        Ok(self.bytes)
-    }
-}
-
-/// Copies the first `limit_bytes` of a file (all of it, where there are fewer) to a new file, synced; returns the number
-/// of bytes. Counts them on `control`, stops within one window when the job is cancelled, and stops with [`Kind::NoSpace`]
-/// before the file system of the copy falls below the reserve. Writes at the disk's pace, and leaves little of the copy
-/// in the page cache: the node needs it more.
+/// Copies the first `limit_bytes` of a file (all of it, where there are fewer) to a new file. Counts them on `control`, stops
+/// within one window when the job is cancelled, asks `watch` again and again whether to go on, and stops with
+/// [`Kind::NoSpace`] before the file system of the copy falls below the reserve. Writes at the disk's pace, and leaves little
+/// of the copy in the page cache: the node needs it more.
 pub(crate) fn copy(
-    from: &mut (dyn Read + Send),
-    limit_bytes: u64,
-    to: &Path,
-    owner: Option<Owner>,
-    control: &Control,
-) -> Result<u64> {
-    copy_unsynced(from, limit_bytes, to, owner, control, &|| Ok(()))?.sync()
-}
-
-/// Copies a file of `bytes` bytes that nobody writes to. Fails with [`Kind::Damaged`] where it ends before.
-pub(crate) fn copy_still(from: &File, bytes: u64, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
-    let copied = copy(&mut QuietReader::past_cache(from), bytes, to, owner, control)?;
-    if copied == bytes {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Damaged, format!("the source of {} ends after {copied} of {bytes} bytes", to.display())))
-}
-
-/// As [`copy`], but leaves the fsync to the caller; asks `watch` again and again whether to go on.
-pub(crate) fn copy_unsynced(
     from: &mut (dyn Read + Send),
     limit_bytes: u64,
     to: &Path,
@@ -156,7 +92,23 @@ pub(crate) fn copy_unsynced(
     let unreadable = || format!("cannot read the source of {}", to.display());
     each_window(from, limit_bytes, &unreadable, &mut copying)?;
     let done = copying.finish()?;
-    Ok(Unsynced { file: out, path: to.to_owned(), bytes: done })
+    Ok(Unsynced::of(out, to, done))
+}
+
+/// Copies a file of `bytes` bytes that nobody writes to. Fails with [`Kind::Damaged`] where it ends before.
+pub(crate) fn copy_still(
+    from: &File,
+    bytes: u64,
+    to: &Path,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<Unsynced> {
+    let copied = copy(&mut QuietReader::past_cache(from), bytes, to, owner, control, &|| Ok(()))?;
+    if copied.bytes == bytes {
+        return Ok(copied);
+    }
+    let context = format!("the source of {} ends after {} of {bytes} bytes", to.display(), copied.bytes);
+    Err(Error::new(Kind::Damaged, context))
 }
 
 /// A copy that is made.
@@ -360,7 +312,7 @@ pub(crate) fn clone(
         range = range.clamp(MIN_CLONE_BYTES, MAX_CLONE_BYTES);
     }
     let bytes = out.metadata().context(|| failed("look at", to))?.len();
-    Ok(Some(Unsynced { file: out, path: to.to_owned(), bytes }))
+    Ok(Some(Unsynced::of(out, to, bytes)))
 }
 
 fn cannot_clone(e: &io::Error) -> bool {
@@ -404,8 +356,8 @@ mod tests {
             }
             file.sync_all().unwrap();
             let mut file = File::open(&from).unwrap();
-            let unsynced = copy_unsynced(&mut file, length, &to, None, &Control::default(), &|| Ok(())).unwrap();
-            assert_eq!(unsynced.sync().unwrap(), length);
+            let copied = copy(&mut file, length, &to, None, &Control::default(), &|| Ok(())).unwrap();
+            assert_eq!(copied.sync().unwrap(), length);
             assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap(), "{length} bytes");
             let [before, after] = [&from, &to].map(|path| path.metadata().unwrap().blocks() * 512);
             assert!(after <= before + (6 << 20), "{length} bytes: {before} on the disk became {after}");
@@ -441,8 +393,8 @@ mod tests {
                     file.write_all_at(&data[at..at + 100], at as u64).unwrap();
                 }
                 let mut reader = QuietReader::past_cache(&file);
-                let copied = copy(&mut reader, length as u64, &to, None, &Control::default()).unwrap();
-                assert_eq!(copied, length as u64);
+                let copied = copy(&mut reader, length as u64, &to, None, &Control::default(), &|| Ok(())).unwrap();
+                assert_eq!(copied.sync().unwrap(), length as u64);
                 let copy = File::open(&to).unwrap();
                 let after = cached(&file);
                 let of_copy = cached(&copy);

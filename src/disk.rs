@@ -20,6 +20,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate::pass;
+use crate::unsynced::Unsynced;
 
 /// User and group of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,26 +94,27 @@ pub(crate) fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
     rustix::fs::chownat(CWD, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW).context(|| failed("change the owner of", path))
 }
 
-/// Creates a file that must not exist, with `bytes` in it, synced. Its name is durable once its directory is synced.
-pub(crate) fn write_new(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Result<()> {
+/// Creates an empty file that must not exist.
+pub(crate) fn create_new(path: &Path, owner: Option<Owner>) -> Result<File> {
+    let create = || OpenOptions::new().write(true).create_new(true).open(path);
+    let file = pass("create", path).and_then(|()| create()).context(|| failed("create", path))?;
+    give(path, owner)?;
+    Ok(file)
+}
+
+/// Creates a file that must not exist, with `bytes` in it. Its name is durable once its directory is synced, too.
+pub(crate) fn write_new(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Result<Unsynced> {
     write_new_by(path, owner, &|file| file.write_all(bytes))
 }
 
+/// What fills a file that need not be in memory at once.
+pub(crate) type Fill<'a> = &'a dyn Fn(&mut dyn Write) -> io::Result<()>;
+
 /// As [`write_new`], for what need not be in memory at once.
-pub(crate) fn write_new_by(
-    path: &Path,
-    owner: Option<Owner>,
-    fill: &dyn Fn(&mut dyn Write) -> io::Result<()>,
-) -> Result<()> {
-    let create = || -> io::Result<File> {
-        pass("create", path)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        fill(&mut file)?;
-        Ok(file)
-    };
-    let file = create().context(|| failed("write", path))?;
-    give(path, owner)?;
-    pass("fsync", path).and_then(|()| file.sync_all()).context(|| failed("sync", path))
+pub(crate) fn write_new_by(path: &Path, owner: Option<Owner>, fill: Fill<'_>) -> Result<Unsynced> {
+    let mut file = create_new(path, owner)?;
+    fill(&mut file).context(|| failed("write", path))?;
+    Ok(Unsynced::of(file, path, 0))
 }
 
 /// Replaces `directory/name` by `bytes`, atomically and durably: a reader, and a power cut, see the old or the new file.
@@ -121,21 +123,26 @@ pub(crate) fn replace(directory: &Path, name: &str, bytes: &[u8], owner: Option<
 }
 
 /// As [`replace`], for what need not be in memory at once.
-pub(crate) fn replace_by(
-    directory: &Path,
-    name: &str,
-    owner: Option<Owner>,
-    fill: &dyn Fn(&mut dyn Write) -> io::Result<()>,
-) -> Result<()> {
-    let temporary = temporary_of(directory, name);
-    remove_file(&temporary)?;
-    let written = write_new_by(&temporary, owner, fill).and_then(|()| rename(&temporary, &directory.join(name)));
-    if let Err(cause) = written {
+pub(crate) fn replace_by(directory: &Path, name: &str, owner: Option<Owner>, fill: Fill<'_>) -> Result<()> {
+    let written = begin_replace(directory, name, owner, fill).and_then(Unsynced::sync);
+    if let Err(cause) = written.and_then(|_| put_in_place(directory, name)) {
         // The cause is what matters; what the clean-up cannot do, the next replace does.
-        let _ = remove_file(&temporary);
+        let _ = end_replace(directory, name);
         return Err(cause);
     }
     sync_dir(directory)
+}
+
+/// The first half of a [`replace`]: what will be `directory/name`, under another name.
+pub(crate) fn begin_replace(directory: &Path, name: &str, owner: Option<Owner>, fill: Fill<'_>) -> Result<Unsynced> {
+    let temporary = temporary_of(directory, name);
+    remove_file(&temporary)?;
+    write_new_by(&temporary, owner, fill)
+}
+
+/// The second half, once the first is synced; durable once the directory is.
+pub(crate) fn put_in_place(directory: &Path, name: &str) -> Result<()> {
+    rename(&temporary_of(directory, name), &directory.join(name))
 }
 
 /// Removes what a [`replace`] of `directory/name` left that was cut off.
@@ -193,20 +200,9 @@ pub(crate) fn link_at(
     Ok(rustix::fs::linkat(from, name, to, to_name, AtFlags::empty())?)
 }
 
-/// Cuts a file of ours back, synced.
-pub(crate) fn truncate(path: &Path, bytes: u64) -> Result<()> {
-    let cut = || OpenOptions::new().write(true).open(path).and_then(|f| f.set_len(bytes).and_then(|()| f.sync_all()));
-    pass("truncate", path).and_then(|()| cut()).context(|| failed("cut back", path))
-}
-
 /// Passes the gate before a library writes to a file of an unfinished backup by itself.
 pub(crate) fn written_by_library(path: &Path) -> Result<()> {
     pass("library", path).context(|| failed("write", path))
-}
-
-/// Makes the content of a file durable that a library wrote, and synced too.
-pub(crate) fn sync_file(path: &Path) -> Result<()> {
-    pass("fsync", path).and_then(|()| File::open(path)?.sync_all()).context(|| failed("sync", path))
 }
 
 /// Makes the names in a directory durable.
@@ -312,11 +308,13 @@ impl Lock {
 
     /// A short note kept in the lock file itself, durable when this returns.
     pub(crate) fn write_note(&self, path: &Path, note: &str) -> Result<()> {
-        pass("note", path)
-            .and_then(|()| self.0.write_all_at(note.as_bytes(), 0))
-            .and_then(|()| self.0.set_len(note.len() as u64))
-            .context(|| failed("write", path))?;
-        pass("fsync", path).and_then(|()| self.0.sync_all()).context(|| failed("sync", path))
+        let write = || -> io::Result<()> {
+            self.0.write_all_at(note.as_bytes(), 0)?;
+            // A change of nothing but the content needs no commit of the journal.
+            if self.0.metadata()?.len() == note.len() as u64 { Ok(()) } else { self.0.set_len(note.len() as u64) }
+        };
+        pass("note", path).and_then(|()| write()).context(|| failed("write", path))?;
+        pass("fsync", path).and_then(|()| self.0.sync_data()).context(|| failed("sync", path))
     }
 
     /// The note, or nothing where it cannot be read.

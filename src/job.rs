@@ -5,7 +5,8 @@
 //! commit Pact a moment before the block reaches RocksDB: so the heights are compared in the finished copies, and RocksDB
 //! is captured again while Pact is ahead, a stated number of times.
 //!
-//! Invariants: when this returns, every file that is not a link is synced. The first error ends the job.
+//! Invariants: when this returns, every file that is not a link is synced, or is in the batch that is returned to be. The
+//! first error ends the job.
 
 use std::path::Path;
 use std::thread::sleep;
@@ -26,6 +27,7 @@ use crate::record::{Method, PactPart, RocksdbPart, Status};
 use crate::reuse::{self, Earlier};
 use crate::rocks::{self, Capture};
 use crate::source::{RocksSource, Sources};
+use crate::unsynced::Batch;
 use crate::version_edit::LiveFile;
 use crate::{sqlite, sums};
 
@@ -41,14 +43,15 @@ const BLIND_PAUSE: Duration = Duration::from_secs(1);
 /// The reserve where none is configured: the smaller of this and a twentieth of the file system.
 const DEFAULT_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// Fills the backup and writes what came into its record. What was copied is synced; directories are not.
+/// Fills the backup and writes what came into its record. Returns the files, and what is still to be synced: besides the
+/// directories, what RocksDB has that is no link.
 pub(crate) fn fill(
     backup: &mut Unfinished,
     catalog: &Catalog,
     sources: &Sources,
     config: &Config,
     control: &Control,
-) -> Result<Manifest> {
+) -> Result<(Manifest, Batch)> {
     let owner = backup.owner();
     let partial = backup.partial();
     control.enter(Phase::PreFlight);
@@ -117,7 +120,8 @@ pub(crate) fn fill(
     backup.record.replay_blocks = cut.as_ref().and_then(|cut| replay_blocks(&pact, cut));
     backup.record.versions.rocksdb = rocks::version_in(&rocksdb).unwrap_or_default();
     backup.record.rocksdb = Some(rocksdb_part(&manifest, &capture, captures_count, cut));
-    Ok(manifest)
+    let Capture { unsynced, .. } = capture;
+    Ok((manifest, unsynced))
 }
 
 /// Checksums of RocksDB's files that are no SSTs: they are small, always copied, and RocksDB itself takes a WAL that is

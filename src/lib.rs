@@ -30,7 +30,7 @@
 //!        verify, sums, restore, retention   finished backups
 //! row 2  rocks, engine, no_engine, live, live_files, reuse, sqlite, raw_copy   a source -> synced files
 //!        source, record, manifest      what is read; durable formats
-//! row 1  copy, disk, quiet, sys, watchdog   every change that we make to the file system
+//! row 1  copy, disk, unsynced, quiet, sys, watchdog   every change that we make to the file system
 //! row 0  id, error, config, config_tree, control, gate, seal,
 //!        cut, log_format, version_edit, sqlite_wal   no I/O
 //! ```
@@ -82,6 +82,7 @@ mod sys;
 #[cfg(feature = "gate")]
 #[doc(hidden)]
 pub mod testing;
+mod unsynced;
 mod verify;
 mod version_edit;
 mod watchdog;

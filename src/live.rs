@@ -56,6 +56,7 @@ use crate::live_files::{MAX_TEXT_BYTES, Pin, Source, Staging, fstat, identity, i
 use crate::log_format::{self, End};
 use crate::quiet::QuietReader;
 use crate::reuse::{self, Earlier};
+use crate::unsynced::{Batch, Unsynced};
 use crate::version_edit::{LiveFile, Versions};
 
 /// Limits of the loop. Measured: one or two rounds are typical, 15 were seen at 300 edits a second.
@@ -64,6 +65,16 @@ const MAX_SECONDS: u64 = 120;
 
 /// How long a round that failed waits for the next one.
 const ROUND_PAUSE: Duration = Duration::from_millis(5);
+
+/// What a live copy has made.
+#[derive(Debug)]
+pub(crate) struct Copied {
+    pub(crate) run: Run,
+    /// The numbers of the files that an earlier backup had, sorted.
+    pub(crate) reused: Vec<u64>,
+    /// What is no link, and to be synced.
+    pub(crate) unsynced: Batch,
+}
 
 /// How a live copy went.
 #[derive(Debug, Clone)]
@@ -106,12 +117,11 @@ fn again(why: impl Into<String>) -> Failure {
 }
 
 /// Copies the database in `source` to the new directory `to`. `pins` is where links are made: `to` itself on the source's
-/// mount, otherwise a directory that is there, from which the files are then copied. What is not a link is synced.
+/// mount, otherwise a directory that is there, from which the files are then copied.
 ///
 /// Fails with [`Kind::Refused`] where the guarantee cannot be given, and with [`Kind::Changed`] when the limits are reached.
 ///
-/// What `earlier`, a backup on the file system of `to`, has already is linked from there instead of copied; the numbers of
-/// these files are returned too, sorted.
+/// What `earlier`, a backup on the file system of `to`, has already is linked from there instead of copied.
 pub(crate) fn copy(
     source: &Path,
     to: &Path,
@@ -119,7 +129,7 @@ pub(crate) fn copy(
     earlier: Option<&Earlier>,
     owner: Option<Owner>,
     control: &Control,
-) -> Result<(Run, Vec<u64>)> {
+) -> Result<Copied> {
     let source = Source::at(source)?;
     source.refuse_what_cannot_be_copied()?;
     disk::create_dir(to, owner)?;
@@ -150,13 +160,17 @@ pub(crate) fn copy(
     if rounds_count > 1 {
         staging.keep_only(&live)?;
     }
+    let mut unsynced = Batch::default();
     for wal in instant.wals.iter().rev() {
-        copy_wal(&source, wal, to, owner, control)?;
+        unsynced.add(copy_wal(&source, wal, to, owner, control)?)?;
         staging.drop_wal(&wal.name)?;
     }
-    let reused = if pins == to { Vec::new() } else { reuse::bring_all(&live, pins, to, earlier, owner, control)? };
-    write_rest(&source, &instant, to, owner, control)?;
-    Ok((Run { rounds_count, window: instant.window }, reused))
+    let reused = match pins == to {
+        true => Vec::new(),
+        false => reuse::bring_all(&live, pins, to, earlier, &mut unsynced, owner, control)?,
+    };
+    write_rest(&source, &instant, to, &mut unsynced, owner, control)?;
+    Ok(Copied { run: Run { rounds_count, window: instant.window }, reused, unsynced })
 }
 
 /// Steps 1 to 8.
@@ -319,10 +333,11 @@ fn parse_manifest(source: &Source, instant: &Instantaneous, versions: &mut Versi
 }
 
 /// Copies a WAL up to its cut, and cuts the copy back to its last complete record.
-fn copy_wal(source: &Source, wal: &Wal, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
+fn copy_wal(source: &Source, wal: &Wal, to: &Path, owner: Option<Owner>, control: &Control) -> Result<Unsynced> {
     let target = to.join(&wal.name);
-    let copied = copy::copy(&mut QuietReader::through_cache(wal.file.as_fd()), wal.bytes, &target, owner, control)?;
-    if copied != wal.bytes {
+    let mut bytes = QuietReader::through_cache(wal.file.as_fd());
+    let copied = copy::copy(&mut bytes, wal.bytes, &target, owner, control, &|| Ok(()))?;
+    if copied.bytes != wal.bytes {
         return Err(
             source.refused(&format!("{} became shorter while it was read: somebody truncates its WAL", wal.name))
         );
@@ -335,44 +350,42 @@ fn copy_wal(source: &Source, wal: &Wal, to: &Path, owner: Option<Owner>, control
     match extent.end {
         // As it is: RocksDB recovers up to the damage, here as in the source.
         End::Damaged => log::warn!("damaged wal kept source={} wal={}", source.path.display(), wal.name),
-        End::Clean | End::Torn if extent.complete_bytes < copied => disk::truncate(&target, extent.complete_bytes)?,
+        End::Clean | End::Torn if extent.complete_bytes < copied.bytes => copied.cut_back(extent.complete_bytes)?,
         End::Clean | End::Torn => {}
     }
-    Ok(())
+    Ok(copied)
 }
 
 fn write_rest(
     source: &Source,
     instant: &Instantaneous,
     to: &Path,
+    unsynced: &mut Batch,
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<()> {
-    let mut manifest = QuietReader::through_cache(instant.manifest.as_fd());
-    let copied = copy::copy(&mut manifest, instant.manifest_bytes, &to.join(&instant.name), owner, control)?;
-    if copied != instant.manifest_bytes {
+    let copy = |from: &File, bytes: u64, name: &str| {
+        let mut reader = QuietReader::through_cache(from.as_fd());
+        copy::copy(&mut reader, bytes, &to.join(name), owner, control, &|| Ok(()))
+    };
+    let manifest = copy(&instant.manifest, instant.manifest_bytes, &instant.name)?;
+    if manifest.bytes != instant.manifest_bytes {
         return Err(source.refused("its MANIFEST became shorter while it was read"));
     }
+    unsynced.add(manifest)?;
     let mut options = source.names(&is_options)?;
     // A longer number is a larger one.
     options.sort_by_key(|name| (name.len(), name.clone()));
     // The newest OPTIONS may be replaced while we look; the database opens without any.
     for name in options.iter().rev().map(String::as_str).take(2).chain(["IDENTITY"]) {
-        let target = to.join(name);
         let taken = name != "IDENTITY" && options.iter().any(|o| to.join(o).exists());
         if let (false, Some(file)) = (taken, source.open(name)?) {
             let bytes = file.metadata().context(|| format!("cannot look at {name}"))?.len();
-            copy::copy(
-                &mut QuietReader::through_cache(file.as_fd()),
-                bytes.min(MAX_TEXT_BYTES),
-                &target,
-                owner,
-                control,
-            )?;
+            unsynced.add(copy(&file, bytes.min(MAX_TEXT_BYTES), name)?)?;
         }
     }
     // CURRENT last: without it the directory is no database.
-    disk::write_new(&to.join("CURRENT"), instant.current.as_bytes(), owner)
+    unsynced.add(disk::write_new(&to.join("CURRENT"), instant.current.as_bytes(), owner)?)
 }
 
 /// The name in CURRENT, which must be a plain MANIFEST name: it is joined to a path.

@@ -226,7 +226,7 @@ pub fn cancel_backup(directory: &Path, word: Option<&str>) -> Result<(BackupId, 
     let path = catalog.path(&found.id);
     let wish = path.join(CANCEL_FILE);
     if wish.symlink_metadata().is_err() {
-        disk::write_new(&wish, b"", catalog.owner())?;
+        disk::write_new(&wish, b"", catalog.owner())?.sync()?;
     }
     let deadline = Instant::now() + CANCEL_LIMIT;
     while Instant::now() < deadline {
@@ -285,7 +285,7 @@ pub fn pin_backup(directory: &Path, word: &str, pinned: bool) -> Result<BackupId
     require_ours(&found)?;
     let path = catalog.pin_path(&found.id);
     match (pinned, catalog.is_pinned(&found.id)) {
-        (true, false) => disk::write_new(&path, b"", catalog.owner())?,
+        (true, false) => drop(disk::write_new(&path, b"", catalog.owner())?.sync()?),
         (false, true) => disk::remove_file(&path)?,
         _ => return Ok(found.id),
     }

@@ -174,7 +174,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
         // What a WAL checkpoint appends meanwhile is in the frames that we take too.
         let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
         let bytes = bytes.context(|| format!("cannot look at {}", database.display()))?;
-        let copied = copy::copy_unsynced(&mut pages, bytes, to, owner, control, &watch).map_err(bounded)?;
+        let copied = copy::copy(&mut pages, bytes, to, owner, control, &watch).map_err(bounded)?;
         (Method::RawCopy, copied)
     };
     gate::point("raw-database-copied", database);
@@ -188,7 +188,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
         let watch = || watch_at("raw-wal-window");
         // Where we read the database only, a WAL checkpoint may cut the WAL off.
         // Never synced: it is applied to the database, which is.
-        let copied = copy::copy_unsynced(&mut extent, bytes, &copy, owner, control, &watch).map_err(bounded)?;
+        let copied = copy::copy(&mut extent, bytes, &copy, owner, control, &watch).map_err(bounded)?;
         whole = copied.bytes == bytes;
         applied = frames;
     }

@@ -32,6 +32,7 @@ use crate::live_files::is_immutable;
 use crate::source::{RocksSource, SqliteSource, is_same, resolve};
 use crate::sqlite;
 use crate::sums::SUMS_FILE;
+use crate::unsynced::Batch;
 
 const RESTORING: &str = ".restoring-";
 const EXCHANGING: &str = ".exchanging-";
@@ -209,6 +210,7 @@ fn fill(whole: &Path, staging: &Path, owner: Option<Owner>, control: &Control, r
         let context = format!("not enough space for a restore: {needed_bytes} bytes are needed, {free_bytes} are free");
         return Err(Error::new(Kind::NoSpace, context));
     }
+    let mut unsynced = Batch::default();
     for (from, to, may_link, bytes) in files {
         control.check()?;
         if may_link && disk::link(&from, &to).is_ok() {
@@ -217,10 +219,10 @@ fn fill(whole: &Path, staging: &Path, owner: Option<Owner>, control: &Control, r
         }
         let file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
         match copy::clone(file.as_fd(), &to, owner, control, &|| Ok(()))? {
-            Some(cloned) => drop(cloned.sync()?),
-            None => copy::copy_still(&file, bytes, &to, owner, control)?,
+            Some(cloned) => unsynced.add(cloned)?,
+            None => unsynced.add(copy::copy_still(&file, bytes, &to, owner, control)?)?,
         }
         restored.copied_count += 1;
     }
-    Ok(())
+    unsynced.sync()
 }

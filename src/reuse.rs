@@ -19,6 +19,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
 use crate::log_format::End;
 use crate::quiet::QuietReader;
+use crate::unsynced::Batch;
 use crate::version_edit::{LiveFile, Versions};
 
 /// How much of the ends is compared: properties, index of the meta blocks and footer take some KiB.
@@ -102,12 +103,13 @@ pub(crate) fn bring_all(
     pins: &Path,
     to: &Path,
     earlier: Option<&Earlier>,
+    unsynced: &mut Batch,
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<Vec<u64>> {
     let mut reused = Vec::new();
     for file in live {
-        if bring(file, pins, to, earlier, owner, control)? {
+        if bring(file, pins, to, earlier, unsynced, owner, control)? {
             reused.push(file.number);
         }
     }
@@ -115,12 +117,13 @@ pub(crate) fn bring_all(
 }
 
 /// Brings a live file to the directory `to`: linked from `earlier` where that has it, which is what is returned, otherwise
-/// copied, synced, from its pin in `pins`, which is dropped. What `earlier` knows has no pin.
+/// copied from its pin in `pins`, which is dropped. What `earlier` knows has no pin.
 fn bring(
     file: &LiveFile,
     pins: &Path,
     to: &Path,
     earlier: Option<&Earlier>,
+    unsynced: &mut Batch,
     owner: Option<Owner>,
     control: &Control,
 ) -> Result<bool> {
@@ -137,11 +140,13 @@ fn bring(
             let reserve_bytes = control.reserve_bytes().min(disk::free_bytes(pins)?.1 / SOURCE_RESERVE_DIVISOR);
             disk::require_room(pins, reserve_bytes)
         };
-        let copied = copy::copy_unsynced(&mut bytes, file.bytes, &target, owner, control, &node_has_room)?.sync()?;
-        if copied != file.bytes {
-            let context = format!("{} has {copied} bytes where the MANIFEST says {}", from.display(), file.bytes);
+        let copied = copy::copy(&mut bytes, file.bytes, &target, owner, control, &node_has_room)?;
+        if copied.bytes != file.bytes {
+            let (found, said) = (copied.bytes, file.bytes);
+            let context = format!("{} has {found} bytes where the MANIFEST says {said}", from.display());
             return Err(Error::new(Kind::Damaged, context));
         }
+        unsynced.add(copied)?;
     }
     if known.is_none() {
         disk::remove_file(&from)?;

@@ -27,6 +27,7 @@ use crate::live;
 use crate::live_files::{is_immutable, is_options, not_permitted, total_bytes as directory_bytes};
 use crate::reuse::{self, Earlier};
 use crate::source::{PIN_DIRECTORY, RocksSource, Sources};
+use crate::unsynced::{Batch, Unsynced};
 
 /// How long the child that reads the heights may take; replaying a large WAL takes seconds.
 const HEIGHTS_TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -51,6 +52,14 @@ pub(crate) struct Capture {
     pub(crate) linked: bool,
     /// The numbers of the files that are links to an earlier backup's, sorted.
     pub(crate) reused: Vec<u64>,
+    /// What is no link, and to be synced.
+    pub(crate) unsynced: Batch,
+}
+
+impl Capture {
+    fn live(live::Copied { run, reused, unsynced }: live::Copied, linked: bool) -> Capture {
+        Capture { way: "live-copy", live: Some(run), linked, reused, unsynced }
+    }
 }
 
 /// Whether hard links from the database's directory to `directory` work.
@@ -81,7 +90,7 @@ pub(crate) fn version_in(copy: &Path) -> Option<String> {
     Some(version.to_owned())
 }
 
-/// Captures RocksDB into the new directory `to`. Every file that is not a link is synced; `to` itself is not.
+/// Captures RocksDB into the new directory `to`.
 pub(crate) fn capture(
     sources: &Sources,
     to: &Path,
@@ -94,25 +103,25 @@ pub(crate) fn capture(
     match &sources.rocksdb {
         RocksSource::Handle(db) if linked => {
             engine::checkpoint(db, to)?;
+            let mut unsynced = Batch::default();
             for name in file_names(to, &|name| !is_immutable(name))? {
                 disk::give(&to.join(&name), owner)?;
-                disk::sync_file(&to.join(&name))?;
+                unsynced.add(Unsynced::open(&to.join(&name))?)?;
             }
             disk::give(to, owner)?;
-            Ok(Capture { way: "checkpoint", live: None, linked, reused: Vec::new() })
+            Ok(Capture { way: "checkpoint", live: None, linked, reused: Vec::new(), unsynced })
         }
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
             let copied = copy_pinned(db, &pins.directory.join("rocksDb"), to, earlier, owner, control);
             // Also where it failed: links hold what the node deletes.
             let cleared = pins.clear();
-            let reused = copied?;
+            let (reused, unsynced) = copied?;
             cleared?;
-            Ok(Capture { way: "checkpoint", live: None, linked, reused })
+            Ok(Capture { way: "checkpoint", live: None, linked, reused, unsynced })
         }
         RocksSource::Directory(database) if linked => {
-            let (run, reused) = live::copy(database, to, to, None, owner, control)?;
-            Ok(Capture { way: "live-copy", live: Some(run), linked, reused })
+            Ok(Capture::live(live::copy(database, to, to, None, owner, control)?, linked))
         }
         RocksSource::Directory(database) => {
             let pins = Pins::take(sources)?;
@@ -121,9 +130,9 @@ pub(crate) fn capture(
             let copied = live::copy(database, to, &pinned, earlier, owner, control);
             // Also where it failed: links hold what the node deletes.
             let cleared = pins.clear();
-            let (run, reused) = copied?;
+            let copied = copied?;
             cleared?;
-            Ok(Capture { way: "live-copy", live: Some(run), linked, reused })
+            Ok(Capture::live(copied, linked))
         }
     }
 }
@@ -136,7 +145,7 @@ fn copy_pinned(
     earlier: Option<&Earlier>,
     owner: Option<Owner>,
     control: &Control,
-) -> Result<Vec<u64>> {
+) -> Result<(Vec<u64>, Batch)> {
     engine::checkpoint(db, pinned)?;
     disk::create_dir(to, owner)?;
     let live = reuse::live_files_in(pinned)?;
@@ -144,15 +153,16 @@ fn copy_pinned(
     for file in live.iter().filter(|file| earlier.is_some_and(|earlier| earlier.knows(file))) {
         disk::remove_file(&pinned.join(file.name()))?;
     }
-    let reused = reuse::bring_all(&live, pinned, to, earlier, owner, control)?;
+    let mut unsynced = Batch::default();
+    let reused = reuse::bring_all(&live, pinned, to, earlier, &mut unsynced, owner, control)?;
     for name in file_names(pinned, &|_| true)? {
         let from = pinned.join(&name);
         let file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
         let bytes = file.metadata().context(|| format!("cannot look at {}", from.display()))?.len();
-        copy::copy_still(&file, bytes, &to.join(&name), owner, control)?;
+        unsynced.add(copy::copy_still(&file, bytes, &to.join(&name), owner, control)?)?;
         disk::remove_file(&from)?;
     }
-    Ok(reused)
+    Ok((reused, unsynced))
 }
 
 /// Removes the pins that a crash left. They are links: they cost nothing until the node deletes their files.

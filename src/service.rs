@@ -471,7 +471,7 @@ impl Shared {
     /// Runs the job; on failure says whether the disk knows of it.
     fn run(&self, mut backup: Unfinished, control: &Control) -> std::result::Result<Record, (bool, Error)> {
         let attempt = || {
-            let manifest = job::fill(&mut backup, &self.catalog, &self.sources, &self.config, control)?;
+            let (manifest, unsynced) = job::fill(&mut backup, &self.catalog, &self.sources, &self.config, control)?;
             let check = |path: &Path, record: &Record| {
                 let depth = match self.config.verify {
                     Verify::None => return Ok(()),
@@ -486,7 +486,7 @@ impl Shared {
                 // That it was quickly verified goes without saying: it would not be done.
                 if depth == Depth::Quick { Ok(()) } else { verify::note(&self.catalog, &record.id, depth, 0, now_ms()) }
             };
-            backup.commit(manifest, now_ms(), control, &check)
+            backup.commit(manifest, unsynced, now_ms(), control, &check)
         };
         let result = catch_unwind(AssertUnwindSafe(attempt))
             .unwrap_or_else(|_| Err(Error::new(Kind::Io, "the backup thread panicked; see the log")));

@@ -32,7 +32,7 @@ use rustix::process::{Flock, FlockType};
 
 use crate::config::PactMethod;
 use crate::control::Control;
-use crate::copy::{self, Unsynced};
+use crate::copy;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate;
@@ -41,6 +41,7 @@ use crate::raw_copy::{self, How};
 use crate::record::{Method, PactPart};
 use crate::source::{SqliteSource, beside, chain_of, doubtful_name};
 use crate::sys;
+use crate::unsynced::Unsynced;
 
 /// Pages per step of an online backup: a few hundred KiB with the node's pages of 1 KiB, so that cancelling is prompt.
 const STEP_PAGES: c_int = 512;
@@ -178,7 +179,7 @@ fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control
             // A node that is up may open it meanwhile.
             let through_cache = QuietReader::through_cache(file.as_fd());
             let mut pages = if how.node_is_up { through_cache } else { QuietReader::past_cache(&file) };
-            copy::copy_unsynced(&mut pages, before.0, to, owner, control, &watch)?
+            copy::copy(&mut pages, before.0, to, owner, control, &watch)?
         };
         let bytes = copied.sync()?;
         let untouched = bytes == before.0 && fingerprint(&look(database)?) == before && !wal_of(database).exists();
@@ -201,7 +202,7 @@ fn copy_online(database: &Path, to: &Path, owner: Option<Owner>, control: &Contr
     raw_copy::begin(&source, database, control)?;
 
     let written = |e: rusqlite::Error| Error::new(Kind::Database, format!("cannot write {}", to.display())).because(e);
-    let unsynced = Unsynced::create(to, owner)?;
+    let unsynced = Unsynced::of(disk::create_new(to, owner)?, to, 0);
     disk::written_by_library(to)?;
     let mut target = Connection::open(to).map_err(written)?;
     // Nobody sees the file before it is whole and synced: no journal, no sync on the way.

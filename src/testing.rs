@@ -19,7 +19,9 @@ use crate::{live, live_files, sqlite};
 /// # Errors
 /// As the live copy.
 pub fn live_copy(source: &Path, to: &Path, pins: &Path) -> Result<(u32, Duration)> {
-    live::copy(source, to, pins, None, None, &Control::default()).map(|(run, _)| (run.rounds_count, run.window))
+    let mut copied = live::copy(source, to, pins, None, None, &Control::default())?;
+    copied.unsynced.sync()?;
+    Ok((copied.run.rounds_count, copied.run.window))
 }
 
 /// Whether the live copy links this file instead of copying it.
