@@ -27,6 +27,7 @@ use crate::gate;
 use crate::id::BackupId;
 use crate::manifest::MANIFEST_FILE;
 use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status, VERIFIED_FILE, Verified};
+use crate::roomy;
 use crate::source::resolve;
 
 const JOB_LOCK: &str = ".lock";
@@ -222,7 +223,7 @@ impl Catalog {
     pub(crate) fn exclusive_bytes(&self, id: &BackupId) -> u64 {
         let mut bytes = 0;
         // Of those with several names: device, inode, number of names, blocks; once for each name in this backup.
-        let mut shared = Vec::new();
+        let mut shared = roomy::list();
         let mut pending = vec![self.path(id)];
         while let Some(directory) = pending.pop() {
             // What disappears while we look is no longer held by this backup.

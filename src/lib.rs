@@ -32,7 +32,7 @@
 //!        source, record, manifest      what is read; durable formats
 //! row 1  copy, disk, unsynced, quiet, sys, watchdog   every change that we make to the file system
 //! row 0  id, error, config, config_tree, control, gate, seal,
-//!        cut, log_format, version_edit, sqlite_wal   no I/O
+//!        cut, log_format, version_edit, sqlite_wal, roomy   no I/O
 //! ```
 //! Only `disk` and `copy` change the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
 //! else. Only `engine` names the `rocksdb` crate, only `sqlite` names `rusqlite`, only `http` and `listener`
@@ -72,6 +72,7 @@ mod restore;
 mod retention;
 mod reuse;
 mod rocks;
+mod roomy;
 mod seal;
 mod service;
 mod source;

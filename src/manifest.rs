@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::record::{FORMAT, Method};
+use crate::roomy;
 use crate::seal;
 
 /// Name of the file, beside `backup.json`.
@@ -36,7 +37,7 @@ fn none<T>() -> Option<T> {
 }
 
 /// A list of the files of a backup.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Manifest {
     paths: String,
     rows: Vec<Row>,
@@ -57,7 +58,7 @@ impl Manifest {
     /// Lists what lies below `0.partial`, under the names that it will have; `method_of` tells how a file came.
     /// Anything but regular files and directories is an error: nobody of ours makes such a thing.
     pub(crate) fn of(partial: &Path, method_of: &dyn Fn(&str) -> Method) -> Result<Manifest> {
-        let mut manifest = Manifest::default();
+        let mut manifest = Manifest { paths: roomy::text(), rows: roomy::list(), sums: BTreeMap::new() };
         let mut pending = vec![PathBuf::new()];
         while let Some(below) = pending.pop() {
             let directory = partial.join(&below);

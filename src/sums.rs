@@ -23,6 +23,7 @@ use crate::id::BackupId;
 use crate::manifest::{self, Entry, MANIFEST_FILE, Manifest};
 use crate::quiet::{QuietReader, Sink, each_window};
 use crate::record::Method;
+use crate::roomy;
 
 /// Name of the file, as the community has it.
 pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
@@ -200,7 +201,8 @@ fn known(
     count: usize,
 ) -> Result<Vec<Option<[u8; OUTBYTES]>>> {
     let identity = |path: PathBuf| path.symlink_metadata().ok().filter(|m| m.nlink() > 1).map(|m| (m.dev(), m.ino()));
-    let mut known = vec![None; count];
+    let mut known = roomy::list();
+    known.resize(count, None);
     for found in catalog.list()? {
         let other = catalog.path(&found.id).join(WHOLE).join(directory.file_name().unwrap_or_default());
         // Sums that cannot all be read are computed anew.

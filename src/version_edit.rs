@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 
 use crate::log_format::{End, Record, Records};
+use crate::roomy;
 
 /// Tags with this bit are followed by a length and may be skipped.
 const IGNORABLE_TAG: u32 = 1 << 13;
@@ -126,7 +127,7 @@ impl Versions {
     /// A database before its first edit: only the default column family, empty.
     pub(crate) fn new() -> Versions {
         Versions {
-            rows: Vec::new(),
+            rows: roomy::list(),
             settled_count: 0,
             edits_count: 0,
             families: HashMap::from([(0, Blobs::default())]),
