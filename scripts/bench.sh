@@ -6,7 +6,7 @@
 # Parts: same, other (RocksDB on its own and on another file system), pact, pact-file-systems (ext4, xfs and btrfs in
 # images; needs root), verify, pact-latency, rocksdb-latency, growth (time and memory as SSTs and Pact grow), http
 # (beside a bare rouille); all of them without a word. --short only proves that they run. The environment can set PACT_MB
-# (1000), PACT_DATABASES (20), SSTS ("1000 8000"), GROWTH_SSTS ("1000 4000 16000 32000"), GROWTH_PACT_MB
+# (1000), PACT_DATABASES (20), SSTS ("1000 8000"), SST_KB (4), GROWTH_SSTS ("1000 4000 16000 32000"), GROWTH_PACT_MB
 # ("250 500 1000 2000"), ROUNDS (3), PHASE_SECONDS (6), BENCH_DIR (a directory for the databases, kept; otherwise below
 # TMPDIR) and BENCH_OTHER (a directory on another file system; otherwise /dev/shm). `pact` also runs sqlite3_rsync and
 # litestream where they are in PATH.

@@ -21,7 +21,8 @@ fn ssts(scale: &Scale) {
     let node = |count: &u32| scale.dir.join(format!("node-growth-{count}"));
     let nodes: Vec<PathBuf> = scale.growing_ssts.iter().map(node).collect();
     // Open, as a node has it.
-    let open: Vec<_> = nodes.iter().zip(&scale.growing_ssts).map(|(node, count)| many_files(node, *count)).collect();
+    let open: Vec<_> =
+        nodes.iter().zip(&scale.growing_ssts).map(|(node, count)| many_files(scale, node, *count)).collect();
     let sizes: Vec<f64> = scale.growing_ssts.iter().map(|count| f64::from(*count)).collect();
     let ours = |node: &Path, to: &Path| make(scale, node, to, false);
     let plain = |node: &Path, to: &Path| run("cp", &[Path::new("-al"), &node.join("0/rocksDb"), to]);

@@ -245,7 +245,7 @@ const OURS_CURRENT: &str = "ours, while it backs up, asked for the running one";
 pub fn http(scale: &Scale) {
     let (node, backups) = (scale.dir.join("node-http"), scale.dir.join("backups-http"));
     crate::fill_node(&node, scale.pact_databases, scale.pact_bytes.min(PACT_MB_MAX * 1_000_000));
-    let database = crate::speed::many_files(&node, scale.ssts.first().copied().unwrap_or(1000));
+    let database = crate::speed::many_files(scale, &node, scale.ssts.first().copied().unwrap_or(1000));
     rates(scale, &node, &backups);
     memory(scale, &node, &backups);
     drop(database);

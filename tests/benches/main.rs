@@ -23,8 +23,9 @@ pub struct Scale {
     pub program: PathBuf,
     pub pact_databases: u32,
     pub pact_bytes: u64,
-    /// Numbers of SSTs.
+    /// Numbers of SSTs, and what each holds.
     pub ssts: Vec<u32>,
+    pub sst_bytes: usize,
     /// Numbers of SSTs and sizes of Pact as they grow.
     pub growing_ssts: Vec<u32>,
     pub growing_pact_mb: Vec<u32>,
@@ -92,6 +93,7 @@ fn main() {
         pact_databases: number("PACT_DATABASES", 20) as u32,
         pact_bytes: number("PACT_MB", 1000) * 1_000_000,
         ssts: numbers("SSTS", "1000 8000"),
+        sst_bytes: number("SST_KB", 4) as usize * 1000,
         growing_ssts: numbers("GROWTH_SSTS", "1000 4000 16000 32000"),
         growing_pact_mb: numbers("GROWTH_PACT_MB", "250 500 1000 2000"),
         phase: Duration::from_secs(number("PHASE_SECONDS", 6)),

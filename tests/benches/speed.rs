@@ -73,7 +73,7 @@ fn make_by(scale: &Scale, node: &Path, to: &Path, options: &[&str]) -> Run {
 }
 
 /// A RocksDB of so many small SSTs, open.
-pub fn many_files(node: &Path, count: u32) -> Arc<DB> {
+pub fn many_files(scale: &Scale, node: &Path, count: u32) -> Arc<DB> {
     let database = node.join("0/rocksDb");
     fs::create_dir_all(&database).unwrap();
     let mut options = Options::default();
@@ -81,17 +81,17 @@ pub fn many_files(node: &Path, count: u32) -> Arc<DB> {
     options.set_disable_auto_compactions(true);
     options.set_max_open_files(500);
     let db = DB::open(&options, &database).unwrap();
-    let files: Vec<PathBuf> = (0..count).map(|n| ingest_file(node, &options, n)).collect();
+    let files: Vec<PathBuf> = (0..count).map(|n| ingest_file(node, &options, n, scale.sst_bytes)).collect();
     ingest(&db, files);
     Arc::new(db)
 }
 
-fn ingest_file(node: &Path, options: &Options, n: u32) -> PathBuf {
+fn ingest_file(node: &Path, options: &Options, n: u32, bytes: usize) -> PathBuf {
     let file = node.join(format!("{n}.sst"));
     let mut writer = SstFileWriter::create(options);
     writer.open(&file).unwrap();
     let mut random = fastrand::Rng::with_seed(u64::from(n));
-    let mut value = [0; 4000];
+    let mut value = vec![0; bytes];
     random.fill(&mut value);
     writer.put(format!("key-{n:08}"), value).unwrap();
     writer.finish().unwrap();
@@ -108,7 +108,7 @@ fn ingest(db: &DB, files: Vec<PathBuf>) {
 pub fn same_file_system(scale: &Scale) {
     for count in &scale.ssts {
         let node = scale.dir.join(format!("node-{count}"));
-        let db = many_files(&node, *count);
+        let db = many_files(scale, &node, *count);
         let backups = scale.dir.join("embedded");
         let config = Config { reserve_bytes: Some(0), sums: Sums::None, ..Config::new(&backups) };
         let service = Service::start(config, Sources::embedded(Arc::clone(&db), &node)).unwrap();
@@ -158,10 +158,11 @@ pub fn other_file_system(scale: &Scale) {
     };
     let count = scale.ssts.iter().copied().max().unwrap_or(1000).min(8000);
     let node = scale.dir.join("node-other");
-    let db = many_files(&node, count);
+    let db = many_files(scale, &node, count);
     let database = db.path().to_owned();
     let mut options = Options::default();
     options.set_disable_auto_compactions(true);
+    let new_file = |n| ingest_file(&node, &options, n, scale.sst_bytes);
     let mut figures: BTreeMap<(&str, &str), Vec<Run>> = BTreeMap::new();
     let mut changed = Vec::new();
     let free = || {
@@ -175,8 +176,7 @@ pub fn other_file_system(scale: &Scale) {
         let mut engine = BackupEngine::open(&engine_options, &Env::new().unwrap()).unwrap();
         for (step, tag) in ["first", "second"].into_iter().enumerate() {
             if step == 1 {
-                let files: Vec<PathBuf> =
-                    (0..count / 50).map(|n| ingest_file(&node, &options, 1_000_000 * (round + 1) + n)).collect();
+                let files: Vec<PathBuf> = (0..count / 50).map(|n| new_file(1_000_000 * (round + 1) + n)).collect();
                 changed.push(files.iter().map(|file| bytes_below(file)).sum::<u64>() as f64 / 1_048_576.0);
                 ingest(&db, files);
             }
