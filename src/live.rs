@@ -109,6 +109,8 @@ struct Instantaneous {
 struct Reading {
     /// What CURRENT said, and the device and inode.
     of: (String, (u64, u64)),
+    /// As long as it is open, no other file gets its inode.
+    _manifest: File,
     versions: Versions,
 }
 
@@ -198,7 +200,7 @@ fn round(
             Ok((instant, versions))
         }
         Err(why) => {
-            *reading = Some(Reading { of, versions });
+            *reading = Some(Reading { of, _manifest: instant.manifest, versions });
             Err(why)
         }
     }

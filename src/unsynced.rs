@@ -4,8 +4,9 @@
 //! together is therefore synced together: first all of it is given to the disk, so that the commit for the first file
 //! serves the others, whose fsyncs then find nothing left to commit.
 //!
-//! Invariants: a file keeps the descriptor that wrote it until its fsync; every error of writing back and of fsync is
-//! returned, and final: after one, the kernel may have dropped the data.
+//! Invariants: a file that we wrote keeps its descriptor until its fsync; every error of writing back and of fsync is
+//! returned, and final: after one, the kernel may have dropped the data. What waits is little: the node's fsync may have to
+//! wait for it.
 
 use std::fs::File;
 use std::io;
@@ -24,7 +25,10 @@ use crate::sys::{self, Flush};
 pub(crate) const PACE_BYTES: u64 = 256 * 1024;
 
 /// How many files wait at most: they are open.
-const MAX_FILES: usize = 32;
+const MAX_FILES: usize = 8;
+
+/// How much of them may be on its way to the disk at once.
+const MAX_WAITING_BYTES: u64 = 2 * PACE_BYTES;
 
 /// A file that was written and not yet synced. It keeps the descriptor that wrote: an error of writing to the disk is told
 /// to it for certain, but perhaps not to one that is opened later.
@@ -94,19 +98,22 @@ impl Unsynced {
 #[must_use = "what is not synced is not there after a power cut"]
 pub(crate) struct Batch {
     files: Vec<Unsynced>,
+    /// What of them may not be on the disk: of a large one all but the last piece is.
+    waiting_bytes: u64,
 }
 
 impl Batch {
-    /// Adds a file; where that makes too many, all are synced now.
+    /// Adds a file; where that makes too many, or too much, all are synced now.
     pub(crate) fn add(&mut self, file: Unsynced) -> Result<()> {
+        self.waiting_bytes += file.size()?.min(PACE_BYTES);
         self.files.push(file);
-        if self.files.len() < MAX_FILES { Ok(()) } else { self.sync() }
+        if self.files.len() < MAX_FILES && self.waiting_bytes < MAX_WAITING_BYTES { Ok(()) } else { self.sync() }
     }
 
     /// Makes the content of all files durable. After an error nothing is certain of any of them.
     pub(crate) fn sync(&mut self) -> Result<()> {
+        self.waiting_bytes = 0;
         for file in &self.files {
-            // More of it at once would stand in front of the node's own fsync.
             if file.size()? <= PACE_BYTES {
                 file.write_back(Flush::Start)?;
             }

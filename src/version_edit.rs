@@ -143,7 +143,7 @@ impl Versions {
 
     /// Reads the MANIFEST on from [`Versions::complete_bytes`]; `manifest` stands at the beginning of the block
     /// ([`block_of`](crate::log_format::block_of)) that holds this place. The error within says what it is that cannot be
-    /// backed up.
+    /// backed up; after it there is no reading on.
     pub(crate) fn read(&mut self, manifest: impl Read) -> io::Result<Result<End, String>> {
         let mut records = Records::from(manifest, self.complete_bytes);
         loop {
@@ -153,11 +153,11 @@ impl Versions {
             };
             let start = self.rows.len();
             let edit = self.decode(&mut record);
-            let end = record.finish()?;
-            if end.is_some() || edit.is_err() {
+            let end = record.finish();
+            if edit.is_err() || !matches!(end, Ok(None)) {
                 self.rows.truncate(start);
             }
-            if let Some(end) = end {
+            if let Some(end) = end? {
                 return Ok(Ok(end));
             }
             if let Err(why) = edit.and_then(|edit| self.take(edit)) {
@@ -202,8 +202,11 @@ impl Versions {
     /// Lets an edit count whose rows begin at `start`.
     fn commit(&mut self, edit: Edit, start: usize) -> Result<(), String> {
         if edit.drop_family || edit.add_family {
-            let of_family = self.rows[..start].iter_mut().filter(|row| row.family == edit.family);
-            of_family.for_each(|row| row.state = State::Deleted);
+            for row in self.rows[..start].iter_mut().filter(|row| row.family == edit.family) {
+                row.state = State::Deleted;
+                // They may have been settled, and no row of this edit says that they are not any more.
+                self.settled_count = 0;
+            }
         }
         if edit.drop_family {
             self.families.remove(&edit.family);

@@ -238,6 +238,28 @@ fn a_file_that_is_removed_between_parsing_and_linking() {
     assert_eq!(node.copy_with("live-parsed", 2, |node| (node.steps(5), node.compact()).1), 3);
 }
 
+/// All that is new in the MANIFEST is that a column family is gone, and so are its files.
+#[test]
+fn a_column_family_that_is_dropped_between_parsing_and_linking() {
+    let node = Node::new("");
+    node.with(|db| {
+        db.create_cf("passing", &Options::default()).unwrap();
+        let family = db.cf_handle("passing").unwrap();
+        db.put_cf(&family, "key", "value").unwrap();
+        db.flush_cf(&family).unwrap();
+    });
+    let drop = |node: &Node| {
+        let before = names(&node.path()).len();
+        node.with(|db| db.drop_cf("passing").unwrap());
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while names(&node.path()).len() == before && std::time::Instant::now() < deadline {
+            sleep(Duration::from_millis(1));
+        }
+        assert!(names(&node.path()).len() < before, "its file is still there");
+    };
+    assert_eq!(node.copy_with("live-parsed", 1, drop), 2);
+}
+
 /// The WAL that is born between the two listings is left out: what it holds came after the listing began.
 #[test]
 fn a_wal_that_is_born_between_the_listings() {
