@@ -382,6 +382,11 @@ pub(crate) fn lies_in_backup(resolved: &Path) -> bool {
     resolved.ancestors().any(|above| id_of(above).is_some_and(|id| read_record(above, &id).is_some()))
 }
 
+/// Device and inode of a file that has other names, too.
+pub(crate) fn shared_identity(path: &Path) -> Option<(u64, u64)> {
+    path.symlink_metadata().ok().filter(|meta| meta.nlink() > 1).map(|meta| (meta.dev(), meta.ino()))
+}
+
 fn has_sqlite(path: &Path) -> bool {
     let names = fs::read_dir(path.join(WHOLE).join("sqlite")).into_iter().flatten().flatten();
     names.map(|e| e.file_name()).any(|n| n.to_string_lossy().ends_with(".sqlite"))

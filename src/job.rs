@@ -130,7 +130,7 @@ fn sum_logs(manifest: &mut Manifest, partial: &Path, control: &Control) -> Resul
     let is_log = |path: &str| path.starts_with("0/rocksDb/") && !is_immutable(path);
     let logs: Vec<String> = manifest.files().filter(|f| is_log(f.path)).map(|f| f.path.to_owned()).collect();
     for path in logs {
-        let sum = sums::of(&partial.join(path.trim_start_matches("0/")), false, control)?;
+        let sum = sums::of(&partial.join(&path["0/".len()..]), false, control)?;
         manifest.set_sum(path, sum);
     }
     Ok(())

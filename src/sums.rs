@@ -8,12 +8,11 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use blake2b_simd::{OUTBYTES, State};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, shared_identity};
 use crate::commit::{USE_FILE, WHOLE};
 use crate::config::Sums;
 use crate::control::Control;
@@ -141,40 +140,10 @@ pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Contr
         return Ok(None);
     }
     log::info!("writing checksums of={}", path.display());
-    let mut read_count = 0;
     let files = Manifest::of(&path.join(WHOLE), &|_| Method::Copied)?;
+    let mut read_count = 0;
     for name in missing {
-        let directory = path.join(WHOLE).join(name);
-        let prefix = prefix_of(name);
-        let is_here = |at: &usize| {
-            let name = files.file(*at).path.strip_prefix(&prefix);
-            name.is_some_and(|name| !name.contains('/') && !name.starts_with('.') && !is_ours(name))
-        };
-        let here: Vec<usize> = (0..files.count()).filter(is_here).collect();
-        let name_of = |at: usize| &files.file(at).path[prefix.len()..];
-        let mut sums = known(
-            catalog,
-            &directory,
-            &mut |name| {
-                let at = files.find(&format!("{prefix}{name}"))?;
-                here.binary_search(&at).ok()
-            },
-            here.len(),
-        )?;
-        for (sum, at) in sums.iter_mut().zip(&here).filter(|(sum, _)| sum.is_none()) {
-            read_count += 1;
-            // The page cache is the node's; linked files are in it because the node reads them.
-            *sum = bytes_of(&of(&directory.join(name_of(*at)), true, control)?);
-        }
-        let write = |to: &mut dyn Write| {
-            let mut to = BufWriter::new(to);
-            for (sum, at) in sums.iter().zip(&here) {
-                sum.iter().flatten().try_for_each(|byte| write!(to, "{byte:02x}"))?;
-                writeln!(to, "  {}", name_of(*at))?;
-            }
-            to.flush()
-        };
-        disk::replace_by(&directory, SUMS_FILE, catalog.owner(), &write)?;
+        read_count += Directory::of(path, name, &files).write(catalog, control)?;
     }
     Ok(Some(read_count))
 }
@@ -192,41 +161,89 @@ pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) ->
     Ok(read_count.map(|count| (newest.id, count)))
 }
 
-/// The sums of `count` files in `directory` that the catalog has already: an SST that several backups link is one file, and
-/// has one name. `place_of` says which of the files a name is.
-fn known(
-    catalog: &Catalog,
-    directory: &Path,
-    place_of: &mut dyn FnMut(&str) -> Option<usize>,
-    count: usize,
-) -> Result<Vec<Option<[u8; OUTBYTES]>>> {
-    let identity = |path: PathBuf| path.symlink_metadata().ok().filter(|m| m.nlink() > 1).map(|m| (m.dev(), m.ino()));
-    let mut known = roomy::list();
-    known.resize(count, None);
-    for found in catalog.list()? {
-        let other = catalog.path(&found.id).join(WHOLE).join(directory.file_name().unwrap_or_default());
-        // Sums that cannot all be read are computed anew.
-        if !each(&other, &mut |_, _| Ok(true)).unwrap_or(false) {
-            continue;
-        }
-        let took = each(&other, &mut |name, sum| {
-            if let Some(at) = place_of(name).filter(|at| known[*at].is_none())
-                && let Some(ours) = identity(directory.join(name))
-                && identity(other.join(name)) == Some(ours)
-            {
-                known[at] = bytes_of(sum);
-            }
-            Ok(true)
-        });
-        if let Err(e) = took {
-            log::warn!("checksums not taken over reason={:?}", e.chain());
-        }
+/// What a sum is in bytes: half of what it is as text.
+type Sum = [u8; OUTBYTES];
+
+/// A directory that shall have sums.
+struct Directory<'a> {
+    name: &'a str,
+    path: PathBuf,
+    prefix: String,
+    files: &'a Manifest,
+    /// Those of the files that lie in it, sorted.
+    here: Vec<usize>,
+}
+
+impl<'a> Directory<'a> {
+    fn of(backup: &Path, name: &'a str, files: &'a Manifest) -> Directory<'a> {
+        let prefix = prefix_of(name);
+        let is_here = |at: &usize| {
+            let name = files.file(*at).path.strip_prefix(&prefix);
+            name.is_some_and(|name| !name.contains('/') && !name.starts_with('.') && !is_ours(name))
+        };
+        let here = (0..files.count()).filter(is_here).collect();
+        Directory { name, path: backup.join(WHOLE).join(name), prefix, files, here }
     }
-    Ok(known)
+
+    /// The name of the n-th file.
+    fn file(&self, n: usize) -> &'a str {
+        &self.files.file(self.here[n]).path[self.prefix.len()..]
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.here.binary_search(&self.files.find(&format!("{}{name}", self.prefix))?).ok()
+    }
+
+    /// Writes its `BLAKE2SUMS`; returns how many files were read for it.
+    fn write(&self, catalog: &Catalog, control: &Control) -> Result<u64> {
+        let mut sums = self.known(catalog)?;
+        let mut read_count = 0;
+        for (n, sum) in sums.iter_mut().enumerate().filter(|(_, sum)| sum.is_none()) {
+            read_count += 1;
+            // The page cache is the node's; linked files are in it because the node reads them.
+            *sum = bytes_of(&of(&self.path.join(self.file(n)), true, control)?);
+        }
+        let write = |to: &mut dyn Write| {
+            let mut to = BufWriter::new(to);
+            for (n, sum) in sums.iter().enumerate() {
+                sum.iter().flatten().try_for_each(|byte| write!(to, "{byte:02x}"))?;
+                writeln!(to, "  {}", self.file(n))?;
+            }
+            to.flush()
+        };
+        disk::replace_by(&self.path, SUMS_FILE, catalog.owner(), &write)?;
+        Ok(read_count)
+    }
+
+    /// The sums that the catalog has already: an SST that several backups link is one file, and has one name.
+    fn known(&self, catalog: &Catalog) -> Result<Vec<Option<Sum>>> {
+        let mut known = roomy::list();
+        known.resize(self.here.len(), None);
+        for found in catalog.list()? {
+            let other = catalog.path(&found.id).join(WHOLE).join(self.name);
+            // Sums that cannot all be read are computed anew.
+            if !each(&other, &mut |_, _| Ok(true)).unwrap_or(false) {
+                continue;
+            }
+            let took = each(&other, &mut |name, sum| {
+                if let Some(n) = self.find(name).filter(|n| known[*n].is_none())
+                    && let Some(ours) = shared_identity(&self.path.join(name))
+                    && shared_identity(&other.join(name)) == Some(ours)
+                {
+                    known[n] = bytes_of(sum);
+                }
+                Ok(true)
+            });
+            if let Err(e) = took {
+                log::warn!("checksums not taken over reason={:?}", e.chain());
+            }
+        }
+        Ok(known)
+    }
 }
 
 /// The bytes that a sum is in hexadecimal.
-fn bytes_of(sum: &str) -> Option<[u8; OUTBYTES]> {
+fn bytes_of(sum: &str) -> Option<Sum> {
     let mut bytes = [0; OUTBYTES];
     for (at, byte) in bytes.iter_mut().enumerate() {
         *byte = u8::from_str_radix(sum.get(2 * at..2 * at + 2)?, 16).ok()?;

@@ -16,12 +16,11 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::Serialize;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, shared_identity};
 use crate::commit::WHOLE;
 use crate::config::Verify;
 use crate::control::Control;
@@ -201,20 +200,19 @@ pub(crate) fn note_sharers(
         return Ok(());
     }
     let directory = |id: &BackupId| catalog.path(id).join(WHOLE).join("rocksDb");
-    let shared = |path: &Path| path.symlink_metadata().ok().filter(|m| m.nlink() > 1).map(|m| (m.dev(), m.ino()));
     let mut damaged = Vec::new();
     for entry in fs::read_dir(directory(id)).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if is_immutable(&name)
             && found.faults.iter().any(|fault| fault.contains(&name))
-            && let Some(identity) = shared(&entry.path())
+            && let Some(identity) = shared_identity(&entry.path())
         {
             damaged.push((name, identity));
         }
     }
     for other in catalog.list()?.into_iter().filter(|other| other.id != *id && other.record.is_some()) {
-        let has =
-            |(name, identity): &&(String, (u64, u64))| shared(&directory(&other.id).join(name)) == Some(*identity);
+        let path = directory(&other.id);
+        let has = |(name, identity): &&(String, _)| shared_identity(&path.join(name)) == Some(*identity);
         let count = damaged.iter().filter(has).count() as u64;
         if count > 0 {
             log::error!("backup damaged id={} reason=\"it shares a file with backup {id}, which is\"", other.id);
