@@ -140,8 +140,8 @@ impl Unfinished {
         unsynced.sync()?;
         disk::sync_dirs(&partial)?;
         disk::put_in_place(path, RECORD_FILE)?;
-        if !disk::rename_new(&partial, &self.path.join(WHOLE))? {
-            let context = format!("{} appeared while the backup was made", self.path.join(WHOLE).display());
+        if !disk::rename_new(&partial, &path.join(WHOLE))? {
+            let context = format!("{} appeared while the backup was made", path.join(WHOLE).display());
             return Err(Error::new(Kind::Damaged, context));
         }
         disk::sync_dir(path)?;
@@ -152,8 +152,8 @@ impl Unfinished {
         disk::put_in_place(path, STATUS_FILE)?;
         disk::sync_dir(path)?;
         // Committed: what follows can fail without making the backup worse.
-        let _ = disk::remove_file(&self.path.join(STATUS_FAILED_FILE));
-        let _ = disk::remove_file(&self.path.join(CANCEL_FILE));
+        let _ = disk::remove_file(&path.join(STATUS_FAILED_FILE));
+        let _ = disk::remove_file(&path.join(CANCEL_FILE));
         Ok(())
     }
 

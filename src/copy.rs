@@ -13,9 +13,8 @@
 //!   the page cache at the disk's pace. So little of ours stands in front of the node's own fsync, and little of the copy
 //!   stays in the page cache.
 //! - A window of zeroes is not written: a hole stays one, but for less than a window at its ends.
-#![allow(clippy::disallowed_methods)]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -27,9 +26,8 @@ use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::control::Control;
-use crate::disk::{Owner, failed, give, remove_file, require_room};
+use crate::disk::{Owner, create_new, failed, remove_file, require_room};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::gate::pass;
 use crate::quiet::{ALIGNMENT, QuietReader, Sink, each_window};
 use crate::sys::{self, Flush};
 use crate::unsynced::{PACE_BYTES, Unsynced};
@@ -71,9 +69,7 @@ pub(crate) fn copy(
     control: &Control,
     watch: &dyn Fn() -> Result<()>,
 ) -> Result<Unsynced> {
-    pass("copy", to).context(|| failed("copy to", to))?;
-    let out = OpenOptions::new().write(true).create_new(true).open(to).context(|| failed("create", to))?;
-    give(to, owner)?;
+    let out = create_new("copy", to, owner)?;
     let direct = limit_bytes > PACE_BYTES && goes_direct(&out);
     let mut copying = Copying {
         out: &out,
@@ -278,9 +274,7 @@ pub(crate) fn clone(
     control: &Control,
     watch: &dyn Fn() -> Result<()>,
 ) -> Result<Option<Unsynced>> {
-    pass("clone", to).context(|| failed("clone to", to))?;
-    let out = OpenOptions::new().write(true).create_new(true).open(to).context(|| failed("create", to))?;
-    give(to, owner)?;
+    let out = create_new("clone", to, owner)?;
     let size = || rustix::fs::fstat(from).map(|s| s.st_size.cast_unsigned()).context(|| failed("clone to", to));
     let (mut at, mut range) = (0, MIN_CLONE_BYTES);
     loop {
@@ -333,9 +327,9 @@ fn pace(out: &File, start: u64) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, OpenOptions};
     use std::os::unix::fs::MetadataExt;
 
     use super::*;

@@ -94,10 +94,10 @@ pub(crate) fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
     rustix::fs::chownat(CWD, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW).context(|| failed("change the owner of", path))
 }
 
-/// Creates an empty file that must not exist.
-pub(crate) fn create_new(path: &Path, owner: Option<Owner>) -> Result<File> {
+/// Creates an empty file that must not exist; `operation` is what the gate calls that.
+pub(crate) fn create_new(operation: &'static str, path: &Path, owner: Option<Owner>) -> Result<File> {
     let create = || OpenOptions::new().write(true).create_new(true).open(path);
-    let file = pass("create", path).and_then(|()| create()).context(|| failed("create", path))?;
+    let file = pass(operation, path).and_then(|()| create()).context(|| failed("create", path))?;
     give(path, owner)?;
     Ok(file)
 }
@@ -112,7 +112,7 @@ pub(crate) type Fill<'a> = &'a dyn Fn(&mut dyn Write) -> io::Result<()>;
 
 /// As [`write_new`], for what need not be in memory at once.
 pub(crate) fn write_new_by(path: &Path, owner: Option<Owner>, fill: Fill<'_>) -> Result<Unsynced> {
-    let mut file = create_new(path, owner)?;
+    let mut file = create_new("create", path, owner)?;
     fill(&mut file).context(|| failed("write", path))?;
     Ok(Unsynced::of(file, path, 0))
 }

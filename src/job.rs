@@ -120,8 +120,7 @@ pub(crate) fn fill(
     backup.record.replay_blocks = cut.as_ref().and_then(|cut| replay_blocks(&pact, cut));
     backup.record.versions.rocksdb = rocks::version_in(&rocksdb).unwrap_or_default();
     backup.record.rocksdb = Some(rocksdb_part(&manifest, &capture, captures_count, cut));
-    let Capture { unsynced, .. } = capture;
-    Ok((manifest, unsynced))
+    Ok((manifest, capture.unsynced))
 }
 
 /// Checksums of RocksDB's files that are no SSTs: they are small, always copied, and RocksDB itself takes a WAL that is

@@ -167,10 +167,10 @@ pub(crate) fn copy(
         unsynced.add(copy_wal(&source, wal, to, owner, control)?)?;
         staging.drop_wal(&wal.name)?;
     }
-    let reused = match pins == to {
-        true => Vec::new(),
-        false => reuse::bring_all(&live, pins, to, earlier, &mut unsynced, owner, control)?,
-    };
+    let mut reused = Vec::new();
+    if pins != to {
+        reused = reuse::bring_all(&live, pins, to, earlier, &mut unsynced, owner, control)?;
+    }
     write_rest(&source, &instant, to, &mut unsynced, owner, control)?;
     Ok(Copied { run: Run { rounds_count, window: instant.window }, reused, unsynced })
 }

@@ -70,11 +70,13 @@ impl Source {
                 format!("it lies on {name}, whose file sizes and names may be out of date; run beside the real disk");
             return Err(self.refused(&why));
         }
-        if let Some(name) = self.names(&|name| matches!(name, "titandb" | "blob_dir"))?.first() {
+        // Once through the directory: it may be large.
+        let names = self.names(&|name| is_options(name) || matches!(name, "titandb" | "blob_dir"))?;
+        if let Some(name) = names.iter().find(|name| !is_options(name)) {
             return Err(self.refused(&format!("its directory {name} holds data that RocksDB does not know of")));
         }
-        let options = self.names(&is_options)?.into_iter().max_by_key(|name| (name.len(), name.clone()));
-        let Some(mut file) = options.map(|name| self.open(&name)).transpose()?.flatten() else { return Ok(()) };
+        let options = names.iter().max_by_key(|name| (name.len(), *name));
+        let Some(mut file) = options.map(|name| self.open(name)).transpose()?.flatten() else { return Ok(()) };
         let mut text = String::new();
         (&mut file).take(MAX_TEXT_BYTES).read_to_string(&mut text).context(|| not_readable(&self.path))?;
         // A hint, and not the last word: each WAL is looked at too. But it says so before anything is done.

@@ -28,12 +28,8 @@ pub(crate) struct Entry<Text> {
     /// How it came here.
     pub(crate) method: Method,
     /// BLAKE2b-512 in hexadecimal, where it was computed.
-    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) blake2b: Option<Text>,
-}
-
-fn none<T>() -> Option<T> {
-    None
 }
 
 /// A list of the files of a backup.

@@ -200,8 +200,8 @@ fn file_names(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Str
     let failed = || format!("cannot list {}", directory.display());
     let mut names = Vec::new();
     for entry in fs::read_dir(directory).context(failed)? {
-        let name = entry.context(failed)?.file_name();
-        names.extend(Some(name.to_string_lossy()).filter(|name| wanted(name)).map(|name| name.into_owned()));
+        let name = entry.context(failed)?.file_name().to_string_lossy().into_owned();
+        names.extend(wanted(&name).then_some(name));
     }
     names.sort();
     Ok(names)

@@ -202,7 +202,7 @@ fn copy_online(database: &Path, to: &Path, owner: Option<Owner>, control: &Contr
     raw_copy::begin(&source, database, control)?;
 
     let written = |e: rusqlite::Error| Error::new(Kind::Database, format!("cannot write {}", to.display())).because(e);
-    let unsynced = Unsynced::of(disk::create_new(to, owner)?, to, 0);
+    let unsynced = Unsynced::of(disk::create_new("create", to, owner)?, to, 0);
     disk::written_by_library(to)?;
     let mut target = Connection::open(to).map_err(written)?;
     // Nobody sees the file before it is whole and synced: no journal, no sync on the way.

@@ -221,21 +221,20 @@ impl<'a> Directory<'a> {
         known.resize(self.here.len(), None);
         for found in catalog.list()? {
             let other = catalog.path(&found.id).join(WHOLE).join(self.name);
-            // Sums that cannot all be read are computed anew.
-            if !each(&other, &mut |_, _| Ok(true)).unwrap_or(false) {
-                continue;
-            }
-            let took = each(&other, &mut |name, sum| {
+            let mut taken = Vec::new();
+            let read = each(&other, &mut |name, sum| {
                 if let Some(n) = self.find(name).filter(|n| known[*n].is_none())
                     && let Some(ours) = shared_identity(&self.path.join(name))
                     && shared_identity(&other.join(name)) == Some(ours)
                 {
                     known[n] = bytes_of(sum);
+                    taken.push(n);
                 }
                 Ok(true)
             });
-            if let Err(e) = took {
-                log::warn!("checksums not taken over reason={:?}", e.chain());
+            // Sums that cannot all be read are computed anew.
+            if read.is_err() {
+                taken.iter().for_each(|n| known[*n] = None);
             }
         }
         Ok(known)

@@ -25,7 +25,7 @@ use chainweb_backup::{BackupId, Control, Depth, Error, Kind, Service, Sources, c
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use crate::fixture::{ROCKSDB, config, make_done, make_failed, names, record, scratch, tree};
+use crate::fixture::{ROCKSDB, config, make_done, make_failed, names, record, scratch, tree, wait_until};
 use history::{THREADS, judge, step};
 
 type Db = DBWithThreadMode<MultiThreaded>;
@@ -586,7 +586,7 @@ fn our_own_kill_leaves_no_link() {
     let pins = root.path().join(PINS);
     let mut random = fastrand::Rng::with_seed(3);
     let mut left = 0;
-    for _ in 0..25 {
+    for round in 0..25 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "live::copier_child", "--nocapture", "--test-threads=1"])
             .env(COPIER, &backups)
@@ -594,7 +594,11 @@ fn our_own_kill_leaves_no_link() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        sleep(Duration::from_millis(random.u64(15..90)));
+        // By turns at any moment, and while the links are there: these are there for some milliseconds only.
+        match round % 2 {
+            0 => sleep(Duration::from_millis(random.u64(15..90))),
+            _ => wait_until("the links of a live copy", || pins.join("rocksDb").exists()),
+        }
         child.kill().unwrap();
         child.wait().unwrap();
         left += u32::from(pins.join("rocksDb").exists());
