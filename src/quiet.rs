@@ -7,20 +7,24 @@
 //! mq-deadline, 1,070 ms beside bfq).
 //!
 //! Invariants
-//! - What is in the page cache stays there. What is read past it leaves no trace.
+//! - What was in the page cache stays there, and what was not is not there afterwards: it is read past it, or leaves it again
+//!   as soon as it was read (but for what shares [`GRAIN_BYTES`] with something that was there, and where the kernel does not
+//!   tell what it has).
 //! - The flags of a descriptor that somebody else uses too are not touched.
 //! - A large file is read by a thread of its own, [`WINDOWS`] ahead at most, so that one disk reads while another writes.
 
-use std::fs::{self, File};
-use std::io::{self, IoSliceMut, Read};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 
 use rustix::fs::{Advice, OFlags};
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::io::Errno;
 
 use crate::error::{IoContext, Result};
 use crate::sys;
@@ -39,12 +43,13 @@ const WINDOWS: usize = 3;
 /// From which size on a thread of its own is worth it.
 const THREAD_FROM_BYTES: u64 = 4 * 1024 * 1024;
 
-/// `RWF_DONTCACHE` of linux/fs.h: what is read leaves the page cache again, unless it was there already.
-const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
-
 /// How far the kernel is asked to read ahead through the page cache: much further than by itself, which costs half the
 /// processor time.
 const AHEAD_BYTES: u64 = 2 * 1024 * 1024;
+
+/// The smallest part of a file that leaves the page cache again because nothing of it was there before. A call asks for each
+/// part, where the cache has a little here and there.
+const GRAIN_BYTES: u64 = 64 * 1024;
 
 /// Reads a file by position.
 pub(crate) struct QuietReader<'a> {
@@ -52,12 +57,10 @@ pub(crate) struct QuietReader<'a> {
     at: u64,
     /// Whether it may and can be read past the page cache.
     direct: bool,
-    /// Whether it would push everybody else out of the page cache.
-    crowds: bool,
-    /// Whether [`DONTCACHE`] is known not to work.
-    cannot_drop: bool,
     /// Up to where the kernel was asked to read ahead.
     ahead: u64,
+    /// What the page cache did not have before that, and will not have when it was read; in the order of the file.
+    passing: VecDeque<Range<u64>>,
 }
 
 impl<'a> QuietReader<'a> {
@@ -68,7 +71,7 @@ impl<'a> QuietReader<'a> {
 
     /// Reads a file that the node may write to, from the beginning.
     pub(crate) fn through_cache(fd: BorrowedFd<'a>) -> QuietReader<'a> {
-        QuietReader { fd, at: 0, direct: false, crowds: fills_memory(fd), cannot_drop: false, ahead: 0 }
+        QuietReader { fd, at: 0, direct: false, ahead: 0, passing: VecDeque::new() }
     }
 
     /// The same from another place on.
@@ -106,21 +109,40 @@ impl<'a> QuietReader<'a> {
     }
 
     fn read_cached(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.crowds && !self.cannot_drop {
-            match rustix::io::preadv2(self.fd, &mut [IoSliceMut::new(buffer)], self.at, DONTCACHE) {
-                // Neither every kernel nor every file system has the flag.
-                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => self.cannot_drop = true,
-                other => return Ok(other?),
-            }
-        }
-        if self.at + AHEAD_BYTES > self.ahead
-            && let Some(length) = NonZeroU64::new(AHEAD_BYTES)
-        {
-            let from = self.ahead.max(self.at);
-            let _ = rustix::fs::fadvise(self.fd, from, Some(length), Advice::WillNeed);
+        if self.at + AHEAD_BYTES > self.ahead {
+            let from = self.ahead.max(self.at) / GRAIN_BYTES * GRAIN_BYTES;
+            self.note_passing(from, AHEAD_BYTES);
+            let _ = rustix::fs::fadvise(self.fd, from, NonZeroU64::new(AHEAD_BYTES), Advice::WillNeed);
             self.ahead = from + AHEAD_BYTES;
         }
-        Ok(rustix::io::pread(self.fd, buffer, self.at)?)
+        let count = rustix::io::pread(self.fd, buffer, self.at)?;
+        self.let_pass(self.at + count as u64);
+        Ok(count)
+    }
+
+    /// Remembers which parts of a range the page cache has nothing of.
+    fn note_passing(&mut self, from: u64, bytes: u64) {
+        match sys::cached(self.fd, from, bytes) {
+            Some(cached) if cached.bytes() == 0 => self.passing.push_back(from..from + bytes),
+            Some(cached) if cached.bytes() < bytes && bytes > GRAIN_BYTES => {
+                self.note_passing(from, bytes / 2);
+                self.note_passing(from + bytes / 2, bytes / 2);
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets what was read up to `end` leave the page cache, if it was not there before. What the node wrote to meanwhile
+    /// stays: the kernel drops clean pages only.
+    fn let_pass(&mut self, end: u64) {
+        while let Some(range) = self.passing.front_mut().filter(|range| range.start < end) {
+            let read = range.start..range.end.min(end);
+            range.start = read.end;
+            if range.is_empty() {
+                self.passing.pop_front();
+            }
+            let _ = rustix::fs::fadvise(self.fd, read.start, NonZeroU64::new(read.end - read.start), Advice::DontNeed);
+        }
     }
 }
 
@@ -134,19 +156,6 @@ impl Read for QuietReader<'_> {
         self.at += count as u64;
         Ok(count)
     }
-}
-
-/// Whether reading this file would push the node's own pages out of the page cache: it fills more than half of the free
-/// memory.
-fn fills_memory(fd: BorrowedFd<'_>) -> bool {
-    let bytes = rustix::fs::fstat(fd).map_or(0, |s| s.st_size.cast_unsigned());
-    if bytes <= THREAD_FROM_BYTES {
-        return false;
-    }
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available_kib =
-        meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().split(' ').next()?.parse().ok());
-    bytes / 1024 > available_kib.unwrap_or(u64::MAX) / 2
 }
 
 /// What the windows of a file are for.
