@@ -8,8 +8,9 @@
 //!
 //! Invariants
 //! - What was in the page cache stays there, and what was not is not there afterwards: it is read past it, or leaves it again
-//!   as soon as it was read (but for what shares [`GRAIN_BYTES`] with something that was there, and where the kernel does not
-//!   tell what it has).
+//!   as soon as it was read. Exceptions: what shares [`GRAIN_BYTES`] with something that was there, a few megabytes where
+//!   reading ends before the end of the file, and kernels that do not tell us what the page cache has.
+//! - Nothing here makes the kernel write: what the node has written waits for the node's own fsync.
 //! - The flags of a descriptor that somebody else uses too are not touched.
 //! - A large file is read by a thread of its own, [`WINDOWS`] ahead at most, so that one disk reads while another writes.
 
@@ -57,6 +58,8 @@ pub(crate) struct QuietReader<'a> {
     at: u64,
     /// Whether it may and can be read past the page cache.
     direct: bool,
+    /// Whether what is read shall stay in the page cache.
+    stays: bool,
     /// Up to where the kernel was asked to read ahead.
     ahead: u64,
     /// What the page cache did not have before that, and will not have when it was read; in the order of the file.
@@ -71,7 +74,12 @@ impl<'a> QuietReader<'a> {
 
     /// Reads a file that the node may write to, from the beginning.
     pub(crate) fn through_cache(fd: BorrowedFd<'a>) -> QuietReader<'a> {
-        QuietReader { fd, at: 0, direct: false, ahead: 0, passing: VecDeque::new() }
+        QuietReader { fd, at: 0, direct: false, stays: false, ahead: 0, passing: VecDeque::new() }
+    }
+
+    /// Reads a file that is soon read again, from the beginning: it stays in the page cache.
+    pub(crate) fn into_cache(file: &'a File) -> QuietReader<'a> {
+        QuietReader { stays: true, ..QuietReader::through_cache(file.as_fd()) }
     }
 
     /// The same from another place on.
@@ -109,9 +117,12 @@ impl<'a> QuietReader<'a> {
     }
 
     fn read_cached(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.at + AHEAD_BYTES > self.ahead {
+        // What is read past the cache shall find nothing of the next windows there.
+        if !self.direct && self.at + AHEAD_BYTES > self.ahead {
             let from = self.ahead.max(self.at) / GRAIN_BYTES * GRAIN_BYTES;
-            self.note_passing(from, AHEAD_BYTES);
+            if !self.stays {
+                self.note_passing(from, AHEAD_BYTES);
+            }
             let _ = rustix::fs::fadvise(self.fd, from, NonZeroU64::new(AHEAD_BYTES), Advice::WillNeed);
             self.ahead = from + AHEAD_BYTES;
         }
@@ -132,16 +143,22 @@ impl<'a> QuietReader<'a> {
         }
     }
 
-    /// Lets what was read up to `end` leave the page cache, if it was not there before. What the node wrote to meanwhile
-    /// stays: the kernel drops clean pages only.
+    /// Lets what was read up to `end` leave the page cache, if it was not there before. Where the node has written there in the
+    /// moment between, it stays: the kernel would write it to the disk first, with our I/O class, and the node's fsync would
+    /// wait for that. And where the page cache is another one than that which we can see (overlayfs), all stays.
     fn let_pass(&mut self, end: u64) {
         while let Some(range) = self.passing.front_mut().filter(|range| range.start < end) {
-            let read = range.start..range.end.min(end);
-            range.start = read.end;
+            let (start, bytes) = (range.start, range.end.min(end) - range.start);
+            range.start += bytes;
             if range.is_empty() {
                 self.passing.pop_front();
             }
-            let _ = rustix::fs::fadvise(self.fd, read.start, NonZeroU64::new(read.end - read.start), Advice::DontNeed);
+            let cached = sys::cached(self.fd, start, bytes);
+            if cached.is_some_and(|cached| cached.bytes() > 0 && cached.unwritten_pages == 0)
+                && let Some(length) = NonZeroU64::new(bytes)
+            {
+                let _ = rustix::fs::fadvise(self.fd, start, Some(length), Advice::DontNeed);
+            }
         }
     }
 }

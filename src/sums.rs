@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use blake2b_simd::{OUTBYTES, State};
@@ -46,7 +45,7 @@ pub(crate) fn of(path: &Path, quiet: bool, control: &Control) -> Result<String> 
     let file = File::open(path).context(failed)?;
     let bytes = file.metadata().context(failed)?.len();
     let mut summing = Summing { state: State::new(), control };
-    let mut reader = if quiet { QuietReader::past_cache(&file) } else { QuietReader::through_cache(file.as_fd()) };
+    let mut reader = if quiet { QuietReader::past_cache(&file) } else { QuietReader::into_cache(&file) };
     each_window(&mut reader, bytes, &failed, &mut summing)?;
     Ok(summing.state.finalize().to_hex().to_string())
 }

@@ -5,9 +5,14 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 /// The nice value of a thread that lets others go first.
 const NICE: i32 = 10;
+
+/// The turns that such a thread asks for: longer than the kernel's own, of 0.7 to 3 ms, and not so long that it matters to
+/// others who are as busy, and wait for theirs.
+const TURN: Duration = Duration::from_millis(5);
 
 /// The descriptors of this process that lead to the file `(device, inode)`, for as long as `keeper` lives.
 ///
@@ -98,16 +103,52 @@ pub(crate) fn flush_range(file: &File, offset: u64, bytes: u64, flush: Flush) ->
     if result == 0 || error.raw_os_error().is_some_and(|errno| cannot.contains(&errno)) { Ok(()) } else { Err(error) }
 }
 
-/// Lets everybody else go first from now on: this thread gets the processor with a low weight, and the disk (where its
-/// scheduler knows classes) only while nobody else wants it. Where that is not permitted, nothing changes.
+/// Lets everybody else go first from now on: this thread, and what it starts, gets the processor with a low weight, and the
+/// disk (where its scheduler knows classes) only while nobody else wants it. Where that is not permitted, nothing changes.
 pub fn step_back() {
     // linux/ioprio.h: who is one process or thread, 0 the caller; class 3 is idle, its place is above 13 bits of data.
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     const IOPRIO_IDLE: libc::c_int = 3 << 13;
     // SAFETY: ioprio_set(2) takes three numbers and touches no memory.
     let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE) };
-    // On Linux a nice value belongs to the thread.
-    let _ = rustix::process::setpriority_process(None, NICE);
+    // On Linux a nice value belongs to the thread. Whoever gave it a higher one meant it.
+    let nice = rustix::process::getpriority_process(None).map_or(NICE, |nice| nice.max(NICE));
+    let _ = rustix::process::setpriority_process(None, nice);
+    yield_at_once(nice);
+}
+
+/// Asks for long turns on the processor, with the weight of `nice`: who has shorter ones, as everybody who did not ask, takes it
+/// from us when he wakes up and has not had his share (from Linux 6.12 on). Otherwise he waits until our turn ends. Seen beside
+/// a node that syncs 180 batches a second, on two processors: while a backup is made, it waits for more than a millisecond
+/// three times a second instead of 14 times.
+fn yield_at_once(nice: i32) {
+    /// `struct sched_attr` of linux/sched/types.h, as it was first.
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime_ns: u64,
+        deadline_ns: u64,
+        period_ns: u64,
+    }
+    // linux/sched.h: the policy stays what it is.
+    const SCHED_FLAG_KEEP_POLICY: u64 = 0x08;
+    let mut attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        policy: 0,
+        flags: SCHED_FLAG_KEEP_POLICY,
+        nice,
+        priority: 0,
+        runtime_ns: TURN.as_nanos() as u64,
+        deadline_ns: 0,
+        period_ns: 0,
+    };
+    // SAFETY: sched_setattr(2) reads the structure, as many bytes of it as its first field says, which lives until the call
+    // returns. It would write to that field if the kernel did not know this size, but it is the first there was.
+    let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw mut attributes, 0 as libc::c_uint) };
 }
 
 /// What the page cache has of a range of a file.

@@ -18,6 +18,14 @@ config() {
   id=$(cat body)
   sleep 1
   status 'a slow backup is in progress' 11 chainweb-backup check $at "$id"
+  thread=$(grep -lx backup /proc/"$pid"/task/*/comm | cut -d / -f 5)
+  is 'its thread lets others use the disk first' "$(ionice -p "$thread")" idle
+  is '... and the processor' "$(cut -d ' ' -f 19 "/proc/$thread/stat")" 10
+  slice=$(sed -n 's/^se.slice *: *//p' "/proc/$thread/sched")
+  case $slice,$(printf '6.12\n%s\n' "$(uname -r)" | sort -V | head -n 1) in
+    ?*,6.12) is '... at once, when they wake up' "$slice" 5000000 ;;
+    *) skip '... at once, when they wake up' 'the kernel is older than Linux 6.12, or does not tell' ;;
+  esac
   config 0
   kill -HUP "$pid"
   tries=0
