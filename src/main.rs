@@ -184,12 +184,15 @@ fn make(plan: MakePlan) -> Result<i32> {
         draw("");
     }
     let kind = service.failure_kind(&id);
-    service.finish();
-    // Nobody else may come by for long.
-    if kind == Some(Kind::Cancelled)
-        && let Err(e) = sweep_backups(&backup_directory)
-    {
-        log::warn!("garbage stays reason={:?}", e.chain());
+    if details.as_ref().is_some_and(|d| d.status == Status::Done) {
+        service.finish();
+    } else {
+        // What checksums an older backup lacks is nothing to wait for.
+        service.shutdown();
+        // Nobody else may come by for long.
+        if let Err(e) = sweep_backups(&backup_directory) {
+            log::warn!("garbage stays reason={:?}", e.chain());
+        }
     }
     match details.map(|d| d.status) {
         Some(Status::Done) => printed,

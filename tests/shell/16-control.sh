@@ -50,7 +50,9 @@ config() {
   has 'and says why' err 'cancelled by the operator'
   stop TERM
 
-  chainweb-backup make --config-file config.yaml --backup-pact >made 2>make.log </dev/null &
+  # With this limit, the checksums of the first backup would take hours.
+  rm -f node/backups/*/0/*/BLAKE2SUMS
+  timeout 60 chainweb-backup make --config-file config.yaml --backup-pact >made 2>make.log </dev/null &
   maker=$!
   tries=0
   until [ -s made ] || [ "$tries" -ge 200 ]; do tries=$((tries + 1)) && sleep 0.05; done
