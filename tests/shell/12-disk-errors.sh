@@ -62,10 +62,9 @@ sums() {
 
 # snapshot: a running node removes the names that it had for linked files, which changes their number and %C.
 snapshot() {
-  case $source in
-    */running) find "$place" -name '*.sst' -printf '%p %y %s %m %i %T@\n' -o -printf '%p %y %s %m %i %n %T@ %C@\n' | sort ;;
-    *) find "$place" -printf '%p %y %s %m %i %n %T@ %C@\n' | sort ;;
-  esac
+  changing=''
+  case $source in */running) changing='*.sst' ;; esac
+  find "$place" -printf '%p %y %s %m %i %T@' \( -name "$changing" -printf '\n' -o -printf ' %n %C@\n' \) | sort
 }
 
 # run [VARIABLE=VALUE...] COMMAND...: leaves $got and the files out and err. 124 is the time limit, more is a signal.
