@@ -67,14 +67,24 @@ has_libclang() {
     find /usr/lib* /usr/local/lib* -path '*/clang/*/include/stddef.h' 2>/dev/null | grep -q .
 }
 
-# require_packages build|test: installs with apt what is missing, and nothing else.
+# The system's RocksDB and what it needs, to compile a program that uses it.
+has_librocksdb() {
+  for header in rocksdb/db.h zlib.h; do
+    find /usr/include /usr/local/include -path "*/$header" 2>/dev/null | grep -q . || return 1
+  done
+}
+
+# require_packages demo|build|test: installs with apt what is missing, and nothing else.
 require_packages() {
   missing=''
   { has cc && has c++; } || missing="$missing build-essential"
-  has_libclang || missing="$missing libclang-dev"
   has curl || missing="$missing curl"
-  if [ "$1" = test ]; then
+  [ "$1" = demo ] || has_libclang || missing="$missing libclang-dev"
+  if [ "$1" != build ]; then
     has sqlite3 || missing="$missing sqlite3"
+    has_librocksdb || missing="$missing librocksdb-dev zlib1g-dev"
+  fi
+  if [ "$1" = test ]; then
     { has ldb && has sst_dump && has db_bench; } || missing="$missing rocksdb-tools"
     { has mkfs.xfs && has xfs_io; } || missing="$missing xfsprogs"
     has mkfs.ext4 || missing="$missing e2fsprogs"
@@ -100,6 +110,11 @@ install_packages() {
     refuse "apt-get could not install $missing: install what these packages hold by hand, then run this again"
 }
 
+require_demo() {
+  require_rust
+  require_packages demo
+}
+
 require_build() {
   require_rust
   require_packages build
@@ -112,6 +127,7 @@ require_test() {
 
 # The program without RocksDB, beside the full one.
 build_slim() {
+  forget_other_checkout || return
   cargo build --release --locked --no-default-features --bins || return
   mkdir -p "$BIN/slim"
   cp -f "$BIN/chainweb-backup" "$BIN/slim/chainweb-backup"

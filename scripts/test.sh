@@ -16,8 +16,10 @@ phase doc env RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps 
 # The gate is a feature of this crate alone, so the dependencies are the same for both.
 phase test cargo test --release --locked --features gate || failed=1
 phase build-slim build_slim || exit 1
+phase demo sh scripts/demo.sh || failed=1
 # The tests have left programs with the gate in them.
 phase build-again cargo build --release --locked --bins || exit 1
+phase demo-full sh scripts/demo.sh --full || failed=1
 phase shell sh scripts/shell-tests.sh || failed=1
 phase bench sh scripts/bench.sh --short || failed=1
 
