@@ -2,23 +2,28 @@
 //!
 //! Nothing is cached, so a backup that was deleted by hand is unknown from then on. Only directories that carry our mark
 //! are recovered or swept; everything else (the node's own API may write to the same place) is served as found, called
-//! foreign, and never changed.
+//! foreign, and never changed. Names with a dot are ours only in the form that we give them, see [`garbage`] and [`creating`].
+//!
+//! Only what is not there (ENOENT) is no backup. A disk error, a missing permission, no descriptor left: each is an error. What
+//! is no regular file of the size of ours (see `nofollow`) says nothing, as if somebody else had written it.
 //!
 //! ```text
 //! BACKUPS/.lock            flock while a job is created and runs; holds the last id that was given out
 //! BACKUPS/.service         flock of the one service of this directory
 //! BACKUPS/.creating-<id>/  a backup that has not got its name yet
-//! BACKUPS/.deleting-*      data on its way out
+//! BACKUPS/.deleting-<id>.<n>/  data on its way out
 //! BACKUPS/<id>/            see `commit`
 //! ```
 //! Recover settles what a crash left: a backup in progress that no living process works on becomes failed. It only
 //! renames and writes small files, so that it takes no time; the sweep removes the data afterwards.
 
-use std::fs::{self, Metadata};
-use std::io::{self, ErrorKind, Read};
+use std::fs::Metadata;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
+
+use rustix::fs::FileType;
 
 use crate::commit::{self, PARTIAL, USE_FILE, WHOLE};
 use crate::disk::{self, Lock, Owner};
@@ -26,6 +31,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate;
 use crate::id::BackupId;
 use crate::manifest::MANIFEST_FILE;
+use crate::nofollow::{self, is_unfit};
 use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status, VERIFIED_FILE, Verified};
 use crate::roomy;
 use crate::source::resolve;
@@ -41,7 +47,7 @@ const INTERRUPTED: &str = "interrupted: the process that made the backup ended b
 
 /// The largest `status` and `backup.json` that are read; ours are far smaller.
 const MAX_STATUS_BYTES: u64 = 64;
-const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;
+pub(crate) const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What stat(2) counts the blocks of a file in.
 const BLOCK_BYTES: u64 = 512;
@@ -52,7 +58,10 @@ const MAX_GARBAGE_NAMES: u32 = 1000;
 /// The backup directory.
 #[derive(Debug)]
 pub(crate) struct Catalog {
+    /// Without links: below it none is followed.
     directory: PathBuf,
+    /// Device and inode of the directory when it was opened.
+    identity: (u64, u64),
     owner: Option<Owner>,
 }
 
@@ -72,7 +81,8 @@ impl Catalog {
     /// Opens the backup directory, creating it where it is missing. `source` is the database whose owner what we create
     /// shall follow.
     pub(crate) fn open(directory: &Path, source: &Path) -> Result<Catalog> {
-        if lies_in_backup(&resolve(directory)?) {
+        let directory = &resolve(directory)?;
+        if lies_in_backup(directory)? {
             let context = format!(
                 "the backup directory {} lies among the files of a backup: name one outside of it",
                 directory.display()
@@ -89,7 +99,7 @@ impl Catalog {
             Error::new(e.kind(), context).because(e)
         };
         disk::ensure_dir(directory, owner).map_err(remedy)?;
-        let catalog = Catalog { directory: directory.to_owned(), owner };
+        let catalog = Catalog { directory: directory.to_owned(), identity: identity_of(directory)?, owner };
         // Opening the lock file proves that the directory can be written before anybody relies on it.
         drop(Lock::try_take(&catalog.job_lock_path(), owner).map_err(remedy)?);
         Ok(catalog)
@@ -102,10 +112,14 @@ impl Catalog {
                 format!("there is no backup directory {}; name it with --backup-directory", directory.display());
             return Err(Error::new(Kind::Usage, context));
         }
+        let directory = resolve(directory)?;
         // What cannot be listed would seem to be empty.
-        fs::read_dir(directory)
-            .context(|| format!("cannot list {}; run as its owner or as root", directory.display()))?;
-        Ok(Catalog { directory: directory.to_owned(), owner: None })
+        drop(
+            nofollow::entries(&directory)
+                .context(|| format!("cannot list {}; run as its owner or as root", directory.display()))?,
+        );
+        let identity = identity_of(&directory)?;
+        Ok(Catalog { directory, identity, owner: None })
     }
 
     /// The catalog of a backup directory that is there, to change it without a source; what is created follows its owner.
@@ -114,20 +128,34 @@ impl Catalog {
         Ok(Catalog { owner: Owner::following(directory)?, ..catalog })
     }
 
+    /// Fails where the backup directory is not the one that was opened: what was mounted there is gone, and what lies below
+    /// the mount, or took its name, is no place for backups.
+    pub(crate) fn require_same(&self) -> Result<()> {
+        if identity_of(&self.directory)? == self.identity {
+            return Ok(());
+        }
+        let context = format!(
+            "{} is not the backup directory that this process opened (unmounted, or replaced?): mount it again, or restart \
+             this process to use the new one",
+            self.directory.display()
+        );
+        Err(Error::new(Kind::Io, context))
+    }
+
     /// The file whose presence pins a backup.
     pub(crate) fn pin_path(&self, id: &BackupId) -> PathBuf {
         self.path(id).join(PIN_FILE)
     }
 
     /// Whether an operator pinned the backup.
-    pub(crate) fn is_pinned(&self, id: &BackupId) -> bool {
-        self.pin_path(id).symlink_metadata().is_ok()
+    pub(crate) fn is_pinned(&self, id: &BackupId) -> Result<bool> {
+        is_there(&self.pin_path(id))
     }
 
     /// How the backup was last verified, where it was.
-    pub(crate) fn verified(&self, id: &BackupId) -> Option<Verified> {
-        let bytes = read_bounded(&self.path(id).join(VERIFIED_FILE), MAX_RECORD_BYTES)?;
-        serde_json::from_slice(&bytes).ok()
+    pub(crate) fn verified(&self, id: &BackupId) -> Result<Option<Verified>> {
+        let bytes = read_small(&self.path(id).join(VERIFIED_FILE), MAX_RECORD_BYTES)?;
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -158,22 +186,27 @@ impl Catalog {
     }
 
     /// The backup of this name; `None` where there is none (any more).
-    pub(crate) fn find(&self, id: &BackupId) -> Option<Found> {
+    ///
+    /// # Errors
+    /// [`Kind::Io`]: it cannot be read, or the backup directory is another one: whether there is one is unknown.
+    pub(crate) fn find(&self, id: &BackupId) -> Result<Option<Found>> {
+        self.require_same()?;
         let path = self.path(id);
-        let meta = path.symlink_metadata().ok().filter(Metadata::is_dir)?;
-        let mut record = read_record(&path, id);
-        let mut status = read_status(&path)?;
+        let Some(meta) = look(&path)?.filter(Metadata::is_dir) else { return Ok(None) };
+        let mut record = read_record(&path, id)?;
+        let Some(mut status) = read_status(&path)? else { return Ok(None) };
         if let Some(record) = &mut record {
             // Somebody removed the data of a finished backup: there is no backup any more.
-            if status == Status::Done && !path.join(WHOLE).is_dir() {
-                return None;
+            if status == Status::Done && !look(&path.join(WHOLE))?.is_some_and(|whole| whole.is_dir()) {
+                return Ok(None);
             }
             // The process that worked on it is gone, and no service has recovered it yet.
-            if status == Status::InProgress && !Lock::is_held(&path.join(USE_FILE)) {
+            if status == Status::InProgress && !Lock::is_held(&path.join(USE_FILE))? {
                 // It may have been finished between the two looks.
                 status = match read_status(&path)? {
-                    Status::InProgress => Status::Failed,
-                    settled => settled,
+                    None => return Ok(None),
+                    Some(Status::InProgress) => Status::Failed,
+                    Some(settled) => settled,
                 };
                 if status == Status::Failed {
                     record.reason.get_or_insert_with(|| INTERRUPTED.to_owned());
@@ -182,36 +215,60 @@ impl Catalog {
         }
         let scope = match &record {
             Some(record) => record.scope,
-            None if has_sqlite(&path) => Scope::RocksdbAndPact,
+            None if has_sqlite(&path)? => Scope::RocksdbAndPact,
             None => Scope::Rocksdb,
         };
         let named_ms = id.millis().unwrap_or(u64::MAX);
         let started_ms = record.as_ref().map_or_else(|| modified_ms(&meta).min(named_ms), |r| r.started_ms);
-        Some(Found { id: id.clone(), status, record, scope, started_ms })
+        Ok(Some(Found { id: id.clone(), status, record, scope, started_ms }))
     }
 
-    /// Every backup, newest first.
+    /// Every backup, newest first. Fails where one cannot be read: the list would be wrong without it.
     pub(crate) fn list(&self) -> Result<Vec<Found>> {
-        let mut found: Vec<Found> = self.ids()?.iter().filter_map(|id| self.find(id)).collect();
-        found.sort_by(|a, b| (b.started_ms, &b.id).cmp(&(a.started_ms, &a.id)));
-        Ok(found)
+        match self.survey()? {
+            (found, None) => Ok(found),
+            (_, Some(unreadable)) => Err(unreadable),
+        }
+    }
+
+    /// Every backup that can be read, newest first, for those whom one bad one must not stop; the log tells of the others.
+    pub(crate) fn readable(&self) -> Result<Vec<Found>> {
+        self.survey().map(|(found, _)| found)
+    }
+
+    /// Every backup that can be read, newest first, and the first error of those that cannot.
+    pub(crate) fn survey(&self) -> Result<(Vec<Found>, Option<Error>)> {
+        let (mut readable, mut unreadable) = (Vec::new(), None);
+        for id in self.ids()? {
+            match self.find(&id) {
+                Ok(found) => readable.extend(found),
+                Err(e) => {
+                    log::warn!("backup not read id={id} reason={:?}", e.chain());
+                    unreadable.get_or_insert(e);
+                }
+            }
+        }
+        readable.sort_by(|a, b| (b.started_ms, &b.id).cmp(&(a.started_ms, &a.id)));
+        Ok((readable, unreadable))
     }
 
     /// The newest good backup of ours in which no verification found damage.
     pub(crate) fn newest_good(&self) -> Result<Option<Found>> {
-        let is_good = |f: &Found| f.status == Status::Done && f.record.is_some() && !self.is_damaged(&f.id);
-        Ok(self.list()?.into_iter().find(is_good))
+        // One of which that cannot be read is passed over: there may be an older one.
+        let is_sound = |f: &Found| !self.is_damaged(&f.id).unwrap_or(true);
+        let is_good = |f: &Found| f.status == Status::Done && f.record.is_some() && is_sound(f);
+        Ok(self.readable()?.into_iter().find(is_good))
     }
 
     /// Whether the last verification of a backup found damage.
-    pub(crate) fn is_damaged(&self, id: &BackupId) -> bool {
-        self.verified(id).is_some_and(|verified| verified.faults_count > 0)
+    pub(crate) fn is_damaged(&self, id: &BackupId) -> Result<bool> {
+        Ok(self.verified(id)?.is_some_and(|verified| verified.faults_count > 0))
     }
 
     /// The job that a living process, perhaps another one, runs here.
-    pub(crate) fn running(&self) -> Option<BackupId> {
+    pub(crate) fn running(&self) -> Result<Option<BackupId>> {
         let in_progress = |f: &Found| f.status == Status::InProgress && f.record.is_some();
-        self.list().ok()?.into_iter().find(in_progress).map(|f| f.id)
+        Ok(self.readable()?.into_iter().find(in_progress).map(|f| f.id))
     }
 
     /// The largest millisecond identifier in the directory, ours or not.
@@ -227,19 +284,23 @@ impl Catalog {
         let mut pending = vec![self.path(id)];
         while let Some(directory) = pending.pop() {
             // What disappears while we look is no longer held by this backup.
-            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-                match entry.metadata() {
-                    Ok(meta) if meta.is_dir() => pending.push(entry.path()),
-                    Ok(meta) if meta.nlink() == 1 => bytes += meta.blocks() * BLOCK_BYTES,
-                    Ok(meta) => shared.push((meta.dev(), meta.ino(), meta.nlink(), meta.blocks())),
-                    Err(_) => {}
+            for (name, stat) in nofollow::entries(&directory).into_iter().flatten().flatten() {
+                let blocks = stat.st_blocks.cast_unsigned();
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    pending.push(directory.join(name));
+                } else if stat.st_nlink == 1 {
+                    bytes += blocks * BLOCK_BYTES;
+                } else {
+                    shared.push((stat.st_dev, stat.st_ino, stat.st_nlink, blocks));
                 }
             }
         }
         shared.sort_unstable();
         for names in shared.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
             let (_, _, links, blocks) = names[0];
-            bytes += if names.len() as u64 >= links { blocks * BLOCK_BYTES } else { 0 };
+            #[allow(clippy::unnecessary_cast)] // its type differs between architectures
+            let is_all = names.len() as u64 >= links as u64;
+            bytes += if is_all { blocks * BLOCK_BYTES } else { 0 };
         }
         bytes
     }
@@ -248,9 +309,16 @@ impl Catalog {
     pub(crate) fn recover(&self) -> Result<()> {
         // While another process makes a backup, what it is creating is not ours to touch.
         if let Some(_job_lock) = Lock::try_take(&self.job_lock_path(), self.owner)? {
-            for name in self.names()?.iter().filter(|n| n.starts_with(CREATING)) {
-                let to = self.free_path(name.trim_start_matches(CREATING));
-                disk::rename(&self.directory.join(name), &to)?;
+            for (name, id) in self.names()?.iter().filter_map(|name| Some((name, creating(name)?))) {
+                let path = self.directory.join(name);
+                if holds_birth_only(&path)? {
+                    disk::rename(&path, &self.free_garbage_path(&id)?)?;
+                } else {
+                    log::warn!(
+                        "directory left alone path={} reason=\"it holds what we did not put there\"",
+                        path.display()
+                    );
+                }
             }
         }
         for id in self.ids()? {
@@ -264,21 +332,21 @@ impl Catalog {
 
     fn settle(&self, id: &BackupId) -> Result<()> {
         let path = self.path(id);
-        if !path.symlink_metadata().is_ok_and(|m| m.is_dir()) || read_record(&path, id).is_none() {
+        if !look(&path)?.is_some_and(|meta| meta.is_dir()) || read_record(&path, id)?.is_none() {
             return Ok(());
         }
-        match read_status(&path) {
+        match read_status(&path)? {
             None => {
                 log::warn!("backup left alone id={id} reason=\"its status file is missing or says nothing we know\"")
             }
             Some(Status::Done) => disk::remove_file(&path.join(STATUS_FAILED_FILE))?,
-            Some(_) if unsettled(&path, id).is_none() => {}
+            Some(_) if unsettled(&path, id)?.is_none() => {}
             Some(_) => {
                 gate::point("settle", &path);
                 // Another process may be making it, or be about to say why it failed.
                 let Some(_use_lock) = Lock::try_take(&path.join(USE_FILE), self.owner)? else { return Ok(()) };
                 // Or it was done in the meantime: only what is seen under the lock counts.
-                let Some((mut record, reason)) = unsettled(&path, id) else { return Ok(()) };
+                let Some((mut record, reason)) = unsettled(&path, id)? else { return Ok(()) };
                 commit::fail(self, &path, &mut record, reason, self.owner)?;
                 log::warn!("backup interrupted id={id}");
             }
@@ -290,7 +358,7 @@ impl Catalog {
     /// cannot be removed keeps nothing else from it; the first such error is returned.
     pub(crate) fn sweep(&self, keep_going: &dyn Fn() -> bool) -> Result<bool> {
         let mut result = Ok(true);
-        for name in self.names()?.iter().filter(|n| n.starts_with(DELETING)) {
+        for name in self.names()?.iter().filter(|name| is_garbage(name)) {
             match disk::remove_tree(&self.directory.join(name), keep_going) {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
@@ -300,23 +368,32 @@ impl Catalog {
         result
     }
 
-    /// A name below which the data of a backup can wait for the sweep.
-    pub(crate) fn free_garbage_path(&self, id: &BackupId) -> PathBuf {
-        self.free_path(id.as_str())
+    /// Sweeps for a command whose own work is done: what cannot be removed is a warning, and the next sweep tries again.
+    pub(crate) fn sweep_or_warn(&self) {
+        if let Err(e) = self.sweep(&|| true) {
+            log::warn!("garbage not removed reason={:?}", e.chain());
+        }
     }
 
-    fn free_path(&self, stem: &str) -> PathBuf {
-        let candidate = |n: u32| self.directory.join(format!("{DELETING}{stem}.{n}"));
-        let free = (0..MAX_GARBAGE_NAMES).map(candidate).find(|p| p.symlink_metadata().is_err());
-        free.unwrap_or_else(|| candidate(MAX_GARBAGE_NAMES))
+    /// A name below which the data of a backup can wait for the sweep.
+    pub(crate) fn free_garbage_path(&self, id: &BackupId) -> Result<PathBuf> {
+        for n in 0..MAX_GARBAGE_NAMES {
+            let path = self.directory.join(format!("{DELETING}{id}.{n}"));
+            if !is_there(&path)? {
+                return Ok(path);
+            }
+        }
+        let context = format!("{MAX_GARBAGE_NAMES} names like {DELETING}{id}.0 are taken; remove them");
+        Err(Error::new(Kind::Io, context))
     }
 
     fn names(&self) -> Result<Vec<String>> {
         let failed = || format!("cannot list the backup directory {}", self.directory.display());
         let mut names = Vec::new();
-        for entry in fs::read_dir(&self.directory).context(failed)? {
+        self.require_same()?;
+        for entry in nofollow::entries(&self.directory).context(failed)? {
             // A name that is not UTF-8 is neither an identifier nor one of our own.
-            names.extend(entry.context(failed)?.file_name().into_string());
+            names.extend(entry.context(failed)?.0.into_string());
         }
         Ok(names)
     }
@@ -327,59 +404,101 @@ impl Catalog {
 }
 
 /// The record of a backup whose end is not settled, and what can be said of the reason; `None` for one that is settled.
-fn unsettled(path: &Path, id: &BackupId) -> Option<(Record, &'static str)> {
-    let record = read_record(path, id)?;
-    let left = || [PARTIAL, WHOLE, MANIFEST_FILE].iter().any(|name| path.join(name).symlink_metadata().is_ok());
-    let reason = match read_status(path)? {
-        Status::Done => return None,
-        Status::InProgress => INTERRUPTED,
-        Status::Failed if left() || record.reason.is_none() => {
-            "interrupted while it was failing: its reason was not written down"
+fn unsettled(path: &Path, id: &BackupId) -> Result<Option<(Record, &'static str)>> {
+    let (Some(record), Some(status)) = (read_record(path, id)?, read_status(path)?) else { return Ok(None) };
+    let mut is_left = false;
+    for name in [PARTIAL, WHOLE, MANIFEST_FILE] {
+        is_left |= is_there(&path.join(name))?;
+    }
+    Ok(match status {
+        Status::InProgress => Some((record, INTERRUPTED)),
+        Status::Failed if is_left || record.reason.is_none() => {
+            Some((record, "interrupted while it was failing: its reason was not written down"))
         }
-        Status::Failed => return None,
-    };
-    Some((record, reason))
+        Status::Done | Status::Failed => None,
+    })
 }
 
-/// The first bytes of a small file of a backup; `None` where there is none. One that cannot be read is none either: whoever
-/// asks goes on without it, but the log says why.
-fn read_bounded(path: &Path, limit_bytes: u64) -> Option<Vec<u8>> {
-    let read = || -> io::Result<Vec<u8>> {
-        // O_NONBLOCK so that a FIFO of that name cannot hold us; it means nothing to a regular file.
-        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
-        let file = fs::File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
-        // One byte more, so that the second read finds the end.
-        let length = usize::try_from(file.metadata()?.len().min(limit_bytes)).unwrap_or(0);
-        let mut bytes = Vec::with_capacity(length + 1);
-        file.take(limit_bytes).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    match read() {
-        Ok(bytes) => Some(bytes),
-        Err(e) => {
-            if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) {
-                log::warn!("file not read path={} reason={:?}", path.display(), e.to_string());
-            }
-            None
+/// The identifier in the name of a backup that has not got its name yet.
+fn creating(name: &str) -> Option<BackupId> {
+    BackupId::parse(name.strip_prefix(CREATING)?).filter(|id| id.millis().is_some())
+}
+
+/// Whether this is a name that we give to data on its way out: `.deleting-<id>.<n>`.
+fn is_garbage(name: &str) -> bool {
+    let parts = name.strip_prefix(DELETING).and_then(|rest| rest.rsplit_once('.'));
+    parts.is_some_and(|(id, n)| {
+        BackupId::parse(id).is_some_and(|id| id.millis().is_some())
+            && n.parse::<u32>().is_ok_and(|of| of.to_string() == n)
+    })
+}
+
+/// Whether a directory holds nothing but what a backup has before it gets its name: then nothing is lost with it.
+fn holds_birth_only(path: &Path) -> Result<bool> {
+    let failed = || format!("cannot list {}", path.display());
+    if !look(path)?.is_some_and(|meta| meta.is_dir()) {
+        return Ok(false);
+    }
+    for entry in nofollow::entries(path).context(failed)? {
+        let (name, stat) = entry.context(failed)?;
+        let is_birth = [USE_FILE, RECORD_FILE, STATUS_FAILED_FILE, STATUS_FILE].iter().any(|ours| name == **ours);
+        if !is_birth || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(false);
         }
+    }
+    Ok(true)
+}
+
+fn identity_of(directory: &Path) -> Result<(u64, u64)> {
+    let meta = directory.symlink_metadata();
+    let meta = meta.context(|| format!("cannot look at the backup directory {}", directory.display()))?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+fn look(path: &Path) -> Result<Option<Metadata>> {
+    nofollow::look(path).context(|| format!("cannot look at {}", path.display()))
+}
+
+/// Whether anything has this name.
+pub(crate) fn is_there(path: &Path) -> Result<bool> {
+    Ok(look(path)?.is_some())
+}
+
+/// A small file of a backup; `None` where there is none. One that none of ours can be is empty.
+fn read_small(path: &Path, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
+    match nofollow::read_small(path, limit_bytes) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) if is_unfit(&e) => {
+            log::warn!("file not read path={} reason={:?}", path.display(), e.to_string());
+            Ok(Some(Vec::new()))
+        }
+        other => other.map(Some).context(|| format!("cannot read {}", path.display())),
     }
 }
 
-fn read_status(path: &Path) -> Option<Status> {
-    let bytes = read_bounded(&path.join(STATUS_FILE), MAX_STATUS_BYTES)?;
-    Status::parse(std::str::from_utf8(&bytes).ok()?)
+fn read_status(path: &Path) -> Result<Option<Status>> {
+    let bytes = read_small(&path.join(STATUS_FILE), MAX_STATUS_BYTES)?;
+    Ok(bytes.and_then(|bytes| Status::parse(std::str::from_utf8(&bytes).ok()?)))
 }
 
 /// The record, if it carries our mark and was written for this directory: a copy under another name is not ours.
-fn read_record(path: &Path, id: &BackupId) -> Option<Record> {
-    let bytes = read_bounded(&path.join(RECORD_FILE), MAX_RECORD_BYTES)?;
-    Record::parse(&bytes).filter(|r| r.id == *id)
+fn read_record(path: &Path, id: &BackupId) -> Result<Option<Record>> {
+    let bytes = read_small(&path.join(RECORD_FILE), MAX_RECORD_BYTES)?;
+    Ok(bytes.and_then(|bytes| Record::parse(&bytes)).filter(|r| r.id == *id))
 }
 
 /// Whether a path without links is a backup of ours, or lies in one.
-pub(crate) fn lies_in_backup(resolved: &Path) -> bool {
+pub(crate) fn lies_in_backup(resolved: &Path) -> Result<bool> {
     let id_of = |directory: &Path| BackupId::parse(directory.file_name()?.to_str()?);
-    resolved.ancestors().any(|above| id_of(above).is_some_and(|id| read_record(above, &id).is_some()))
+    for above in resolved.ancestors() {
+        if let Some(id) = id_of(above)
+            && nofollow::is_directory(above).unwrap_or(false)
+            && read_record(above, &id)?.is_some()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Device and inode of a file that has other names, too.
@@ -387,9 +506,20 @@ pub(crate) fn shared_identity(path: &Path) -> Option<(u64, u64)> {
     path.symlink_metadata().ok().filter(|meta| meta.nlink() > 1).map(|meta| (meta.dev(), meta.ino()))
 }
 
-fn has_sqlite(path: &Path) -> bool {
-    let names = fs::read_dir(path.join(WHOLE).join("sqlite")).into_iter().flatten().flatten();
-    names.map(|e| e.file_name()).any(|n| n.to_string_lossy().ends_with(".sqlite"))
+fn has_sqlite(path: &Path) -> Result<bool> {
+    let directory = path.join(WHOLE).join("sqlite");
+    let names = match nofollow::entries(&directory) {
+        // Not there, or no directory: somebody else's backup may look like that.
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) || is_loop(&e) => {
+            return Ok(false);
+        }
+        other => other.context(|| format!("cannot list {}", directory.display()))?,
+    };
+    Ok(names.flatten().any(|(name, _)| name.to_string_lossy().ends_with(".sqlite")))
+}
+
+fn is_loop(e: &std::io::Error) -> bool {
+    e.raw_os_error() == Some(libc::ELOOP)
 }
 
 fn modified_ms(meta: &Metadata) -> u64 {

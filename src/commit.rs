@@ -24,7 +24,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, is_there};
 use crate::control::{Control, Phase};
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, Kind, Result};
@@ -61,6 +61,7 @@ pub(crate) struct Unfinished {
 impl Unfinished {
     /// Steps 1 to 3. Fails with [`Kind::Busy`] while another process makes a backup here.
     pub(crate) fn create(catalog: &Catalog, scope: Scope, now_ms: u64, versions: Versions) -> Result<Unfinished> {
+        catalog.require_same()?;
         let lock_path = catalog.job_lock_path();
         let job_lock = Lock::try_take(&lock_path, catalog.owner())?.ok_or_else(|| {
             let context = format!("another process makes a backup in {}", catalog.directory().display());
@@ -71,7 +72,7 @@ impl Unfinished {
         let first = catalog.newest_millis()?.max(noted).saturating_add(1).max(now_ms);
         for unix_ms in first..first.saturating_add(MAX_ID_TRIES) {
             let id = BackupId::from_millis(unix_ms);
-            if catalog.path(&id).symlink_metadata().is_ok() {
+            if is_there(&catalog.path(&id))? {
                 continue;
             }
             job_lock.write_note(&lock_path, id.as_str())?;
@@ -194,7 +195,7 @@ pub(crate) fn fail(
     reason: &str,
     owner: Option<Owner>,
 ) -> Result<()> {
-    if path.join(STATUS_FAILED_FILE).exists() {
+    if is_there(&path.join(STATUS_FAILED_FILE))? {
         call_failed(path)?;
     } else {
         disk::replace(path, STATUS_FILE, Status::Failed.word().as_bytes(), owner)?;
@@ -219,8 +220,8 @@ pub(crate) fn fail(
 pub(crate) fn discard_data(catalog: &Catalog, path: &Path, id: &BackupId) -> Result<()> {
     for name in [PARTIAL, WHOLE] {
         let data = path.join(name);
-        if data.symlink_metadata().is_ok() {
-            disk::rename(&data, &catalog.free_garbage_path(id))?;
+        if is_there(&data)? {
+            disk::rename(&data, &catalog.free_garbage_path(id)?)?;
         }
     }
     disk::end_replace(path, STATUS_FILE)?;

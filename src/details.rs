@@ -1,9 +1,12 @@
 //! What is told of a backup and of the job that makes it.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::catalog::{Catalog, Found};
-use crate::control::Phase;
+use crate::control::{Control, Phase};
+use crate::error::Result;
 use crate::id::BackupId;
 use crate::record::{Record, Scope, Status, Verified};
 use crate::sums;
@@ -52,6 +55,23 @@ pub struct Progress {
     pub eta_seconds: Option<u64>,
 }
 
+impl Progress {
+    /// How far a job has come in this time.
+    pub(crate) fn of(control: &Control, elapsed: Duration) -> Progress {
+        let (bytes_done, bytes_total) = control.bytes();
+        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+        let bytes_per_second = bytes_done.saturating_mul(1000) / millis;
+        Progress {
+            phase: control.phase(),
+            bytes_done,
+            bytes_total,
+            bytes_per_second,
+            elapsed_seconds: elapsed.as_secs(),
+            eta_seconds: (bytes_total - bytes_done).checked_div(bytes_per_second),
+        }
+    }
+}
+
 impl Details {
     /// What is left to say of a job whose directory somebody has removed.
     pub(crate) fn without_directory(id: &BackupId, status: Status, scope: Scope, started_ms: u64) -> Details {
@@ -71,12 +91,12 @@ impl Details {
     }
 
     /// What the disk says of a backup; no job of ours runs on it.
-    pub(crate) fn of(catalog: &Catalog, found: Found) -> Details {
-        Details {
+    pub(crate) fn of(catalog: &Catalog, found: Found) -> Result<Details> {
+        Ok(Details {
             foreign: found.record.is_none(),
-            pinned: catalog.is_pinned(&found.id),
-            verified: catalog.verified(&found.id),
-            sums: sums::present(&catalog.path(&found.id)),
+            pinned: catalog.is_pinned(&found.id)?,
+            verified: catalog.verified(&found.id)?,
+            sums: sums::present(&catalog.path(&found.id))?,
             exclusive_bytes: None,
             progress: None,
             id: found.id,
@@ -84,6 +104,6 @@ impl Details {
             scope: found.scope,
             started_ms: found.started_ms,
             record: found.record,
-        }
+        })
     }
 }

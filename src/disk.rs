@@ -2,25 +2,42 @@
 //!
 //! Invariants
 //! - Each operation passes the fault gate before it happens, so that a test can fail or kill every one of them.
-//! - A path given to this file lies below the backup directory, or is the pin directory: no source is ever changed.
-//! - Nothing follows a symbolic link on its way to delete something.
+//! - A path given to this file lies below the backup directory, the pin directory or the target of a restore, none of which
+//!   has a link in it: no source is ever changed.
+//! - Nothing follows a symbolic link: each change is made by a name in a directory that `nofollow` opened. What an attacker
+//!   with the node's user can do is said there.
 //! - An error of fsync is returned and never retried: after one, the kernel may have dropped the data.
 //!
 //! RocksDB's checkpoint and SQLite write by themselves, but only inside an unfinished backup; what they wrote is synced here.
 #![allow(clippy::disallowed_methods)]
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate::pass;
+use crate::nofollow::{self, Place, is_unfit};
 use crate::unsynced::Unsynced;
+
+/// The modes of what we create, before the umask.
+const DIRECTORY_MODE: u32 = 0o777;
+const PRIVATE_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o666;
+const LOCK_MODE: u32 = 0o644;
+
+/// How deep a tree is walked to remove it, each level with open descriptors; what lies deeper is brought up first.
+const MAX_DEPTH: u32 = 8;
+
+/// How often a directory is emptied to which somebody adds something at the same time.
+const MAX_PASSES: u32 = 8;
 
 /// User and group of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +57,10 @@ impl Owner {
     }
 
     /// Whether a file already belongs to whom our new files will belong.
-    pub(crate) fn fits(owner: Option<Owner>, file: &Metadata) -> bool {
+    pub(crate) fn fits(owner: Option<Owner>, file: &Stat) -> bool {
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let wanted = owner.unwrap_or(Owner { uid, gid });
-        (file.uid(), file.gid()) == (wanted.uid, wanted.gid)
+        (file.st_uid, file.st_gid) == (wanted.uid, wanted.gid)
     }
 
     fn ids(self) -> (Option<Uid>, Option<Gid>) {
@@ -57,18 +74,29 @@ pub(crate) fn failed(verb: &str, path: &Path) -> String {
 
 /// Creates a directory that must not exist yet.
 pub(crate) fn create_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
-    pass("mkdir", path).and_then(|()| fs::create_dir(path)).context(|| failed("create directory", path))?;
+    create_dir_with(path, DIRECTORY_MODE, owner)
+}
+
+fn create_dir_with(path: &Path, mode: u32, owner: Option<Owner>) -> Result<()> {
+    let create = || -> io::Result<()> {
+        let place = Place::of(path)?;
+        Ok(rustix::fs::mkdirat(&place.directory, place.name, Mode::from_raw_mode(mode))?)
+    };
+    pass("mkdir", path).and_then(|()| create()).context(|| failed("create directory", path))?;
     give(path, owner)
 }
 
-/// Creates a directory that only its owner may enter, if it is not there.
+/// Creates a directory that only its owner may enter, if it is not there. One that is there must be a directory, and no
+/// link to one.
 pub(crate) fn ensure_private_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
-    if path.is_dir() {
-        return Ok(());
+    match nofollow::look(path).context(|| failed("look at", path))? {
+        None => create_dir_with(path, PRIVATE_MODE, owner),
+        Some(meta) if meta.is_dir() => Ok(()),
+        Some(_) => {
+            let context = format!("{} is not a directory of ours but a link or a file; remove it", path.display());
+            Err(Error::new(Kind::Refused, context))
+        }
     }
-    let create = || fs::DirBuilder::new().mode(0o700).create(path);
-    pass("mkdir", path).and_then(|()| create()).context(|| failed("create directory", path))?;
-    give(path, owner)
 }
 
 /// Creates a directory and its parents where they are missing; the parents must be creatable too.
@@ -86,19 +114,37 @@ pub(crate) fn ensure_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
     }
 }
 
-/// Gives a file or directory that we created to its owner-to-be.
+/// Gives a file or directory that we created to its owner-to-be. Neither a link nor a file with a second name is given away.
 pub(crate) fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
     let Some(owner) = owner else { return Ok(()) };
+    let give = || -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = File::from(nofollow::open(path, flags, Mode::empty())?);
+        let meta = file.metadata()?;
+        if meta.is_dir() || (meta.is_file() && meta.nlink() == 1) {
+            return give_open(&file, owner);
+        }
+        Err(io::Error::other("it is not what we created"))
+    };
+    pass("chown", path).and_then(|()| give()).context(|| failed("change the owner of", path))
+}
+
+fn give_open(file: &File, owner: Owner) -> io::Result<()> {
     let (uid, gid) = owner.ids();
-    pass("chown", path).context(|| failed("change the owner of", path))?;
-    rustix::fs::chownat(CWD, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW).context(|| failed("change the owner of", path))
+    Ok(rustix::fs::fchown(file, uid, gid)?)
 }
 
 /// Creates an empty file that must not exist; `operation` is what the gate calls that.
 pub(crate) fn create_new(operation: &'static str, path: &Path, owner: Option<Owner>) -> Result<File> {
-    let create = || OpenOptions::new().write(true).create_new(true).open(path);
+    let create = || {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        Ok(File::from(Place::of(path)?.open(flags, Mode::from_raw_mode(FILE_MODE))?))
+    };
     let file = pass(operation, path).and_then(|()| create()).context(|| failed("create", path))?;
-    give(path, owner)?;
+    if let Some(owner) = owner {
+        let given = pass("chown", path).and_then(|()| give_open(&file, owner));
+        given.context(|| failed("change the owner of", path))?;
+    }
     Ok(file)
 }
 
@@ -156,36 +202,47 @@ fn temporary_of(directory: &Path, name: &str) -> PathBuf {
 
 /// Renames over whatever `to` is. Durable once both directories are synced.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
-    pass("rename", from).and_then(|()| fs::rename(from, to)).context(|| failed("rename", from))
+    let rename = || -> io::Result<()> {
+        let (from, to) = (Place::of(from)?, Place::of(to)?);
+        Ok(rustix::fs::renameat(&from.directory, from.name, &to.directory, to.name)?)
+    };
+    pass("rename", from).and_then(|()| rename()).context(|| failed("rename", from))
 }
 
 /// Renames where nothing stands at `to`; `Ok(false)` and no change where something does.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<bool> {
-    pass("rename", from).context(|| failed("rename", from))?;
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(true),
-        Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(false),
-        // Some file systems know no flags; what calls us holds the lock of the backup directory, so looking first is enough.
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            if to.symlink_metadata().is_ok() {
-                return Ok(false);
+    let rename = || -> io::Result<bool> {
+        let (from, to) = (Place::of(from)?, Place::of(to)?);
+        let flags = RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(&from.directory, from.name, &to.directory, to.name, flags) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(false),
+            // Some file systems know no flags; what calls us holds the lock of the backup directory, so looking first is
+            // enough.
+            Err(Errno::INVAL | Errno::NOSYS) if to.look()?.is_some() => Ok(false),
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                Ok(rustix::fs::renameat(&from.directory, from.name, &to.directory, to.name).map(|()| true)?)
             }
-            fs::rename(from, to).context(|| failed("rename", from)).map(|()| true)
+            Err(errno) => Err(errno.into()),
         }
-        Err(errno) => Err(Error::io(failed("rename", from), errno.into())),
-    }
+    };
+    pass("rename", from).and_then(|()| rename()).context(|| failed("rename", from))
 }
 
 /// Exchanges two directories in one step: no instant shows either missing.
 pub(crate) fn exchange(a: &Path, b: &Path) -> Result<()> {
-    pass("exchange", a).context(|| failed("exchange", a))?;
-    rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).context(|| failed("exchange", a))
+    let exchange = || -> io::Result<()> {
+        let (a, b) = (Place::of(a)?, Place::of(b)?);
+        Ok(rustix::fs::renameat_with(&a.directory, a.name, &b.directory, b.name, RenameFlags::EXCHANGE)?)
+    };
+    pass("exchange", a).and_then(|()| exchange()).context(|| failed("exchange", a))
 }
 
 /// Gives `from` a second name. The error of the system is returned bare: callers act on EXDEV, EPERM and ENOENT.
 pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
     pass("link", to)?;
-    fs::hard_link(from, to)
+    let (from, to) = (Place::of(from)?, Place::of(to)?);
+    Ok(rustix::fs::linkat(&from.directory, from.name, &to.directory, to.name, AtFlags::empty())?)
 }
 
 /// As [`link`], by names in open directories; `to_path` is where `to` leads, for the gate.
@@ -207,57 +264,151 @@ pub(crate) fn written_by_library(path: &Path) -> Result<()> {
 
 /// Makes the names in a directory durable.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
-    pass("fsync-dir", path).and_then(|()| File::open(path)?.sync_all()).context(|| failed("sync directory", path))
+    let sync = || nofollow::open_directory(path)?.sync_all();
+    pass("fsync-dir", path).and_then(|()| sync()).context(|| failed("sync directory", path))
 }
 
 /// Syncs a directory and those below it, bottom-up.
 pub(crate) fn sync_dirs(path: &Path) -> Result<()> {
-    for entry in fs::read_dir(path).context(|| failed("read directory", path))? {
-        let entry = entry.context(|| failed("read directory", path))?;
-        if entry.file_type().context(|| failed("look at", &entry.path()))?.is_dir() {
-            sync_dirs(&entry.path())?;
+    for entry in nofollow::entries(path).context(|| failed("read directory", path))? {
+        let (name, stat) = entry.context(|| failed("read directory", path))?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            sync_dirs(&path.join(name))?;
         }
     }
     sync_dir(path)
 }
 
-/// Removes a file; one that is not there is no error.
+/// Removes a file, or a link itself; one that is not there is no error.
 pub(crate) fn remove_file(path: &Path) -> Result<()> {
+    let find = || -> io::Result<Option<Place<'_>>> {
+        let place = Place::of(path)?;
+        Ok(place.look()?.is_some().then_some(place))
+    };
+    let found = match find() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        other => other.context(|| failed("remove", path))?,
+    };
     // Looked at first so that the common case, nothing there, is no operation at all.
-    if path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
-        return Ok(());
-    }
-    gone(pass("unlink", path).and_then(|()| fs::remove_file(path))).context(|| failed("remove", path))
+    let Some(place) = found else { return Ok(()) };
+    let unlink = || gone(rustix::fs::unlinkat(&place.directory, place.name, AtFlags::empty()));
+    pass("unlink", path).and_then(|()| unlink()).context(|| failed("remove", path))
 }
 
-/// Removes a directory and all below it, as long as `keep_going` says so; `Ok(false)` when it was told to stop.
-/// What somebody else removed meanwhile is no error.
+/// Removes a directory and all below it, as long as `keep_going` says so; `Ok(false)` when it was told to stop. What has
+/// the name and is no directory, like a link to one, is removed itself. What somebody else removed meanwhile is no error.
+/// Nothing is removed from a file system that is mounted somewhere below.
 pub(crate) fn remove_tree(path: &Path, keep_going: &dyn Fn() -> bool) -> Result<bool> {
-    let entries = match fs::read_dir(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
-        other => other.context(|| failed("read directory", path))?,
-    };
-    for entry in entries {
-        if !keep_going() {
-            return Ok(false);
+    let remove = || -> io::Result<bool> {
+        let place = Place::of(path)?;
+        match place.look()? {
+            None => return Ok(true),
+            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {}
+            Some(_) => {
+                pass("unlink", path)?;
+                gone(rustix::fs::unlinkat(&place.directory, place.name, AtFlags::empty()))?;
+                return Ok(true);
+            }
         }
-        let entry = entry.context(|| failed("read directory", path))?;
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            if !remove_tree(&entry.path(), keep_going)? {
+        let top = nofollow::open_below(&place.directory, place.name).map_err(not_through_mounts)?;
+        let mut removal = Removal { top, keep_going, path: path.to_owned(), raised_count: 0 };
+        let mut passes_left = MAX_PASSES;
+        loop {
+            let raised_before = removal.raised_count;
+            if !removal.empty(None, 0)? {
                 return Ok(false);
             }
-        } else {
-            remove_file(&entry.path())?;
+            if removal.raised_count > raised_before {
+                continue;
+            }
+            pass("rmdir", path)?;
+            match rustix::fs::unlinkat(&place.directory, place.name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTEMPTY | Errno::EXIST) if passes_left > 0 => passes_left -= 1,
+                removed => return gone(removed).map(|()| true),
+            }
         }
+    };
+    match remove() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        other => other.context(|| failed("remove directory", path)),
     }
-    gone(pass("rmdir", path).and_then(|()| fs::remove_dir(path))).context(|| failed("remove directory", path))?;
-    Ok(true)
 }
 
-fn gone(result: io::Result<()>) -> io::Result<()> {
+/// A tree on its way out. It is walked by descriptors: no name in it leads out of it.
+struct Removal<'a> {
+    top: OwnedFd,
+    keep_going: &'a dyn Fn() -> bool,
+    /// Where the walk is, for the gate and for messages.
+    path: PathBuf,
+    /// How many directories were brought up to the top because they lay too deep.
+    raised_count: u64,
+}
+
+impl Removal<'_> {
+    /// Removes what is in a directory at this depth, `None` for the top; `Ok(false)` when it was told to stop.
+    fn empty(&mut self, directory: Option<&OwnedFd>, depth: u32) -> io::Result<bool> {
+        for entry in Dir::read_from(directory.unwrap_or(&self.top))? {
+            if !(self.keep_going)() {
+                return Ok(false);
+            }
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            self.path.push(name);
+            let removed = self.remove(directory, name, depth);
+            if !removed.map_err(|e| self.name(e))? {
+                return Ok(false);
+            }
+            self.path.pop();
+        }
+        Ok(true)
+    }
+
+    /// Says of which file below the top an error speaks, once.
+    fn name(&self, e: io::Error) -> io::Error {
+        if e.get_ref().is_some() { e } else { io::Error::new(e.kind(), format!("{}: {e}", self.path.display())) }
+    }
+
+    fn remove(&mut self, directory: Option<&OwnedFd>, name: &OsStr, depth: u32) -> io::Result<bool> {
+        let within = directory.unwrap_or(&self.top).as_fd();
+        let stat = match rustix::fs::statat(within, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(true),
+            stat => stat?,
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            pass("unlink", &self.path)?;
+            return gone(rustix::fs::unlinkat(within, name, AtFlags::empty())).map(|()| true);
+        }
+        if depth >= MAX_DEPTH {
+            pass("rename", &self.path)?;
+            self.raised_count += 1;
+            let raised = format!(".raised-{}-{}", rustix::process::getpid().as_raw_nonzero(), self.raised_count);
+            return gone(rustix::fs::renameat(within, name, &self.top, &*raised)).map(|()| true);
+        }
+        let below = nofollow::open_below(within, name).map_err(not_through_mounts)?;
+        if !self.empty(Some(&below), depth + 1)? {
+            return Ok(false);
+        }
+        pass("rmdir", &self.path)?;
+        let within = directory.unwrap_or(&self.top);
+        gone(rustix::fs::unlinkat(within, name, AtFlags::REMOVEDIR)).map(|()| true)
+    }
+}
+
+fn not_through_mounts(e: io::Error) -> io::Error {
+    if e.raw_os_error() == Some(libc::EXDEV) {
+        io::Error::other("a file system is mounted there; unmount it")
+    } else {
+        e
+    }
+}
+
+fn gone(result: rustix::io::Result<()>) -> io::Result<()> {
     match result {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+        Err(Errno::NOENT) => Ok(()),
+        other => Ok(other?),
     }
 }
 
@@ -269,24 +420,26 @@ pub(crate) struct Lock(File);
 impl Lock {
     /// Takes the lock of a file, which is created if it is missing; `None` where somebody else has it.
     pub(crate) fn try_take(path: &Path, owner: Option<Owner>) -> Result<Option<Lock>> {
-        let new = !path.exists();
-        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path);
-        let file = pass("lock", path).and_then(|()| open()).context(|| failed("open lock file", path))?;
-        if new {
-            give(path, owner)?;
+        let file = pass("lock", path).and_then(|()| open_or_create_lock(path));
+        let (file, is_new) = file.context(|| failed("open lock file", path))?;
+        if let Some(owner) = owner.filter(|_| is_new) {
+            let given = pass("chown", path).and_then(|()| give_open(&file, owner));
+            given.context(|| failed("change the owner of", path))?;
         }
         Lock::of(file, FlockOperation::NonBlockingLockExclusive, path)
     }
 
     /// Shares the lock of a file that is there, so that nobody takes it exclusively; `None` where somebody has.
     pub(crate) fn try_share(path: &Path) -> Result<Option<Lock>> {
-        let file = open_lock(path).context(|| failed("open lock file", path))?;
+        let file = nofollow::open_regular(path).context(|| failed("open lock file", path))?;
         Lock::of(file, FlockOperation::NonBlockingLockShared, path)
     }
 
     /// Takes the lock of a directory itself, which leaves no file there; `None` where somebody else has it.
     pub(crate) fn try_take_directory(path: &Path) -> Result<Option<Lock>> {
-        let file = pass("lock", path).and_then(|()| open_lock(path)).context(|| failed("open directory", path))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = || Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?));
+        let file = pass("lock", path).and_then(|()| open()).context(|| failed("open directory", path))?;
         Lock::of(file, FlockOperation::NonBlockingLockExclusive, path)
     }
 
@@ -298,17 +451,28 @@ impl Lock {
         }
     }
 
-    /// Whether a living process holds the lock of a file. Changes nothing; a file that is not there is not held.
-    pub(crate) fn is_held(path: &Path) -> bool {
-        let Ok(file) = open_lock(path) else { return false };
+    /// Whether a living process holds the lock of a file. Changes nothing; a file that is not there, or that none of ours
+    /// can be, is not held.
+    pub(crate) fn is_held(path: &Path) -> Result<bool> {
+        let file = match nofollow::open_regular(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound || is_unfit(&e) => return Ok(false),
+            other => other.context(|| failed("open lock file", path))?,
+        };
         let taken = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
         drop(Lock(file));
-        taken == Err(Errno::WOULDBLOCK)
+        match taken {
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            other => other.context(|| failed("ask for the lock", path)).map(|()| false),
+        }
     }
 
     /// A short note kept in the lock file itself, durable when this returns.
     pub(crate) fn write_note(&self, path: &Path, note: &str) -> Result<()> {
         let write = || -> io::Result<()> {
+            if self.0.metadata()?.nlink() > 1 {
+                // Of whom is the other name? Only here we write to a file that was there before.
+                return Err(io::Error::other("it has another name (a hard link); remove it"));
+            }
             self.0.write_all_at(note.as_bytes(), 0)?;
             // A change of nothing but the content needs no commit of the journal.
             if self.0.metadata()?.len() == note.len() as u64 { Ok(()) } else { self.0.set_len(note.len() as u64) }
@@ -333,10 +497,17 @@ impl Drop for Lock {
     }
 }
 
-/// Opens a lock file for looking; a FIFO of that name does not hold us.
-fn open_lock(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+/// Opens a lock file, and says whether it is a new one.
+fn open_or_create_lock(path: &Path) -> io::Result<(File, bool)> {
+    let place = Place::of(path)?;
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
+    match place.open(flags | OFlags::CREATE | OFlags::EXCL, Mode::from_raw_mode(LOCK_MODE)) {
+        Ok(file) => Ok((File::from(file), true)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            Ok((nofollow::require_regular(place.open(flags, Mode::empty()))?, false))
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// Bytes available to us, and bytes in all, of the file system that holds `path`.

@@ -118,12 +118,13 @@ fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> R
         },
         Route::Health => text(200, "Health check OK."),
         Route::Metrics => {
-            let backups = service.list_backups().unwrap_or_default();
+            let listed = service.list_backups();
+            let (backups, is_readable) = (listed.as_deref().unwrap_or_default(), listed.is_ok());
             let shared = service.shared();
             let version = config.node_version.as_deref().unwrap_or("unknown");
             let running = shared.running();
             let (free, limit) = (shared.free_bytes(), shared.limit_bytes());
-            let body = metrics::render(&shared.counters, &backups, running.as_ref(), free, limit, version);
+            let body = metrics::render(&shared.counters, backups, is_readable, running.as_ref(), free, limit, version);
             respond(200, METRICS, body)
         }
     }
@@ -134,8 +135,9 @@ fn make(service: &Service, request: MakeRequest) -> Response {
         Ok(id) => {
             let response = text(200, id.as_str());
             match service.status_and_scope(&id) {
-                Some((_, scope)) => with_scope(response, scope),
-                None => response,
+                Ok(Some((_, scope))) => with_scope(response, scope),
+                // Deleted already, or its job has ended and the disk does not tell: the identifier is what was asked for.
+                Ok(None) | Err(_) => response,
             }
         }
         Err(e) => failure(&e),
@@ -149,11 +151,15 @@ fn check(service: &Service, segment: &str, request: &Request) -> Response {
         accept.split(',').any(|range| range.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case(JSON)))
     });
     let answer = if wants_json {
-        service.details(&id).map(|details| (json(&details), details.scope))
+        service.details(&id).map(|found| found.map(|details| (json(&details), details.scope)))
     } else {
-        service.status_and_scope(&id).map(|(status, scope)| (text(200, status.word()), scope))
+        service.status_and_scope(&id).map(|found| found.map(|(status, scope)| (text(200, status.word()), scope)))
     };
-    answer.map_or_else(|| text(404, "no such backup"), |(response, scope)| with_scope(response, scope))
+    match answer {
+        Ok(Some((response, scope))) => with_scope(response, scope),
+        Ok(None) => text(404, "no such backup"),
+        Err(e) => failure(&e),
+    }
 }
 
 fn with_scope(response: Response, scope: Scope) -> Response {

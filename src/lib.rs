@@ -30,7 +30,7 @@
 //!        verify, sums, restore, retention   finished backups
 //! row 2  rocks, engine, no_engine, live, live_files, reuse, sqlite, raw_copy   a source -> synced files
 //!        source, record, manifest      what is read; durable formats
-//! row 1  copy, disk, unsynced, quiet, sys, watchdog   every change that we make to the file system
+//! row 1  copy, disk, nofollow, unsynced, quiet, sys, watchdog   every change that we make to the file system
 //! row 0  id, error, config, config_tree, control, gate, seal,
 //!        cut, log_format, version_edit, sqlite_wal, roomy   no I/O
 //! ```
@@ -65,6 +65,7 @@ mod log_format;
 mod manage;
 mod manifest;
 mod metrics;
+mod nofollow;
 mod quiet;
 mod raw_copy;
 mod record;

@@ -54,6 +54,7 @@ use crate::error::{Error, Failure, IoContext, Kind, Result};
 use crate::gate;
 use crate::live_files::{MAX_TEXT_BYTES, Pin, Source, Staging, fstat, identity, is_options};
 use crate::log_format::{self, End};
+use crate::nofollow;
 use crate::quiet::QuietReader;
 use crate::reuse::{self, Earlier};
 use crate::unsynced::{Batch, Unsynced};
@@ -344,7 +345,7 @@ fn copy_wal(source: &Source, wal: &Wal, to: &Path, owner: Option<Owner>, control
             source.refused(&format!("{} became shorter while it was read: somebody truncates its WAL", wal.name))
         );
     }
-    let copy = File::open(&target).context(|| format!("cannot open {}", target.display()))?;
+    let copy = nofollow::open_regular(&target).context(|| format!("cannot open {}", target.display()))?;
     let extent = log_format::measure(copy).context(|| format!("cannot read {}", target.display()))?;
     if extent.recyclable {
         return Err(source.refused_recycling(&format!("{} belongs to WAL files that are used again", wal.name)));
@@ -379,9 +380,13 @@ fn write_rest(
     // A longer number is a larger one.
     options.sort_by_key(|name| (name.len(), name.clone()));
     // The newest OPTIONS may be replaced while we look; the database opens without any.
+    let mut copied_options = false;
     for name in options.iter().rev().map(String::as_str).take(2).chain(["IDENTITY"]) {
-        let taken = name != "IDENTITY" && options.iter().any(|o| to.join(o).exists());
-        if let (false, Some(file)) = (taken, source.open(name)?) {
+        if name != "IDENTITY" && copied_options {
+            continue;
+        }
+        if let Some(file) = source.open(name)? {
+            copied_options |= name != "IDENTITY";
             let bytes = file.metadata().context(|| format!("cannot look at {name}"))?.len();
             unsynced.add(copy(&file, bytes.min(MAX_TEXT_BYTES), name)?)?;
         }

@@ -169,7 +169,7 @@ fn make(plan: MakePlan) -> Result<i32> {
     // A small backup is done in no time, and who waits for it should not wait longer.
     let (mut pause, longest) = (FIRST_PAUSE, if terminal { PROGRESS_INTERVAL } else { WAIT_INTERVAL });
     let details = loop {
-        match service.details(&id) {
+        match service.details(&id)? {
             Some(d) if d.status == Status::InProgress => {
                 if terminal {
                     progress_line(&d);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::catalog::{Catalog, Found};
+use crate::catalog::{Catalog, Found, is_there};
 use crate::commit::USE_FILE;
 use crate::config::Sums;
 use crate::control::Control;
@@ -37,20 +37,20 @@ const LATEST: &str = "latest";
 /// [`Kind::Usage`]: there is no such directory. [`Kind::Io`]: it cannot be listed.
 pub fn list_backups_in(directory: &Path) -> Result<Vec<Details>> {
     let catalog = Catalog::view(directory)?;
-    Ok(catalog.list()?.into_iter().map(|found| viewed(&catalog, found)).collect())
+    catalog.list()?.into_iter().map(|found| viewed(&catalog, found)).collect()
 }
 
 /// One backup below a backup directory, as [`list_backups_in`] tells it; `None` where there is none.
 ///
 /// # Errors
-/// [`Kind::Usage`]: there is no such directory.
+/// [`Kind::Usage`]: there is no such directory. [`Kind::Io`]: it, or the backup, cannot be read.
 pub fn check_backup_in(directory: &Path, id: &BackupId) -> Result<Option<Details>> {
     let catalog = Catalog::view(directory)?;
-    Ok(catalog.find(id).map(|found| viewed(&catalog, found)))
+    catalog.find(id)?.map(|found| viewed(&catalog, found)).transpose()
 }
 
-fn viewed(catalog: &Catalog, found: Found) -> Details {
-    Details { exclusive_bytes: Some(catalog.exclusive_bytes(&found.id)), ..Details::of(catalog, found) }
+fn viewed(catalog: &Catalog, found: Found) -> Result<Details> {
+    Ok(Details { exclusive_bytes: Some(catalog.exclusive_bytes(&found.id)), ..Details::of(catalog, found)? })
 }
 
 /// A good backup that is held against deleting.
@@ -87,10 +87,10 @@ fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
     let catalog = Catalog::view(directory)?;
     let found = if word == LATEST {
         let none = || Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()));
-        let mut done = catalog.list()?.into_iter().filter(|f| f.status == Status::Done);
+        let mut done = catalog.readable()?.into_iter().filter(|f| f.status == Status::Done);
         let is_sound = |f: &Found| {
-            let doubt = if even_damaged { None } else { doubt(&catalog, f) };
-            if let Some(why) = doubt {
+            let doubt = if even_damaged { None } else { doubt(&catalog, f).unwrap_or_else(|e| Some(e.chain())) };
+            if let Some(why) = &doubt {
                 log::warn!("backup passed over id={} reason={why:?}", f.id);
             }
             doubt.is_none()
@@ -106,22 +106,22 @@ fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
     let path = catalog.path(&found.id);
     let use_path = path.join(USE_FILE);
     let use_lock =
-        if use_path.exists() { Some(Lock::try_share(&use_path)?.ok_or_else(|| in_use(&found.id))?) } else { None };
+        if is_there(&use_path)? { Some(Lock::try_share(&use_path)?.ok_or_else(|| in_use(&found.id))?) } else { None };
     Ok(Held { catalog, found, path, _use_lock: use_lock })
 }
 
 /// Why nobody should rely on a finished backup, where that is known.
-fn doubt(catalog: &Catalog, found: &Found) -> Option<&'static str> {
-    if catalog.is_damaged(&found.id) {
-        return Some("a verification found damage in it");
+fn doubt(catalog: &Catalog, found: &Found) -> Result<Option<String>> {
+    if catalog.is_damaged(&found.id)? {
+        return Ok(Some("a verification found damage in it".to_owned()));
     }
     // Without its record it seems to be somebody else's.
-    let lost = found.record.is_none() && catalog.path(&found.id).join(RECORD_FILE).exists();
-    lost.then_some("its record is damaged")
+    let lost = found.record.is_none() && is_there(&catalog.path(&found.id).join(RECORD_FILE))?;
+    Ok(lost.then(|| "its record is damaged".to_owned()))
 }
 
 fn find(catalog: &Catalog, word: &str) -> Result<Found> {
-    let found = BackupId::parse(word).and_then(|id| catalog.find(&id));
+    let found = BackupId::parse(word).map(|id| catalog.find(&id)).transpose()?.flatten();
     let context =
         || format!("there is no backup {word:?} in {}; list shows what there is", catalog.directory().display());
     found.ok_or_else(|| Error::new(Kind::NotFound, context()))
@@ -169,7 +169,7 @@ pub fn restore_backup(
     restore::require_target(target, directory)?;
     let held = hold(directory, word, false)?;
     if depth != Depth::Deep
-        && let Some(why) = doubt(&held.catalog, &held.found)
+        && let Some(why) = doubt(&held.catalog, &held.found)?
     {
         let context = format!(
             "backup {} is not good, {why}: restore another (list shows them), or have every byte of it read again by \
@@ -217,7 +217,7 @@ pub fn cancel_backup(directory: &Path, word: Option<&str>) -> Result<(BackupId, 
     let none = || Error::new(Kind::NotFound, format!("no backup is being made in {}", directory.display()));
     let found = match word {
         Some(word) => find(&catalog, word)?,
-        None => catalog.running().and_then(|id| catalog.find(&id)).ok_or_else(none)?,
+        None => catalog.running()?.map(|id| catalog.find(&id)).transpose()?.flatten().ok_or_else(none)?,
     };
     require_ours(&found)?;
     if found.status != Status::InProgress {
@@ -225,13 +225,13 @@ pub fn cancel_backup(directory: &Path, word: Option<&str>) -> Result<(BackupId, 
     }
     let path = catalog.path(&found.id);
     let wish = path.join(CANCEL_FILE);
-    if wish.symlink_metadata().is_err() {
+    if !is_there(&wish)? {
         disk::write_new(&wish, b"", catalog.owner())?.sync()?;
     }
     let deadline = Instant::now() + CANCEL_LIMIT;
     while Instant::now() < deadline {
         sleep(CANCEL_PAUSE);
-        match catalog.find(&found.id).ok_or_else(none)?.status {
+        match catalog.find(&found.id)?.ok_or_else(none)?.status {
             Status::InProgress => {}
             ended => {
                 // It may have ended by itself, without a look at the wish.
@@ -252,7 +252,7 @@ pub fn delete_backup(directory: &Path, word: &str) -> Result<BackupId> {
     let catalog = Catalog::manage(directory)?;
     let found = find(&catalog, word)?;
     delete(&catalog, &found)?;
-    catalog.sweep(&|| true)?;
+    catalog.sweep_or_warn();
     Ok(found.id)
 }
 
@@ -266,12 +266,12 @@ fn require_ours(found: &Found) -> Result<()> {
 
 fn delete(catalog: &Catalog, found: &Found) -> Result<()> {
     require_ours(found)?;
-    if catalog.is_pinned(&found.id) {
+    if catalog.is_pinned(&found.id)? {
         return Err(Error::new(Kind::Refused, format!("backup {} is pinned; unpin it first", found.id)));
     }
     let use_path = catalog.path(&found.id).join(USE_FILE);
     let _use_lock = Lock::try_take(&use_path, catalog.owner())?.ok_or_else(|| in_use(&found.id))?;
-    disk::rename(&catalog.path(&found.id), &catalog.free_garbage_path(&found.id))?;
+    disk::rename(&catalog.path(&found.id), &catalog.free_garbage_path(&found.id)?)?;
     disk::sync_dir(catalog.directory())
 }
 
@@ -284,7 +284,7 @@ pub fn pin_backup(directory: &Path, word: &str, pinned: bool) -> Result<BackupId
     let found = find(&catalog, word)?;
     require_ours(&found)?;
     let path = catalog.pin_path(&found.id);
-    match (pinned, catalog.is_pinned(&found.id)) {
+    match (pinned, catalog.is_pinned(&found.id)?) {
         (true, false) => drop(disk::write_new(&path, b"", catalog.owner())?.sync()?),
         (false, true) => disk::remove_file(&path)?,
         _ => return Ok(found.id),
@@ -299,8 +299,8 @@ pub fn pin_backup(directory: &Path, word: &str, pinned: bool) -> Result<BackupId
 /// [`Kind::Usage`]: no such directory. [`Kind::Io`]: the first thing that could not be deleted.
 pub fn prune_backups(directory: &Path, policy: Policy, dry_run: bool) -> Result<Vec<(Candidate, Verdict)>> {
     let catalog = if dry_run { Catalog::view(directory)? } else { Catalog::manage(directory)? };
-    let found = catalog.list()?;
-    let candidates: Vec<Candidate> = found.iter().map(|f| candidate(&catalog, f)).collect();
+    let found = catalog.readable()?;
+    let candidates = found.iter().map(|f| candidate(&catalog, f)).collect::<Result<Vec<Candidate>>>()?;
     let mut verdicts = judge(&candidates, policy);
     if !dry_run {
         for (found, verdict) in found.iter().zip(&mut verdicts).filter(|(_, v)| **v == Verdict::Delete) {
@@ -310,18 +310,18 @@ pub fn prune_backups(directory: &Path, policy: Policy, dry_run: bool) -> Result<
                 Err(e) => return Err(e),
             }
         }
-        catalog.sweep(&|| true)?;
+        catalog.sweep_or_warn();
     }
     Ok(candidates.into_iter().zip(verdicts).collect())
 }
 
-fn candidate(catalog: &Catalog, found: &Found) -> Candidate {
-    Candidate {
+fn candidate(catalog: &Catalog, found: &Found) -> Result<Candidate> {
+    Ok(Candidate {
         id: found.id.clone(),
         status: found.status,
         foreign: found.record.is_none(),
-        pinned: catalog.is_pinned(&found.id),
-        damaged: catalog.is_damaged(&found.id),
+        pinned: catalog.is_pinned(&found.id)?,
+        damaged: catalog.is_damaged(&found.id)?,
         started_ms: found.started_ms,
-    }
+    })
 }

@@ -8,10 +8,12 @@ use std::fmt;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::nofollow;
 use crate::record::{FORMAT, Method};
 use crate::roomy;
 use crate::seal;
@@ -59,18 +61,19 @@ impl Manifest {
         while let Some(below) = pending.pop() {
             let directory = partial.join(&below);
             let failed = || format!("cannot list {}", directory.display());
-            for entry in std::fs::read_dir(&directory).context(failed)? {
-                let entry = entry.context(failed)?;
-                let name = below.join(entry.file_name());
-                let meta = entry.metadata().context(failed)?;
-                if meta.is_dir() {
-                    pending.push(name);
-                } else if meta.is_file() {
-                    let path = format!("0/{}", name.display());
-                    manifest.push(&path, meta.len(), method_of(&path));
-                } else {
-                    let context = format!("{} is neither a file nor a directory", entry.path().display());
-                    return Err(Error::new(Kind::Damaged, context));
+            for entry in nofollow::entries(&directory).context(failed)? {
+                let (name, stat) = entry.context(failed)?;
+                let name = below.join(name);
+                match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => pending.push(name),
+                    FileType::RegularFile => {
+                        let path = format!("0/{}", name.display());
+                        manifest.push(&path, stat.st_size.cast_unsigned(), method_of(&path));
+                    }
+                    _ => {
+                        let context = format!("{} is neither a file nor a directory", partial.join(name).display());
+                        return Err(Error::new(Kind::Damaged, context));
+                    }
                 }
             }
         }

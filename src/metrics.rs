@@ -31,6 +31,7 @@ impl Counters {
 pub(crate) fn render(
     counters: &Counters,
     backups: &[Details],
+    is_readable: bool,
     running: Option<&Progress>,
     free_bytes: u64,
     limit_bytes: u64,
@@ -53,6 +54,8 @@ pub(crate) fn render(
     // Also by another process.
     let in_progress = running.is_some() || with_status(Status::InProgress).any(|b| !b.foreign);
     metric("in_progress", "gauge", "Whether a backup is being made.", &plain(f64::from(u8::from(in_progress))));
+    let help = "1 if the backup directory can be read and is the one of the service's start, otherwise 0.";
+    metric("directory_readable", "gauge", help, &plain(f64::from(u8::from(is_readable))));
     let results = [
         ("{result=\"done\"}".to_owned(), load(&counters.done_count)),
         ("{result=\"failed\"}".to_owned(), load(&counters.failed_count)),

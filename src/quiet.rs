@@ -28,6 +28,7 @@ use rustix::fs::{Advice, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{IoContext, Result};
+use crate::nofollow;
 use crate::sys;
 
 /// How much of a file is read and taken at once. It is also how much of ours may stand in front of the node's own reads and
@@ -296,7 +297,7 @@ impl Window {
 
 /// Lets what was read of a file of ours leave the page cache.
 pub(crate) fn forget_cached(path: &Path) {
-    if let Ok(file) = File::open(path) {
+    if let Ok(file) = nofollow::open_regular(path) {
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
     }
 }

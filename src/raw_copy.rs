@@ -42,6 +42,7 @@ use crate::copy;
 use crate::disk::{self, Owner};
 use crate::error::{Error, Failure, IoContext, Kind, Result};
 use crate::gate;
+use crate::nofollow;
 use crate::quiet::QuietReader;
 use crate::record::Method;
 use crate::source::beside;
@@ -144,7 +145,7 @@ fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control:
     }
     gate::point("raw-held", database);
     let wal_path = beside(database, "-wal");
-    let mut wal = File::open(&wal_path).context(|| format!("cannot open {}", wal_path.display()))?;
+    let mut wal = nofollow::open_of_node(&wal_path).context(|| format!("cannot open {}", wal_path.display()))?;
     let header = read_header(&wal, &wal_path)?;
     let frames = header.as_ref().map_or(Ok(0), |h| committed(h, &mut wal, &wal_path))?;
     let bound = if gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
@@ -454,6 +455,7 @@ fn covers(locks: &[(u64, u64)], byte: u64) -> bool {
 
 /// The ranges of POSIX read locks that this process has through these descriptors: first and last byte of each.
 /// Format of `/proc/self/fdinfo`: proc(5), `lock: 1: POSIX ADVISORY READ 4711 00:2f:4711 124 124`.
+#[expect(clippy::disallowed_methods, reason = "what the kernel says of our descriptors")]
 fn locks_of(descriptors: &[BorrowedFd<'_>]) -> Result<Vec<(u64, u64)>> {
     let mut locks = Vec::new();
     for fd in descriptors {

@@ -17,10 +17,11 @@
 //! node writes to (WAL, MANIFEST, CURRENT, SQLite) is cloned or copied: a restored database never shares a writable file with
 //! its backup.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::FileType;
 
 use crate::catalog::lies_in_backup;
 use crate::commit::WHOLE;
@@ -29,6 +30,7 @@ use crate::copy;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live_files::is_immutable;
+use crate::nofollow;
 use crate::source::{RocksSource, SqliteSource, is_same, resolve};
 use crate::sqlite;
 use crate::sums::SUMS_FILE;
@@ -62,7 +64,7 @@ pub(crate) fn require_target(target: &Path, backups: &Path) -> Result<()> {
     let in_database = |above: &Path| above.join("CURRENT").is_file() || above.join("rocksDb").join("CURRENT").is_file();
     let whose = if is_same(target, backups) {
         "is the backup directory"
-    } else if lies_in_backup(&resolved) {
+    } else if lies_in_backup(&resolved)? {
         "lies in a backup"
     } else if resolved.ancestors().any(in_database) {
         "lies within a database"
@@ -76,6 +78,7 @@ pub(crate) fn require_target(target: &Path, backups: &Path) -> Result<()> {
 /// Steps 1, 3, 4 and 5; the caller has verified the backup in `backup` and holds it.
 pub(crate) fn restore(backup: &Path, target: &Path, replace: bool, stamp: &str, control: &Control) -> Result<Restored> {
     let whole = backup.join(WHOLE);
+    let (named, target) = (target, &*resolve(target)?);
     let place = target.join("0");
     let occupied = is_occupied(&place);
     if occupied && !replace {
@@ -97,7 +100,7 @@ pub(crate) fn restore(backup: &Path, target: &Path, replace: bool, stamp: &str, 
     let occupied = is_occupied(&place);
     control.set_reserve(RESERVE_BYTES);
     let mut restored = Restored {
-        database_directory: target.to_owned(),
+        database_directory: named.to_owned(),
         replaced: None,
         linked_count: 0,
         copied_count: 0,
@@ -127,6 +130,7 @@ pub(crate) fn restore(backup: &Path, target: &Path, replace: bool, stamp: &str, 
     Ok(restored)
 }
 
+#[expect(clippy::disallowed_methods, reason = "the target is the operator's, and may be a link of his")]
 fn is_occupied(place: &Path) -> bool {
     place.symlink_metadata().is_ok() && fs::read_dir(place).is_ok_and(|mut d| d.next().is_some())
 }
@@ -144,15 +148,22 @@ fn in_place(place: &Path, cause: Error) -> Error {
 
 /// Ends what a restore left that was cut off: removes what it had not finished, keeps what may be an old database.
 fn clear(target: &Path) -> Result<()> {
-    for entry in fs::read_dir(target).context(|| format!("cannot list {}", target.display()))?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(RESTORING) {
-            disk::remove_tree(&entry.path(), &|| true)?;
-        } else if let Some(stamp) = name.strip_prefix(EXCHANGING) {
-            disk::rename(&entry.path(), &target.join(format!("{ASIDE}{stamp}")))?;
+    let failed = || format!("cannot list {}", target.display());
+    for entry in nofollow::entries(target).context(failed)? {
+        let (name, _) = entry.context(failed)?;
+        let (path, name) = (target.join(&name), name.to_string_lossy());
+        if name.strip_prefix(RESTORING).is_some_and(is_stamp) {
+            disk::remove_tree(&path, &|| true)?;
+        } else if let Some(stamp) = name.strip_prefix(EXCHANGING).filter(|stamp| is_stamp(stamp)) {
+            disk::rename(&path, &target.join(format!("{ASIDE}{stamp}")))?;
         }
     }
     Ok(())
+}
+
+/// Whether this is what we end the names of our directories with: a time in milliseconds.
+fn is_stamp(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 fn is_compacted(whole: &Path) -> Result<bool> {
@@ -187,19 +198,18 @@ fn fill(whole: &Path, staging: &Path, owner: Option<Owner>, control: &Control, r
     let mut files = Vec::new();
     for name in ["rocksDb", "sqlite"] {
         let (from, to) = (whole.join(name), staging.join(name));
-        if !from.is_dir() {
+        if !nofollow::is_directory(&from).context(|| format!("cannot look at {}", from.display()))? {
             continue;
         }
         disk::create_dir(&to, owner)?;
-        for entry in fs::read_dir(&from).context(|| format!("cannot list {}", from.display()))? {
-            let entry = entry.context(|| format!("cannot list {}", from.display()))?;
-            let name = entry.file_name();
-            let meta = entry.metadata().context(|| format!("cannot look at {}", entry.path().display()))?;
-            if meta.is_file() && name != SUMS_FILE {
+        for entry in nofollow::entries(&from).context(|| format!("cannot list {}", from.display()))? {
+            let (name, stat) = entry.context(|| format!("cannot list {}", from.display()))?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && name != SUMS_FILE {
                 let may_link =
-                    is_immutable(&name.to_string_lossy()) && Owner::fits(owner, &meta) && meta.mode() & 0o200 != 0;
-                needed_bytes += if may_link { 0 } else { meta.len() };
-                files.push((entry.path(), to.join(name), may_link, meta.len()));
+                    is_immutable(&name.to_string_lossy()) && Owner::fits(owner, &stat) && stat.st_mode & 0o200 != 0;
+                let bytes = stat.st_size.cast_unsigned();
+                needed_bytes += if may_link { 0 } else { bytes };
+                files.push((from.join(&name), to.join(name), may_link, bytes));
             }
         }
     }
@@ -217,7 +227,7 @@ fn fill(whole: &Path, staging: &Path, owner: Option<Owner>, control: &Control, r
             restored.linked_count += 1;
             continue;
         }
-        let file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+        let file = nofollow::open_regular(&from).context(|| format!("cannot open {}", from.display()))?;
         match copy::clone(file.as_fd(), &to, owner, control, &|| Ok(()))? {
             Some(cloned) => unsynced.add(cloned)?,
             None => unsynced.add(copy::copy_still(&file, bytes, &to, owner, control)?)?,

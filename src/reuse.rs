@@ -7,7 +7,6 @@
 //!
 //! Invariant: the earlier backup is held against deleting while this lives; its files are linked, never changed.
 
-use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -17,8 +16,11 @@ use crate::copy;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
+use crate::live_files::MAX_TEXT_BYTES;
 use crate::log_format::End;
+use crate::nofollow;
 use crate::quiet::QuietReader;
+use crate::source::resolve;
 use crate::unsynced::Batch;
 use crate::version_edit::{LiveFile, Versions};
 
@@ -45,8 +47,8 @@ impl Earlier {
     /// The RocksDB in `directory` of a backup that `use_lock` holds; `None` where its MANIFEST cannot be read.
     pub(crate) fn open(directory: &Path, use_lock: Lock) -> Option<Earlier> {
         let is_there = |file: &LiveFile| {
-            let meta = directory.join(file.name()).symlink_metadata();
-            meta.is_ok_and(|meta| meta.is_file() && meta.len() == file.bytes)
+            let meta = nofollow::look(&directory.join(file.name())).ok().flatten();
+            meta.is_some_and(|meta| meta.is_file() && meta.len() == file.bytes)
         };
         let mut files = live_files_in(directory).ok()?;
         files.retain(is_there);
@@ -91,7 +93,7 @@ impl Earlier {
 
     /// Bytes of a live database that need not be copied, as far as its MANIFEST tells now.
     pub(crate) fn saved_bytes(&self, database: &Path) -> u64 {
-        let live = live_files_in(database).unwrap_or_default();
+        let live = resolve(database).and_then(|database| live_files_in(&database)).unwrap_or_default();
         live.iter().filter(|file| self.may_have(file)).map(|file| file.bytes).sum()
     }
 }
@@ -132,7 +134,7 @@ fn bring(
     let target = to.join(file.name());
     let reused = earlier.map_or(Ok(false), |earlier| earlier.link(file, &from, &target))?;
     if !reused {
-        let source = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+        let source = nofollow::open_regular(&from).context(|| format!("cannot open {}", from.display()))?;
         let mut bytes = QuietReader::past_cache(&source);
         // Pins hold what the node has deleted: its disk must not run full because of us. The reserve was made for the file
         // system of the backup; the node's may be far smaller.
@@ -160,10 +162,11 @@ pub(crate) fn live_files_in(directory: &Path) -> Result<Vec<LiveFile>> {
         Error::new(Kind::Damaged, format!("{} of the copy: {why}", directory.join(name).display()))
     };
     let path = directory.join("CURRENT");
-    let current = fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
+    let current = nofollow::read_small(&path, MAX_TEXT_BYTES).context(|| format!("cannot read {}", path.display()))?;
+    let current = String::from_utf8_lossy(&current);
     let name = live::manifest_in(&current).ok_or_else(|| damaged("CURRENT", "it names no MANIFEST"))?;
     let failed = || format!("cannot read {}", directory.join(&name).display());
-    let manifest = File::open(directory.join(&name)).context(failed)?;
+    let manifest = nofollow::open_regular(&directory.join(&name)).context(failed)?;
     let mut versions = Versions::new();
     match versions.read(manifest).context(failed)?.map_err(|why| damaged(&name, &why))? {
         End::Clean | End::Torn => Ok(versions.into_live_files()),
@@ -176,7 +179,7 @@ fn same_tail(ours: &Path, source: &Path, bytes: u64) -> io::Result<bool> {
     let start = bytes.saturating_sub(TAIL_BYTES);
     let tail = |path: &Path| -> io::Result<Vec<u8>> {
         let mut tail = vec![0; usize::try_from(bytes - start).unwrap_or(0)];
-        File::open(path)?.read_exact_at(&mut tail, start)?;
+        nofollow::open_regular(path)?.read_exact_at(&mut tail, start)?;
         Ok(tail)
     };
     match (tail(ours), tail(source)) {

@@ -9,7 +9,6 @@
 //!
 //! Invariant: a linked file is never written to, given away or synced.
 
-use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,9 +23,10 @@ use crate::disk::{self, Lock, Owner};
 use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live;
-use crate::live_files::{is_immutable, is_options, not_permitted, total_bytes as directory_bytes};
+use crate::live_files::{MAX_TEXT_BYTES, is_immutable, is_options, not_permitted, total_bytes as directory_bytes};
+use crate::nofollow;
 use crate::reuse::{self, Earlier};
-use crate::source::{PIN_DIRECTORY, RocksSource, Sources};
+use crate::source::{PIN_DIRECTORY, RocksSource, Sources, resolve};
 use crate::unsynced::{Batch, Unsynced};
 
 /// How long the child that reads the heights may take; replaying a large WAL takes seconds.
@@ -66,6 +66,7 @@ impl Capture {
 pub(crate) fn can_link(database: &Path, directory: &Path) -> Result<bool> {
     let probe = directory.join(".probe");
     disk::remove_file(&probe)?;
+    let database = &resolve(database)?;
     match disk::link(&database.join("CURRENT"), &probe) {
         Ok(()) => disk::remove_file(&probe).map(|()| true),
         Err(e) if e.kind() == io::ErrorKind::CrossesDevices => Ok(false),
@@ -85,7 +86,8 @@ pub(crate) fn total_bytes(source: &RocksSource) -> Result<u64> {
 /// The RocksDB that last wrote this database, from the `Version` section of its newest OPTIONS file.
 pub(crate) fn version_in(copy: &Path) -> Option<String> {
     let options = file_names(copy, &is_options).ok()?.pop()?;
-    let text = fs::read_to_string(copy.join(options)).ok()?;
+    let text = nofollow::read_small(&copy.join(options), MAX_TEXT_BYTES).ok()?;
+    let text = String::from_utf8_lossy(&text);
     let version = text.lines().find_map(|line| line.trim().strip_prefix("rocksdb_version="))?;
     Some(version.to_owned())
 }
@@ -157,7 +159,7 @@ fn copy_pinned(
     let reused = reuse::bring_all(&live, pinned, to, earlier, &mut unsynced, owner, control)?;
     for name in file_names(pinned, &|_| true)? {
         let from = pinned.join(&name);
-        let file = File::open(&from).context(|| format!("cannot open {}", from.display()))?;
+        let file = nofollow::open_regular(&from).context(|| format!("cannot open {}", from.display()))?;
         let bytes = file.metadata().context(|| format!("cannot look at {}", from.display()))?.len();
         unsynced.add(copy::copy_still(&file, bytes, &to.join(&name), owner, control)?)?;
         disk::remove_file(&from)?;
@@ -167,7 +169,9 @@ fn copy_pinned(
 
 /// Removes the pins that a crash left. They are links: they cost nothing until the node deletes their files.
 pub(crate) fn clear_pins(sources: &Sources) -> Result<()> {
-    if sources.database_directory.join(PIN_DIRECTORY).is_dir() { Pins::take(sources)?.clear() } else { Ok(()) }
+    let directory = resolve(&sources.database_directory)?.join(PIN_DIRECTORY);
+    let found = nofollow::look(&directory).context(|| format!("cannot look at {}", directory.display()))?;
+    if found.is_some() { Pins::take(sources)?.clear() } else { Ok(()) }
 }
 
 /// The pin directory, locked and empty.
@@ -178,7 +182,7 @@ struct Pins {
 
 impl Pins {
     fn take(sources: &Sources) -> Result<Pins> {
-        let directory = sources.database_directory.join(PIN_DIRECTORY);
+        let directory = resolve(&sources.database_directory)?.join(PIN_DIRECTORY);
         let owner = Owner::following(&sources.database_directory)?;
         disk::ensure_private_dir(&directory, owner)?;
         let lock = Lock::try_take(&directory.join(".lock"), owner)?.ok_or_else(|| {
@@ -199,8 +203,8 @@ impl Pins {
 fn file_names(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
     let failed = || format!("cannot list {}", directory.display());
     let mut names = Vec::new();
-    for entry in fs::read_dir(directory).context(failed)? {
-        let name = entry.context(failed)?.file_name().to_string_lossy().into_owned();
+    for entry in nofollow::entries(directory).context(failed)? {
+        let name = entry.context(failed)?.0.to_string_lossy().into_owned();
         names.extend(wanted(&name).then_some(name));
     }
     names.sort();
@@ -226,6 +230,7 @@ pub(crate) fn inspect(copy: &Path, program: Option<&Path>, control: &Control) ->
 }
 
 /// Runs `program word DIR` and reads its answer, one line of JSON.
+#[expect(clippy::disallowed_methods, reason = "what the kernel says of the child")]
 fn ask_child<T: DeserializeOwned>(
     program: &Path,
     word: &str,

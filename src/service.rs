@@ -37,10 +37,7 @@ use crate::metrics::Counters;
 use crate::record::{Record, Scope, Status, Versions};
 use crate::source::Sources;
 use crate::verify::Depth;
-use crate::{commit, disk, job, rocks, sqlite, sums, sys, verify, watchdog};
-
-/// What a thread needs that only waits and looks.
-const WATCHER_STACK_BYTES: usize = 256 * 1024;
+use crate::{commit, disk, job, nofollow, rocks, sqlite, sums, sys, verify, watchdog};
 
 /// What a caller of [`Service::make_backup`] wants.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -147,7 +144,8 @@ impl Service {
             Role::Beside => None,
         };
         catalog.recover()?;
-        if let Some(running) = (role == Role::Beside).then(|| catalog.running()).flatten() {
+        let running = if role == Role::Beside { catalog.running()? } else { None };
+        if let Some(running) = running {
             return Err(Error::new(Kind::Busy, format!("backup {running} is being made; wait for it, then try again")));
         }
         let (sender, receiver) = unbounded();
@@ -194,23 +192,26 @@ impl Service {
     }
 
     /// The status of a backup; `None` where no backup has that identifier, for example because it was deleted.
-    pub fn check_backup(&self, id: &BackupId) -> Option<Status> {
-        self.status_and_scope(id).map(|(status, _)| status)
+    ///
+    /// # Errors
+    /// [`Kind::Io`]: the disk does not tell, or the backup directory is no longer the one that the service was started on.
+    pub fn check_backup(&self, id: &BackupId) -> Result<Option<Status>> {
+        Ok(self.status_and_scope(id)?.map(|(status, _)| status))
     }
 
     /// The same with what the backup covers; the record is read once.
-    pub(crate) fn status_and_scope(&self, id: &BackupId) -> Option<(Status, Scope)> {
+    pub(crate) fn status_and_scope(&self, id: &BackupId) -> Result<Option<(Status, Scope)>> {
         let mapped = self.shared.state.lock().jobs.get(id).map(|job| (job.status, job.scope));
         match mapped {
-            Some((Status::InProgress, _)) => mapped,
+            Some((Status::InProgress, _)) => Ok(mapped),
             // Its end could not be written down, so the map knows better, until somebody deletes what is left of it.
-            Some(_) if self.shared.catalog.path(id).is_dir() => mapped,
-            _ => self.shared.catalog.find(id).map(|found| (found.status, found.scope)),
+            Some(_) if !self.shared.is_deleted(id) => Ok(mapped),
+            _ => Ok(self.shared.catalog.find(id)?.map(|found| (found.status, found.scope))),
         }
     }
 
-    /// All that is known of a backup; `None` as for [`Service::check_backup`].
-    pub fn details(&self, id: &BackupId) -> Option<Details> {
+    /// All that is known of a backup; `None` and errors as for [`Service::check_backup`], but never of a job that runs here.
+    pub fn details(&self, id: &BackupId) -> Result<Option<Details>> {
         let found = self.shared.catalog.find(id);
         self.shared.details(id, found)
     }
@@ -218,10 +219,10 @@ impl Service {
     /// Every backup below the backup directory, newest first.
     ///
     /// # Errors
-    /// [`Kind::Io`]: the backup directory cannot be listed.
+    /// [`Kind::Io`]: the backup directory, or one of the backups, cannot be read.
     pub fn list_backups(&self) -> Result<Vec<Details>> {
         let found = self.shared.catalog.list()?;
-        Ok(found.into_iter().filter_map(|f| self.shared.details(&f.id.clone(), Some(f))).collect())
+        found.into_iter().filter_map(|f| self.shared.details(&f.id.clone(), Ok(Some(f))).transpose()).collect()
     }
 
     /// Cancels the running job, which ends as failed with the reason `shut down`, refuses new ones, and waits for the
@@ -268,22 +269,33 @@ impl Drop for Service {
 }
 
 impl Shared {
-    fn details(&self, id: &BackupId, found: Option<Found>) -> Option<Details> {
-        let on_disk = found.map(|found| Details::of(&self.catalog, found));
+    /// Whether the directory of a backup is certainly gone.
+    fn is_deleted(&self, id: &BackupId) -> bool {
+        nofollow::is_directory(&self.catalog.path(id)).is_ok_and(|is_there| !is_there)
+    }
+
+    fn details(&self, id: &BackupId, found: Result<Option<Found>>) -> Result<Option<Details>> {
+        let on_disk = found.and_then(|found| found.map(|found| Details::of(&self.catalog, found)).transpose());
         let state = self.state.lock();
-        let deleted = |j: &&Job| j.status != Status::InProgress && !self.catalog.path(id).is_dir();
+        let deleted = |j: &&Job| j.status != Status::InProgress && self.is_deleted(id);
         let mut details = match (state.jobs.get(id).filter(|j| !deleted(j)), on_disk) {
-            (None, on_disk) => on_disk?,
+            (None, Err(e)) => return Err(e),
+            (None, Ok(None)) => return Ok(None),
+            (None, Ok(Some(on_disk))) => on_disk,
             (Some(job), on_disk) => Details {
                 status: job.status,
                 scope: job.scope,
                 foreign: false,
                 progress: (job.status == Status::InProgress).then(|| job.progress()),
-                ..on_disk.unwrap_or_else(|| Details::without_directory(id, job.status, job.scope, job.started_ms))
+                // The job speaks for itself, whatever the disk says.
+                ..on_disk
+                    .ok()
+                    .flatten()
+                    .unwrap_or_else(|| Details::without_directory(id, job.status, job.scope, job.started_ms))
             },
         };
         details.exclusive_bytes = state.exclusive_bytes.get(id).copied();
-        Some(details)
+        Ok(Some(details))
     }
 
     /// Progress of the running job.
@@ -363,7 +375,7 @@ impl Shared {
                 if e.kind() != Kind::Usage {
                     log::error!("backup refused reason={:?}", e.chain());
                 }
-                let running = (e.kind() == Kind::Busy).then(|| self.catalog.running()).flatten();
+                let running = (e.kind() == Kind::Busy).then(|| self.catalog.running().ok()?).flatten();
                 // A caller that has gone away needs no answer.
                 let _ = request.reply.send(running.ok_or(e));
                 return;
@@ -451,7 +463,7 @@ impl Shared {
             // Closed when this returns, which ends the watchers.
             let (_progress_ended, progress_end) = mpsc::channel();
             let (_cancel_ended, cancel_end) = mpsc::channel();
-            let watcher = |name: &str| Builder::new().name(name.to_owned()).stack_size(WATCHER_STACK_BYTES);
+            let watcher = |name: &str| Builder::new().name(name.to_owned()).stack_size(watchdog::STACK_BYTES);
             let limit = self.config.stall_limit;
             let (path, stalled) = (&path, &stalled);
             let mut watchers = Vec::new();
@@ -509,7 +521,7 @@ impl Shared {
     }
 
     fn count_exclusive_bytes(&self) {
-        let Ok(found) = self.catalog.list() else { return };
+        let Ok(found) = self.catalog.readable() else { return };
         let counted: HashMap<_, _> =
             found.iter().map(|f| (f.id.clone(), self.catalog.exclusive_bytes(&f.id))).collect();
         self.state.lock().exclusive_bytes = counted;
@@ -528,18 +540,7 @@ impl Shared {
 
 impl Job {
     fn progress(&self) -> Progress {
-        let elapsed = self.started.elapsed();
-        let (bytes_done, bytes_total) = self.control.bytes();
-        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-        let bytes_per_second = bytes_done.saturating_mul(1000) / millis;
-        Progress {
-            phase: self.control.phase(),
-            bytes_done,
-            bytes_total,
-            bytes_per_second,
-            elapsed_seconds: elapsed.as_secs(),
-            eta_seconds: (bytes_total - bytes_done).checked_div(bytes_per_second),
-        }
+        Progress::of(&self.control, self.started.elapsed())
     }
 }
 

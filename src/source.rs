@@ -2,7 +2,7 @@
 //!
 //! Closed enums: one `match` shows all the ways there are. Invariant: nothing here changes a source.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -13,6 +13,7 @@ use rustix::process::{Flock, FlockType};
 
 use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::nofollow;
 
 /// Holds the links to files that are copied to another file system, a sibling of the node's `0`.
 pub(crate) const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
@@ -175,7 +176,7 @@ impl RocksSource {
     pub(crate) fn is_held_by_another(&self) -> Result<bool> {
         let RocksSource::Directory(path) = self else { return Ok(false) };
         let path = path.join("LOCK");
-        let file = match File::open(&path) {
+        let file = match nofollow::open_of_node(&path) {
             // A database whose LOCK was never made or copied is held by nobody.
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
             other => other.context(|| format!("cannot open {}", path.display()))?,
@@ -194,6 +195,7 @@ impl SqliteSource {
     }
 
     /// The database files, `*.sqlite`, by chain; none where the directory is missing.
+    #[expect(clippy::disallowed_methods, reason = "the operator may have put links on the way to the node's files")]
     pub(crate) fn databases(&self) -> Result<Vec<PathBuf>> {
         let directory = self.path();
         let failed = || format!("cannot list the Pact databases in {}", directory.display());

@@ -16,7 +16,7 @@
 //! - A finished copy is opened with `immutable=1` only, so that no `-wal` or `-shm` appears in a backup.
 
 use std::ffi::c_int;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -36,6 +36,7 @@ use crate::copy;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate;
+use crate::nofollow;
 use crate::quiet::QuietReader;
 use crate::raw_copy::{self, How};
 use crate::record::{Method, PactPart};
@@ -140,7 +141,7 @@ fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control
     if wal_of(database).exists() {
         return Ok(None);
     }
-    let file = File::open(database).context(failed)?;
+    let file = nofollow::open_of_node(database).context(failed)?;
     match sys::read_lock(&file, SHARED_FIRST, SHARED_BYTES) {
         // Somebody writes. SQLite can wait for that.
         Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EAGAIN)) => return Ok(None),
@@ -308,7 +309,7 @@ pub(crate) fn is_used_by_another(database: &Path) -> Result<bool> {
     // Every user of a WAL holds one byte of the -shm; a reader or writer without one holds the shared range (os_unix.c).
     let probes = [(beside(database, "-shm"), 128, 1), (database.to_owned(), 0x4000_0002, 510)];
     for (path, start, length) in probes {
-        let file = match File::open(&path) {
+        let file = match nofollow::open_of_node(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             other => other.context(|| format!("cannot open {}", path.display()))?,
         };

@@ -5,7 +5,6 @@
 //! is added to a backup after its commit. A file that another backup of the catalog has too, as the same inode, is not read
 //! again.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +18,7 @@ use crate::disk::{self, Lock};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::manifest::{self, Entry, MANIFEST_FILE, Manifest};
+use crate::nofollow::{self, is_unfit};
 use crate::quiet::{QuietReader, Sink, each_window};
 use crate::record::Method;
 use crate::roomy;
@@ -42,7 +42,7 @@ pub(crate) fn is_ours(name: &str) -> bool {
 /// afterwards, as far as it fits, for whoever reads it next.
 pub(crate) fn of(path: &Path, quiet: bool, control: &Control) -> Result<String> {
     let failed = || format!("cannot read {}", path.display());
-    let file = File::open(path).context(failed)?;
+    let file = nofollow::open_regular(path).context(failed)?;
     let bytes = file.metadata().context(failed)?.len();
     let mut summing = Summing { state: State::new(), control };
     let mut reader = if quiet { QuietReader::past_cache(&file) } else { QuietReader::into_cache(&file) };
@@ -72,7 +72,7 @@ impl Sink for Summing<'_> {
 pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(&str, &str) -> Result<bool>) -> Result<bool> {
     let path = directory.join(SUMS_FILE);
     let failed = || format!("cannot read {}", path.display());
-    let mut lines = match File::open(&path) {
+    let mut lines = match nofollow::open_regular(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => BufReader::new(other.context(failed)?),
     };
@@ -102,9 +102,23 @@ fn parse(line: &str) -> Option<(&str, &str)> {
 }
 
 /// The directories of a backup that have sums.
-pub(crate) fn present(path: &Path) -> Vec<&'static str> {
-    let has_sums = |name: &&str| path.join(WHOLE).join(name).join(SUMS_FILE).exists();
-    DIRECTORIES.into_iter().filter(has_sums).collect()
+pub(crate) fn present(path: &Path) -> Result<Vec<&'static str>> {
+    let mut present = Vec::new();
+    for name in DIRECTORIES {
+        let directory = path.join(WHOLE).join(name);
+        present.extend(has_sums(&directory)?.then_some(name));
+    }
+    Ok(present)
+}
+
+/// Whether a directory has its `BLAKE2SUMS`; what no file of ours can be is none.
+pub(crate) fn has_sums(directory: &Path) -> Result<bool> {
+    let path = directory.join(SUMS_FILE);
+    match nofollow::open_regular(&path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || is_unfit(&e) => Ok(false),
+        Err(e) => Err(Error::io(format!("cannot open {}", path.display()), e)),
+    }
 }
 
 /// The directories of a finished backup that shall have sums and have none.
@@ -117,13 +131,19 @@ fn missing(path: &Path, which: Sums) -> Result<Vec<&'static str>> {
             linked[at] |= file.method == Method::Linked;
         }
     };
-    let read = File::open(&manifest).and_then(|file| manifest::read_each(file, &mut look));
+    let read = nofollow::open_regular(&manifest).and_then(|file| manifest::read_each(file, &mut look));
     if !read.context(|| format!("cannot read {}", manifest.display()))? {
         return Err(Error::new(Kind::Damaged, format!("{} is not a manifest of ours", manifest.display())));
     }
     let wanted = DIRECTORIES.into_iter().zip(linked).filter(|(_, linked)| which == Sums::All || !linked);
-    let lacks = |directory: PathBuf| directory.is_dir() && !directory.join(SUMS_FILE).exists();
-    Ok(wanted.map(|(name, _)| name).filter(|name| lacks(path.join(WHOLE).join(name))).collect())
+    let mut missing = Vec::new();
+    for (name, _) in wanted {
+        let directory = path.join(WHOLE).join(name);
+        let is_there =
+            nofollow::is_directory(&directory).context(|| format!("cannot look at {}", directory.display()))?;
+        missing.extend((is_there && !has_sums(&directory)?).then_some(name));
+    }
+    Ok(missing)
 }
 
 /// How the paths of the files in a directory begin.
@@ -218,7 +238,7 @@ impl<'a> Directory<'a> {
     fn known(&self, catalog: &Catalog) -> Result<Vec<Option<Sum>>> {
         let mut known = roomy::list();
         known.resize(self.here.len(), None);
-        for found in catalog.list()? {
+        for found in catalog.readable()? {
             let other = catalog.path(&found.id).join(WHOLE).join(self.name);
             let mut taken = Vec::new();
             let read = each(&other, &mut |name, sum| {

@@ -19,6 +19,7 @@ const TURN: Duration = Duration::from_millis(5);
 /// They belong to somebody else and must not be closed: closing any descriptor of a file drops every POSIX lock that
 /// this process has on it, and so SQLite's. The caller vouches that `keeper` keeps them open: it is a connection of SQLite
 /// in a read transaction on that file.
+#[expect(clippy::disallowed_methods, reason = "what the kernel says of our descriptors")]
 pub(crate) fn descriptors_of<K>(file: (u64, u64), _keeper: &K) -> io::Result<Vec<BorrowedFd<'_>>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")? {

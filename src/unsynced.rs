@@ -17,6 +17,7 @@ use rustix::fs::Advice;
 use crate::disk::failed;
 use crate::error::{IoContext, Result};
 use crate::gate::pass;
+use crate::nofollow;
 use crate::sys::{self, Flush};
 
 /// How much is given to the disk at once where it is written through the page cache. Two such pieces of ours at most stand
@@ -49,7 +50,7 @@ impl Unsynced {
 
     /// A file that a library wrote.
     pub(crate) fn open(path: &Path) -> Result<Unsynced> {
-        Ok(Unsynced::of(File::open(path).context(|| failed("open", path))?, path, 0))
+        Ok(Unsynced::of(nofollow::open_regular(path).context(|| failed("open", path))?, path, 0))
     }
 
     /// Cuts it back to its first bytes.

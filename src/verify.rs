@@ -14,22 +14,23 @@
 //! A changed byte within a row of SQLite is seen only where there are `BLAKE2SUMS`: its pages have no checksums.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::Path;
 
 use serde::Serialize;
 
-use crate::catalog::{Catalog, shared_identity};
+use crate::catalog::{Catalog, MAX_RECORD_BYTES, shared_identity};
 use crate::commit::WHOLE;
 use crate::config::Verify;
 use crate::control::Control;
 use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
-use crate::live_files::is_immutable;
+use crate::live_files::{MAX_TEXT_BYTES, is_immutable};
 use crate::log_format::End;
 use crate::manifest::{self, Entry, MANIFEST_FILE, Manifest};
+use crate::nofollow::{self, is_unfit};
 use crate::record::{Method, RECORD_FILE, Record, VERIFIED_FILE, Verified};
 use crate::sums::{self, SUMS_FILE};
 use crate::version_edit::Versions;
@@ -105,7 +106,7 @@ pub(crate) fn verify(
         for (name, sum) in said.iter().flat_map(|said| &said.sums) {
             let place = path.join(name);
             // One that is missing was told of above.
-            if place.is_file() && sums::of(&place, false, control)? != *sum {
+            if files.find(name).is_some() && sums::of(&place, false, control)? != *sum {
                 result.faults.push(format!("{name}: it is not what was backed up"));
             }
         }
@@ -151,7 +152,7 @@ fn check_pact(
         Ok(sum)
     })?;
     result.faults.append(&mut damaged);
-    let has_sums = directory.join(SUMS_FILE).exists();
+    let has_sums = sums::has_sums(&directory)?;
     for name in databases {
         let place = path.join(name);
         if !has_sums {
@@ -179,7 +180,7 @@ fn check_pact(
 /// deep one found before: then that stays.
 pub(crate) fn note(catalog: &Catalog, id: &BackupId, depth: Depth, faults_count: u64, at_ms: u64) -> Result<()> {
     let depth = if depth == Depth::Deep { DEEP } else { "quick" }.to_owned();
-    if depth != DEEP && faults_count == 0 && catalog.verified(id).is_some_and(|before| before.depth == DEEP) {
+    if depth != DEEP && faults_count == 0 && catalog.verified(id)?.is_some_and(|before| before.depth == DEEP) {
         return Ok(());
     }
     let verified = Verified { depth, at_ms, faults_count };
@@ -201,16 +202,17 @@ pub(crate) fn note_sharers(
     }
     let directory = |id: &BackupId| catalog.path(id).join(WHOLE).join("rocksDb");
     let mut damaged = Vec::new();
-    for entry in fs::read_dir(directory(id)).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
+    let rocksdb = directory(id);
+    for (name, _) in nofollow::entries(&rocksdb).into_iter().flatten().flatten() {
+        let name = name.to_string_lossy().into_owned();
         if is_immutable(&name)
             && found.faults.iter().any(|fault| fault.contains(&name))
-            && let Some(identity) = shared_identity(&entry.path())
+            && let Some(identity) = shared_identity(&rocksdb.join(&name))
         {
             damaged.push((name, identity));
         }
     }
-    for other in catalog.list()?.into_iter().filter(|other| other.id != *id && other.record.is_some()) {
+    for other in catalog.readable()?.into_iter().filter(|other| other.id != *id && other.record.is_some()) {
         let path = directory(&other.id);
         let has = |(name, identity): &&(String, _)| shared_identity(&path.join(name)) == Some(*identity);
         let count = damaged.iter().filter(has).count() as u64;
@@ -261,7 +263,7 @@ fn compare_with_manifest(
         }
     };
     let file = path.join(MANIFEST_FILE);
-    let read = if_there(File::open(&file).and_then(|file| manifest::read_each(file, &mut compare)), &file)?;
+    let read = if_there(nofollow::open_regular(&file).and_then(|file| manifest::read_each(file, &mut compare)), &file)?;
     if read != Some(true) {
         if is_ours || read.is_some() {
             let why = if read.is_some() { "it is not a manifest of ours" } else { "it is missing" };
@@ -270,7 +272,7 @@ fn compare_with_manifest(
         return Ok(None);
     }
     if !is_ours {
-        let again = if_there(fs::read(path.join(RECORD_FILE)), &path.join(RECORD_FILE))?;
+        let again = if_there(nofollow::read_small(&path.join(RECORD_FILE), MAX_RECORD_BYTES), &path.join(RECORD_FILE))?;
         let is_good = |record: Record| path.file_name().is_some_and(|name| name == record.id.as_str());
         if again.and_then(|bytes| Record::parse(&bytes)).is_some_and(is_good) {
             let context =
@@ -289,10 +291,10 @@ fn compare_with_manifest(
     Ok(Some(said))
 }
 
-/// `None` for what is not there; that it cannot be read says nothing about the backup.
+/// `None` for what is not there, or is no file of ours; that it cannot be read says nothing about the backup.
 fn if_there<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
     match read {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || is_unfit(&e) => Ok(None),
         other => other.map(Some).context(|| format!("cannot read {}", path.display())),
     }
 }
@@ -301,7 +303,7 @@ fn if_there<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
 fn check_seals(path: &Path, record: &Record, result: &mut Verification) -> Result<()> {
     for name in [RECORD_FILE, MANIFEST_FILE] {
         let is_whole = |file: File| seal::is_whole(&file, file.metadata()?.len());
-        let is_whole = if_there(File::open(path.join(name)).and_then(is_whole), &path.join(name))?;
+        let is_whole = if_there(nofollow::open_regular(&path.join(name)).and_then(is_whole), &path.join(name))?;
         if is_whole.is_some_and(|sealed| !sealed.unwrap_or(!record.must_be_sealed())) {
             result.faults.push(format!("{name}: it is not what was written (its seal is wrong)"));
         }
@@ -326,12 +328,13 @@ fn compare_with_record(said: &Said, record: &Record, result: &mut Verification) 
 /// RocksDB's own view: CURRENT names a MANIFEST, and that names files that are there.
 fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) -> Result<()> {
     let mut fault = |why: String| result.faults.push(format!("0/rocksDb/{why}"));
-    let current = if_there(fs::read(directory.join("CURRENT")), &directory.join("CURRENT"))?;
+    let current =
+        if_there(nofollow::read_small(&directory.join("CURRENT"), MAX_TEXT_BYTES), &directory.join("CURRENT"))?;
     let Some(name) = current.and_then(|c| live::manifest_in(&String::from_utf8(c).ok()?)) else {
         fault("CURRENT: it is missing or does not name a MANIFEST".to_owned());
         return Ok(());
     };
-    let Some(manifest) = if_there(File::open(directory.join(&name)), &directory.join(&name))? else {
+    let Some(manifest) = if_there(nofollow::open_regular(&directory.join(&name)), &directory.join(&name))? else {
         fault(format!("{name}: it is missing although CURRENT names it"));
         return Ok(());
     };
@@ -357,7 +360,7 @@ fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) 
 /// A SQLite database's header (sqlite.org/fileformat2.html, section 1.3) must fit the file.
 fn header_fault(database: &Path) -> Result<Option<&'static str>> {
     let failed = || format!("cannot read {}", database.display());
-    let mut file = File::open(database).context(failed)?;
+    let mut file = nofollow::open_regular(database).context(failed)?;
     let mut header = [0; 100];
     match file.read_exact(&mut header) {
         Ok(()) if header.starts_with(b"SQLite format 3\0") => {}

@@ -9,9 +9,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::control::{Control, Stop};
+use crate::nofollow;
 
 /// Where this file stands in a backup that is being made, its job shall end. Created by `cancel`.
 pub(crate) const CANCEL_FILE: &str = ".cancel";
+
+/// What a thread needs that only waits and looks.
+pub(crate) const STACK_BYTES: usize = 256 * 1024;
 
 /// How long a cancelled job may go on unnoticed.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(200);
@@ -39,7 +43,8 @@ pub(crate) fn watch_progress(control: &Control, limit: Duration, ended: &Receive
 pub(crate) fn watch_cancel(control: &Control, backup: &Path, ended: &Receiver<()>) {
     let wish = backup.join(CANCEL_FILE);
     while ended.recv_timeout(CANCEL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-        if wish.symlink_metadata().is_ok() {
+        // What cannot be looked at now can be at the next look.
+        if nofollow::look(&wish).is_ok_and(|found| found.is_some()) {
             control.stop(Stop::Cancelled);
             return;
         }

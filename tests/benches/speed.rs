@@ -114,10 +114,10 @@ pub fn same_file_system(scale: &Scale) {
         let service = Service::start(config, Sources::embedded(Arc::clone(&db), &node)).unwrap();
         let embedded = || {
             let id = service.make_backup(MakeRequest::default()).unwrap();
-            while service.check_backup(&id) == Some(Status::InProgress) {
+            while service.check_backup(&id).unwrap() == Some(Status::InProgress) {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
-            assert_eq!(service.check_backup(&id), Some(Status::Done));
+            assert_eq!(service.check_backup(&id).unwrap(), Some(Status::Done));
             fs::remove_dir_all(backups.join(id.as_str()))
         };
         let database = db.path();

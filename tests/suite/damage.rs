@@ -96,7 +96,7 @@ fn damaged_metadata_never_stops_the_service_and_never_costs_data() {
         let listed = service.list_backups().expect(&what);
         for name in [DONE, RUNNING, FAILED] {
             let id = BackupId::parse(name).unwrap();
-            let status = service.check_backup(&id);
+            let status = service.check_backup(&id).unwrap();
             assert_eq!(listed.iter().find(|b| b.id == id).map(|b| b.status), status, "{what}");
             let answer = call(&service, "GET", &format!("/check-backup/{id}"), &[("Accept", "application/json")]);
             assert_eq!(answer.unwrap().status, if status.is_some() { 200 } else { 404 }, "{what}");
@@ -152,7 +152,7 @@ fn what_another_process_works_on_is_left_alone() {
     let before = look();
     let config = crate::fixture::config(backups);
     let service = Service::start(config.clone(), node.embedded()).unwrap();
-    let status = |service: &Service, name| service.check_backup(&BackupId::parse(name).unwrap());
+    let status = |service: &Service, name| service.check_backup(&BackupId::parse(name).unwrap()).unwrap();
     assert_eq!(status(&service, RUNNING), Some(Status::InProgress));
     assert_eq!(status(&service, FAILED), Some(Status::Failed));
     service.finish();
@@ -201,7 +201,7 @@ fn what_cannot_be_settled_does_not_stop_the_rest() {
         }
         let service = Service::start(crate::fixture::config(backups), node.embedded()).expect(name);
         for (id, expected) in [(DONE, Status::Done), (RUNNING, Status::Failed), (FAILED, Status::Failed)] {
-            assert_eq!(service.check_backup(&BackupId::parse(id).unwrap()), Some(expected), "{name}");
+            assert_eq!(service.check_backup(&BackupId::parse(id).unwrap()).unwrap(), Some(expected), "{name}");
         }
         assert_eq!(service.list_backups().unwrap().len(), 3);
         make_done(&service, PACT);

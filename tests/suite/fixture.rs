@@ -336,7 +336,7 @@ pub fn make(service: &Service, request: MakeRequest) -> (BackupId, Status) {
 /// Makes a backup that must succeed.
 pub fn make_done(service: &Service, request: MakeRequest) -> BackupId {
     let (id, status) = make(service, request);
-    assert_eq!(status, Status::Done, "{:?}", service.details(&id));
+    assert_eq!(status, Status::Done, "{:?}", service.details(&id).unwrap());
     id
 }
 
@@ -352,7 +352,7 @@ pub fn make_failed(service: &Service, request: MakeRequest) -> (BackupId, String
 pub fn wait_end(service: &Service, id: &BackupId) -> Status {
     let deadline = Instant::now() + DEADLINE;
     loop {
-        match service.check_backup(id).expect("an identifier that was handed out is known") {
+        match service.check_backup(id).unwrap().expect("an identifier that was handed out is known") {
             Status::InProgress => assert!(Instant::now() < deadline, "{id} does not end"),
             settled => return settled,
         }
@@ -370,7 +370,7 @@ pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
 }
 
 pub fn record(service: &Service, id: &BackupId) -> Record {
-    service.details(id).unwrap().record.unwrap()
+    service.details(id).unwrap().unwrap().record.unwrap()
 }
 
 /// An answer of [`Service::handle`].

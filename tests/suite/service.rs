@@ -71,7 +71,7 @@ fn linked_files_are_the_nodes_own_and_keep_what_they_were() {
     let node = Node::new();
     let service = node.start();
     let id = make_done(&service, ROCKSDB);
-    let details = service.details(&id).unwrap();
+    let details = service.details(&id).unwrap().unwrap();
     let manifest: serde_json::Value =
         serde_json::from_slice(&fs::read(node.backups().join(id.as_str()).join("manifest.json")).unwrap()).unwrap();
     let linked = manifest["files"].as_array().unwrap().iter().filter(|e| e["method"] == "linked");
@@ -101,7 +101,7 @@ fn a_hundred_callers_at_once_get_one_backup_and_its_true_scope() {
                 let backup_pact = n.is_multiple_of(2);
                 if n < 20 {
                     let id = service.make_backup(MakeRequest { backup_pact }).unwrap();
-                    return (id.to_string(), service.details(&id).unwrap().scope.word().to_owned());
+                    return (id.to_string(), service.details(&id).unwrap().unwrap().scope.word().to_owned());
                 }
                 let url = if backup_pact { "/make-backup?backupPact" } else { "/make-backup" };
                 let answer = call(service, "POST", url, &[]).unwrap();
@@ -172,18 +172,18 @@ fn deleting_by_hand_is_noticed_and_breaks_nothing() {
     delete_by_hand(&node.backups().join(gone.as_str()));
     delete_by_hand(&node.backups().join(halved.as_str()).join("0"));
     for id in [&gone, &halved] {
-        assert_eq!(service.check_backup(id), None);
-        assert!(service.details(id).is_none());
+        assert_eq!(service.check_backup(id).unwrap(), None);
+        assert!(service.details(id).unwrap().is_none());
         let answer = call(&service, "GET", &format!("/check-backup/{id}"), &[]).unwrap();
         assert_eq!((answer.status, answer.header("x-backup-scope")), (404, None));
     }
-    assert_eq!(service.check_backup(&kept), Some(Status::Done));
+    assert_eq!(service.check_backup(&kept).unwrap(), Some(Status::Done));
     assert_eq!(service.list_backups().unwrap().len(), 1);
     let next = make_done(&service, PACT);
     assert!(next > kept);
     drop(service);
     let service = node.start();
-    assert_eq!(service.check_backup(&halved), None);
+    assert_eq!(service.check_backup(&halved).unwrap(), None);
     make_done(&service, PACT);
 }
 
@@ -198,19 +198,19 @@ fn deleting_a_running_backup_by_hand_breaks_nothing() {
         let id = service.make_backup(PACT).unwrap();
         let path = node.backups().join(id.as_str());
         if waits {
-            let waiting = || service.details(&id).unwrap().progress.is_some_and(|p| p.phase == Phase::Heights);
+            let waiting = || service.details(&id).unwrap().unwrap().progress.is_some_and(|p| p.phase == Phase::Heights);
             wait_until("the job waits", waiting);
         } else {
             thread::sleep(Duration::from_micros(n * 500));
         }
         delete_by_hand(&path);
         node.go_on();
-        wait_until("the job ends", || service.check_backup(&id) != Some(Status::InProgress));
+        wait_until("the job ends", || service.check_backup(&id).unwrap() != Some(Status::InProgress));
         // What the job may have put there once more is a failed backup like any other.
         let left = path.exists().then_some(Status::Failed);
-        assert_eq!(service.check_backup(&id), left);
+        assert_eq!(service.check_backup(&id).unwrap(), left);
         delete_by_hand(&path);
-        assert_eq!(service.check_backup(&id), None);
+        assert_eq!(service.check_backup(&id).unwrap(), None);
         assert_eq!(call(&service, "GET", &format!("/check-backup/{id}"), &[]).unwrap().status, 404);
         let next = make_done(&service, PACT);
         if waits {
@@ -223,19 +223,38 @@ fn deleting_a_running_backup_by_hand_breaks_nothing() {
     assert_eq!(list_backups_in(&node.backups()).unwrap().len(), 19);
 }
 
+/// Gone, as after an unmount with no directory below it, or another directory in its place, as with one.
 #[test]
-fn the_backup_directory_may_vanish() {
+fn the_backup_directory_may_vanish_or_be_another() {
     let node = Node::new();
     let service = node.start();
     let id = make_done(&service, ROCKSDB);
-    fs::rename(node.backups(), node.root().join("elsewhere")).unwrap();
-    assert_eq!(service.check_backup(&id), None);
-    assert_eq!(service.make_backup(ROCKSDB).unwrap_err().kind(), Kind::Io);
-    assert_eq!(call(&service, "POST", "/make-backup", &[]).unwrap().status, 500);
-    assert_eq!(call(&service, "GET", "/list-backups", &[]).unwrap().status, 500);
-    assert_eq!(call(&service, "GET", "/metrics", &[]).unwrap().status, 200);
-    fs::rename(node.root().join("elsewhere"), node.backups()).unwrap();
-    assert_eq!(service.check_backup(&id), Some(Status::Done));
+    for replaced in [false, true] {
+        fs::rename(node.backups(), node.root().join("elsewhere")).unwrap();
+        if replaced {
+            fs::create_dir(node.backups()).unwrap();
+        }
+        assert_eq!(service.check_backup(&id).unwrap_err().kind(), Kind::Io);
+        assert_eq!(service.details(&id).unwrap_err().kind(), Kind::Io);
+        assert_eq!(service.make_backup(ROCKSDB).unwrap_err().kind(), Kind::Io);
+        let (check, list) = (format!("/check-backup/{id}"), "/list-backups");
+        for (method, url) in [("POST", "/make-backup"), ("GET", list), ("GET", &check)] {
+            let answer = call(&service, method, url, &[]).unwrap();
+            assert_eq!(answer.status, 500, "{url}");
+            assert!(answer.body.contains("backup directory"), "{url}: {}", answer.body);
+            assert!(!replaced || answer.body.contains("mount it again"), "{url}: {}", answer.body);
+        }
+        let metrics = call(&service, "GET", "/metrics", &[]).unwrap();
+        assert_eq!(metrics.status, 200);
+        assert!(metrics.body.contains("\nchainweb_backup_directory_readable 0\n"), "{}", metrics.body);
+        if replaced {
+            assert_eq!(names(&node.backups()), [""; 0]);
+            fs::remove_dir(node.backups()).unwrap();
+        }
+        fs::rename(node.root().join("elsewhere"), node.backups()).unwrap();
+        assert_eq!(service.check_backup(&id).unwrap(), Some(Status::Done));
+    }
+    assert!(call(&service, "GET", "/metrics", &[]).unwrap().body.contains("\nchainweb_backup_directory_readable 1\n"));
     make_done(&service, ROCKSDB);
 }
 
@@ -332,9 +351,9 @@ fn two_services_do_not_share_a_backup_directory() {
     let refused = Service::start(node.config(), node.embedded()).err().unwrap();
     assert_eq!(refused.kind(), Kind::Busy);
     assert!(refused.chain().contains(node.backups().to_str().unwrap()), "{}", refused.chain());
-    assert_eq!(service.check_backup(&id), Some(Status::Done));
+    assert_eq!(service.check_backup(&id).unwrap(), Some(Status::Done));
     drop(service);
-    assert_eq!(node.start().check_backup(&id), Some(Status::Done));
+    assert_eq!(node.start().check_backup(&id).unwrap(), Some(Status::Done));
 }
 
 #[test]
@@ -353,8 +372,8 @@ fn a_job_beside_the_service_is_seen_and_not_disturbed() {
     let theirs = beside.make_backup(ROCKSDB).unwrap();
     // The service gives the identifier of the other process's job, and knows its status.
     assert_eq!(service.make_backup(PACT).unwrap(), theirs);
-    assert_eq!(service.check_backup(&theirs), Some(Status::InProgress));
-    assert_eq!(service.details(&theirs).unwrap().scope, Scope::Rocksdb);
+    assert_eq!(service.check_backup(&theirs).unwrap(), Some(Status::InProgress));
+    assert_eq!(service.details(&theirs).unwrap().unwrap().scope, Scope::Rocksdb);
     node.go_on();
     assert_eq!(wait_end(&service, &theirs), Status::Done);
     beside.finish();
@@ -373,7 +392,7 @@ fn a_restart_in_the_middle_fails_the_backup_and_removes_its_data() {
         let begin = Instant::now();
         service.shutdown();
         assert!(begin.elapsed() < Duration::from_secs(5));
-        assert_eq!(service.check_backup(&id), Some(Status::Failed));
+        assert_eq!(service.check_backup(&id).unwrap(), Some(Status::Failed));
         assert_eq!(record(&service, &id).reason.as_deref(), Some("shut down"));
         assert_eq!(service.failure_kind(&id), Some(Kind::Cancelled));
         assert_eq!(names(&node.backups().join(id.as_str())), [".use", "backup.json", "status"]);
@@ -383,7 +402,7 @@ fn a_restart_in_the_middle_fails_the_backup_and_removes_its_data() {
         service.shutdown();
         drop(service);
         let service = node.start();
-        assert_eq!(service.check_backup(&id), Some(Status::Failed));
+        assert_eq!(service.check_backup(&id).unwrap(), Some(Status::Failed));
         service.finish();
         settled(&node.backups());
     }
@@ -437,7 +456,7 @@ fn rocksdb_is_captured_again_while_pact_is_ahead() {
 
     // RocksDB catches up in time.
     let id = service.make_backup(PACT).unwrap();
-    let captured = || service.details(&id).unwrap().progress.is_some_and(|p| p.phase == Phase::Heights);
+    let captured = || service.details(&id).unwrap().unwrap().progress.is_some_and(|p| p.phase == Phase::Heights);
     wait_until("RocksDB is captured once", captured);
     (BLOCKS + 1..=BLOCKS + 7).for_each(|height| node.rocksdb_block(height));
     assert_eq!(wait_end(&service, &id), Status::Done);
@@ -616,11 +635,13 @@ fn what_others_put_there_is_served_as_found_and_never_changed() {
         make_done(&service, PACT);
         for (id, expected) in expected {
             let id = BackupId::parse(id).unwrap();
-            let found = service.details(&id).map(|d| (d.status, d.scope));
-            assert_eq!((service.check_backup(&id), found), (expected.map(|e| e.0), expected), "{id}");
+            let found = service.details(&id).unwrap().map(|d| (d.status, d.scope));
+            assert_eq!((service.check_backup(&id).unwrap(), found), (expected.map(|e| e.0), expected), "{id}");
             let answer = call(&service, "GET", &format!("/check-backup/{id}"), &[]).unwrap();
             assert_eq!(answer.header("x-backup-scope"), expected.map(|e| e.1.word()));
-            assert!(service.details(&id).is_none_or(|d| d.foreign && d.record.is_none() && d.progress.is_none()));
+            assert!(
+                service.details(&id).unwrap().is_none_or(|d| d.foreign && d.record.is_none() && d.progress.is_none())
+            );
         }
         let listed = service.list_backups().unwrap();
         let foreign: BTreeSet<_> = listed.iter().filter(|b| b.foreign).map(|b| b.id.as_str()).collect();

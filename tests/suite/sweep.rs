@@ -55,7 +55,7 @@ fn run(sources: Sources, backups: &Path, order: &Order, note: &dyn Fn(&BackupId)
         note(&id);
         let status = wait_end(&service, &id);
         service.finish();
-        assert_eq!(service.check_backup(&id), Some(status), "{order:?}");
+        assert_eq!(service.check_backup(&id).unwrap(), Some(status), "{order:?}");
         if status == Status::Done {
             whole(&backups.join(id.as_str()));
         }
@@ -73,7 +73,7 @@ fn settle(sources: Sources, backups: &Path, order: &Order, known: Option<&Backup
         assert_ne!(backup.status, Status::InProgress, "{order:?}: {} is not settled", backup.id);
     }
     if let Some(id) = known {
-        let now = service.check_backup(id);
+        let now = service.check_backup(id).unwrap();
         assert!(now.is_some(), "{order:?}: {id} is unknown after the restart");
         // After one error a status is final. After two it may have been beyond change: then it is what the disk says.
         if said.is_some() && (said == Some(Status::Done) || order.fail_at.len() == 1) {

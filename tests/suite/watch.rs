@@ -20,7 +20,7 @@ use crate::fixture::{Node, PACT, ROCKSDB, make_done, make_failed, names, record,
 const FAILED: [&str; 3] = [".use", "backup.json", "status"];
 
 fn wait_for(service: &Service, id: &BackupId, status: Status) {
-    wait_until(status.word(), || service.check_backup(id) == Some(status));
+    wait_until(status.word(), || service.check_backup(id).unwrap() == Some(status));
 }
 
 fn status_on_disk(node: &Node, id: &BackupId) -> String {
@@ -52,7 +52,7 @@ fn a_job_that_hangs_is_called_failed() {
     // Its thread may still be busy cleaning up.
     wait_until("the thread", || service.make_backup(PACT).is_ok());
     make_done(&service, PACT);
-    assert_eq!(service.check_backup(&id), Some(Status::Failed));
+    assert_eq!(service.check_backup(&id).unwrap(), Some(Status::Failed));
     assert_eq!(names(&node.backups().join(id.as_str())), FAILED);
     gate::forget_points(&database);
 }
@@ -66,7 +66,7 @@ fn a_slow_job_is_not_stalled_and_its_limit_can_be_lifted() {
     let service = Service::start(config, node.embedded()).unwrap();
     let id = service.make_backup(PACT).unwrap();
     sleep(Duration::from_millis(1200));
-    assert_eq!(service.check_backup(&id), Some(Status::InProgress));
+    assert_eq!(service.check_backup(&id).unwrap(), Some(Status::InProgress));
     service.set_limit(None);
     wait_for(&service, &id, Status::Done);
 }
@@ -83,14 +83,14 @@ fn an_operator_cancels() {
         assert_eq!(cancel_backup(&backups, word).unwrap(), (id.clone(), Status::Failed));
         wait_until("the clean-up", || names(&backups.join(id.as_str())) == FAILED);
         // Until its thread is free, who asks for a backup gets this one's identifier.
-        wait_until("the thread", || service.details(&id).is_some_and(|details| details.progress.is_none()));
+        wait_until("the thread", || service.details(&id).unwrap().is_some_and(|details| details.progress.is_none()));
         assert_eq!(record(&service, &id).reason.as_deref(), Some("cancelled by the operator"));
         assert_eq!(cancel_backup(&backups, Some(id.as_str())).unwrap().1, Status::Failed);
     }
     service.set_limit(None);
     let done = make_done(&service, PACT);
     assert_eq!(cancel_backup(&backups, Some(done.as_str())).unwrap(), (done.clone(), Status::Done));
-    assert_eq!(service.check_backup(&done), Some(Status::Done));
+    assert_eq!(service.check_backup(&done).unwrap(), Some(Status::Done));
 }
 
 /// SQLite waits for a lock; the operator need not.
@@ -101,7 +101,7 @@ fn a_job_that_waits_for_a_lock_can_be_cancelled() {
     locked.execute_batch("CREATE TABLE a (b); BEGIN EXCLUSIVE; INSERT INTO a VALUES (1)").unwrap();
     let service = node.start();
     let id = service.make_backup(PACT).unwrap();
-    wait_until("the lock", || service.details(&id).unwrap().progress.is_some_and(|p| p.phase == Phase::Pact));
+    wait_until("the lock", || service.details(&id).unwrap().unwrap().progress.is_some_and(|p| p.phase == Phase::Pact));
     assert_eq!(cancel_backup(&node.backups(), None).unwrap(), (id.clone(), Status::Failed));
     // The status comes before the reason.
     wait_until("the clean-up", || names(&node.backups().join(id.as_str())) == FAILED);

@@ -1,0 +1,209 @@
+//! Opens what lies in a backup directory, without ever following a symbolic link. The one way to open it: clippy forbids the
+//! calls of `std::fs` that follow links.
+//!
+//! # Threats
+//! The backup directory, and what we create there, belongs to the node's user, and the service may be root. So everything in
+//! it may have been planted by an attacker who has become the node's user: symbolic links, also in place of a directory; FIFOs,
+//! which would keep `open` or `read` waiting for ever; sockets, devices, files of a terabyte, trees of any depth. He can
+//! change it at any moment, also between two of our calls.
+//! - He can destroy, change and forge backups: they are his files. A check with `verify --deep` on a machine that he
+//!   does not have is the only proof against that.
+//! - He can make a backup, a restore or a deletion fail, with a message that names the path.
+//! - He cannot make us read, create, write, give away, rename or remove anything outside of the backup directory, the pin
+//!   directory and the target of a restore, nor keep us waiting.
+//!
+//! # How
+//! - Where the operator put the backup directory is his choice: links on the way to it are resolved once, when it is opened.
+//!   Below, each path is resolved by the kernel without links: `openat2` with `RESOLVE_NO_SYMLINKS`, or one `openat` with
+//!   `O_NOFOLLOW` for each component where the kernel, or a seccomp filter, does not know that call.
+//! - A change (create, rename, link, remove) is made by its last name in the directory that was opened so. An owner is changed
+//!   through a descriptor, after a look at what it is.
+//! - What is read is opened with `O_NONBLOCK` and must be a regular file; small files have a limit of size.
+//! - Only ENOENT means that something is not there. Every other error is one.
+//!
+//! # Limitations
+//! RocksDB and SQLite open files by path. What they are given was looked at before; an attacker who exchanges a file for
+//! a link in the moment between makes them read another file, in which they find no database.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+
+/// How every directory on the way is opened.
+const ON_THE_WAY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+
+/// Why something is not what we put there, although it can be looked at.
+#[derive(Debug)]
+struct Unfit(&'static str);
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Unfit {}
+
+fn not_regular() -> io::Error {
+    io::Error::other(Unfit("it is not a regular file, or a symbolic link leads to it"))
+}
+
+/// Whether an error of this module says that something else is there than what we make: a link, a FIFO, a directory, a file
+/// that is too large.
+pub(crate) fn is_unfit(e: &io::Error) -> bool {
+    e.get_ref().is_some_and(|inner| inner.is::<Unfit>())
+}
+
+/// Opens `path` with `flags`; fails with ELOOP or ENOTDIR where a component is a symbolic link.
+pub(crate) fn open(path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat2(CWD, path, flags, mode, ResolveFlags::NO_SYMLINKS) {
+        Err(Errno::NOSYS | Errno::PERM) => open_by_steps(path, flags, mode),
+        opened => Ok(opened?),
+    }
+}
+
+/// As [`open`], for kernels before 5.6 and seccomp filters that do not know `openat2`.
+fn open_by_steps(path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    let start = if path.is_absolute() { "/" } else { "." };
+    let mut names = path.components().filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir)).peekable();
+    let mut at = rustix::fs::open(start, ON_THE_WAY | OFlags::CLOEXEC, Mode::empty())?;
+    if names.peek().is_none() {
+        return Ok(rustix::fs::openat(&at, ".", flags, mode)?);
+    }
+    while let Some(name) = names.next() {
+        let (flags, mode) = match names.peek() {
+            Some(_) => (ON_THE_WAY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()),
+            None => (flags, mode),
+        };
+        at = rustix::fs::openat(&at, name.as_os_str(), flags, mode)?;
+    }
+    Ok(at)
+}
+
+/// Opens a regular file for reading. Anything else of that name is [unfit](is_unfit), and never waits.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    require_regular(open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty()))
+}
+
+/// Opens a regular file of the node's databases for reading: the operator may have put links on the way to it, but a FIFO
+/// in its place shall not keep us waiting either.
+pub(crate) fn open_of_node(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    require_regular(rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from))
+}
+
+/// A descriptor that was opened with `O_NONBLOCK`, as a regular file.
+pub(crate) fn require_regular(opened: io::Result<OwnedFd>) -> io::Result<File> {
+    let planted = [libc::ELOOP, libc::ENOTDIR, libc::ENXIO, libc::EISDIR, libc::ENODEV];
+    match opened {
+        Err(e) if e.raw_os_error().is_some_and(|errno| planted.contains(&errno)) => Err(not_regular()),
+        opened => {
+            let file = File::from(opened?);
+            if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+        }
+    }
+}
+
+/// All of a file that has `limit_bytes` at most; a larger one is [unfit](is_unfit).
+pub(crate) fn read_small(path: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
+    let too_large = || io::Error::other(Unfit("it is larger than such a file can be"));
+    let file = open_regular(path)?;
+    let length = file.metadata()?.len();
+    if length > limit_bytes {
+        return Err(too_large());
+    }
+    // One byte more, so that the second read finds the end.
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 1);
+    file.take(limit_bytes + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit_bytes { Err(too_large()) } else { Ok(bytes) }
+}
+
+/// Looks at what has this name, which may be a link; `None` where nothing has.
+pub(crate) fn look(path: &Path) -> io::Result<Option<Metadata>> {
+    match open(path, OFlags::PATH, Mode::empty()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => File::from(opened?).metadata().map(Some),
+    }
+}
+
+/// Whether a directory has this name, and no link to one.
+pub(crate) fn is_directory(path: &Path) -> io::Result<bool> {
+    Ok(look(path)?.is_some_and(|meta| meta.is_dir()))
+}
+
+/// Opens a directory for listing and syncing.
+pub(crate) fn open_directory(path: &Path) -> io::Result<File> {
+    open(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).map(File::from)
+}
+
+/// The names in a directory with what they are, links for themselves. What disappears meanwhile is left out.
+pub(crate) fn entries(path: &Path) -> io::Result<impl Iterator<Item = io::Result<(OsString, Stat)>> + use<>> {
+    let directory = open_directory(path)?;
+    let names = Dir::read_from(&directory)?;
+    Ok(names.filter_map(move |entry| {
+        let look = |entry: rustix::io::Result<rustix::fs::DirEntry>| {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                return Ok(None);
+            }
+            match rustix::fs::statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => Ok(Some((OsStr::from_bytes(name).to_owned(), stat))),
+                Err(Errno::NOENT) => Ok(None),
+                Err(errno) => Err(errno.into()),
+            }
+        };
+        look(entry).transpose()
+    }))
+}
+
+/// A name in an open directory: where a change is made.
+pub(crate) struct Place<'a> {
+    pub(crate) directory: OwnedFd,
+    pub(crate) name: &'a OsStr,
+}
+
+impl<'a> Place<'a> {
+    /// Opens the directory that holds, or shall hold, `path`.
+    pub(crate) fn of(path: &'a Path) -> io::Result<Place<'a>> {
+        let name = path.file_name().ok_or(Errno::INVAL)?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(Place { directory: open(parent, ON_THE_WAY, Mode::empty())?, name })
+    }
+
+    /// Opens or creates what has the name.
+    pub(crate) fn open(&self, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+        Ok(rustix::fs::openat(&self.directory, self.name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode)?)
+    }
+
+    /// Looks at what has the name; `None` where nothing has.
+    pub(crate) fn look(&self) -> io::Result<Option<Stat>> {
+        match rustix::fs::statat(&self.directory, self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// Opens a directory by its name in another, unless something is mounted there.
+pub(crate) fn open_below(directory: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let within = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    match rustix::fs::openat2(&directory, name, flags, Mode::empty(), within) {
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let opened = rustix::fs::openat(&directory, name, flags, Mode::empty())?;
+            let is_mount = rustix::fs::fstat(&opened)?.st_dev != rustix::fs::fstat(&directory)?.st_dev;
+            if is_mount { Err(Errno::XDEV.into()) } else { Ok(opened) }
+        }
+        opened => Ok(opened?),
+    }
+}
