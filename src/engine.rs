@@ -13,6 +13,7 @@ use rocksdb::{DB, IteratorMode, Options, ReadOptions};
 use crate::cut::Cut;
 use crate::disk;
 use crate::error::{Error, Kind, Result};
+use crate::fault::{Fault, Inspected, table_in};
 
 /// An open database.
 pub(crate) type Db = DB;
@@ -62,13 +63,20 @@ pub(crate) fn read_cut(copy: &Path) -> Result<Option<Cut>> {
     Ok(Cut::parse(&key[Cut::PREFIX.len()..], &value))
 }
 
-/// Reads every block of every column family of a finished copy and checks its checksum; returns the number of keys.
-pub(crate) fn inspect(copy: &Path) -> Result<u64> {
-    let failed = |e| Error::new(Kind::Damaged, format!("RocksDB reports damage in {}", copy.display())).because(e);
+/// Reads every block of every column family of a finished copy and checks its checksum. Of a column family with damage, what
+/// comes first.
+pub(crate) fn inspect(copy: &Path) -> Result<Inspected> {
     let options = read_only_options(copy)?;
-    let families = DB::list_cf(&options, copy).map_err(failed)?;
-    let db = DB::open_cf_for_read_only(&options, copy, &families, false).map_err(failed)?;
-    let mut keys_count = 0;
+    let mut inspected = Inspected::default();
+    let opened = DB::list_cf(&options, copy)
+        .and_then(|families| Ok((DB::open_cf_for_read_only(&options, copy, &families, false)?, families)));
+    let (db, families) = match opened {
+        Ok(opened) => opened,
+        Err(e) => {
+            inspected.faults.push(reported(&e));
+            return Ok(inspected);
+        }
+    };
     for family in &families {
         let handle = db.cf_handle(family);
         let handle = handle.ok_or_else(|| Error::new(Kind::Damaged, format!("column family {family} is missing")))?;
@@ -77,11 +85,22 @@ pub(crate) fn inspect(copy: &Path) -> Result<u64> {
         read.fill_cache(false);
         read.set_readahead_size(READAHEAD_BYTES);
         for entry in db.iterator_cf_opt(handle, read, IteratorMode::Start) {
-            entry.map_err(failed)?;
-            keys_count += 1;
+            match entry {
+                Ok(_) => inspected.keys_count += 1,
+                Err(e) => {
+                    inspected.faults.push(reported(&e));
+                    break;
+                }
+            }
         }
     }
-    Ok(keys_count)
+    Ok(inspected)
+}
+
+/// What RocksDB says of a copy that it cannot read.
+fn reported(e: &rocksdb::Error) -> Fault {
+    let why = format!("RocksDB reports damage: {e}");
+    Fault { file: table_in(&why).unwrap_or_default(), why }
 }
 
 /// Options that open a finished copy without leaving anything in it.

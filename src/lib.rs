@@ -27,11 +27,11 @@
 //! row 5  service, details, metrics, manage   the one thread, the channel, the status map
 //! row 4  job                           one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
-//!        verify, sums, restore, retention   finished backups
+//!        verify, damage, sums, restore, retention   finished backups
 //! row 2  rocks, engine, no_engine, live, live_files, reuse, sqlite, raw_copy   a source -> synced files
 //!        source, record, manifest      what is read; durable formats
 //! row 1  copy, disk, nofollow, unsynced, quiet, sys, watchdog   every change that we make to the file system
-//! row 0  id, error, config, config_tree, control, gate, seal,
+//! row 0  id, error, fault, config, config_tree, control, gate, seal,
 //!        cut, log_format, version_edit, sqlite_wal, roomy   no I/O
 //! ```
 //! Only `disk` and `copy` change the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
@@ -45,11 +45,13 @@ mod config_tree;
 mod control;
 mod copy;
 mod cut;
+mod damage;
 mod details;
 mod disk;
 #[cfg_attr(not(feature = "engine"), path = "no_engine.rs")]
 mod engine;
 mod error;
+mod fault;
 #[cfg_attr(feature = "gate", doc(hidden))]
 #[cfg(feature = "gate")]
 pub mod gate;
@@ -97,11 +99,12 @@ pub use config_tree::FILE_BYTES_MAX;
 pub use control::{Control, Phase, Stop};
 pub use details::{Details, Progress};
 pub use error::{Error, Kind, Result};
+pub use fault::Fault;
 pub use http::ROUTES;
 pub use id::BackupId;
 pub use listener::{Decorate, Handler, Limits, Listener, Stopper};
 pub use manage::{
-    cancel_backup, check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup,
+    Summed, cancel_backup, check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup,
     sum_backup, sweep_backups, verify_backup,
 };
 pub use record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};

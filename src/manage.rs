@@ -12,6 +12,7 @@ use crate::catalog::{Catalog, Found, is_there};
 use crate::commit::USE_FILE;
 use crate::config::Sums;
 use crate::control::Control;
+use crate::damage;
 use crate::details::Details;
 use crate::disk::{self, Lock};
 use crate::error::{Error, Kind, Result};
@@ -73,8 +74,8 @@ impl Held {
         }
         let faults_count = verification.faults.len() as u64;
         // A reader of somebody else's backups may look without being able to write.
-        let noted = verify::note(&self.catalog, &self.found.id, depth, faults_count, now_ms())
-            .and_then(|()| verify::note_sharers(&self.catalog, &self.found.id, depth, verification, now_ms()));
+        let noted = damage::note(&self.catalog, &self.found.id, depth, faults_count, now_ms())
+            .and_then(|()| damage::note_sharers(&self.catalog, &self.found.id, depth, verification, now_ms()));
         if let Err(e) = noted {
             log::debug!("verification not noted id={} reason={:?}", self.found.id, e.chain());
         }
@@ -195,16 +196,26 @@ pub fn sweep_backups(directory: &Path) -> Result<()> {
     Catalog::manage(directory)?.sweep(&|| true).map(|_| ())
 }
 
-/// Writes the missing `BLAKE2SUMS` of the backup `word`; returns how many files had to be read.
+/// What [`sum_backup`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summed {
+    /// How many files had to be read.
+    pub read_count: u64,
+    /// Files that have no checksum because they are no part of the backup.
+    pub left_out: Vec<String>,
+}
+
+/// Writes the missing `BLAKE2SUMS` of the backup `word`.
 ///
 /// # Errors
 /// As [`verify_backup`]; [`Kind::Refused`] for a foreign backup.
-pub fn sum_backup(directory: &Path, word: &str, control: &Control) -> Result<(BackupId, u64)> {
+pub fn sum_backup(directory: &Path, word: &str, control: &Control) -> Result<(BackupId, Summed)> {
     let held = hold(directory, word, true)?;
     require_ours(&held.found)?;
     let catalog = Catalog::manage(directory)?;
     let read_count = sums::write(&catalog, &held.path, Sums::All, control)?.unwrap_or(0);
-    Ok((held.found.id, read_count))
+    let left_out = sums::left_out(&held.path)?;
+    Ok((held.found.id, Summed { read_count, left_out }))
 }
 
 /// Ends the job that makes the backup `word`, or the one that runs whichever it is, in whatever process; returns its

@@ -56,6 +56,24 @@ impl Manifest {
     /// Lists what lies below `0.partial`, under the names that it will have; `method_of` tells how a file came.
     /// Anything but regular files and directories is an error: nobody of ours makes such a thing.
     pub(crate) fn of(partial: &Path, method_of: &dyn Fn(&str) -> Method) -> Result<Manifest> {
+        let (manifest, others) = Manifest::list(partial, method_of)?;
+        match others.first() {
+            None => Ok(manifest),
+            Some(other) => {
+                let context =
+                    format!("{} is neither a file nor a directory", partial.join(&other["0/".len()..]).display());
+                Err(Error::new(Kind::Damaged, context))
+            }
+        }
+    }
+
+    /// Lists what lies below the `0` of a finished backup: the files, and the paths of what is neither file nor directory.
+    pub(crate) fn found(whole: &Path) -> Result<(Manifest, Vec<String>)> {
+        Manifest::list(whole, &|_| Method::Copied)
+    }
+
+    fn list(partial: &Path, method_of: &dyn Fn(&str) -> Method) -> Result<(Manifest, Vec<String>)> {
+        let mut others = Vec::new();
         let mut manifest = Manifest { paths: roomy::text(), rows: roomy::list(), sums: BTreeMap::new() };
         let mut pending = vec![PathBuf::new()];
         while let Some(below) = pending.pop() {
@@ -64,22 +82,17 @@ impl Manifest {
             for entry in nofollow::entries(&directory).context(failed)? {
                 let (name, stat) = entry.context(failed)?;
                 let name = below.join(name);
+                let path = format!("0/{}", name.display());
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => pending.push(name),
-                    FileType::RegularFile => {
-                        let path = format!("0/{}", name.display());
-                        manifest.push(&path, stat.st_size.cast_unsigned(), method_of(&path));
-                    }
-                    _ => {
-                        let context = format!("{} is neither a file nor a directory", partial.join(name).display());
-                        return Err(Error::new(Kind::Damaged, context));
-                    }
+                    FileType::RegularFile => manifest.push(&path, stat.st_size.cast_unsigned(), method_of(&path)),
+                    _ => others.push(path),
                 }
             }
         }
         let paths = &manifest.paths;
         manifest.rows.sort_unstable_by(|a, b| a.path(paths).cmp(b.path(paths)));
-        Ok(manifest)
+        Ok((manifest, others))
     }
 
     fn push(&mut self, path: &str, bytes: u64, method: Method) {

@@ -31,8 +31,11 @@ pub fn operate(directory: &Path, action: Action) -> Result<i32> {
         Action::Restore { id, to, replace, deep } => restore(directory, &id, &to, replace, depth(deep)),
         Action::Sum(id) => {
             step_back();
-            let (id, read_count) = with_progress(|control| sum_backup(directory, &id, control))?;
-            print(&format!("{id}: BLAKE2SUMS written, {read_count} files read"))
+            let (id, summed) = with_progress(|control| sum_backup(directory, &id, control))?;
+            for file in &summed.left_out {
+                say(&format!("left out: {file} is not part of the backup"));
+            }
+            print(&format!("{id}: BLAKE2SUMS written, {} files read", summed.read_count))
         }
         Action::Delete(ids) => delete(directory, &ids),
         Action::Prune { policy, dry_run } => prune(directory, policy, dry_run),
@@ -76,7 +79,10 @@ fn verify(directory: &Path, id: &str, depth: Depth) -> Result<i32> {
     let program = Some(Path::new(OURSELVES));
     let (id, found) = with_progress(|control| verify_backup(directory, id, depth, program, control))?;
     for fault in &found.faults {
-        say(fault);
+        say(&fault.to_string());
+    }
+    for extra in &found.extras {
+        say(&format!("note: {extra} is not part of the backup"));
     }
     let looked_at = format!("{} files, {}", found.files_count, size(found.bytes));
     let read = format!(", {} checksums, {} keys", found.sums_count, found.keys_count);

@@ -22,6 +22,7 @@ use crate::cut::Cut;
 use crate::disk::{self, Lock, Owner};
 use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::fault::Inspected;
 use crate::live;
 use crate::live_files::{MAX_TEXT_BYTES, is_immutable, is_options, not_permitted, total_bytes as directory_bytes};
 use crate::nofollow;
@@ -220,9 +221,9 @@ pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -
     }
 }
 
-/// Reads every block of every column family of a finished copy and checks its checksum; returns the number of keys. With
-/// a `program`, a child process does it (`program inspect DIR`).
-pub(crate) fn inspect(copy: &Path, program: Option<&Path>, control: &Control) -> Result<u64> {
+/// Reads every block of every column family of a finished copy and checks its checksum. With a `program`, a child
+/// process does it (`program inspect DIR`).
+pub(crate) fn inspect(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Inspected> {
     match program {
         None => engine::inspect(copy),
         Some(program) => ask_child(program, "inspect", copy, INSPECT_TIME_LIMIT, control),
@@ -293,10 +294,11 @@ pub fn heights_json(directory: &Path) -> Result<String> {
     Ok(serde_json::to_string(&cut).expect("a cut has keys that JSON can spell"))
 }
 
-/// The child's side of a deep verification: the number of keys, as JSON.
+/// The child's side of a deep verification: the number of keys and the damage, as JSON.
 ///
 /// # Errors
 /// Fails when RocksDB cannot open the directory or reports damage, or is not built in.
 pub fn inspect_json(directory: &Path) -> Result<String> {
-    Ok(engine::inspect(directory)?.to_string())
+    let inspected = engine::inspect(directory)?;
+    Ok(serde_json::to_string(&inspected).expect("it has only string keys"))
 }

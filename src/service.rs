@@ -37,7 +37,7 @@ use crate::metrics::Counters;
 use crate::record::{Record, Scope, Status, Versions};
 use crate::source::Sources;
 use crate::verify::Depth;
-use crate::{commit, disk, job, nofollow, rocks, sqlite, sums, sys, verify, watchdog};
+use crate::{commit, damage, disk, job, nofollow, rocks, sqlite, sums, sys, verify, watchdog};
 
 /// What a caller of [`Service::make_backup`] wants.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -492,11 +492,11 @@ impl Shared {
                 };
                 let program = self.config.heights_program.as_deref();
                 let verification = verify::verify(path, Some(record), depth, program, control)?;
-                let noted = verify::note_sharers(&self.catalog, &record.id, depth, &verification, now_ms());
+                let noted = damage::note_sharers(&self.catalog, &record.id, depth, &verification, now_ms());
                 // The damage is the reason, also where it could not be noted elsewhere.
                 verify::require_good(&verification).and(noted)?;
                 // That it was quickly verified goes without saying: it would not be done.
-                if depth == Depth::Quick { Ok(()) } else { verify::note(&self.catalog, &record.id, depth, 0, now_ms()) }
+                if depth == Depth::Quick { Ok(()) } else { damage::note(&self.catalog, &record.id, depth, 0, now_ms()) }
             };
             backup.commit(manifest, unsynced, now_ms(), control, &check)
         };

@@ -151,18 +151,36 @@ pub(crate) fn prefix_of(directory: &str) -> String {
     format!("{WHOLE}/{directory}/")
 }
 
+/// The files of a finished backup that are there, and for each whether it is in `manifest.json`.
+fn files_of(path: &Path) -> Result<(Manifest, Vec<bool>)> {
+    let (files, _) = Manifest::found(&path.join(WHOLE))?;
+    let mut named = vec![false; files.count()];
+    let mut mark = |file: Entry<String>| files.find(&file.path).into_iter().for_each(|at| named[at] = true);
+    let manifest = path.join(MANIFEST_FILE);
+    let read = nofollow::open_regular(&manifest).and_then(|file| manifest::read_each(file, &mut mark));
+    read.context(|| format!("cannot read {}", manifest.display()))?;
+    Ok((files, named))
+}
+
+/// The files that no `BLAKE2SUMS` of a backup names because they are no part of it, as a publisher adds them.
+pub(crate) fn left_out(path: &Path) -> Result<Vec<String>> {
+    let (files, named) = files_of(path)?;
+    let extras = files.files().zip(named).filter(|(_, named)| !named).map(|(file, _)| file.path);
+    Ok(extras.filter(|path| !path.rsplit('/').next().is_some_and(is_ours)).map(str::to_owned).collect())
+}
+
 /// Writes the missing `BLAKE2SUMS` of a finished backup; returns how many files were read for it, `None` where none is
-/// missing.
+/// missing. Files that are not in its manifest are left out.
 pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Control) -> Result<Option<u64>> {
     let missing = missing(path, which)?;
     if missing.is_empty() {
         return Ok(None);
     }
     log::info!("writing checksums of={}", path.display());
-    let files = Manifest::of(&path.join(WHOLE), &|_| Method::Copied)?;
+    let (files, named) = files_of(path)?;
     let mut read_count = 0;
     for name in missing {
-        read_count += Directory::of(path, name, &files).write(catalog, control)?;
+        read_count += Directory::of(path, name, &files, &named).write(catalog, control)?;
     }
     Ok(Some(read_count))
 }
@@ -194,11 +212,11 @@ struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
-    fn of(backup: &Path, name: &'a str, files: &'a Manifest) -> Directory<'a> {
+    fn of(backup: &Path, name: &'a str, files: &'a Manifest, named: &[bool]) -> Directory<'a> {
         let prefix = prefix_of(name);
         let is_here = |at: &usize| {
             let name = files.file(*at).path.strip_prefix(&prefix);
-            name.is_some_and(|name| !name.contains('/') && !name.starts_with('.') && !is_ours(name))
+            named[*at] && name.is_some_and(|name| !name.contains('/'))
         };
         let here = (0..files.count()).filter(is_here).collect();
         Directory { name, path: backup.join(WHOLE).join(name), prefix, files, here }

@@ -10,6 +10,9 @@
 //!
 //! A foreign backup has no manifest: what can be looked at without one is. One with a manifest and no record was ours.
 //!
+//! A file that is in no list of ours (a publisher's `snapshot_date`) is an extra: it is named, and is no damage. Only what
+//! RocksDB or SQLite would replay at the next start (a WAL, a journal) is damage: with it the backup is another one.
+//!
 //! # Limitations
 //! A changed byte within a row of SQLite is seen only where there are `BLAKE2SUMS`: its pages have no checksums.
 
@@ -20,24 +23,20 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::catalog::{Catalog, MAX_RECORD_BYTES, shared_identity};
+use crate::catalog::MAX_RECORD_BYTES;
 use crate::commit::WHOLE;
 use crate::config::Verify;
 use crate::control::Control;
-use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::id::BackupId;
-use crate::live_files::{MAX_TEXT_BYTES, is_immutable};
+use crate::fault::Fault;
+use crate::live_files::{MAX_TEXT_BYTES, is_immutable, is_options};
 use crate::log_format::End;
 use crate::manifest::{self, Entry, MANIFEST_FILE, Manifest};
 use crate::nofollow::{self, is_unfit};
-use crate::record::{Method, RECORD_FILE, Record, VERIFIED_FILE, Verified};
+use crate::record::{RECORD_FILE, Record};
 use crate::sums::{self, SUMS_FILE};
 use crate::version_edit::Versions;
 use crate::{engine, live, quiet, rocks, seal, sqlite};
-
-/// How the note about a deep verification calls it.
-const DEEP: &str = "deep";
 
 /// How thoroughly to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +58,16 @@ pub struct Verification {
     pub sums_count: u64,
     /// Keys read from RocksDB.
     pub keys_count: u64,
-    /// Each one a sentence that names the file; empty when the backup is good.
-    pub faults: Vec<String>,
+    /// Empty when the backup is good.
+    pub faults: Vec<Fault>,
+    /// Files that are no part of the backup, as a publisher adds them: no damage.
+    pub extras: Vec<String>,
+}
+
+impl Verification {
+    fn fault(&mut self, file: impl Into<String>, why: impl Into<String>) {
+        self.faults.push(Fault { file: file.into(), why: why.into() });
+    }
 }
 
 /// Looks at the backup in `path`, whose record is `record` unless it is foreign. An error means that looking failed; what
@@ -78,7 +85,8 @@ pub(crate) fn verify(
     let mut result = Verification::default();
     let whole = path.join(WHOLE);
     // What is really there.
-    let files = Manifest::of(&whole, &|_| Method::Copied)?;
+    let (files, others) = Manifest::found(&whole)?;
+    result.extras = others;
     result.files_count = files.count() as u64;
     result.bytes = files.bytes();
     control.set_total(result.bytes);
@@ -94,12 +102,12 @@ pub(crate) fn verify(
     let databases: Vec<&str> = files.files().map(|file| file.path).filter(is_database).collect();
     for name in &databases {
         if let Some(why) = header_fault(&path.join(name))? {
-            result.faults.push(format!("{name}: {why}"));
+            result.fault(*name, why);
         }
     }
     if depth == Depth::Deep {
         let rocksdb = whole.join("rocksDb");
-        compare_sums(&rocksdb, &files, &mut result, &mut |name, path, _| {
+        compare_sums(&rocksdb, &files, said.as_ref(), &mut result, &mut |name, path, _| {
             // RocksDB reads its SSTs once more, but through a cache of its own; the page cache is the node's.
             sums::of(path, is_immutable(name), control)
         })?;
@@ -107,13 +115,19 @@ pub(crate) fn verify(
             let place = path.join(name);
             // One that is missing was told of above.
             if files.find(name).is_some() && sums::of(&place, false, control)? != *sum {
-                result.faults.push(format!("{name}: it is not what was backed up"));
+                result.fault(name, "its checksum differs from the manifest's");
             }
         }
-        check_pact(path, &files, &databases, record, control, &mut result)?;
+        check_pact(path, &files, said.as_ref(), &databases, record, control, &mut result)?;
         match rocks::inspect(&rocksdb, program, control) {
-            Ok(keys_count) => result.keys_count = keys_count,
-            Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => result.faults.push(e.chain()),
+            Ok(inspected) => {
+                result.keys_count = inspected.keys_count;
+                for Fault { file, why } in inspected.faults {
+                    let slash = if file.is_empty() { "" } else { "/" };
+                    result.fault(format!("0/rocksDb{slash}{file}"), why);
+                }
+            }
+            Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => result.fault("0/rocksDb", e.chain()),
             Err(e) => return Err(e),
         }
         // A program without RocksDB writes down no height.
@@ -122,7 +136,7 @@ pub(crate) fn verify(
             let height = rocks::read_cut(&rocksdb, program, control)?.map(|cut| cut.height);
             if height != Some(expected) {
                 let height = height.unwrap_or(0);
-                result.faults.push(format!("0/rocksDb: its cut is {height} where the record says {expected}"));
+                result.fault("0/rocksDb", format!("its cut is {height} but the record says {expected}"));
             }
         }
     }
@@ -133,6 +147,7 @@ pub(crate) fn verify(
 fn check_pact(
     path: &Path,
     files: &Manifest,
+    said: Option<&Said>,
     databases: &[&str],
     record: Option<&Record>,
     control: &Control,
@@ -140,13 +155,13 @@ fn check_pact(
 ) -> Result<()> {
     let directory = path.join(WHOLE).join("sqlite");
     let mut damaged = Vec::new();
-    compare_sums(&directory, files, result, &mut |name, place, expected| {
+    compare_sums(&directory, files, said, result, &mut |name, place, expected| {
         let sum = sums::of(place, false, control)?;
         if sum == expected
             && databases.iter().any(|d| d.ends_with(&format!("/{name}")))
             && let Some(why) = sqlite::integrity_fault(place, control)?
         {
-            damaged.push(format!("0/sqlite/{name}: {why}"));
+            damaged.push(Fault { file: format!("0/sqlite/{name}"), why });
         }
         quiet::forget_cached(place);
         Ok(sum)
@@ -160,7 +175,7 @@ fn check_pact(
             let fault = sqlite::integrity_fault(&place, control)?;
             quiet::forget_cached(&place);
             if let Some(why) = fault {
-                result.faults.push(format!("{name}: {why}"));
+                result.fault(*name, why);
                 continue;
             }
         }
@@ -169,56 +184,8 @@ fn check_pact(
             let height = sqlite::newest_block(&place)?.map(|(height, _)| height);
             if height != part.block_height {
                 let (height, expected) = (height.unwrap_or(0), part.block_height.unwrap_or(0));
-                result.faults.push(format!("{name}: its block is {height} where the record says {expected}"));
+                result.fault(*name, format!("its block is {height} but the record says {expected}"));
             }
-        }
-    }
-    Ok(())
-}
-
-/// Writes down in the backup that it was verified, and how that went. A quick one that finds nothing says less than what a
-/// deep one found before: then that stays.
-pub(crate) fn note(catalog: &Catalog, id: &BackupId, depth: Depth, faults_count: u64, at_ms: u64) -> Result<()> {
-    let depth = if depth == Depth::Deep { DEEP } else { "quick" }.to_owned();
-    if depth != DEEP && faults_count == 0 && catalog.verified(id)?.is_some_and(|before| before.depth == DEEP) {
-        return Ok(());
-    }
-    let verified = Verified { depth, at_ms, faults_count };
-    let bytes = serde_json::to_vec(&verified).expect("a verification has only string keys");
-    disk::replace(&catalog.path(id), VERIFIED_FILE, &bytes, catalog.owner())
-}
-
-/// Notes the same damage in every other backup that has a damaged SST as the same file: a second name of it is as bad. Where
-/// none is damaged, nothing happens.
-pub(crate) fn note_sharers(
-    catalog: &Catalog,
-    id: &BackupId,
-    depth: Depth,
-    found: &Verification,
-    at_ms: u64,
-) -> Result<()> {
-    if found.faults.is_empty() {
-        return Ok(());
-    }
-    let directory = |id: &BackupId| catalog.path(id).join(WHOLE).join("rocksDb");
-    let mut damaged = Vec::new();
-    let rocksdb = directory(id);
-    for (name, _) in nofollow::entries(&rocksdb).into_iter().flatten().flatten() {
-        let name = name.to_string_lossy().into_owned();
-        if is_immutable(&name)
-            && found.faults.iter().any(|fault| fault.contains(&name))
-            && let Some(identity) = shared_identity(&rocksdb.join(&name))
-        {
-            damaged.push((name, identity));
-        }
-    }
-    for other in catalog.readable()?.into_iter().filter(|other| other.id != *id && other.record.is_some()) {
-        let path = directory(&other.id);
-        let has = |(name, identity): &&(String, _)| shared_identity(&path.join(name)) == Some(*identity);
-        let count = damaged.iter().filter(has).count() as u64;
-        if count > 0 {
-            log::error!("backup damaged id={} reason=\"it shares a file with backup {id}, which is\"", other.id);
-            note(catalog, &other.id, depth, count, at_ms)?;
         }
     }
     Ok(())
@@ -233,6 +200,8 @@ struct Said {
     pact: BTreeMap<String, u64>,
     /// Of those that have a checksum, what it is.
     sums: Vec<(String, String)>,
+    /// Of each file that is there, whether it is in the manifest.
+    named: Vec<bool>,
 }
 
 /// Compares what is there with the manifest. `None`, with a fault where there must be one, where there is none of ours.
@@ -242,17 +211,17 @@ fn compare_with_manifest(
     files: &Manifest,
     result: &mut Verification,
 ) -> Result<Option<Said>> {
-    let mut said = Said::default();
-    let mut named = vec![false; files.count()];
+    let mut said = Said { named: vec![false; files.count()], ..Said::default() };
     let mut faults = Vec::new();
     let mut compare = |Entry { path: name, bytes, blake2b, .. }: Entry<String>| {
         match files.find(&name) {
-            None => faults.push(format!("{name}: it is missing")),
+            None => faults.push(Fault { file: name.clone(), why: "it is missing".to_owned() }),
             Some(at) => {
-                named[at] = true;
+                said.named[at] = true;
                 let found = files.file(at).bytes;
                 if found != bytes {
-                    faults.push(format!("{name}: it has {found} bytes instead of {bytes}"));
+                    let why = format!("it has {found} bytes instead of {bytes}");
+                    faults.push(Fault { file: name.clone(), why });
                 }
             }
         }
@@ -267,7 +236,7 @@ fn compare_with_manifest(
     if read != Some(true) {
         if is_ours || read.is_some() {
             let why = if read.is_some() { "it is not a manifest of ours" } else { "it is missing" };
-            result.faults.push(format!("{MANIFEST_FILE}: {why}"));
+            result.fault(MANIFEST_FILE, why);
         }
         return Ok(None);
     }
@@ -279,16 +248,35 @@ fn compare_with_manifest(
                 format!("{RECORD_FILE} could be read only at the second try: look at the disk, then try again");
             return Err(Error::new(Kind::Io, context));
         }
-        result.faults.push(format!("{RECORD_FILE}: it is missing or damaged"));
+        result.fault(RECORD_FILE, "it is missing or damaged");
     }
     result.faults.append(&mut faults);
-    for (file, _) in files.files().zip(named).filter(|(_, named)| !named) {
+    for (file, _) in files.files().zip(&said.named).filter(|(_, named)| !**named) {
         // The sums are written after the commit, and what wrote them may have been cut off.
-        if !file.path.rsplit('/').next().is_some_and(sums::is_ours) {
-            result.faults.push(format!("{}: it does not belong to the backup", file.path));
+        if file.path.rsplit('/').next().is_some_and(sums::is_ours) {
+            continue;
+        }
+        if file.bytes > 0 && is_replayed(file.path) {
+            result.fault(file.path, "it is not part of the backup, but a node would read it: remove it");
+        } else {
+            result.extras.push(file.path.to_owned());
         }
     }
     Ok(Some(said))
+}
+
+/// Whether RocksDB or SQLite takes a file of this name for changes that are still to be made.
+fn is_replayed(path: &str) -> bool {
+    let is_wal = |name: &str| name.strip_suffix(".log").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
+    path.strip_prefix("0/rocksDb/").is_some_and(is_wal)
+        || (path.starts_with("0/sqlite/") && (path.ends_with("-wal") || path.ends_with("-journal")))
+}
+
+/// Whether a node's database has files of this name; for a backup without a manifest.
+fn is_of_a_database(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let is_rocksdb = is_immutable(name) || is_options(name) || ["CURRENT", "IDENTITY"].contains(&name);
+    is_rocksdb || name.starts_with("MANIFEST-") || name.ends_with(".sqlite") || is_replayed(path)
 }
 
 /// `None` for what is not there, or is no file of ours; that it cannot be read says nothing about the backup.
@@ -305,7 +293,7 @@ fn check_seals(path: &Path, record: &Record, result: &mut Verification) -> Resul
         let is_whole = |file: File| seal::is_whole(&file, file.metadata()?.len());
         let is_whole = if_there(nofollow::open_regular(&path.join(name)).and_then(is_whole), &path.join(name))?;
         if is_whole.is_some_and(|sealed| !sealed.unwrap_or(!record.must_be_sealed())) {
-            result.faults.push(format!("{name}: it is not what was written (its seal is wrong)"));
+            result.fault(name, "it is not what was written (its seal is wrong)");
         }
     }
     Ok(())
@@ -313,7 +301,7 @@ fn check_seals(path: &Path, record: &Record, result: &mut Verification) -> Resul
 
 /// What the record says twice must agree.
 fn compare_with_record(said: &Said, record: &Record, result: &mut Verification) {
-    let mut fault = |why: String| result.faults.push(format!("{RECORD_FILE}: {why}"));
+    let mut fault = |why: String| result.fault(RECORD_FILE, why);
     if (record.bytes, record.files_count) != (said.bytes, said.count) {
         fault(format!("it says {} files of {} bytes", record.files_count, record.bytes));
     }
@@ -327,29 +315,29 @@ fn compare_with_record(said: &Said, record: &Record, result: &mut Verification) 
 
 /// RocksDB's own view: CURRENT names a MANIFEST, and that names files that are there.
 fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) -> Result<()> {
-    let mut fault = |why: String| result.faults.push(format!("0/rocksDb/{why}"));
+    let mut fault = |name: &str, why: &str| result.fault(format!("0/rocksDb/{name}"), why);
     let current =
         if_there(nofollow::read_small(&directory.join("CURRENT"), MAX_TEXT_BYTES), &directory.join("CURRENT"))?;
     let Some(name) = current.and_then(|c| live::manifest_in(&String::from_utf8(c).ok()?)) else {
-        fault("CURRENT: it is missing or does not name a MANIFEST".to_owned());
+        fault("CURRENT", "it is missing or does not name a MANIFEST");
         return Ok(());
     };
     let Some(manifest) = if_there(nofollow::open_regular(&directory.join(&name)), &directory.join(&name))? else {
-        fault(format!("{name}: it is missing although CURRENT names it"));
+        fault(&name, "it is missing although CURRENT names it");
         return Ok(());
     };
     let mut versions = Versions::new();
     match versions.read(manifest).context(|| format!("cannot read {}", directory.join(&name).display()))? {
         Ok(End::Clean | End::Torn) => {}
-        Ok(End::Damaged) => fault(format!("{name}: it is damaged")),
-        Err(why) => fault(format!("{name}: {why}")),
+        Ok(End::Damaged) => fault(&name, "it is damaged"),
+        Err(why) => fault(&name, &why),
     }
     for file in versions.into_live_files() {
         let name = file.name();
         match files.bytes_of(&format!("0/rocksDb/{name}")) {
-            None => fault(format!("{name}: it is missing although the MANIFEST names it")),
+            None => fault(&name, "it is missing although the MANIFEST names it"),
             Some(bytes) if bytes != file.bytes => {
-                fault(format!("{name}: it has {bytes} bytes where the MANIFEST says {}", file.bytes));
+                fault(&name, &format!("it has {bytes} bytes but the MANIFEST says {}", file.bytes));
             }
             Some(_) => {}
         }
@@ -374,11 +362,12 @@ fn header_fault(database: &Path) -> Result<Option<&'static str>> {
     Ok((bytes != pages * page_bytes).then_some("its size is not what its header says"))
 }
 
-/// Compares a directory with its `BLAKE2SUMS`, where it has them: every file has a line, and every line a file. `sum` computes
-/// one, given the name, the place and what is expected.
+/// Compares a directory with its `BLAKE2SUMS`, where it has them: every file of the backup has a line, and every line a file.
+/// What is not in the manifest counts for nothing. `sum` computes one, given the name, the place and what is expected.
 fn compare_sums(
     directory: &Path,
     files: &Manifest,
+    said: Option<&Said>,
     result: &mut Verification,
     sum: &mut dyn FnMut(&str, &Path, &str) -> Result<String>,
 ) -> Result<()> {
@@ -387,15 +376,21 @@ fn compare_sums(
     let read = sums::each(directory, &mut |name, expected| {
         let path = directory.join(name);
         let Some(at) = files.find(&format!("{prefix}{name}")) else {
-            result.faults.push(format!("{}: it is missing although {SUMS_FILE} names it", path.display()));
+            // What the manifest has was told of already.
+            if said.is_none() {
+                result.fault(format!("{prefix}{name}"), format!("it is missing although {SUMS_FILE} names it"));
+            }
             return Ok(true);
         };
         if std::mem::replace(&mut named[at], true) {
             return Ok(false);
         }
+        if said.is_some_and(|said| !said.named[at]) {
+            return Ok(true);
+        }
         result.sums_count += 1;
         if sum(name, &path, expected)? != expected {
-            result.faults.push(format!("{}: its checksum is wrong", path.display()));
+            result.fault(format!("{prefix}{name}"), format!("its checksum differs from that in {SUMS_FILE}"));
         }
         Ok(true)
     });
@@ -403,14 +398,16 @@ fn compare_sums(
         Ok(false) => return Ok(()),
         Ok(true) => {}
         Err(e) if e.kind() == Kind::Damaged => {
-            result.faults.push(e.chain());
+            result.fault(format!("{prefix}{SUMS_FILE}"), e.chain());
             return Ok(());
         }
         Err(e) => return Err(e),
     }
-    for (file, _) in files.files().zip(named).filter(|(_, named)| !named) {
-        if let Some(name) = file.path.strip_prefix(&prefix).filter(|name| !sums::is_ours(name)) {
-            result.faults.push(format!("{}: {SUMS_FILE} does not name it", directory.join(name).display()));
+    for at in (0..files.count()).filter(|at| !named[*at]) {
+        let path = files.file(at).path;
+        let belongs = said.map_or_else(|| is_of_a_database(path), |said| said.named[at]);
+        if belongs && path.strip_prefix(&prefix).is_some_and(|name| !sums::is_ours(name)) {
+            result.fault(path, format!("{SUMS_FILE} does not name it"));
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 mod client;
 mod config;
 mod damage;
+mod faults;
 mod fixture;
 mod http;
 mod listener;

@@ -1,0 +1,67 @@
+//! What is wrong with a backup: which file, and why.
+//!
+//! Invariant: a fault names its file in a field of its own. What acts on a fault (notes it in the backups that have the same
+//! file, copies the file anew) compares that field, never the sentence.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What is wrong with one file of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Its path below the backup's directory: `0/rocksDb/000012.sst`, `backup.json`; `0/rocksDb` where RocksDB names no file.
+    pub file: String,
+    /// The reason, in words.
+    pub why: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.file, self.why)
+    }
+}
+
+/// What RocksDB found when it read every block of a finished copy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Inspected {
+    pub(crate) keys_count: u64,
+    /// Their files are names in the directory of the copy; empty where RocksDB names none.
+    pub(crate) faults: Vec<Fault>,
+}
+
+/// The SST or blob file that a sentence of RocksDB's names: it knows no other way to say which file it means.
+#[cfg(any(feature = "engine", test))]
+pub(crate) fn table_in(sentence: &str) -> Option<String> {
+    let is_table = |name: &str| {
+        let digits = name.strip_suffix(".sst").or_else(|| name.strip_suffix(".blob"));
+        digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let words = sentence.split_whitespace().map(|word| word.trim_end_matches(['.', ',', ':', ';', ')', '\'', '"']));
+    let mut names = words.map(|word| word.rsplit('/').next().unwrap_or(word));
+    names.rfind(|name| is_table(name)).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::table_in;
+
+    #[test]
+    fn the_file_in_a_sentence_of_rocksdb_is_found_whole() {
+        for (sentence, name) in [
+            (
+                "Corruption: block checksum mismatch: stored = 1, computed = 2, type = 4  in /b/0/rocksDb/1000012.sst offset 0 size 9",
+                Some("1000012.sst"),
+            ),
+            (
+                "Corruption: Sst file size mismatch: /a b/000010.sst. Size recorded in manifest 5, actual size 4",
+                Some("000010.sst"),
+            ),
+            ("IO error: No such file or directory: While open a file: /x/000012.sst: No such file", Some("000012.sst")),
+            ("Corruption: bad thing in x000012.sst and in 12.sstx", None),
+            ("Corruption: MANIFEST is cut off", None),
+        ] {
+            assert_eq!(table_in(sentence).as_deref(), name, "{sentence}");
+        }
+    }
+}
