@@ -47,7 +47,7 @@ const INTERRUPTED: &str = "interrupted: the process that made the backup ended b
 
 /// The largest `status` and `backup.json` that are read; ours are far smaller.
 const MAX_STATUS_BYTES: u64 = 64;
-pub(crate) const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;
+pub(crate) const MAX_RECORD_BYTES: u64 = 1024 * 1024;
 
 /// What stat(2) counts the blocks of a file in.
 const BLOCK_BYTES: u64 = 512;
@@ -225,31 +225,52 @@ impl Catalog {
 
     /// Every backup, newest first. Fails where one cannot be read: the list would be wrong without it.
     pub(crate) fn list(&self) -> Result<Vec<Found>> {
-        match self.survey()? {
-            (found, None) => Ok(found),
-            (_, Some(unreadable)) => Err(unreadable),
-        }
+        self.each()?.collect()
+    }
+
+    /// The same, each read when it is its turn: a catalog of any length takes the memory of one record.
+    pub(crate) fn each(&self) -> Result<impl Iterator<Item = Result<Found>>> {
+        Ok(self.ids_newest_first()?.into_iter().filter_map(|id| self.find(&id).transpose()))
     }
 
     /// Every backup that can be read, newest first, for those whom one bad one must not stop; the log tells of the others.
-    pub(crate) fn readable(&self) -> Result<Vec<Found>> {
-        self.survey().map(|(found, _)| found)
+    pub(crate) fn readable(&self) -> Result<impl Iterator<Item = Found>> {
+        Ok(self.ids_newest_first()?.into_iter().filter_map(|id| {
+            self.find(&id).unwrap_or_else(|e| {
+                log::warn!("backup not read id={id} reason={:?}", e.chain());
+                None
+            })
+        }))
     }
 
-    /// Every backup that can be read, newest first, and the first error of those that cannot.
-    pub(crate) fn survey(&self) -> Result<(Vec<Found>, Option<Error>)> {
-        let (mut readable, mut unreadable) = (Vec::new(), None);
-        for id in self.ids()? {
-            match self.find(&id) {
-                Ok(found) => readable.extend(found),
-                Err(e) => {
-                    log::warn!("backup not read id={id} reason={:?}", e.chain());
-                    unreadable.get_or_insert(e);
-                }
+    /// The identifiers of all that may be backups, newest first. No record is read for that.
+    pub(crate) fn ids_newest_first(&self) -> Result<Vec<BackupId>> {
+        let mut ids: Vec<(u64, BackupId)> = self.ids()?.into_iter().map(|id| (self.age(&id), id)).collect();
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(ids.into_iter().map(|(_, id)| id).collect())
+    }
+
+    /// What orders the backups: of ours the identifier, which always rises; of a foreign one what its identifier says,
+    /// unless its directory was last changed before. One that is gone counts by its identifier.
+    fn age(&self, id: &BackupId) -> u64 {
+        let path = self.path(id);
+        let named_ms = id.millis();
+        let is_foreign = path.join(RECORD_FILE).symlink_metadata().is_err();
+        match path.symlink_metadata() {
+            Ok(meta) if is_foreign || named_ms.is_none() => modified_ms(&meta).min(named_ms.unwrap_or(u64::MAX)),
+            _ => named_ms.unwrap_or(0),
+        }
+    }
+
+    /// What of `ids`, which [`Catalog::ids_newest_first`] has returned, is older than `id`, whether that is there or not.
+    pub(crate) fn older_than<'a>(&self, id: &BackupId, ids: &'a [BackupId]) -> &'a [BackupId] {
+        match ids.iter().position(|other| other == id) {
+            Some(at) => &ids[at + 1..],
+            None => {
+                let here = (self.age(id), id);
+                &ids[ids.partition_point(|other| (self.age(other), other) > here)..]
             }
         }
-        readable.sort_by(|a, b| (b.started_ms, &b.id).cmp(&(a.started_ms, &a.id)));
-        Ok((readable, unreadable))
     }
 
     /// The newest good backup of ours in which no verification found damage.
@@ -257,7 +278,7 @@ impl Catalog {
         // One of which that cannot be read is passed over: there may be an older one.
         let is_sound = |f: &Found| !self.is_damaged(&f.id).unwrap_or(true);
         let is_good = |f: &Found| f.status == Status::Done && f.record.is_some() && is_sound(f);
-        Ok(self.readable()?.into_iter().find(is_good))
+        Ok(self.readable()?.find(is_good))
     }
 
     /// Whether the last verification of a backup found damage.
@@ -268,7 +289,7 @@ impl Catalog {
     /// The job that a living process, perhaps another one, runs here.
     pub(crate) fn running(&self) -> Result<Option<BackupId>> {
         let in_progress = |f: &Found| f.status == Status::InProgress && f.record.is_some();
-        Ok(self.readable()?.into_iter().find(in_progress).map(|f| f.id))
+        Ok(self.readable()?.find(in_progress).map(|f| f.id))
     }
 
     /// The largest millisecond identifier in the directory, ours or not.

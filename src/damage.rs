@@ -53,7 +53,7 @@ pub(crate) fn note_sharers(
     if damaged.is_empty() {
         return Ok(());
     }
-    for other in catalog.readable()?.into_iter().filter(|other| other.id != *id && other.record.is_some()) {
+    for other in catalog.readable()?.filter(|other| other.id != *id && other.record.is_some()) {
         let path = directory(&other.id);
         let has = |(name, identity): &&(&str, _)| shared_identity(&path.join(name)) == Some(*identity);
         let count = damaged.iter().filter(has).count() as u64;

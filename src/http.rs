@@ -4,17 +4,22 @@
 //! - Routes on the raw URL; each segment and parameter is decoded once. What names a backup becomes a [`BackupId`] or 404.
 //! - Every answer carries `x-peer-addr`, `x-server-timestamp` and `x-chainweb-node-version`.
 //! - A path that is not ours is `None`: the embedder's own routes are never in our way.
+//! - What a request says and we do not act on is an error: an unknown parameter, and a body. Parameters go into the query.
 //! - Nothing here touches a source or changes the catalog.
 
+use std::io::{Cursor, Read};
 use std::net::SocketAddr;
 
 use percent_encoding::percent_decode_str;
 use rouille::{Request, Response, ResponseBody};
 
+use crate::accept;
+use crate::answers::{Held, Page};
 use crate::config::suggest;
+use crate::details::Details;
 use crate::error::{Error, Kind};
 use crate::id::BackupId;
-use crate::metrics;
+use crate::listing::{MAX_PAGE_COUNT, PAGE_COUNT};
 use crate::record::Scope;
 use crate::service::{MakeRequest, Service, now_ms};
 
@@ -23,6 +28,12 @@ const JSON: &str = "application/json";
 
 /// The content type that Prometheus asks for.
 const METRICS: &str = "text/plain;version=0.0.4;charset=utf-8";
+
+/// How much of a body is read: an empty JSON object with white space around it.
+const BODY_BYTES: u64 = 1024;
+
+/// When a client that was turned away should come again: the slow ones are cut off by then.
+const RETRY_SECONDS: &str = "5";
 
 /// The routes, as [`Service::handle`] serves them; the same list stands in the README, which a test checks.
 pub const ROUTES: [&str; 5] =
@@ -88,10 +99,19 @@ impl Service {
     }
 }
 
+impl Route<'_> {
+    fn parameters(&self) -> &'static [&'static str] {
+        match self {
+            Route::Make => &["backupPact"],
+            Route::List => &["limit", "before"],
+            Route::Check(_) | Route::Health | Route::Metrics => &[],
+        }
+    }
+}
+
 fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> Response {
-    let config = &service.shared().config;
     let is_api = matches!(route, Route::Make | Route::Check(_) | Route::List);
-    if is_api && !config.api_enabled {
+    if is_api && !service.shared().config.api_enabled {
         return text(404, "the backup API is off; enable it with --enable-backup-api");
     }
     let post = matches!(route, Route::Make);
@@ -100,33 +120,26 @@ fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> R
         let allow = allowed.join(", ");
         return text(405, &format!("use {}", allowed[0])).with_unique_header("Allow", allow);
     }
-    let known: &[&str] = if post { &["backupPact"] } else { &[] };
-    let parameters = match parse_query(query, known) {
+    if post && is_cross_site(request) {
+        return text(403, "requests from other web sites are refused");
+    }
+    let known = route.parameters();
+    let parameters = match parse_query(query, known).and_then(|found| no_body(request, known).map(|()| found)) {
         Ok(parameters) => parameters,
         Err(sentence) => return text(400, &sentence),
     };
     match route {
-        Route::Make if is_cross_site(request) => text(403, "requests from other web sites are refused"),
         Route::Make => match backup_pact(&parameters) {
             Ok(backup_pact) => make(service, MakeRequest { backup_pact }),
             Err(sentence) => text(400, &sentence),
         },
         Route::Check(segment) => check(service, segment, request),
-        Route::List => match service.list_backups() {
-            Ok(backups) => json(&backups),
-            Err(e) => failure(&e),
+        Route::List => match page(&parameters) {
+            Ok(page) => list(service, page),
+            Err(sentence) => text(400, &sentence),
         },
         Route::Health => text(200, "Health check OK."),
-        Route::Metrics => {
-            let listed = service.list_backups();
-            let (backups, is_readable) = (listed.as_deref().unwrap_or_default(), listed.is_ok());
-            let shared = service.shared();
-            let version = config.node_version.as_deref().unwrap_or("unknown");
-            let running = shared.running();
-            let (free, limit) = (shared.free_bytes(), shared.limit_bytes());
-            let body = metrics::render(&shared.counters, backups, is_readable, running.as_ref(), free, limit, version);
-            respond(200, METRICS, body)
-        }
+        Route::Metrics => service.metrics().map_or_else(too_much, |held| shared(METRICS, held)),
     }
 }
 
@@ -147,11 +160,10 @@ fn make(service: &Service, request: MakeRequest) -> Response {
 fn check(service: &Service, segment: &str, request: &Request) -> Response {
     let decoded = percent_decode_str(segment).decode_utf8().ok();
     let Some(id) = decoded.and_then(|d| BackupId::parse(&d)) else { return text(404, "no such backup") };
-    let wants_json = request.header("Accept").is_some_and(|accept| {
-        accept.split(',').any(|range| range.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case(JSON)))
-    });
-    let answer = if wants_json {
-        service.details(&id).map(|found| found.map(|details| (json(&details), details.scope)))
+    let accept = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case("Accept")).map(|(_, value)| value);
+    let answer = if accept::prefers_json(accept) {
+        let held = |details: &Details| service.hold_json(details).map_or_else(too_much, |held| shared(JSON, held));
+        service.details(&id).map(|found| found.map(|details| (held(&details), details.scope)))
     } else {
         service.status_and_scope(&id).map(|found| found.map(|(status, scope)| (text(200, status.word()), scope)))
     };
@@ -160,6 +172,28 @@ fn check(service: &Service, segment: &str, request: &Request) -> Response {
         Ok(None) => text(404, "no such backup"),
         Err(e) => failure(&e),
     }
+}
+
+/// A page of the list; where it does not end with it, `Link` has the next one.
+fn list(service: &Service, page: Page) -> Response {
+    let limit = page.limit;
+    match service.page(page) {
+        Ok(Some(held)) => {
+            let next = held.more_before().map(|id| format!("<?limit={limit}&before={id}>; rel=\"next\""));
+            let response = shared(JSON, held);
+            match next {
+                Some(next) => response.with_unique_header("Link", next),
+                None => response,
+            }
+        }
+        Ok(None) => too_much(),
+        Err(e) => failure(&e),
+    }
+}
+
+fn too_much() -> Response {
+    text(503, "other clients do not read their long answers: try again later")
+        .with_unique_header("Retry-After", RETRY_SECONDS)
 }
 
 fn with_scope(response: Response, scope: Scope) -> Response {
@@ -194,7 +228,8 @@ fn parse_query(query: &str, known: &[&str]) -> Result<Vec<(String, String)>, Str
             let remedy = match suggest(&name, known) {
                 Some(right) => format!("did you mean {right}?"),
                 None if known.is_empty() => "this endpoint has no parameters".to_owned(),
-                None => format!("the only parameter is {}", known.join(", ")),
+                None if known.len() == 1 => format!("the only parameter is {}", known[0]),
+                None => format!("the parameters are {}", known.join(" and ")),
             };
             return Err(format!("unknown parameter {}: {remedy}", printable(&name)));
         }
@@ -204,6 +239,41 @@ fn parse_query(query: &str, known: &[&str]) -> Result<Vec<(String, String)>, Str
         parameters.push((name, value));
     }
     Ok(parameters)
+}
+
+/// Refuses a body, but for an empty JSON object, which a known client sends with every request. One that the embedder has
+/// read already is the embedder's business.
+fn no_body(request: &Request, known: &[&str]) -> Result<(), String> {
+    let Some(data) = request.data() else { return Ok(()) };
+    let mut body = Vec::new();
+    data.take(BODY_BYTES).read_to_end(&mut body).map_err(|e| format!("the body cannot be read: {e}"))?;
+    let is_whole = (body.len() as u64) < BODY_BYTES;
+    body.retain(|b| !b.is_ascii_whitespace());
+    if is_whole && matches!(&body[..], b"" | b"{}") {
+        return Ok(());
+    }
+    Err(match known.first() {
+        Some(_) => format!("parameters go into the query: ?{}", known.join(", ?")),
+        None => "send no body: this endpoint has no parameters".to_owned(),
+    })
+}
+
+/// Which part of the list the parameters ask for.
+fn page(parameters: &[(String, String)]) -> Result<Page, String> {
+    let mut page = Page { limit: PAGE_COUNT, before: None };
+    for (name, value) in parameters {
+        let wrong = |remedy: &str| format!("parameter {name} cannot be {}: {remedy}", printable(value));
+        if name == "limit" {
+            let limit = value.parse().ok().filter(|limit| (1..=MAX_PAGE_COUNT).contains(limit));
+            let is_number = value.bytes().all(|b| b.is_ascii_digit());
+            page.limit = limit
+                .filter(|_| is_number)
+                .ok_or_else(|| wrong(&format!("use a number from 1 to {MAX_PAGE_COUNT}")))?;
+        } else {
+            page.before = Some(BackupId::parse(value).ok_or_else(|| wrong("use the id of a backup"))?);
+        }
+    }
+    Ok(page)
 }
 
 fn backup_pact(parameters: &[(String, String)]) -> Result<bool, String> {
@@ -241,9 +311,15 @@ fn text(status: u16, body: &str) -> Response {
     respond(status, TEXT, body.to_owned())
 }
 
-fn json<T: serde::Serialize>(value: &T) -> Response {
-    let body = serde_json::to_string(value).expect("what we tell has only string keys");
-    respond(200, JSON, body)
+/// A long answer, of which there is one copy for all its clients.
+fn shared(content_type: &'static str, held: Held) -> Response {
+    let bytes = held.as_ref().len();
+    Response {
+        status_code: 200,
+        headers: vec![("Content-Type".into(), content_type.into())],
+        data: ResponseBody::from_reader_and_size(Cursor::new(held), bytes),
+        upgrade: None,
+    }
 }
 
 fn respond(status_code: u16, content_type: &'static str, body: String) -> Response {

@@ -211,8 +211,7 @@ fn nameless(database: &Path) -> Error {
 
 /// A database that the last good backup with Pact has and this one has not: worth a warning, never silent.
 fn missing_databases(catalog: &Catalog, pact: &[PactPart]) -> Result<Option<String>> {
-    let last =
-        catalog.readable()?.into_iter().find(|f| f.status == Status::Done && f.scope.has_pact() && f.record.is_some());
+    let last = catalog.readable()?.find(|f| f.status == Status::Done && f.scope.has_pact() && f.record.is_some());
     let Some(last) = last.and_then(|f| f.record) else { return Ok(None) };
     let here = |file: &str| pact.iter().any(|p| p.file == file);
     let missing: Vec<&str> = last.pact.iter().map(|p| p.file.as_str()).filter(|f| !here(f)).collect();

@@ -23,8 +23,8 @@
 //! # Architecture
 //! A functional core with one dirty hand. Each file uses only rows below its own:
 //! ```text
-//! row 6  main, cli, typed, operate, terminal, http, listener   faces: words in, words out
-//! row 5  service, details, metrics, manage   the one thread, the channel, the status map
+//! row 6  main, cli, typed, operate, terminal, http, http_head, listener   faces: words in, words out
+//! row 5  service, listing, details, metrics, manage   the one thread, the channel, the status map
 //! row 4  job                           one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
 //!        verify, damage, sums, restore, retention   finished backups
@@ -32,12 +32,14 @@
 //!        source, record, manifest      what is read; durable formats
 //! row 1  copy, disk, nofollow, unsynced, quiet, sys, watchdog   every change that we make to the file system
 //! row 0  id, error, fault, config, config_tree, control, gate, seal,
-//!        cut, log_format, version_edit, sqlite_wal, roomy   no I/O
+//!        cut, log_format, version_edit, sqlite_wal, roomy, accept, answers   no I/O
 //! ```
 //! Only `disk` and `copy` change the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
-//! else. Only `engine` names the `rocksdb` crate, only `sqlite` names `rusqlite`, only `http` and `listener`
-//! name `rouille`, only `service` names `crossbeam-channel`. The protocol of each part stands at the top of its file.
+//! else. Only `engine` names the `rocksdb` crate, only `sqlite` names `rusqlite`, only `http`, `http_head` and
+//! `listener` name `rouille`, only `service` names `crossbeam-channel`. The protocol of each part stands at the top of its file.
 
+mod accept;
+mod answers;
 mod catalog;
 mod commit;
 mod config;
@@ -58,9 +60,11 @@ pub mod gate;
 #[cfg(not(feature = "gate"))]
 mod gate;
 mod http;
+mod http_head;
 mod id;
 mod job;
 mod listener;
+mod listing;
 mod live;
 mod live_files;
 mod log_format;

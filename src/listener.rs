@@ -7,19 +7,26 @@
 //! sending or taking a byte now and then. A request reaches the handler whole and once, or not at all; bytes of one
 //! request are never run as another. Nothing wakes up while nobody talks to us.
 //!
+//! **Threads.** Two are there from the start, for when no other can be had; with those, clients are answered whatever
+//! others take. A connection that finds both busy gets a new thread. Where none can be had (`ulimit -u`), the connection that
+//! has waited longest is closed and its thread serves the new one. From then on until all connections are gone there are
+//! fewer connections than threads fit: a backup that is being made needs a few.
+//!
 //! **Protocol of a connection**, on one small thread with one descriptor:
 //! 1. *Admission*, on the accept thread. At the cap, the connection that has waited longest for its client (to send or
 //!    to receive) is closed; one inside the handler never is. With no such connection, the new one is told 503.
 //! 2. *Reading* head, then body, each within the deadline. What breaks a rule is answered (4xx, 505) and is the end;
 //!    silence before the first byte just ends it. What follows the request stays in the buffer.
-//! 3. *Handling*. A panic is a 500 and the end. 4. *Writing* head and body in one go, within the deadline. Then 2.
+//! 3. *Handling*. A panic is a 500 and the end. 4. *Writing* head and body, a long one piece by piece, within the
+//!    deadline. Then 2.
 //! 5. *End* after an answer: close our side, read on for a moment, close. (A close with unread bytes is a reset, which
 //!    takes the answer away from the client.) A stop closes every reading side: what has arrived is still answered.
 //!
 //! **Limitations.** Linux: `shutdown` of a listening socket wakes its `accept`. TCP only: a Unix socket needs an enum
-//! in place of `TcpStream`, an inherited socket a second constructor; a token is the handler's business. Responses are
-//! built in memory and have a body (not 1xx, 204, 304). No Transfer-Encoding, upgrades or trailers.
+//! in place of `TcpStream`, an inherited socket a second constructor; a token is the handler's business. Responses have
+//! a body (not 1xx, 204, 304), of a known length or one that fits into memory. No Transfer-Encoding, upgrades or trailers.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,19 +35,21 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use std::{mem, thread};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rouille::{Request, Response, ResponseBody};
 use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, Kind, Result};
+use crate::http_head::{Head, Outgoing, Refusal, TOO_LARGE, parse, render};
 
 /// Answers a request, always, on a thread with a stack of 256 KiB. A panic becomes a 500.
 pub type Handler = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
 /// Adds the headers of the service to a response that the listener made itself for that client.
 pub type Decorate = Arc<dyn Fn(Response, SocketAddr) -> Response + Send + Sync>;
 
+const RESERVE_COUNT: usize = 2; // threads that are there from the start
+const LEFT_COUNT: usize = 4; // threads and processes left to a backup where they are scarce: its child process has three
 const STACK_BYTES: usize = 256 * 1024; // stack of a connection's thread; only what is touched costs memory
-const HEADER_COUNT: usize = 64; // header lines of one request
 const CHUNK_BYTES: usize = 4096; // read from a socket in one go, on the stack
 const SEND_BUFFER_BYTES: usize = 128 * 1024; // what the kernel holds for a client that does not read
 const BACKLOG_COUNT: i32 = 1024; // connected and not yet accepted; over it, clients try again after a second
@@ -139,6 +148,11 @@ impl Listener {
                 logged = Some(Instant::now());
             }
         };
+        for _ in 0..RESERVE_COUNT {
+            if let Err(e) = connections.start_thread(true) {
+                log("start a thread for connections", e);
+            }
+        }
         while !connections.stopping.load(Ordering::SeqCst) {
             let (stream, peer) = match socket.accept() {
                 Ok((stream, peer)) => (Arc::new(stream), SocketAddr::new(peer.ip().to_canonical(), peer.port())),
@@ -146,16 +160,16 @@ impl Listener {
                 Err(_) if connections.stopping.load(Ordering::SeqCst) => break,
                 Err(e) => {
                     log("accept a connection", e);
-                    let mut slots = connections.slots.lock();
-                    if let Some((_, slot)) = longest_waiting(&mut slots) {
+                    let mut state = connections.state.lock();
+                    if let Some((_, slot)) = longest_waiting(&mut state.slots) {
                         slot.close();
                     }
-                    connections.released.wait_for(&mut slots, ACCEPT_PAUSE);
+                    connections.released.wait_for(&mut state, ACCEPT_PAUSE);
                     continue;
                 }
             };
             let Some(welcome) = connections.admit(cap) else { continue };
-            let connection = || Connection {
+            let connection = Connection {
                 peer,
                 buffer: Vec::new(),
                 limits,
@@ -163,12 +177,9 @@ impl Listener {
                 decorate: Arc::clone(&decorate),
                 slot: connections.register(&stream),
             };
-            let served = connection();
-            let thread = thread::Builder::new().name("http".to_owned()).stack_size(STACK_BYTES);
-            if let Err(e) = thread.spawn(move || served.serve(welcome)) {
-                log("start a thread for a connection", e);
+            if let Some((connection, cause)) = connections.serve(connection, welcome) {
+                log("start a thread for a connection", cause);
                 // A new socket takes this much without blocking. No lingering: the accept thread must go on.
-                let connection = connection();
                 connection.send(connection.own(OVERLOADED, true)).ok();
             }
         }
@@ -179,9 +190,19 @@ impl Listener {
 /// The connections there are, and whether more are wanted.
 #[derive(Default)]
 struct Connections {
-    slots: Mutex<Vec<Slot>>,
-    released: Condvar, // told whenever a slot goes
+    state: Mutex<State>,
+    handed: Condvar,   // told when a connection waits for a thread in reserve, and at the end
+    released: Condvar, // told when a slot goes, a connection finds its thread, or waits for its client again
     stopping: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    slots: Vec<Slot>,
+    threadless: VecDeque<(Connection, bool)>, // and whether they are welcome; their slots are there already
+    idle_count: usize,                        // threads in reserve without a connection
+    thread_cap: Option<usize>,                // connections for which there were threads, where they were scarce
+    ended: bool,
 }
 
 /// What the accept thread knows of a connection.
@@ -208,36 +229,105 @@ fn longest_waiting(slots: &mut [Slot]) -> Option<(Instant, &mut Slot)> {
 impl Connections {
     /// Makes room for one more: true for one to serve, false for one to be told 503, `None` for not even that.
     fn admit(&self, cap: usize) -> Option<bool> {
+        let mut state = self.state.lock();
+        let has_room = |state: &State| state.slots.len() < state.thread_cap.unwrap_or(cap).min(cap);
+        // A handler may take long; a thread comes free soon.
+        if self.make_room(&mut state, has_room, |state| state.slots.len() < cap) {
+            return Some(true);
+        }
+        (state.slots.len() < cap + REFUSAL_COUNT).then_some(false)
+    }
+
+    /// Closes the connections that have waited longest, until there is room. False where there is none soon, or where all
+    /// connections are inside the handler and it is `worth` waiting for none of them.
+    fn make_room(
+        &self,
+        state: &mut MutexGuard<State>,
+        has_room: impl Fn(&State) -> bool,
+        worth: impl Fn(&State) -> bool,
+    ) -> bool {
         let give_up = Instant::now() + ROOM_WAIT;
-        let mut slots = self.slots.lock();
-        while slots.len() >= cap {
-            let now = Instant::now();
-            let wake = match longest_waiting(&mut slots) {
+        while !has_room(state) {
+            let (now, is_worth_it) = (Instant::now(), worth(state));
+            let wake = match longest_waiting(&mut state.slots) {
+                _ if now >= give_up => return false,
                 Some((since, _)) if now < since + RIPE => give_up.min(since + RIPE),
-                Some((_, slot)) if now < give_up => {
+                Some((_, slot)) => {
                     slot.close();
                     give_up
                 }
-                _ => return (slots.len() < cap + REFUSAL_COUNT).then_some(false),
+                None if is_worth_it => give_up,
+                None => return false,
             };
-            self.released.wait_until(&mut slots, wake);
+            self.released.wait_until(state, wake);
         }
-        Some(true)
+        true
     }
 
     fn register(self: &Arc<Self>, stream: &Arc<TcpStream>) -> SlotGuard {
-        let waits_since = Some(Instant::now());
-        self.slots.lock().push(Slot { stream: Arc::clone(stream), waits_since, closed: false });
+        let mut state = self.state.lock();
+        if state.slots.is_empty() {
+            state.thread_cap = None;
+        }
+        state.slots.push(Slot { stream: Arc::clone(stream), waits_since: None, closed: false });
         SlotGuard { stream: Arc::clone(stream), connections: Arc::clone(self) }
+    }
+
+    /// Finds a thread for a connection, or returns it, with the reason.
+    fn serve(self: &Arc<Self>, connection: Connection, welcome: bool) -> Option<(Connection, io::Error)> {
+        let mut state = self.state.lock();
+        state.threadless.push_back((connection, welcome));
+        if state.idle_count >= state.threadless.len() {
+            self.handed.notify_one();
+            return None;
+        }
+        let started = MutexGuard::unlocked(&mut state, || self.start_thread(false));
+        let cause = started.err()?;
+        // Whether or not this one finds a thread: so many are too many, beside what a backup needs.
+        let served_count = state.slots.len() - state.threadless.len();
+        state.thread_cap = Some(served_count.saturating_sub(LEFT_COUNT).max(RESERVE_COUNT));
+        if welcome && self.make_room(&mut state, |state| state.threadless.is_empty(), |_| true) {
+            return None;
+        }
+        // Its own is the last, if it is still there: only this thread adds any.
+        state.threadless.pop_back().map(|(connection, _)| (connection, cause))
+    }
+
+    fn start_thread(self: &Arc<Self>, stays: bool) -> io::Result<()> {
+        let connections = Arc::clone(self);
+        let thread = thread::Builder::new().name("http".to_owned()).stack_size(STACK_BYTES);
+        thread.spawn(move || connections.work(stays)).map(|_| ())
+    }
+
+    /// A thread: serves the connections that wait for one; with none left it ends, unless it `stays`.
+    fn work(&self, stays: bool) {
+        let mut state = self.state.lock();
+        loop {
+            if let Some((connection, welcome)) = state.threadless.pop_front() {
+                self.released.notify_all();
+                MutexGuard::unlocked(&mut state, || {
+                    // A panic, of which the connection has not made a 500, ends the connection, not the thread.
+                    let _ = catch_unwind(AssertUnwindSafe(|| connection.serve(welcome)));
+                });
+            } else if stays && !state.ended {
+                state.idle_count += 1;
+                self.handed.wait(&mut state);
+                state.idle_count -= 1;
+            } else {
+                return;
+            }
+        }
     }
 
     /// After the last accept: waits for the requests in flight, then cuts off what is left.
     fn finish(&self, deadline: Duration) {
         let give_up = Instant::now() + deadline;
-        let mut slots = self.slots.lock();
-        slots.iter().for_each(|s| drop(s.stream.shutdown(Shutdown::Read)));
-        while !slots.is_empty() && !self.released.wait_until(&mut slots, give_up).timed_out() {}
-        slots.iter_mut().for_each(Slot::close);
+        let mut state = self.state.lock();
+        state.ended = true;
+        self.handed.notify_all();
+        state.slots.iter().for_each(|s| drop(s.stream.shutdown(Shutdown::Read)));
+        while !state.slots.is_empty() && !self.released.wait_until(&mut state, give_up).timed_out() {}
+        state.slots.iter_mut().for_each(Slot::close);
     }
 }
 
@@ -250,28 +340,27 @@ struct SlotGuard {
 impl SlotGuard {
     /// Says whose turn it is. An error where the connection was closed meanwhile: nothing more is done for it then.
     fn turn(&self, waits_since: Option<Instant>) -> Outcome<()> {
-        let mut slots = self.connections.slots.lock();
-        let slot = slots.iter_mut().find(|s| Arc::ptr_eq(&s.stream, &self.stream) && !s.closed).ok_or(None)?;
+        let mut state = self.connections.state.lock();
+        let slot = state.slots.iter_mut().find(|s| Arc::ptr_eq(&s.stream, &self.stream) && !s.closed).ok_or(None)?;
         slot.waits_since = waits_since;
+        if waits_since.is_some() {
+            self.connections.released.notify_all();
+        }
         Ok(())
     }
 }
 
 impl Drop for SlotGuard {
     fn drop(&mut self) {
-        self.connections.slots.lock().retain(|s| !Arc::ptr_eq(&s.stream, &self.stream));
+        self.connections.state.lock().slots.retain(|s| !Arc::ptr_eq(&s.stream, &self.stream));
         self.connections.released.notify_all();
     }
 }
 
-/// A status and the sentence that goes with it, our last word on a connection.
-type Refusal = (u16, &'static str);
 /// The error ends the connection: with a last word, or without where nobody is there or nothing was asked.
 type Outcome<T> = std::result::Result<T, Option<Refusal>>;
 
 const TOO_SLOW: Refusal = (408, "the request did not arrive in time");
-const TOO_LARGE: Refusal = (431, "the request line and the headers are too large or too many");
-const VERSION: Refusal = (505, "only HTTP/1.0 and HTTP/1.1 are supported");
 const OVERLOADED: Refusal = (503, "too many connections: try again later");
 
 /// One client, on its own thread.
@@ -340,7 +429,7 @@ impl Connection {
         };
         let whole = used + head.length;
         if head.expects && self.buffer.len() < whole {
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n", Instant::now() + deadline)?;
         }
         let until = Instant::now() + deadline;
         while self.buffer.len() < whole {
@@ -371,9 +460,8 @@ impl Connection {
         by(deadline, |left| stream.set_read_timeout(Some(left)).and_then(|()| stream.read(chunk)))
     }
 
-    fn write(&self, bytes: &[u8]) -> Outcome<()> {
+    fn write(&self, bytes: &[u8], deadline: Instant) -> Outcome<()> {
         let (mut stream, mut rest) = (&*self.slot.stream, bytes);
-        let deadline = Instant::now() + self.limits.deadline;
         while !rest.is_empty() {
             let written = by(deadline, |left| stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest)));
             rest = &rest[written.or(Err(None))?..];
@@ -381,13 +469,14 @@ impl Connection {
         Ok(())
     }
 
-    fn send(&self, answer: Option<Vec<u8>>) -> Outcome<()> {
+    fn send(&self, answer: Option<Outgoing>) -> Outcome<()> {
         self.slot.turn(Some(Instant::now()))?;
-        self.write(&answer.ok_or(None)?)
+        let deadline = Instant::now() + self.limits.deadline;
+        answer.and_then(|answer| answer.send(|bytes| self.write(bytes, deadline).ok())).ok_or(None)
     }
 
     /// A response of our own.
-    fn own(&self, (status_code, sentence): Refusal, with_body: bool) -> Option<Vec<u8>> {
+    fn own(&self, (status_code, sentence): Refusal, with_body: bool) -> Option<Outgoing> {
         let headers = vec![("Content-Type".into(), "text/plain;charset=utf-8".into())];
         let response = Response { status_code, headers, data: ResponseBody::from_string(sentence), upgrade: None };
         catch_unwind(AssertUnwindSafe(|| render((self.decorate)(response, self.peer), with_body, false))).ok()
@@ -406,95 +495,4 @@ fn by<T>(deadline: Instant, mut call: impl FnMut(Duration) -> io::Result<T>) -> 
             outcome => return outcome,
         }
     }
-}
-
-/// The head of a request.
-struct Head {
-    method: String,
-    url: String, // path and query
-    headers: Vec<(String, String)>,
-    length: usize, // bytes of the body
-    expects: bool, // the client waits for our 100 before it sends the body
-    keep_alive: bool,
-}
-
-/// The head at the start of `bytes` and its length; `None` while it is not whole.
-fn parse(bytes: &[u8], body_bytes: usize) -> std::result::Result<Option<(Head, usize)>, Refusal> {
-    let mut lines = [httparse::EMPTY_HEADER; HEADER_COUNT];
-    let mut request = httparse::Request::new(&mut lines);
-    let version = bytes.split(|b| *b == b' ').nth(2).unwrap_or_default();
-    let used = match request.parse(bytes) {
-        Ok(httparse::Status::Complete(used)) => used,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(httparse::Error::TooManyHeaders) => return Err(TOO_LARGE),
-        Err(httparse::Error::Version) if version.starts_with(b"HTTP/") => return Err(VERSION),
-        Err(_) => return Err((400, "the request is not well-formed HTTP")),
-    };
-    let text = |h: &httparse::Header| (h.name.to_owned(), String::from_utf8_lossy(h.value).trim_ascii().to_owned());
-    let headers: Vec<(String, String)> = request.headers.iter().map(text).collect();
-    let values = |name: &'static str| {
-        headers.iter().filter(move |(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
-    };
-    let (hosts, current) = (values("Host").count(), request.version == Some(1));
-    if hosts > 1 || (current && hosts == 0) {
-        return Err((400, "an HTTP/1.1 request has one Host header"));
-    }
-    let url = path(request.path.unwrap_or_default()).ok_or((400, "the target is no path and no http URL"))?;
-    if values("Transfer-Encoding").next().is_some() {
-        return Err((411, "send the body with Content-Length instead of Transfer-Encoding"));
-    }
-    let length = match values("Content-Length").collect::<Vec<_>>()[..] {
-        [] => 0,
-        // A number that is too large for usize is too large a body as well.
-        [digits] if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
-            digits.parse().ok().filter(|length| *length <= body_bytes).ok_or((413, "the request body is too large"))?
-        }
-        _ => return Err((400, "Content-Length must be one decimal number")),
-    };
-    let expects = current && values("Expect").next().is_some();
-    if expects && !values("Expect").all(|value| value.eq_ignore_ascii_case("100-continue")) {
-        return Err((417, "the only expectation supported is 100-continue"));
-    }
-    let asks = |word| values("Connection").flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(word));
-    let keep_alive = !asks("close") && (current || asks("keep-alive"));
-    let method = request.method.unwrap_or_default().to_owned();
-    Ok(Some((Head { method, url, headers, length, expects, keep_alive }, used)))
-}
-
-/// Path and query of a request target: itself, or what follows the authority of an absolute URL.
-fn path(target: &str) -> Option<String> {
-    let rest = ["http://", "https://"].iter().find_map(|scheme| target.strip_prefix(scheme));
-    let path = rest.map_or(target, |rest| &rest[rest.find(['/', '?']).unwrap_or(rest.len())..]);
-    let slash = if rest.is_some() && !path.starts_with('/') { "/" } else { "" };
-    Some(format!("{slash}{path}")).filter(|url| url.starts_with('/'))
-}
-
-const REASONS: &str = "200 OK|400 Bad Request|401 Unauthorized|403 Forbidden|404 Not Found|405 Method Not Allowed|\
-    408 Request Timeout|411 Length Required|413 Content Too Large|417 Expectation Failed|500 Internal Server Error|\
-    431 Request Header Fields Too Large|503 Service Unavailable|505 HTTP Version Not Supported";
-
-/// A response as it goes over the wire. Panics, as its handler might, on one that cannot be sent.
-fn render(response: Response, with_body: bool, keep_alive: bool) -> Vec<u8> {
-    // What frames the message is the listener's alone, and a line break would forge a second response.
-    let framing = ["connection", "content-length", "transfer-encoding"];
-    let sent = |name: &str, value: &str| {
-        !framing.contains(&&name.to_ascii_lowercase()[..]) && ![name, value].concat().contains(['\r', '\n', '\0'])
-    };
-    let status = response.status_code;
-    assert!((200..1000).contains(&status) && !matches!(status, 204 | 304), "status {status} has no body");
-    let code = format!("{status} ");
-    let mut head = format!("HTTP/1.1 {}\r\n", REASONS.split('|').find(|r| r.starts_with(&code)).unwrap_or(&code));
-    for (name, value) in response.headers.iter().filter(|(name, value)| sent(name, value)) {
-        head += &format!("{name}: {value}\r\n");
-    }
-    if !response.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("Server")) {
-        head += concat!("Server: chainweb-backup/", env!("CARGO_PKG_VERSION"), "\r\n");
-    }
-    let (mut reader, size) = response.data.into_reader_and_size();
-    let mut bytes = Vec::with_capacity(head.len() + size.unwrap_or(0) + 128);
-    reader.read_to_end(&mut bytes).expect("a response body is in memory");
-    head += &format!("Content-Length: {}\r\n", bytes.len());
-    head += if keep_alive { "Connection: keep-alive\r\n\r\n" } else { "Connection: close\r\n\r\n" };
-    bytes.splice(..if with_body { 0 } else { bytes.len() }, head.into_bytes());
-    bytes
 }

@@ -88,7 +88,7 @@ fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
     let catalog = Catalog::view(directory)?;
     let found = if word == LATEST {
         let none = || Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()));
-        let mut done = catalog.readable()?.into_iter().filter(|f| f.status == Status::Done);
+        let mut done = catalog.readable()?.filter(|f| f.status == Status::Done);
         let is_sound = |f: &Found| {
             let doubt = if even_damaged { None } else { doubt(&catalog, f).unwrap_or_else(|e| Some(e.chain())) };
             if let Some(why) = &doubt {
@@ -310,7 +310,7 @@ pub fn pin_backup(directory: &Path, word: &str, pinned: bool) -> Result<BackupId
 /// [`Kind::Usage`]: no such directory. [`Kind::Io`]: the first thing that could not be deleted.
 pub fn prune_backups(directory: &Path, policy: Policy, dry_run: bool) -> Result<Vec<(Candidate, Verdict)>> {
     let catalog = if dry_run { Catalog::view(directory)? } else { Catalog::manage(directory)? };
-    let found = catalog.readable()?;
+    let found: Vec<Found> = catalog.readable()?.collect();
     let candidates = found.iter().map(|f| candidate(&catalog, f)).collect::<Result<Vec<Candidate>>>()?;
     let mut verdicts = judge(&candidates, policy);
     if !dry_run {

@@ -27,16 +27,54 @@ impl Counters {
     }
 }
 
+/// What the metrics tell of all backups, whichever process made them; each is [added](Summary::add) on its own.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    done_count: u64,
+    in_progress_count: u64,
+    failed_count: u64,
+    /// Whether a backup of ours is being made, also by another process.
+    is_in_progress: bool,
+    last_success_ms: u64,
+    last_failure_ms: u64,
+    /// Whether something could not be read, so that it is not in here.
+    pub(crate) is_incomplete: bool,
+}
+
+impl Summary {
+    pub(crate) fn add(&mut self, backup: &Details) {
+        let is_whole = backup.verified.as_ref().is_none_or(|v| v.faults_count == 0);
+        let ended_ms = backup.record.as_ref().filter(|_| is_whole).map(|r| r.finished_ms.unwrap_or(r.started_ms));
+        let (count, last_ms) = match backup.status {
+            Status::Done => (&mut self.done_count, Some(&mut self.last_success_ms)),
+            Status::Failed => (&mut self.failed_count, Some(&mut self.last_failure_ms)),
+            Status::InProgress => {
+                self.is_in_progress |= !backup.foreign;
+                (&mut self.in_progress_count, None)
+            }
+        };
+        *count += 1;
+        if let (Some(last_ms), Some(ended_ms)) = (last_ms, ended_ms) {
+            *last_ms = ended_ms.max(*last_ms);
+        }
+    }
+}
+
+/// What the metrics tell of the service at this moment.
+#[derive(Debug)]
+pub(crate) struct Gauges<'a> {
+    /// The running job of this process.
+    pub(crate) running: Option<Progress>,
+    /// Free bytes of the file system of the backups.
+    pub(crate) free_bytes: u64,
+    /// Bytes per second that are copied at most; 0 is no limit.
+    pub(crate) limit_bytes: u64,
+    /// The node's version.
+    pub(crate) node_version: &'a str,
+}
+
 /// The metrics in the text format of Prometheus, version 0.0.4.
-pub(crate) fn render(
-    counters: &Counters,
-    backups: &[Details],
-    is_readable: bool,
-    running: Option<&Progress>,
-    free_bytes: u64,
-    limit_bytes: u64,
-    node_version: &str,
-) -> String {
+pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> String {
     let mut text = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, samples: &[(String, f64)]| {
         let _ = writeln!(text, "# HELP chainweb_backup_{name} {help}\n# TYPE chainweb_backup_{name} {kind}");
@@ -46,45 +84,42 @@ pub(crate) fn render(
     };
     let plain = |value: f64| [(String::new(), value)];
     let load = |counter: &AtomicU64| counter.load(Relaxed) as f64;
-    let with_status = |status: Status| backups.iter().filter(move |b| b.status == status);
 
-    let quoted = node_version.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let quoted = now.node_version.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let versions = format!("{{version=\"{}\",node_version=\"{quoted}\"}}", env!("CARGO_PKG_VERSION"));
     metric("info", "gauge", "Versions of this program and of the node.", &[(versions, 1.0)]);
-    // Also by another process.
-    let in_progress = running.is_some() || with_status(Status::InProgress).any(|b| !b.foreign);
+    let in_progress = now.running.is_some() || backups.is_in_progress;
     metric("in_progress", "gauge", "Whether a backup is being made.", &plain(f64::from(u8::from(in_progress))));
     let help = "1 if the backup directory can be read and is the one of the service's start, otherwise 0.";
-    metric("directory_readable", "gauge", help, &plain(f64::from(u8::from(is_readable))));
+    metric("directory_readable", "gauge", help, &plain(f64::from(u8::from(!backups.is_incomplete))));
     let results = [
         ("{result=\"done\"}".to_owned(), load(&counters.done_count)),
         ("{result=\"failed\"}".to_owned(), load(&counters.failed_count)),
     ];
     metric("jobs_total", "counter", "Jobs of this process that ended since its start.", &results);
-    let statuses = [Status::Done, Status::InProgress, Status::Failed]
-        .map(|s| (format!("{{status=\"{}\"}}", s.word()), with_status(s).count() as f64));
+    let statuses = [
+        (Status::Done, backups.done_count),
+        (Status::InProgress, backups.in_progress_count),
+        (Status::Failed, backups.failed_count),
+    ]
+    .map(|(status, count)| (format!("{{status=\"{}\"}}", status.word()), count as f64));
     metric("backups", "gauge", "Backups in the backup directory.", &statuses);
-    // Of ours, whichever process made them. Zero, so that an alarm rings where there was none yet.
-    let last = |status: Status| {
-        let whole = with_status(status).filter(|b| b.verified.as_ref().is_none_or(|v| v.faults_count == 0));
-        let ended = whole.filter_map(|b| b.record.as_ref().map(|r| r.finished_ms.unwrap_or(r.started_ms)));
-        plain(ended.max().unwrap_or(0) as f64 / 1000.0)
-    };
+    // Zero, so that an alarm rings where there was none yet.
     let help = "When the newest good backup was finished, seconds since the epoch; 0 for none.";
-    metric("last_success_timestamp_seconds", "gauge", help, &last(Status::Done));
+    metric("last_success_timestamp_seconds", "gauge", help, &plain(backups.last_success_ms as f64 / 1000.0));
     let help = "When the last backup that failed did, seconds since the epoch; 0 for none.";
-    metric("last_failure_timestamp_seconds", "gauge", help, &last(Status::Failed));
+    metric("last_failure_timestamp_seconds", "gauge", help, &plain(backups.last_failure_ms as f64 / 1000.0));
     if counters.done_count.load(Relaxed) > 0 {
         let seconds = load(&counters.last_duration_ms) / 1000.0;
         metric("last_duration_seconds", "gauge", "How long the last good backup took.", &plain(seconds));
         metric("last_bytes", "gauge", "Size of the last good backup.", &plain(load(&counters.last_bytes)));
     }
-    if let Some(progress) = running {
+    if let Some(progress) = &now.running {
         metric("job_bytes_done", "gauge", "Bytes that the running job has copied.", &plain(progress.bytes_done as f64));
         metric("job_bytes_total", "gauge", "Bytes that the running job copies.", &plain(progress.bytes_total as f64));
     }
-    metric("free_bytes", "gauge", "Free space for backups.", &plain(free_bytes as f64));
+    metric("free_bytes", "gauge", "Free space for backups.", &plain(now.free_bytes as f64));
     let help = "Bytes per second that are copied at most; 0 is no limit.";
-    metric("limit_bytes_per_second", "gauge", help, &plain(limit_bytes as f64));
+    metric("limit_bytes_per_second", "gauge", help, &plain(now.limit_bytes as f64));
     text
 }

@@ -18,13 +18,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use parking_lot::Mutex;
 
+use crate::answers::Listings;
 use crate::catalog::{Catalog, Found};
 use crate::commit::Unfinished;
 use crate::config::{Config, Verify};
@@ -33,11 +33,12 @@ use crate::details::{Details, Progress};
 use crate::disk::Lock;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
-use crate::metrics::Counters;
+use crate::metrics::{Counters, Gauges};
 use crate::record::{Record, Scope, Status, Versions};
 use crate::source::Sources;
 use crate::verify::Depth;
-use crate::{commit, damage, disk, job, nofollow, rocks, sqlite, sums, sys, verify, watchdog};
+use crate::watchdog::{Watched, Watchers};
+use crate::{commit, damage, disk, job, nofollow, rocks, sqlite, sums, sys, verify};
 
 /// What a caller of [`Service::make_backup`] wants.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     sources: Sources,
     pub(crate) catalog: Catalog,
     pub(crate) counters: Counters,
+    pub(crate) listings: Listings,
+    watchers: Watchers,
     /// Bytes per second that may be copied; 0 is no limit.
     limit: Arc<AtomicU64>,
     state: Mutex<State>,
@@ -160,7 +163,8 @@ impl Service {
         };
         let counters = Counters::default();
         let limit = Arc::new(AtomicU64::new(config.limit_bytes_per_second.unwrap_or(0)));
-        let shared = Arc::new(Shared { config, sources, catalog, counters, limit, state: Mutex::new(state) });
+        let (listings, watchers, state) = (Listings::default(), Watchers::start()?, Mutex::new(state));
+        let shared = Arc::new(Shared { config, sources, catalog, counters, listings, watchers, limit, state });
         let worker = Arc::clone(&shared);
         let thread = Builder::new().name("backup".to_owned()).spawn(move || worker.work(&receiver));
         let thread = thread.context(|| "cannot start the backup thread".to_owned())?;
@@ -221,8 +225,8 @@ impl Service {
     /// # Errors
     /// [`Kind::Io`]: the backup directory, or one of the backups, cannot be read.
     pub fn list_backups(&self) -> Result<Vec<Details>> {
-        let found = self.shared.catalog.list()?;
-        found.into_iter().filter_map(|f| self.shared.details(&f.id.clone(), Ok(Some(f))).transpose()).collect()
+        let details = |found: Found| self.shared.details(&found.id.clone(), Ok(Some(found)));
+        self.shared.catalog.each()?.filter_map(|found| found.and_then(details).transpose()).collect()
     }
 
     /// Cancels the running job, which ends as failed with the reason `shut down`, refuses new ones, and waits for the
@@ -257,7 +261,7 @@ impl Service {
         self.shared.limit.store(bytes_per_second.unwrap_or(0), Relaxed);
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 }
@@ -274,7 +278,8 @@ impl Shared {
         nofollow::is_directory(&self.catalog.path(id)).is_ok_and(|is_there| !is_there)
     }
 
-    fn details(&self, id: &BackupId, found: Result<Option<Found>>) -> Result<Option<Details>> {
+    /// What the disk says of a backup, and this process.
+    pub(crate) fn details(&self, id: &BackupId, found: Result<Option<Found>>) -> Result<Option<Details>> {
         let on_disk = found.and_then(|found| found.map(|found| Details::of(&self.catalog, found)).transpose());
         let state = self.state.lock();
         let deleted = |j: &&Job| j.status != Status::InProgress && self.is_deleted(id);
@@ -298,14 +303,22 @@ impl Shared {
         Ok(Some(details))
     }
 
-    /// Progress of the running job.
-    pub(crate) fn running(&self) -> Option<Progress> {
-        let state = self.state.lock();
-        state.running.as_ref().and_then(|id| state.jobs.get(id)).map(Job::progress)
+    /// What the metrics tell of this moment.
+    pub(crate) fn gauges(&self) -> Gauges<'_> {
+        let running = {
+            let state = self.state.lock();
+            state.running.as_ref().and_then(|id| state.jobs.get(id)).map(Job::progress)
+        };
+        Gauges {
+            running,
+            free_bytes: disk::free_bytes(self.catalog.directory()).map_or(0, |(free, _)| free),
+            limit_bytes: self.limit.load(Relaxed),
+            node_version: self.config.node_version.as_deref().unwrap_or("unknown"),
+        }
     }
 
     /// The backup thread.
-    fn work(&self, requests: &Receiver<Request>) {
+    fn work(self: &Arc<Self>, requests: &Receiver<Request>) {
         sys::step_back();
         if let Err(e) = rocks::clear_pins(&self.sources) {
             log::warn!("pins stay reason={:?}", e.chain());
@@ -368,7 +381,7 @@ impl Shared {
         }
     }
 
-    fn make(&self, request: Request, requests: &Receiver<Request>) {
+    fn make(self: &Arc<Self>, request: Request, requests: &Receiver<Request>) {
         let (backup, control) = match self.accept(request.make) {
             Ok(accepted) => accepted,
             Err(e) => {
@@ -445,39 +458,30 @@ impl Shared {
         Ok((backup, control))
     }
 
-    /// [`Shared::run`], with somebody who watches it.
-    fn run_watched(&self, backup: Unfinished, control: &Control) -> std::result::Result<Record, (bool, Error)> {
-        let path = self.catalog.path(backup.id());
-        let id = backup.id().clone();
-        let stalled = || {
+    /// [`Shared::run`], watched.
+    fn run_watched(
+        self: &Arc<Self>,
+        backup: Unfinished,
+        control: &Arc<Control>,
+    ) -> std::result::Result<Record, (bool, Error)> {
+        let (shared, id) = (Arc::clone(self), backup.id().clone());
+        let on_stall = move || {
             // First for who asks, then on the disk, which may hang.
-            if let Some(job) = self.state.lock().jobs.get_mut(&id) {
+            if let Some(job) = shared.state.lock().jobs.get_mut(&id) {
                 job.status = Status::Failed;
             }
-            log::error!("backup stalled id={id} limit_seconds={}", self.config.stall_limit.as_secs());
-            if let Err(e) = commit::call_failed(&path) {
+            log::error!("backup stalled id={id} limit_seconds={}", shared.config.stall_limit.as_secs());
+            if let Err(e) = commit::call_failed(&shared.catalog.path(&id)) {
                 log::error!("status not written id={id} reason={:?}", e.chain());
             }
         };
-        std::thread::scope(|scope| {
-            // Closed when this returns, which ends the watchers.
-            let (_progress_ended, progress_end) = mpsc::channel();
-            let (_cancel_ended, cancel_end) = mpsc::channel();
-            let watcher = |name: &str| Builder::new().name(name.to_owned()).stack_size(watchdog::STACK_BYTES);
-            let limit = self.config.stall_limit;
-            let (path, stalled) = (&path, &stalled);
-            let mut watchers = Vec::new();
-            if !limit.is_zero() {
-                let watch = move || watchdog::watch_progress(control, limit, &progress_end, stalled);
-                watchers.push(watcher("watchdog").spawn_scoped(scope, watch));
-            }
-            let watch = move || watchdog::watch_cancel(control, path, &cancel_end);
-            watchers.push(watcher("cancel").spawn_scoped(scope, watch));
-            if let Some(e) = watchers.into_iter().find_map(|started: std::io::Result<_>| started.err()) {
-                log::warn!("nobody watches the backup reason={:?}", e.to_string());
-            }
-            self.run(backup, control)
-        })
+        let job = Watched {
+            control: Arc::clone(control),
+            backup: self.catalog.path(backup.id()),
+            stall_limit: self.config.stall_limit,
+            on_stall: Box::new(on_stall),
+        };
+        self.watchers.watch(job, || self.run(backup, control))
     }
 
     /// Runs the job; on failure says whether the disk knows of it.
@@ -521,20 +525,9 @@ impl Shared {
     }
 
     fn count_exclusive_bytes(&self) {
-        let Ok(found) = self.catalog.readable() else { return };
-        let counted: HashMap<_, _> =
-            found.iter().map(|f| (f.id.clone(), self.catalog.exclusive_bytes(&f.id))).collect();
+        let Ok(readable) = self.catalog.readable() else { return };
+        let counted: HashMap<_, _> = readable.map(|f| (f.id.clone(), self.catalog.exclusive_bytes(&f.id))).collect();
         self.state.lock().exclusive_bytes = counted;
-    }
-
-    /// Bytes per second that are copied at most; 0 is no limit.
-    pub(crate) fn limit_bytes(&self) -> u64 {
-        self.limit.load(Relaxed)
-    }
-
-    /// Free bytes of the file system that holds the backups.
-    pub(crate) fn free_bytes(&self) -> u64 {
-        disk::free_bytes(self.catalog.directory()).map_or(0, |(free, _)| free)
     }
 }
 

@@ -14,11 +14,11 @@ const MAX_LINES: usize = 550;
 
 /// Crates that only these modules name.
 const ONLY_IN: [(&str, &[&str]); 5] = [
-    ("rouille", &["http", "listener"]),
+    ("rouille", &["http", "http_head", "listener"]),
     ("rusqlite", &["sqlite", "raw_copy"]),
     ("rocksdb", &["engine"]),
     ("crossbeam_channel", &["service"]),
-    ("httparse", &["listener"]),
+    ("httparse", &["http_head"]),
 ];
 
 /// The row of the faces, where the program is.
