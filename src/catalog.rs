@@ -34,7 +34,7 @@ use crate::manifest::MANIFEST_FILE;
 use crate::nofollow::{self, is_unfit};
 use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status, VERIFIED_FILE, Verified};
 use crate::roomy;
-use crate::source::resolve;
+use crate::source::{require_no_file, resolve};
 
 const JOB_LOCK: &str = ".lock";
 const SERVICE_LOCK: &str = ".service";
@@ -107,6 +107,7 @@ impl Catalog {
 
     /// A view for reading only: nothing is created, nothing is checked.
     pub(crate) fn view(directory: &Path) -> Result<Catalog> {
+        require_no_file(directory, "backup directory")?;
         if !directory.is_dir() {
             let context =
                 format!("there is no backup directory {}; name it with --backup-directory", directory.display());

@@ -15,9 +15,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use chainweb_backup::{Config, FILE_BYTES_MAX, FileConfig, Policy, parse_file, suggest};
+use chainweb_backup::{Config, FILE_BYTES_MAX, FileConfig, Policy, parse_file, require_no_tilde, suggest};
 use clap::{CommandFactory, Parser};
 use log::LevelFilter;
 
@@ -233,6 +232,7 @@ fn resolve(
         let heights = command == Command::Heights;
         return Ok(if heights { Plan::Heights { directory } } else { Plan::Inspect { directory } });
     }
+    refuse_tildes(&typed)?;
     let mut file = FileConfig::default();
     for path in &typed.config_file {
         let text = read_file(path).map_err(|e| format!("cannot read configuration file {}: {e}", path.display()))?;
@@ -241,12 +241,16 @@ fn resolve(
     // An empty variable is how a container says nothing.
     let env = |name: &str| env(name).filter(|value| !value.is_empty());
 
+    let backup_dir = env("BACKUP_DIR").map(PathBuf::from);
+    if let Some(path) = &backup_dir {
+        require_no_tilde(path).map_err(|e| format!("environment variable BACKUP_DIR: {}", e.chain()))?;
+    }
     let chainweb_version = typed.chainweb_version.clone().or(file.chainweb_version);
     let database_directory = typed.database_directory.clone().or(file.database_directory);
     let backup_directory = typed
         .backup_directory
         .clone()
-        .or_else(|| env("BACKUP_DIR").map(PathBuf::from))
+        .or(backup_dir)
         .or(file.backup_directory)
         .or_else(|| database_directory.as_ref().map(|d| d.join("backups")));
     let log_level = typed.log_level.unwrap_or(LevelFilter::Info);
@@ -281,7 +285,7 @@ fn resolve(
         let hours = 1_000_000_000 / limit / 3600;
         warnings.push(format!("the limit of {limit} bytes per second is low: a gigabyte takes {hours} hours so"));
     }
-    let stall_limit = typed.stall_seconds.map(Duration::from_secs).or(file.stall_limit);
+    let stall_limit = typed.stall_seconds.or(file.stall_limit);
     config.stall_limit = stall_limit.unwrap_or(config.stall_limit);
     if command == Command::Make {
         let backup_pact = typed.backup_pact;
@@ -375,6 +379,21 @@ fn action(command: Command, operands: &[OsString], typed: &Typed) -> Result<Opti
     }))
 }
 
+/// Refuses paths that would name a directory called `~`.
+fn refuse_tildes(typed: &Typed) -> Result<(), String> {
+    let paths = [
+        ("--database-directory", &typed.database_directory),
+        ("--backup-directory", &typed.backup_directory),
+        ("--address-file", &typed.address_file),
+        ("--to", &typed.to),
+    ];
+    let given = paths.into_iter().filter_map(|(flag, path)| Some((flag, path.as_ref()?)));
+    for (flag, path) in given.chain(typed.config_file.iter().map(|path| ("--config-file", path))) {
+        require_no_tilde(path).map_err(|e| format!("{flag}: {}", e.chain()))?;
+    }
+    Ok(())
+}
+
 /// Refuses each flag that the command would ignore.
 fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
     use Command::{Cancel, Check, Delete, List, Make, Pin, Prune, Restore, Serve, Sum, Unpin, Verify};
@@ -423,7 +442,9 @@ fn truth(name: &str, value: &OsStr) -> Result<bool, String> {
     match value.to_string_lossy().to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" => Ok(true),
         "false" | "0" | "no" => Ok(false),
-        _ => Err(format!("environment variable {name} is {value:?}: write true or false, or leave it empty")),
+        _ => Err(format!(
+            "environment variable {name} is {value:?}: write true or false, without quotes, or leave it empty"
+        )),
     }
 }
 

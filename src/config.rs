@@ -13,7 +13,8 @@
 //! refused where they could hide a key of ours, and tolerated elsewhere. Sizes are whole numbers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::config_tree::{Entries, Node, QUOTE_CHARS_MAX, Said, quote, tree};
@@ -238,12 +239,67 @@ pub fn parse_size(text: &str) -> Result<u64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = text[digits.len()..].trim().to_ascii_lowercase();
     let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
-    // `parse` takes a leading `+`, which no size needs.
-    let count = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
-    count.zip(factor).and_then(|(count, factor)| count.checked_mul(factor)).ok_or_else(|| {
+    whole::<u64>(digits).zip(factor).and_then(|(count, factor)| count.checked_mul(factor)).ok_or_else(|| {
         let remedy = "write whole bytes, or a whole number with kB, MB, GB, TB, KiB, MiB, GiB or TiB, like 10GiB";
         Error::new(Kind::Usage, format!("{} is not a size: {remedy}", quote(text)))
     })
+}
+
+/// A number of seconds.
+///
+/// # Errors
+/// [`Kind::Usage`] for anything else; one with a unit is told the number that it means.
+pub fn parse_seconds(text: &str) -> Result<Duration> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let factor = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {
+        "s" | "sec" | "second" | "seconds" => Some(1),
+        "m" | "min" | "minute" | "minutes" => Some(60),
+        "h" | "hour" | "hours" => Some(3600),
+        "d" | "day" | "days" => Some(86_400),
+        _ => None,
+    };
+    if let Some(seconds) = whole::<u64>(text) {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let meant = whole::<u64>(digits).zip(factor).and_then(|(count, factor)| count.checked_mul(factor));
+    let remedy = meant.map_or_else(|| "write a whole number like 900".to_owned(), |seconds| format!("write {seconds}"));
+    Err(Error::new(Kind::Usage, format!("{} is not a number of seconds: {remedy}", quote(text))))
+}
+
+/// How many backups a rule keeps.
+///
+/// # Errors
+/// [`Kind::Usage`] for anything but a whole number.
+pub fn parse_count(text: &str) -> Result<u32> {
+    let context = || format!("{} is not a number of backups: write a whole number like 7, or 0 for none", quote(text));
+    whole(text).ok_or_else(|| Error::new(Kind::Usage, context()))
+}
+
+/// A port to listen on.
+///
+/// # Errors
+/// [`Kind::Usage`] for anything but a number from 0 to 65535.
+pub fn parse_port(text: &str) -> Result<u16> {
+    let context = || format!("{} is not a port: write a number from 0 to 65535, 0 for any that is free", quote(text));
+    whole(text).ok_or_else(|| Error::new(Kind::Usage, context()))
+}
+
+/// A number of digits alone: `parse` takes a leading `+`, too.
+fn whole<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// Refuses a path that begins with `~`: a shell makes a home directory of it, a file and `--flag=~/x` do not.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn require_no_tilde(path: &Path) -> Result<()> {
+    if !path.as_os_str().as_encoded_bytes().starts_with(b"~") {
+        return Ok(());
+    }
+    let shown = path.to_string_lossy();
+    let remedy = format!("write the whole path, or ./{shown} for a name that begins so");
+    Err(Error::new(Kind::Usage, format!("{} begins with ~, which only a shell replaces: {remedy}", quote(&shown))))
 }
 
 /// The address to listen on: an IP address, `localhost`, or the node's notation for all of them (`*`, `*4`, `*6`).
@@ -265,8 +321,9 @@ pub fn parse_name(text: &str) -> Result<String> {
     if !text.is_empty() && text.len() <= NAME_CHARS_MAX && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/') {
         return Ok(text.to_string());
     }
-    let remedy =
-        format!("write 1 to {NAME_CHARS_MAX} printable ASCII characters without blanks and slashes, like 2.31.1");
+    let remedy = format!(
+        "write 1 to {NAME_CHARS_MAX} printable ASCII characters without blanks and slashes, like mainnet01 or 2.31.1"
+    );
     Err(Error::new(Kind::Usage, format!("{} is not a version: {remedy}", quote(text))))
 }
 
@@ -344,9 +401,8 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
         reserve_bytes: size("reserveBytes")?,
         limit_bytes_per_second: size("limitBytesPerSecond")?,
         stall_limit: value(backup, &prefix, "stallSeconds", "a number of seconds", |node| match node {
-            Node::Plain(p) if p.bytes().all(|b| b.is_ascii_digit()) => {
-                p.parse().ok().map(|s| Ok(Duration::from_secs(s)))
-            }
+            Node::Plain(p) if node.as_bool().is_none() => Some(parse_seconds(p).map_err(|e| e.to_string())),
+            Node::Text(t) if !node.is_quoted_scalar() => Some(parse_seconds(t).map_err(|e| e.to_string())),
             _ => None,
         })?,
         api_enabled: value(api, &api_prefix, "enabled", "true or false", |node| node.as_bool().map(Ok))?,
@@ -426,7 +482,7 @@ fn text<T>(
 fn path(entries: &Entries, prefix: &str, key: &str) -> Said<Option<PathBuf>> {
     text(entries, prefix, key, "a path", |t| match t {
         "" => Err(Error::new(Kind::Usage, "the path is empty: write one, or null for the default")),
-        _ => Ok(PathBuf::from(t)),
+        _ => require_no_tilde(Path::new(t)).map(|()| PathBuf::from(t)),
     })
 }
 
@@ -435,7 +491,12 @@ fn name(entries: &Entries, prefix: &str, key: &str) -> Said<Option<String>> {
 }
 
 fn mismatch(prefix: &str, key: &str, expected: &str, found: &Node) -> String {
-    let scalar_as_text = matches!(found, Node::Plain(_)) && matches!(expected, "a text" | "a path");
-    let remedy = if scalar_as_text { " (put it in quotes)" } else { "" };
+    let remedy = match (found, expected) {
+        (Node::Plain(_), "a text" | "a path") => " (put it in quotes)",
+        (_, "true or false" | "a port number from 0 to 65535" | "a number of seconds") if found.is_quoted_scalar() => {
+            " (remove the quotes)"
+        }
+        _ => "",
+    };
     format!("key `{prefix}{key}` must be {expected}, found {}{remedy}", found.found())
 }

@@ -59,6 +59,13 @@ impl Node {
         matches!(self, Node::Plain(p) if p.contains(|c: char| c.is_ascii_digit()) && p.parse::<f64>().is_ok())
     }
 
+    /// Whether quotes make a text of a truth value or a number.
+    pub(crate) fn is_quoted_scalar(&self) -> bool {
+        let Node::Text(text) = self else { return false };
+        let plain = Node::Plain(text.clone());
+        plain.as_bool().is_some() || plain.is_number()
+    }
+
     /// What it is, for a message.
     pub(crate) fn found(&self) -> String {
         match self {

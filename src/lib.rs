@@ -96,8 +96,8 @@ mod version_edit;
 mod watchdog;
 
 pub use config::{
-    Config, FileConfig, PactMethod, Sums, Verify, parse_file, parse_interface, parse_name, parse_pact_method,
-    parse_size, parse_sums, parse_verify, suggest,
+    Config, FileConfig, PactMethod, Sums, Verify, parse_count, parse_file, parse_interface, parse_name,
+    parse_pact_method, parse_port, parse_seconds, parse_size, parse_sums, parse_verify, require_no_tilde, suggest,
 };
 pub use config_tree::FILE_BYTES_MAX;
 pub use control::{Control, Phase, Stop};
@@ -108,7 +108,7 @@ pub use http::ROUTES;
 pub use id::BackupId;
 pub use listener::{Decorate, Handler, Limits, Listener, Stopper};
 pub use manage::{
-    Summed, cancel_backup, check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup,
+    Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups, restore_backup,
     sum_backup, sweep_backups, verify_backup,
 };
 pub use record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};

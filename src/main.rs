@@ -21,7 +21,7 @@ use cli::{Exit, MakePlan, Plan, ServePlan};
 use log::LevelFilter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
-use terminal::{PROGRESS_INTERVAL, draw, exit_code, print, say, size};
+use terminal::{LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, say, size};
 
 /// How long the end may take after a signal; recover settles at the next start what did not end by then.
 const STOP_LIMIT: Duration = Duration::from_secs(9);
@@ -76,7 +76,8 @@ fn run(plan: Plan) -> Result<i32> {
 
 fn start_log(level: LevelFilter, warnings: &[String]) {
     let config = simplelog::ConfigBuilder::new().set_time_format_rfc3339().build();
-    simplelog::WriteLogger::init(level, config, io::stderr()).expect("nobody else sets a logger in this program");
+    simplelog::WriteLogger::init(level, config, LogOutput::default())
+        .expect("nobody else sets a logger in this program");
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
 }
 
@@ -101,9 +102,14 @@ fn serve(plan: ServePlan) -> Result<i32> {
     Ok(0)
 }
 
-/// SIGHUP: what may change while a job runs is read again, everything else is left as it is.
+/// SIGHUP: what may change while a job runs is read again, everything else is left as it is. So is all, where a file cannot be
+/// read: an empty one is perhaps being written, and would lift the limit.
 fn read_again(service: &Service) {
-    match plan() {
+    let read_file = |path: &Path| {
+        let text = cli::read_file(path)?;
+        if text.trim().is_empty() { Err(io::Error::other("it is empty")) } else { Ok(text) }
+    };
+    match cli::parse(std::env::args_os(), &|name| std::env::var_os(name), &read_file) {
         Ok(Plan::Serve(ServePlan { config, .. }) | Plan::Make(MakePlan { config, .. })) => {
             service.set_limit(config.limit_bytes_per_second);
             let limit = config.limit_bytes_per_second.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
@@ -111,7 +117,10 @@ fn read_again(service: &Service) {
             log::info!("configuration read again limit_bytes_per_second={limit} note={rest:?}");
         }
         Ok(_) => {}
-        Err(exit) => log::error!("configuration not read again reason={:?}", exit.text.trim_end()),
+        Err(exit) => {
+            let reason = exit.text.lines().next().unwrap_or_default();
+            log::error!("configuration not read again reason={reason:?} note=\"the limit is as before\"");
+        }
     }
 }
 

@@ -54,6 +54,14 @@ fn viewed(catalog: &Catalog, found: Found) -> Result<Details> {
     Ok(Details { exclusive_bytes: Some(catalog.exclusive_bytes(&found.id)), ..Details::of(catalog, found)? })
 }
 
+/// The identifier of the backup that `word` stands for: its identifier, or `latest` for the newest good one.
+///
+/// # Errors
+/// [`Kind::NotFound`]; [`Kind::Usage`]: there is no such directory.
+pub fn find_backup(directory: &Path, word: &str) -> Result<BackupId> {
+    Ok(find(&Catalog::view(directory)?, word)?.id)
+}
+
 /// A good backup that is held against deleting.
 struct Held {
     catalog: Catalog,
@@ -122,6 +130,11 @@ fn doubt(catalog: &Catalog, found: &Found) -> Result<Option<String>> {
 }
 
 fn find(catalog: &Catalog, word: &str) -> Result<Found> {
+    if word == LATEST {
+        let none =
+            || Error::new(Kind::NotFound, format!("there is no good backup in {}", catalog.directory().display()));
+        return catalog.readable()?.find(|f| f.status == Status::Done).ok_or_else(none);
+    }
     let found = BackupId::parse(word).map(|id| catalog.find(&id)).transpose()?.flatten();
     let context =
         || format!("there is no backup {word:?} in {}; list shows what there is", catalog.directory().display());

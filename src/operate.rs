@@ -1,14 +1,15 @@
 //! The commands on finished backups: what they print, and the exit code that says how it went.
 
+use std::collections::HashSet;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 
 use chainweb_backup::{
-    BackupId, Control, Depth, Details, Error, Kind, Policy, Record, Restored, Result, Status, Verdict, Verified,
-    cancel_backup, check_backup_in, delete_backup, list_backups_in, pin_backup, prune_backups, restore_backup,
-    step_back, sum_backup, verify_backup,
+    Control, Depth, Details, Error, Kind, Policy, Record, Restored, Result, Status, Verdict, Verified, cancel_backup,
+    check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups, restore_backup, step_back,
+    sum_backup, verify_backup,
 };
 
 use crate::cli::{Action, OURSELVES};
@@ -59,13 +60,15 @@ fn with_progress<T>(work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
     thread::scope(|scope| {
         let (done, wait) = channel::<()>();
         let control = &control;
-        scope.spawn(move || {
+        let show = move || {
             while wait.recv_timeout(PROGRESS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 let (bytes_done, bytes_total) = control.bytes();
                 draw(&format!("{} of {}", size(bytes_done), size(bytes_total)));
             }
             draw("");
-        });
+        };
+        // Where no thread can be had, the work goes on unseen.
+        let _ = thread::Builder::new().name("progress".to_owned()).spawn_scoped(scope, show);
         let result = work(control);
         drop(done);
         result
@@ -122,8 +125,12 @@ fn quoted(path: &Path) -> String {
 }
 
 fn delete(directory: &Path, ids: &[String]) -> Result<i32> {
-    for id in ids {
-        print(&format!("{}: deleted", delete_backup(directory, id)?))?;
+    // All names first: a wrong one deletes nothing.
+    let mut found = ids.iter().map(|id| find_backup(directory, id)).collect::<Result<Vec<_>>>()?;
+    let mut seen = HashSet::new();
+    found.retain(|id| seen.insert(id.clone()));
+    for id in found {
+        print(&format!("{}: deleted", delete_backup(directory, id.as_str())?))?;
     }
     Ok(0)
 }
@@ -141,7 +148,7 @@ fn prune(directory: &Path, policy: Policy, dry_run: bool) -> Result<i32> {
 
 fn check(directory: &Path, id: &str) -> Result<i32> {
     let none = || Error::new(Kind::NotFound, format!("there is no backup {id:?} in {}", directory.display()));
-    let id = BackupId::parse(id).ok_or_else(none)?;
+    let id = find_backup(directory, id)?;
     let details = check_backup_in(directory, &id)?.ok_or_else(none)?;
     print(details.status.word())?;
     if let Some(reason) = details.record.and_then(|r| r.reason) {

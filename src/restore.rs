@@ -31,7 +31,7 @@ use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live_files::is_immutable;
 use crate::nofollow;
-use crate::source::{RocksSource, SqliteSource, is_same, resolve};
+use crate::source::{require_no_file, RocksSource, SqliteSource, is_same, resolve};
 use crate::sqlite;
 use crate::sums::SUMS_FILE;
 use crate::unsynced::Batch;
@@ -60,6 +60,7 @@ pub struct Restored {
 
 /// Fails with [`Kind::Usage`] where a database directory cannot be: within a database or a backup, or where the backups are.
 pub(crate) fn require_target(target: &Path, backups: &Path) -> Result<()> {
+    require_no_file(target, "target")?;
     let resolved = resolve(target)?;
     let in_database = |above: &Path| above.join("CURRENT").is_file() || above.join("rocksDb").join("CURRENT").is_file();
     let whose = if is_same(target, backups) {

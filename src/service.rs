@@ -35,7 +35,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::metrics::{Counters, Gauges};
 use crate::record::{Record, Scope, Status, Versions};
-use crate::source::Sources;
+use crate::source::{Sources, require_no_file};
 use crate::verify::Depth;
 use crate::watchdog::{Watched, Watchers};
 use crate::{commit, damage, disk, job, nofollow, rocks, sqlite, sums, sys, verify};
@@ -139,6 +139,7 @@ impl Service {
 
     fn start_as(role: Role, config: Config, sources: Sources) -> Result<Service> {
         sources.validate()?;
+        require_no_file(&config.backup_directory, "backup directory")?;
         sources.require_apart(&config.backup_directory)?;
         verify::require_possible(config.verify)?;
         let catalog = Catalog::open(&config.backup_directory, &sources.database_directory)?;

@@ -128,6 +128,17 @@ pub(crate) fn is_same(a: &Path, b: &Path) -> bool {
     identity(a).is_some_and(|a| Some(a) == identity(b))
 }
 
+/// Refuses a path on which no directory can be, because a file stands there or on the way.
+pub(crate) fn require_no_file(path: &Path, what: &str) -> Result<()> {
+    match path.ancestors().find(|above| above.metadata().is_ok_and(|meta| !meta.is_dir())) {
+        None => Ok(()),
+        Some(file) => {
+            let context = format!("{} cannot be the {what}: {} is a file", path.display(), file.display());
+            Err(Error::new(Kind::Usage, context))
+        }
+    }
+}
+
 /// The absolute name of a path, without links where they can be followed, whether or not it is there.
 ///
 /// # Errors

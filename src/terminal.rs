@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use chainweb_backup::{Error, Kind, Result};
+use parking_lot::Mutex;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -38,9 +39,44 @@ pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Where the cursor of a terminal goes to the beginning of its line, and what stands there is removed.
+const CLEAR: &str = "\r\x1b[K";
+
+/// The progress line that stands on the terminal; empty for none.
+static LINE: Mutex<String> = Mutex::new(String::new());
+
 /// Draws the progress line anew; nothing to draw removes it.
 pub fn draw(progress: &str) {
-    let _ = write!(io::stderr(), "\r\x1b[K{progress}");
+    let mut line = LINE.lock();
+    progress.clone_into(&mut line);
+    let _ = write!(io::stderr(), "{CLEAR}{progress}");
+}
+
+/// The standard error for a log: its lines stand above the progress line.
+#[derive(Debug, Default)]
+pub struct LogOutput {
+    /// What is not yet a whole line.
+    begun: Vec<u8>,
+}
+
+impl Write for LogOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.begun.extend_from_slice(bytes);
+        if self.begun.ends_with(b"\n") {
+            let whole = std::mem::take(&mut self.begun);
+            let line = LINE.lock();
+            if line.is_empty() {
+                io::stderr().write_all(&whole)?;
+            } else {
+                io::stderr().write_all(&[CLEAR.as_bytes(), &whole, line.as_bytes()].concat())?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A time as people read it, in UTC.

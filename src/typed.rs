@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use chainweb_backup::{
-    PactMethod, Sums, Verify, parse_interface, parse_name, parse_pact_method, parse_size, parse_sums, parse_verify,
+    PactMethod, Sums, Verify, parse_count, parse_interface, parse_name, parse_pact_method, parse_port, parse_seconds,
+    parse_size, parse_sums, parse_verify,
 };
 use clap::Parser;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -16,14 +18,14 @@ pub(crate) const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "tra
 const USAGE: &str = "chainweb-backup [serve] --database-directory DIR [--enable-backup-api] [FLAGS]
        chainweb-backup make  --database-directory DIR [--backup-pact]
        chainweb-backup list  --backup-directory DIR [--json]
-       chainweb-backup check --backup-directory DIR ID
+       chainweb-backup check --backup-directory DIR ID|latest
        chainweb-backup cancel  --backup-directory DIR [ID]
        chainweb-backup verify  --backup-directory DIR ID|latest [--deep]
        chainweb-backup restore --backup-directory DIR ID|latest --to DIR [--replace] [--deep]
        chainweb-backup sum     --backup-directory DIR ID|latest
-       chainweb-backup delete  --backup-directory DIR ID...
+       chainweb-backup delete  --backup-directory DIR ID|latest...
        chainweb-backup prune   --backup-directory DIR [--keep-last N] [--keep-daily N] [--keep-weekly N] [--dry-run]
-       chainweb-backup pin|unpin --backup-directory DIR ID";
+       chainweb-backup pin|unpin --backup-directory DIR ID|latest";
 
 const AFTER_HELP: &str = "\
 Commands:
@@ -38,7 +40,7 @@ Commands:
   delete ID   Delete backups
   prune       Delete what no rule keeps; never the last good, a pinned or a used one
   pin ID      Keep a backup from delete and prune; unpin takes it back
-ID is an identifier from list, for verify, restore and sum also: latest
+ID is an identifier from list, or latest, the newest good backup (for cancel: an identifier)
 
 Each value comes from the flag, else the environment (ENABLE_BACKUP_API=true, BACKUP_DIR=DIR), else the last
 --config-file that has it, else the default.
@@ -78,7 +80,7 @@ pub(crate) struct Typed {
     #[arg(long)]
     pub(crate) disable_backup_api: bool,
     /// Port to listen on, 0 for any free one [default: 1849]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_port(t).map_err(|e| e.chain()))]
     pub(crate) service_port: Option<u16>,
     /// IP address to listen on, * for all [default: 127.0.0.1]
     #[arg(long, value_name = "ADDR", value_parser = |t: &str| parse_interface(t).map_err(|e| e.chain()))]
@@ -93,7 +95,7 @@ pub(crate) struct Typed {
     #[arg(long, value_name = "V", value_parser = |t: &str| parse_name(t).map_err(|e| e.chain()))]
     pub(crate) node_version: Option<String>,
     /// Free space a backup must leave, like 10GiB [default: 1 GiB or 5 %, the smaller]
-    #[arg(long, value_name = "SIZE", value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
     pub(crate) reserve_bytes: Option<u64>,
     /// Pact: copy, or clone to share blocks (xfs, btrfs) [default: copy]
     #[arg(long, value_name = "HOW", value_parser = |t: &str| parse_pact_method(t).map_err(|e| e.chain()))]
@@ -105,10 +107,10 @@ pub(crate) struct Typed {
     #[arg(long, value_name = "HOW", value_parser = |t: &str| parse_verify(t).map_err(|e| e.chain()))]
     pub(crate) verify: Option<Verify>,
     /// Without progress for so long a backup failed; 0: never [default: 900]
-    #[arg(long, value_name = "N")]
-    pub(crate) stall_seconds: Option<u64>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_seconds(t).map_err(|e| e.chain()))]
+    pub(crate) stall_seconds: Option<Duration>,
     /// Copy at most so much, like 100MB; SIGHUP reads files again [default: 0]
-    #[arg(long, value_name = "SIZE", value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
     pub(crate) limit_bytes_per_second: Option<u64>,
     /// error, warn, info, debug, trace or off [default: info]
     #[arg(long, value_name = "LEVEL", value_parser = log_level(), ignore_case = true, hide_possible_values = true)]
@@ -129,13 +131,13 @@ pub(crate) struct Typed {
     #[arg(long)]
     pub(crate) replace: bool,
     /// prune: keep the newest N good backups
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_count(t).map_err(|e| e.chain()))]
     pub(crate) keep_last: Option<u32>,
     /// prune: keep the newest good backup of each of the last N days that have one
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_count(t).map_err(|e| e.chain()))]
     pub(crate) keep_daily: Option<u32>,
     /// prune: the same for weeks
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_count(t).map_err(|e| e.chain()))]
     pub(crate) keep_weekly: Option<u32>,
     /// prune: only say what would be deleted, and why the rest is kept
     #[arg(long)]

@@ -154,7 +154,7 @@ fn wrong_usage_is_exit_code_2_with_the_remedy() {
     wrong("--databse-directory /d", &[], &[], &["similar argument exists: '--database-directory'"]);
     wrong("--enable-backup-api --disable-backup-api", &[], &[], &["cannot be used with"]);
     wrong("--service-port 1 --service-port 1", &[], &[], &["cannot be used multiple times"]);
-    wrong("--service-port 65536", &[], &[], &["0..=65535"]);
+    wrong("--service-port 65536", &[], &[], &["`65536` is not a port", "from 0 to 65535"]);
     wrong("--service-interface unix:/run/x", &[], &[], &["is not an IP address", "127.0.0.1"]);
     wrong("--reserve-bytes 10G", &[], &[], &["is not a size", "10GiB"]);
     wrong("--log-level loud", &[], &[], &["error, warn, info"]);
@@ -173,5 +173,24 @@ fn wrong_usage_is_exit_code_2_with_the_remedy() {
         &["ENABLE_BACKUP_API", "\"maybe\"", "true"],
     );
     wrong("--config-file f", &[], &[], &["cannot read configuration file f"]);
+    for rule in ["--keep-last -1", "--keep-daily x", "--keep-weekly 1.5", "--keep-last=+1", "--keep-last 4294967296"] {
+        let words = &["is not a number of backups: write a whole number like 7, or 0 for none"];
+        wrong(&format!("prune --backup-directory b {rule}"), &[], &[], words);
+    }
+    wrong("--stall-seconds 15m", &[], &[], &["`15m` is not a number of seconds: write 900"]);
+    wrong("--stall-seconds -1", &[], &[], &["`-1` is not a number of seconds: write a whole number like 900"]);
+    wrong("--service-port http", &[], &[], &["`http` is not a port: write a number from 0 to 65535"]);
+    wrong("--reserve-bytes -1", &[], &[], &["`-1` is not a size: write whole bytes"]);
+    wrong("--limit-bytes-per-second -1", &[], &[], &["`-1` is not a size"]);
+    wrong("--database-directory /d", &[("ENABLE_BACKUP_API", "\"true\"")], &[], &["true or false, without quotes"]);
+    for flag in ["--database-directory", "--backup-directory", "--config-file", "--address-file"] {
+        let words = &[flag, "begins with ~, which only a shell replaces", "write the whole path"];
+        wrong(&format!("--database-directory=/d {flag}=~/x").replace("=/d --database-directory", ""), &[], &[], words);
+    }
+    wrong("restore 1 --backup-directory b --to ~", &[], &[], &["--to", "begins with ~"]);
+    wrong("list", &[("BACKUP_DIR", "~/backups")], &[], &["BACKUP_DIR", "`~/backups` begins with ~"]);
+    let tilde = &[("f", "databaseDirectory: /d\nbackup: {directory: ~/backups}")];
+    wrong("--config-file f", &[], tilde, &["f: key `backup.directory`", "`~/backups` begins with ~"]);
+    assert_eq!(serve("--database-directory ./~d", &[], &[]).database_directory, Path::new("./~d"));
     wrong("list --config-file f", &[], bad, &["f: unknown key `backup.direcotry`", "did you mean `directory`?"]);
 }

@@ -82,6 +82,13 @@ http POST /make-backup -H 'Content-Type: application/json' -d '{}'
 is 'a small body is accepted' "$code" 200
 await "$(cat body)"
 
+for body in backupPact=true '{"backupPact": true}'; do
+  answers POST /make-backup 400 'parameters go into the query: ?backupPact' -d "$body"
+done
+is 'a body with parameters made nothing' "$(ls node/backups | wc -l)" 9
+
+answers GET "/check-backup/$id" 200 backup-done -H 'Accept: application/json, text/plain, */*'
+answers GET "/check-backup/$id" 200 backup-done -H 'Accept: application/json;q=0.4, text/*;q=0.5'
 http GET "/check-backup/$id" -H 'Accept: application/json'
 is 'JSON by Accept' "$code $(header content-type)" '200 application/json'
 has 'JSON has the status' body '"status":"backup-done"'
@@ -90,6 +97,15 @@ http GET /list-backups
 is 'the list is JSON' "$code $(header content-type)" '200 application/json'
 is 'the list has all nine' "$(grep -o '"foreign":false' body | wc -l)" 9
 check 'the newest comes first' [ "$(grep -o '"id":"[0-9]*"' body | head -n 1)" \> "\"id\":\"$id\"" ]
+is 'it has no more pages' "$(header link)" ''
+http GET '/list-backups?limit=4'
+is 'a page of the list' "$(grep -o '"foreign":false' body | wc -l)" 4
+next=$(header link | sed -n 's/^<\(.*\)>; rel="next"$/\1/p')
+http GET "/list-backups$next"
+http GET "/list-backups$(header link | sed 's/^<\(.*\)>.*/\1/')"
+is 'the last page' "$(grep -o '"foreign":false' body | wc -l) $(header link)" '1 '
+answers GET '/list-backups?limit=0' 400 'parameter limit cannot be "0": use a number from 1 to 1000'
+answers GET '/list-backups?page=2' 400 'unknown parameter "page": the parameters are limit and before'
 http GET /metrics
 has 'metrics count the jobs' body 'chainweb_backup_jobs_total{result="done"} 9'
 

@@ -29,6 +29,46 @@ has 'list tells foreign ones' out foreign
 status 'list --json is 0' 0 chainweb-backup list --json --backup-directory node/backups
 has 'it is JSON' out '"status": "backup-done"'
 
+status 'check latest is 0' 0 chainweb-backup check --backup-directory node/backups latest
+is 'it is the newest good one' "$(cat out)" backup-done
+status 'pin latest is 0' 0 chainweb-backup pin --backup-directory node/backups latest
+is 'which is named' "$(cat out)" "$full: pinned"
+status 'unpin latest is 0' 0 chainweb-backup unpin --backup-directory node/backups latest
+cp -a node/backups copies
+status 'delete with a wrong name among the right ones is 10' 10 chainweb-backup delete --backup-directory copies "$id" nosuch "$full"
+has 'it names the wrong one' err '"nosuch"'
+is 'and deletes nothing' "$(ls copies | grep -c -e "$id" -e "$full")" 2
+status 'delete latest is 0' 0 chainweb-backup delete --backup-directory copies latest "$full"
+is 'once' "$(cat out)" "$full: deleted"
+status 'then latest is another' 0 chainweb-backup delete --backup-directory copies latest
+is 'the one before' "$(cat out)" "$id: deleted"
+status 'then there is none' 10 chainweb-backup check --backup-directory copies latest
+rm -rf copies
+
+: >file
+for place in file file/below; do
+  for command in 'make --database-directory node' 'serve --service-port 0 --database-directory node' list 'prune --keep-last 1' 'delete latest'; do
+    # shellcheck disable=SC2086 # a command of several words
+    status "$command in $place is 2" 2 chainweb-backup $command --backup-directory "$place"
+    has 'it says why' err "$place cannot be the backup directory: file is a file"
+  done
+  status "restore to $place is 2" 2 chainweb-backup restore --backup-directory node/backups "$full" --to "$place"
+  has 'it says why' err "$place cannot be the target: file is a file"
+done
+is 'the file is as it was' "$(wc -c <file)" 0
+
+# On a terminal, each line of the log stands above the progress line, which is drawn again below it.
+if command -v script >/dev/null; then
+  script -qec 'chainweb-backup make --backup-pact --database-directory node --sums none --log-level debug --limit-bytes-per-second 300kB' \
+    typescript >/dev/null </dev/null
+  esc=$(printf '\033')
+  check 'a progress line was drawn' grep -q 'ETA' typescript
+  check 'a line of the log came while it stood' grep -q "${esc}\[K[0-9-]*T[0-9:.]*Z " typescript
+  is 'no progress runs into the log' "$(tr '\r' '\n' <typescript | grep -c 'ETA .*[0-9]Z \[')" 0
+else
+  skip 'no progress runs into the log' 'there is no script(1)'
+fi
+
 # The Pact databases are gone, so --backup-pact is wrong usage.
 mkdir bare bare/0
 cp -a node/0/rocksDb bare/0

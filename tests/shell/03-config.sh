@@ -84,6 +84,40 @@ status 'a flag of another command is 2' 2 chainweb-backup list --database-direct
 has 'its command is named' err make
 status 'an unknown command is 2' 2 chainweb-backup mkae --database-directory node
 has 'it is suggested' err make
+status 'a home directory that no shell has seen is 2' 2 chainweb-backup make --database-directory=~/node
+has 'it says what to write' err 'write the whole path'
+refused 'the same in a file' 'backup: {directory: ~/backups}' '`~/backups` begins with ~'
+refused 'a time with a unit' 'backup: {stallSeconds: 15m}' 'write 900'
+refused 'a truth value in quotes' 'backup: {api: {enabled: "true"}}' 'remove the quotes'
+refused 'a version with a blank' 'chainwebVersion: main net' 'without blanks'
+status 'a negative number is 2' 2 chainweb-backup prune --backup-directory node/backups --keep-last -1
+has 'it says what to write' err '`-1` is not a number of backups: write a whole number'
+
+# A configuration that can no longer be read changes nothing: gone, no file, broken, or empty because it is being written.
+limit() {
+  http GET /metrics
+  sed -n 's/^chainweb_backup_limit_bytes_per_second //p' body
+}
+printf 'backup: {limitBytesPerSecond: 5MB}\n' >limit.yaml
+start limit.log chainweb-backup serve --database-directory node --config-file limit.yaml
+is 'the limit is that of the file' "$(limit)" 5000000
+errors=0
+for what in gone directory broken empty; do
+  rm -f limit.yaml
+  case $what in directory) mkdir limit.yaml ;; broken) echo 'backup: {limitBytes' >limit.yaml ;; empty) : >limit.yaml ;; esac
+  kill -HUP "$pid"
+  errors=$((errors + 1)) tries=0
+  until [ "$(grep -c 'not read again' limit.log)" -ge "$errors" ] || [ "$tries" -ge 200 ]; do tries=$((tries + 1)) && sleep 0.05; done
+  is "the limit is kept where the file is $what" "$(limit)" 5000000
+  [ ! -d limit.yaml ] || rmdir limit.yaml
+done
+has 'the log says so' limit.log 'the limit is as before'
+printf 'backup: {limitBytesPerSecond: 0}\n' >limit.yaml
+kill -HUP "$pid"
+tries=0
+until [ "$(limit)" = 0 ] || [ "$tries" -ge 200 ]; do tries=$((tries + 1)) && sleep 0.05; done
+is 'a file that says so lifts it' "$(limit)" 0
+stop TERM
 status 'help is 0' 0 chainweb-backup --help
 status 'version is 0' 0 chainweb-backup --version
 end

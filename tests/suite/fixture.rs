@@ -361,7 +361,7 @@ pub fn wait_end(service: &Service, id: &BackupId) -> Status {
 }
 
 /// Waits until something holds.
-pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !holds() {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
@@ -404,6 +404,26 @@ pub fn call(service: &Service, method: &str, url: &str, headers: &[(&str, &str)]
     let headers = headers.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let peer = "10.36.1.3:42988".parse().unwrap();
     service.handle(&Request::fake_http_from(peer, method, url, headers, Vec::new())).map(Answer::from)
+}
+
+/// The same with a body.
+pub fn call_with_body(service: &Service, method: &str, url: &str, body: &[u8]) -> Option<Answer> {
+    let peer = "10.36.1.3:42988".parse().unwrap();
+    service.handle(&Request::fake_http_from(peer, method, url, Vec::new(), body.to_vec())).map(Answer::from)
+}
+
+/// Puts good backups with these identifiers beside the good backup `like`, whose record is theirs but for `reason`.
+pub fn plant_backups(backups: &Path, like: &BackupId, ids: impl Iterator<Item = u64>, reason: &str) {
+    let record = fs::read_to_string(backups.join(like.as_str()).join("backup.json")).unwrap();
+    let mut record: Value = serde_json::from_str(&record).unwrap();
+    for id in ids.map(|id| format!("{id:013}")) {
+        let backup = backups.join(&id);
+        fs::create_dir_all(backup.join("0/rocksDb")).unwrap();
+        record["id"] = id.into();
+        record["reason"] = reason.into();
+        fs::write(backup.join("backup.json"), record.to_string()).unwrap();
+        fs::write(backup.join("status"), "backup-done").unwrap();
+    }
 }
 
 /// What a file system tree is made of: for each path its kind, and what must not change.

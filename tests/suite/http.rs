@@ -10,7 +10,10 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use proptest::prelude::*;
 use serde_json::Value;
 
-use crate::fixture::{Answer, Node, PACT, ROCKSDB, call, make_done, make_failed, names, paths, tree, wait_end};
+use crate::fixture::{
+    Answer, Node, PACT, ROCKSDB, call, call_with_body, make_done, make_failed, names, paths, plant_backups, tree,
+    wait_end,
+};
 
 const PREFIX: &str = "/chainweb/0.0/mainnet01";
 const METHODS: [&str; 12] =
@@ -238,16 +241,27 @@ fn with_accept_json_a_check_tells_the_whole_record() {
     node.go_on();
     assert_eq!(wait_end(&service, &id), Status::Done);
 
-    for accept in
-        ["application/json", "text/html, application/json;q=0.9", "APPLICATION/JSON", "text/plain,application/json"]
-    {
+    for accept in [
+        "application/json",
+        "text/html, application/json;q=0.9",
+        "APPLICATION/JSON",
+        "application/*",
+        "application/json, text/plain;q=0.9, */*;q=0.8",
+        "*/*, text/*;q=0",
+    ] {
         let done: Value = serde_json::from_str(&json(accept).body).unwrap();
         assert_eq!((&done["status"], &done["progress"]), (&"backup-done".into(), &Value::Null));
         assert!(done["record"]["bytes"].as_u64().unwrap() > 0 && done["record"]["finished_ms"].is_u64(), "{done}");
     }
-    for accept in ["text/plain", "*/*", "application/*", "application/jsonp", "", "text/html"] {
+    let javascript = "application/json, text/plain, */*";
+    let lower = "application/json;q=0.5, text/*;q=0.9";
+    for accept in
+        ["text/plain", "*/*", "text/plain,application/json", javascript, lower, "application/jsonp", "", "text/html"]
+    {
         assert_eq!(json(accept).body, "backup-done", "{accept}");
     }
+    let twice = [("Accept", "text/plain;q=0.1"), ("accept", "application/json")];
+    assert_eq!(ask(&service, "GET", &url, &twice).header("Content-Type"), Some("application/json"));
     drop(service);
     let service = start(&node, |config| config.reserve_bytes = Some(u64::MAX / 2));
     let (id, reason) = make_failed(&service, ROCKSDB);
@@ -256,6 +270,161 @@ fn with_accept_json_a_check_tells_the_whole_record() {
     assert_eq!((&failed["status"], &failed["record"]["reason"]), (&"backup-failed".into(), &reason.into()));
     let answer = ask(&service, "GET", "/check-backup/1648665437000", &[("Accept", "application/json")]);
     assert_eq!((answer.status, answer.body.as_str()), (404, "no such backup"));
+}
+
+/// `curl -d backupPact=true` would be a backup without Pact.
+#[test]
+fn a_body_that_says_something_is_refused() {
+    let node = Node::new();
+    let service = node.start();
+    let long = [b"{}".as_slice(), &[b' '; 100_000]].concat();
+    let said: [&[u8]; 10] = [
+        b"backupPact=true",
+        b"backupPact",
+        br#"{"backupPact": true}"#,
+        br#"{"": null}"#,
+        b"[]",
+        b"null",
+        b"{",
+        b"{}{}",
+        b"\xff\0",
+        &long,
+    ];
+    for body in said {
+        let text = String::from_utf8_lossy(body);
+        for (method, path) in routes("1648665437000") {
+            let answer = call_with_body(&service, method, &path, body).unwrap();
+            check_headers(&answer, "unknown");
+            assert_eq!(answer.status, 400, "{method} {path} {text:.60}: {answer:?}");
+            let remedy = match path.as_str() {
+                "/make-backup" => "parameters go into the query: ?backupPact",
+                "/list-backups" => "parameters go into the query: ?limit, ?before",
+                _ => "send no body: this endpoint has no parameters",
+            };
+            assert_eq!(answer.body, remedy);
+        }
+    }
+    service.finish();
+    assert_eq!(names(&node.backups()), [".lock", ".service"], "a refused request has made something");
+    drop(service);
+
+    // A known client sends an empty object with every request.
+    let service = node.start();
+    let id = make_done(&service, ROCKSDB);
+    for body in [b"".as_slice(), b"{}", b" \r\n\t", b"{ }\n", b"\n{\n}\n"] {
+        for (method, path) in routes(id.as_str()) {
+            let answer = call_with_body(&service, method, &path, body).unwrap();
+            assert_eq!(answer.status, 200, "{method} {path} {body:?}: {answer:?}");
+        }
+        let id =
+            chainweb_backup::BackupId::parse(&call_with_body(&service, "POST", "/make-backup", body).unwrap().body);
+        wait_end(&service, &id.unwrap());
+    }
+}
+
+fn ids_in(answer: &Answer) -> Vec<String> {
+    assert_eq!((answer.status, answer.header("Content-Type")), (200, Some("application/json")), "{answer:?}");
+    let list: Vec<Value> = serde_json::from_str(&answer.body).unwrap();
+    list.iter().map(|backup| backup["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The pages from a first one on, by their links.
+fn pages(service: &Service, first: &str) -> Vec<Vec<String>> {
+    let (mut pages, mut url) = (Vec::new(), first.to_owned());
+    loop {
+        let answer = ask(service, "GET", &url, &[]);
+        pages.push(ids_in(&answer));
+        assert!(answer.body.len() <= 4 * 1024 * 1024, "{} bytes", answer.body.len());
+        let Some(link) = answer.header("Link") else { return pages };
+        let query = link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap();
+        url = format!("{}{query}", first.split('?').next().unwrap());
+        assert!(pages.len() < 1000, "the links have no end");
+    }
+}
+
+#[test]
+fn the_list_comes_in_pages() {
+    let node = Node::new();
+    let service = node.start();
+    let id = make_done(&service, ROCKSDB);
+    service.finish();
+    plant_backups(&node.backups(), &id, (0..250).map(|n| 1_600_000_000_000 + n * 1000), "");
+    let all: Vec<String> = service.list_backups().unwrap().iter().map(|b| b.id.to_string()).collect();
+    assert_eq!((all.len(), all[0].as_str()), (251, id.as_str()));
+    assert!(all.is_sorted_by(|a, b| a > b), "newest first");
+
+    let count = |first: &str| {
+        let pages = pages(&service, first);
+        assert_eq!(pages.concat(), all, "{first}");
+        pages.iter().map(Vec::len).collect::<Vec<_>>()
+    };
+    assert_eq!(count("/list-backups"), [100, 100, 51]);
+    assert_eq!(count(&format!("{PREFIX}/list-backups")), [100, 100, 51]);
+    assert_eq!(count("/list-backups?limit=250"), [250, 1]);
+    assert_eq!(count("/list-backups?limit=251"), [251]);
+    assert_eq!(count("/list-backups?limit=1000"), [251]);
+    let page = |query: &str| ids_in(&ask(&service, "GET", &format!("/list-backups?{query}"), &[]));
+    assert_eq!(page("limit=2"), all[..2]);
+    assert_eq!(page(&format!("before={}&limit=002", all[6])), all[7..9]);
+    assert_eq!(page(&format!("before={}", all[250])), [""; 0]);
+
+    // What was removed by hand is gone at once, and one that is gone still has its place.
+    fs::remove_dir_all(node.backups().join(&all[3])).unwrap();
+    assert_eq!(page("limit=4"), [&all[..3], &all[4..5]].concat());
+    assert_eq!(page(&format!("limit=2&before={}", all[3])), all[4..6]);
+    assert_eq!(page("limit=1&before=9999999999999"), all[..1]);
+    assert_eq!(ask(&service, "GET", "/list-backups?before=gone", &[]).status, 404);
+    fs::create_dir(node.backups().join("here")).unwrap();
+    fs::write(node.backups().join("here/status"), "backup-done").unwrap();
+    assert_eq!(page("limit=1000").iter().filter(|id| *id == "here").count(), 1);
+    assert!(!page("before=here").contains(&"here".to_owned()));
+
+    for (query, sentence) in [
+        ("limit=0", "parameter limit cannot be \"0\": use a number from 1 to 1000"),
+        ("limit=1001", "from 1 to 1000"),
+        ("limit=-1", "from 1 to 1000"),
+        ("limit=+1", "from 1 to 1000"),
+        ("limit", "from 1 to 1000"),
+        ("limit=1e2", "from 1 to 1000"),
+        ("limit=99999999999999999999999", "from 1 to 1000"),
+        ("before=", "use the id of a backup"),
+        ("before=..%2f..", "use the id of a backup"),
+        ("limit=1&limit=2", "parameter limit is given twice"),
+        ("limti=1", "did you mean limit?"),
+        ("page=2", "the parameters are limit and before"),
+        ("backupPact", "the parameters are limit and before"),
+    ] {
+        let answer = ask(&service, "GET", &format!("/list-backups?{query}"), &[]);
+        assert!(answer.status == 400 && answer.body.contains(sentence), "{query}: {answer:?}");
+    }
+}
+
+/// As many long answers as there is memory for, and after that a 503 that says when to come again.
+#[test]
+fn answers_that_nobody_reads_are_bounded() {
+    let node = Node::new();
+    let service = node.start();
+    let id = make_done(&service, ROCKSDB);
+    service.finish();
+    plant_backups(&node.backups(), &id, (0..12).map(|n| 1_600_000_000_000 + n), &"r".repeat(900_000));
+    // A page ends before it is too large.
+    assert_eq!(pages(&service, "/list-backups").iter().map(Vec::len).collect::<Vec<_>>(), [5, 4, 4]);
+
+    let get = |url: &str| {
+        let peer = "10.36.1.3:42988".parse().unwrap();
+        service.handle(&Request::fake_http_from(peer, "GET", url, Vec::new(), Vec::new())).unwrap()
+    };
+    let same: Vec<_> = (0..64).map(|_| get("/list-backups")).collect();
+    assert!(same.iter().all(|response| response.status_code == 200), "the same bytes for all");
+    let others: Vec<_> = (1..=8).map(|n| get(&format!("/list-backups?limit={n}"))).collect();
+    let refused = others.iter().filter(|response| response.status_code == 503).count();
+    assert!((1..8).contains(&refused), "{refused} of 8 were refused");
+    let answer = ask(&service, "GET", "/list-backups?limit=4", &[]);
+    assert_eq!((answer.status, answer.header("Retry-After")), (503, Some("5")));
+    assert_eq!(ask(&service, "GET", "/health-check", &[]).status, 200);
+    assert_eq!(ask(&service, "GET", &format!("/check-backup/{id}"), &[]).body, "backup-done");
+    drop((same, others));
+    assert_eq!(ask(&service, "GET", "/list-backups?limit=4", &[]).status, 200);
 }
 
 #[test]

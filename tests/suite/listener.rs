@@ -556,18 +556,54 @@ fn lives_without_threads() {
     let Some(mut child) = start("", true) else {
         return eprintln!("SKIP: root, and cannot be another user by setpriv");
     };
+    assert!(healthy(child.address), "its threads in reserve are there");
     child.tell("nproc=1");
-    for _ in 0..50 {
-        let reply = Client::connect(child.address).and_then(|mut client| client.reply());
-        assert_eq!(reply.expect("read").map(|reply| reply.status), Some(503));
+    // Beside a crowd that says nothing, beside one that holds on to its connections, and beside one that never reads.
+    for say in ["", HEALTH, "GET /big HTTP/1.1\r\nHost: h\r\n\r\n"] {
+        let mut crowd: VecDeque<TcpStream> = VecDeque::new();
+        let answered = (0..100)
+            .filter(|_| {
+                for _ in 0..3 {
+                    let mut client = TcpStream::connect(child.address).expect("connect");
+                    client.write_all(say.as_bytes()).ok();
+                    crowd.push_back(client);
+                }
+                crowd.drain(..crowd.len().saturating_sub(50));
+                healthy(child.address)
+            })
+            .count();
+        assert!(answered >= 99, "{answered} of 100 answered beside {say:?}");
+    }
+    // With all there are within the handler, one waits for them.
+    let slow: Vec<_> = (0..2)
+        .map(|_| {
+            let mut client = Client::connect(child.address).expect("connect");
+            client.send("GET /slow HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").expect("send");
+            client
+        })
+        .collect();
+    thread::sleep(SHORT / 6);
+    assert!(healthy(child.address));
+    for mut client in slow {
+        assert_eq!(client.reply().expect("read").expect("an answer").text(), "slow");
     }
     child.tell("nproc=all");
+    let more: Vec<TcpStream> = (0..10).map(|_| TcpStream::connect(child.address).expect("connect")).collect();
+    drop(more);
+    eventually("all are gone, and threads can be had again", || {
+        let crowd: Vec<_> = (0..10).map(|_| TcpStream::connect(child.address)).collect();
+        let enough = child.status("Threads") > 10;
+        drop(crowd);
+        thread::sleep(SHORT / 6);
+        enough
+    });
     child.finish();
 }
 
 #[test]
 fn survives_crowds() {
     let child = start("", false).expect("start the child");
+    assert!(healthy(child.address), "it runs, with its threads in reserve");
     let before = child.rss_bytes();
     let (threads, descriptors) = (child.status("Threads"), child.descriptors());
 

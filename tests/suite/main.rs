@@ -5,6 +5,7 @@
 
 mod client;
 mod config;
+mod crowd;
 mod damage;
 mod faults;
 mod fixture;
