@@ -145,7 +145,7 @@ impl<'a> Waiting<'a> {
         Waiting(count)
     }
 
-    /// Whether nobody else waits; one that comes now has not asked before what was just rendered.
+    /// Whether no other client waits; one that comes now has asked too late for what was just rendered.
     fn is_last(&self) -> bool {
         self.0.load(SeqCst) == 1
     }
@@ -178,7 +178,7 @@ mod tests {
         let next = Answer { more_before: BackupId::parse("1"), ..answer(HELD_BYTES / 2, 2) };
         assert!(answers.hold(next).is_none(), "what follows belongs to the answer");
         drop(other);
-        assert!(answers.hold(answer(1, 3)).is_some(), "what nobody reads takes no room");
+        assert!(answers.hold(answer(1, 3)).is_some(), "what no client reads any more takes no room");
     }
 
     /// While one is rendered, others ask: they get one that began after that, once for all.

@@ -113,6 +113,8 @@ fn read_only_options(copy: &Path) -> Result<Options> {
     let two_phase = Options::default().get_options_from_string("allow_2pc=true");
     let mut options = two_phase.expect("RocksDB knows this option");
     options.set_max_open_files(MAX_OPEN_FILES);
+    // By itself it takes fifteen threads for a moment, and aborts the process where they are not to be had.
+    options.set_max_file_opening_threads(1);
     // Where the MANIFEST lists the WALs they are compared with it. (Without this, RocksDB 11.8 dies of a null pointer: a
     // read-only database cannot clear the list.)
     options.set_track_and_verify_wals_in_manifest(true);

@@ -293,14 +293,14 @@ impl Connections {
         state.threadless.pop_back().map(|(connection, _)| (connection, cause))
     }
 
-    fn start_thread(self: &Arc<Self>, stays: bool) -> io::Result<()> {
+    fn start_thread(self: &Arc<Self>, is_reserve: bool) -> io::Result<()> {
         let connections = Arc::clone(self);
         let thread = thread::Builder::new().name("http".to_owned()).stack_size(STACK_BYTES);
-        thread.spawn(move || connections.work(stays)).map(|_| ())
+        thread.spawn(move || connections.work(is_reserve)).map(|_| ())
     }
 
-    /// A thread: serves the connections that wait for one; with none left it ends, unless it `stays`.
-    fn work(&self, stays: bool) {
+    /// A thread: serves the connections that wait for one; with none left it ends, unless it is one in reserve.
+    fn work(&self, is_reserve: bool) {
         let mut state = self.state.lock();
         loop {
             if let Some((connection, welcome)) = state.threadless.pop_front() {
@@ -309,7 +309,7 @@ impl Connections {
                     // A panic, of which the connection has not made a 500, ends the connection, not the thread.
                     let _ = catch_unwind(AssertUnwindSafe(|| connection.serve(welcome)));
                 });
-            } else if stays && !state.ended {
+            } else if is_reserve && !state.ended {
                 state.idle_count += 1;
                 self.handed.wait(&mut state);
                 state.idle_count -= 1;

@@ -11,7 +11,7 @@
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -38,6 +38,9 @@ const INSPECT_TIME_LIMIT: Duration = Duration::from_secs(14 * 60 * 60);
 
 /// How often a waiting parent looks whether the child has ended.
 const CHILD_POLL: Duration = Duration::from_millis(10);
+
+/// How long to wait for a process to be had.
+const CHILD_WAIT: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether the child reads.
 const CHILD_LOOK: Duration = Duration::from_secs(1);
@@ -241,14 +244,9 @@ fn ask_child<T: DeserializeOwned>(
 ) -> Result<T> {
     let failed =
         |what: &str| Error::new(Kind::Damaged, format!("{what} while reading the finished copy {}", copy.display()));
-    let mut child = Command::new(program)
-        .arg(word)
-        .arg(copy)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context(|| format!("cannot start {}", program.display()))?;
+    let mut command = Command::new(program);
+    command.arg(word).arg(copy).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = spawn(&mut command).context(|| format!("cannot start {}", program.display()))?;
     let deadline = Instant::now() + time_limit;
     let io = format!("/proc/{}/io", child.id());
     let (mut seen, mut look) = (String::new(), Instant::now());
@@ -283,6 +281,20 @@ fn ask_child<T: DeserializeOwned>(
         return Err(failed(&format!("the child ended with {status}")).because(said));
     }
     serde_json::from_str(&out).map_err(|e| failed("the child's answer made no sense").because(e))
+}
+
+/// Starts a process. Where there are too many (`ulimit -u`), it waits: our own listener leaves some threads to a backup, as
+/// soon as it notices.
+fn spawn(command: &mut Command) -> io::Result<Child> {
+    let give_up = Instant::now() + CHILD_WAIT;
+    loop {
+        match command.spawn() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < give_up => {
+                std::thread::sleep(CHILD_POLL)
+            }
+            started => return started,
+        }
+    }
 }
 
 /// The child's side of reading the heights: the newest cut of the RocksDB in `directory` as JSON, `null` where it has none.

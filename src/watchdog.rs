@@ -65,7 +65,7 @@ impl Watchers {
         Ok(Watchers { progress: start("watchdog")?, cancel: start("cancel")? })
     }
 
-    /// Does `work`, the job, and watches it. When this returns, nobody watches it any more.
+    /// Does `work`, the job, while both threads watch it; when this returns, neither does.
     pub(crate) fn watch<T>(&self, job: Watched, work: impl FnOnce() -> T) -> T {
         let Watched { control, backup, stall_limit, on_stall } = job;
         // Closed when the work is done, which ends the watching; and when both have ended.

@@ -401,7 +401,7 @@ fn the_list_comes_in_pages() {
 
 /// As many long answers as there is memory for, and after that a 503 that says when to come again.
 #[test]
-fn answers_that_nobody_reads_are_bounded() {
+fn answers_that_clients_do_not_read_are_bounded() {
     let node = Node::new();
     let service = node.start();
     let id = make_done(&service, ROCKSDB);
