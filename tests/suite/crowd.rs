@@ -35,7 +35,7 @@ impl Serving {
         let address_file = node.root().join("address");
         let places = [("--database-directory", node.directory()), ("--backup-directory", node.backups())];
         command.arg("serve").args(["--enable-backup-api", "--service-port", "0", "--log-level", "warn"]).args(flags);
-        places.iter().for_each(|(flag, path)| drop(command.arg(flag).arg(path)));
+        command.args(places.iter().flat_map(|(flag, path)| [flag.as_ref(), path.as_os_str()]));
         let mut process = command.arg("--address-file").arg(&address_file).stdin(Stdio::null()).spawn().unwrap();
         let mut address = None;
         wait_until("the service", || {
