@@ -1,6 +1,7 @@
 //! The real program against crowds of clients: what they can make it hold in memory, and what is left to a backup where
 //! threads are scarce.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::lchown;
@@ -35,7 +36,7 @@ impl Serving {
         let address_file = node.root().join("address");
         let places = [("--database-directory", node.directory()), ("--backup-directory", node.backups())];
         command.arg("serve").args(["--enable-backup-api", "--service-port", "0", "--log-level", "warn"]).args(flags);
-        command.args(places.iter().flat_map(|(flag, path)| [flag.as_ref(), path.as_os_str()]));
+        command.args(places.iter().flat_map(|(flag, path)| [OsStr::new(flag), path.as_os_str()]));
         let mut process = command.arg("--address-file").arg(&address_file).stdin(Stdio::null()).spawn().unwrap();
         let mut address = None;
         wait_until("the service", || {
