@@ -107,7 +107,7 @@ impl Catalog {
 
     /// A view for reading only: nothing is created, nothing is checked.
     pub(crate) fn view(directory: &Path) -> Result<Catalog> {
-        require_no_file(directory, "backup directory")?;
+        require_no_file(directory, "backup directory", "--backup-directory")?;
         if !directory.is_dir() {
             let context =
                 format!("there is no backup directory {}; name it with --backup-directory", directory.display());

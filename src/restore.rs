@@ -60,7 +60,7 @@ pub struct Restored {
 
 /// Fails with [`Kind::Usage`] where a database directory cannot be: within a database or a backup, or where the backups are.
 pub(crate) fn require_target(target: &Path, backups: &Path) -> Result<()> {
-    require_no_file(target, "target")?;
+    require_no_file(target, "target", "--to")?;
     let resolved = resolve(target)?;
     let in_database = |above: &Path| above.join("CURRENT").is_file() || above.join("rocksDb").join("CURRENT").is_file();
     let whose = if is_same(target, backups) {

@@ -139,7 +139,7 @@ impl Service {
 
     fn start_as(role: Role, config: Config, sources: Sources) -> Result<Service> {
         sources.validate()?;
-        require_no_file(&config.backup_directory, "backup directory")?;
+        require_no_file(&config.backup_directory, "backup directory", "--backup-directory")?;
         sources.require_apart(&config.backup_directory)?;
         verify::require_possible(config.verify)?;
         let catalog = Catalog::open(&config.backup_directory, &sources.database_directory)?;

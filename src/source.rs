@@ -129,11 +129,12 @@ pub(crate) fn is_same(a: &Path, b: &Path) -> bool {
 }
 
 /// Refuses a path on which no directory can be, because a file stands there or on the way.
-pub(crate) fn require_no_file(path: &Path, what: &str) -> Result<()> {
+pub(crate) fn require_no_file(path: &Path, what: &str, flag: &str) -> Result<()> {
     match path.ancestors().find(|above| above.metadata().is_ok_and(|meta| !meta.is_dir())) {
         None => Ok(()),
         Some(file) => {
-            let context = format!("{} cannot be the {what}: {} is a file", path.display(), file.display());
+            let (path, file) = (path.display(), file.display());
+            let context = format!("{path} cannot be the {what}: {file} is a file; name a directory with {flag}");
             Err(Error::new(Kind::Usage, context))
         }
     }

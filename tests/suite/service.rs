@@ -437,6 +437,7 @@ fn a_source_that_is_not_there_is_refused_at_the_start() {
     assert!(!node.backups().exists());
     fs::write(node.root().join("file"), "").unwrap();
     let refused = Service::start(config(&node.root().join("file")), node.embedded()).err().unwrap();
+    assert_eq!(refused.kind(), Kind::Usage);
     assert!(refused.chain().contains("--backup-directory"), "{}", refused.chain());
 }
 
