@@ -108,8 +108,8 @@ pub use http::ROUTES;
 pub use id::BackupId;
 pub use listener::{Decorate, Handler, Limits, Listener, Stopper};
 pub use manage::{
-    Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups, restore_backup,
-    sum_backup, sweep_backups, verify_backup,
+    Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups,
+    restore_backup, sum_backup, sweep_backups, verify_backup,
 };
 pub use record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
 pub use restore::Restored;

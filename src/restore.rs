@@ -31,7 +31,7 @@ use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::live_files::is_immutable;
 use crate::nofollow;
-use crate::source::{require_no_file, RocksSource, SqliteSource, is_same, resolve};
+use crate::source::{RocksSource, SqliteSource, is_same, require_no_file, resolve};
 use crate::sqlite;
 use crate::sums::SUMS_FILE;
 use crate::unsynced::Batch;

@@ -17,9 +17,6 @@ use crate::nofollow;
 /// Where this file stands in a backup that is being made, its job shall end. Created by `cancel`.
 pub(crate) const CANCEL_FILE: &str = ".cancel";
 
-/// What a thread needs that only waits and looks.
-pub(crate) const STACK_BYTES: usize = 256 * 1024;
-
 /// How long a cancelled job may go on unnoticed.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(200);
 
