@@ -516,6 +516,12 @@ pub(crate) fn free_bytes(path: &Path) -> Result<(u64, u64)> {
     Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
 }
 
+/// The same of the file system of an open file.
+pub(crate) fn free_bytes_of(file: BorrowedFd<'_>, path: &Path) -> Result<(u64, u64)> {
+    let stat = rustix::fs::fstatvfs(file).context(|| failed("ask for the free space of", path))?;
+    Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
+}
+
 /// Fails where the file system of `path` has less than `reserve_bytes` left.
 pub(crate) fn require_room(path: &Path, reserve_bytes: u64) -> Result<()> {
     let (free, _) = free_bytes(path)?;

@@ -22,11 +22,11 @@ use crate::engine;
 use crate::error::{Error, Kind, Result};
 use crate::live_files::is_immutable;
 use crate::manifest::Manifest;
-use crate::raw_copy::How;
 use crate::record::{Method, PactPart, RocksdbPart, Status};
 use crate::reuse::{self, Earlier};
 use crate::rocks::{self, Capture};
 use crate::source::{RocksSource, Sources};
+use crate::sqlite_attempt::How;
 use crate::unsynced::Batch;
 use crate::version_edit::LiveFile;
 use crate::{sqlite, sums};
@@ -67,10 +67,11 @@ pub(crate) fn fill(
         control.enter(Phase::Pact);
         let directory = partial.join("sqlite");
         disk::create_dir(&directory, owner)?;
-        let how = How { node_is_up: sources.rocksdb.is_held_by_another()?, method: config.pact_method };
+        let node_seen_on = || sources.rocksdb.lock_seen_on();
+        let how = How { node_seen_on: &node_seen_on, method: config.pact_method, owner, control };
         for database in &databases {
             let name = database.file_name().ok_or_else(|| nameless(database))?;
-            let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), how, owner, control)?;
+            let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), &how)?;
             log::debug!("copied database={} bytes={} height={:?}", part.file, part.bytes, part.block_height);
             backup.record.pact.push(part);
         }

@@ -28,14 +28,15 @@
 //! row 4  job                           one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
 //!        verify, damage, sums, restore, retention   finished backups
-//! row 2  rocks, engine, no_engine, live, live_files, reuse, sqlite, raw_copy   a source -> synced files
+//! row 2  rocks, engine, no_engine, live, live_files, reuse   a source -> synced files
+//!        sqlite, sqlite_online, raw_copy, sqlite_fold, sqlite_locks, sqlite_attempt
 //!        source, record, manifest      what is read; durable formats
 //! row 1  copy, disk, nofollow, unsynced, quiet, sys, watchdog   every change that we make to the file system
 //! row 0  id, error, fault, config, config_tree, control, gate, seal,
 //!        cut, log_format, version_edit, sqlite_wal, roomy, accept, answers   no I/O
 //! ```
 //! Only `disk` and `copy` change the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
-//! else. Only `engine` names the `rocksdb` crate, only `sqlite` names `rusqlite`, only `http`, `http_head` and
+//! else. Only `engine` names the `rocksdb` crate, only the files of SQLite name `rusqlite`, only `http`, `http_head` and
 //! `listener` name `rouille`, only `service` names `crossbeam-channel`. The protocol of each part stands at the top of its file.
 
 mod accept;
@@ -84,6 +85,10 @@ mod seal;
 mod service;
 mod source;
 mod sqlite;
+mod sqlite_attempt;
+mod sqlite_fold;
+mod sqlite_locks;
+mod sqlite_online;
 mod sqlite_wal;
 mod sums;
 mod sys;

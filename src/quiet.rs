@@ -34,7 +34,7 @@ use crate::sys;
 /// How much of a file is read and taken at once. It is also how much of ours may stand in front of the node's own reads and
 /// writes. Measured on an NVMe disk: 1 MiB is no faster, and the node's median commit takes 0.59 ms beside it instead of
 /// 0.50 (0.41 alone); 256 KiB leaves it at 0.44, but takes 1.2 times as long.
-const WINDOW_BYTES: usize = 512 * 1024;
+pub(crate) const WINDOW_BYTES: usize = 512 * 1024;
 
 /// What reading and writing past the page cache wants of offsets and lengths, on every usual disk.
 pub(crate) const ALIGNMENT: usize = 4096;

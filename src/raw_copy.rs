@@ -3,243 +3,378 @@
 //! It costs what `cp` costs; SQLite's own online backup costs five times that, and nine times its CPU. Every step
 //! counts: leaving one out was seen to corrupt copies (each by a stress test with that step taken out).
 //!
-//! 1. Open read-only through SQLite, never to run a WAL checkpoint, not even on close.
+//! 1. Open read-only through SQLite, never to run a WAL checkpoint, not even on close. (`sqlite` made sure before that there
+//!    is a `-wal`, and that the locks of a running node reach us: SQLite empties a `-shm` that it takes for unused.)
 //! 2. `BEGIN`, one read: from now on a read lock on the `-shm` says which commit we see. No checkpoint moves pages into
-//!    the database beyond that commit, and the WAL is not started anew. Where a node is believed up, another process must
-//!    hold the `-shm` too: otherwise locks do not reach it (layers of a container), and nothing would hold.
-//! 3. M = the frames of the WAL up to its last commit, found by its chain of checksums. Its header is kept.
+//!    the database beyond that commit, and the WAL is not started anew.
+//! 3. With READ0 the database file alone is what we see, and no checkpoint writes to it: the WAL is not read at all.
+//!    Otherwise M = the frames that the WAL index knows of (`mxFrame`), which is our commit or a later one. All M must be
+//!    whole, by their chain of checksums: the node never reads a frame again that a checkpoint has moved, so a rotten one is
+//!    its secret, and what follows it would be missing in the copy. (Where SQLite cannot use the `-shm` of a crashed node,
+//!    M is where the chain ends, as for SQLite itself.)
 //! 4. Copy the database through SQLite's own descriptor: closing one of ours would drop SQLite's locks. Pages that a
 //!    checkpoint writes meanwhile come from frames up to M, which are applied again later.
 //! 5. Copy frames 1 to M (from the first: a checkpointer may skip pages that a later frame has) and read the header
-//!    again. Other salts mean that the WAL was started anew: legal only where our lock is READ0, which says that the
-//!    database file alone is what we see. Otherwise the copy is discarded.
+//!    again. Other salts mean that the WAL was started anew: legal only where our lock is READ0 by now. (In a node that embeds
+//!    us, its own locks may hide for a while that ours is.)
 //! 6. Before releasing: the lock on the database, a read lock that was there all the time, and the inode must be there.
 //! 7. Release. Then, in the copy only: apply the WAL; it must be exactly M frames, otherwise the copy is discarded.
 //!
-//! While the transaction is open the node's WAL grows. By more than [`MAX_WAL_BYTES`], the copy is given up and tried again.
+//! While the transaction is open the node's WAL grows. When it has grown by more than [`MAX_WAL_BYTES`] over all attempts, or
+//! leaves too little room on the node's file system, the copy is given up; the next attempt first waits for a WAL checkpoint.
 //!
 //! Invariants: no descriptor of the source's database or `-shm` is opened or closed by us while SQLite has it; the `-wal`
 //! carries no locks. Nothing of the source is written, SQLite's own `-shm` aside.
 
 use std::cell::{Cell, RefCell};
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use rustix::fs::OFlags;
-use rustix::process::{Flock, FlockType};
 
 use crate::config::PactMethod;
 use crate::control::Control;
 use crate::copy;
-use crate::disk::{self, Owner};
-use crate::error::{Error, Failure, IoContext, Kind, Result};
+use crate::disk;
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate;
 use crate::nofollow;
-use crate::quiet::QuietReader;
+use crate::quiet::{QuietReader, WINDOW_BYTES};
 use crate::record::Method;
 use crate::source::beside;
-use crate::sqlite_wal::{HEADER_BYTES, Header};
-use crate::sys;
+use crate::sqlite_attempt::{Attempt, Burden, How, Lost};
+use crate::sqlite_fold::fold;
+use crate::sqlite_locks::{BUSY_TIMEOUT, Held, LOCKED, Missing, ReadLock};
+use crate::sqlite_wal::{HEADER_BYTES, Header, Scan};
+use crate::unsynced::Unsynced;
 
-/// How large the node's WAL may grow while we hold it.
+/// How far the node's WAL may grow while we hold it, in all attempts of a database.
 const MAX_WAL_BYTES: u64 = 512 * 1024 * 1024;
 
 /// The same for a test (`raw-small-wal`).
 const SMALL_WAL_BYTES: u64 = 1024 * 1024;
 
-/// How often one database is tried.
-const MAX_ATTEMPTS: u32 = 3;
+/// How long an attempt waits for the node's WAL checkpoint after one that was given up, for a test, and between two looks.
+const CHECKPOINT_WAIT: Duration = Duration::from_secs(30);
+const SMALL_CHECKPOINT_WAIT: Duration = Duration::from_secs(1);
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The pause before the next attempt, times the attempts so far.
-const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
-
-/// How long we wait for a lock that somebody else holds, and how long one call does, so that a job can be cancelled.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one call of SQLite waits for a lock, so that a job can be cancelled; see [`BUSY_TIMEOUT`].
 const BUSY_SLICE: Duration = Duration::from_millis(200);
 
-/// How often it is looked whether SQLite shall be interrupted, and from which size of a WAL on that is worth a thread.
-const INTERRUPT_INTERVAL: Duration = Duration::from_millis(200);
-const INTERRUPT_FROM_BYTES: u64 = 64 * 1024 * 1024;
+/// The longest time between two looks at the free space of the node's file system.
+const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
 /// SQLite's extended code for a hot journal that a read-only connection cannot play back.
 const SQLITE_READONLY_ROLLBACK: i32 = 8 | 3 << 8;
 
-/// Byte of the `-shm` that every user of it holds (os_unix.c, `UNIX_SHM_DMS`).
-const SHM_IN_USE: u64 = 128;
-
-/// Byte of the `-shm` that stands for `WAL_READ_LOCK(0)`; those of the others follow (`UNIX_SHM_BASE` + 3).
-const SHM_READ0: u64 = 123;
-
-/// How many read locks there are.
-const SHM_READ_LOCKS: u64 = 5;
-
-/// First byte of the database's shared lock (`SHARED_FIRST`).
-const DATABASE_SHARED: u64 = 0x4000_0002;
-
-/// Where the WAL-index header, at the start of the `-shm` and in the machine's byte order, says the page size (`szPage`, 2
-/// bytes, 1 for 64 KiB) and how many frames the WAL has (`mxFrame`, 4 bytes).
-const SHM_PAGE_SIZE: usize = 14;
-const SHM_MAX_FRAME: usize = 16;
-
-/// Size of a frame's header in the WAL.
-const FRAME_HEADER_BYTES: u64 = 24;
-
-type Attempt<T> = std::result::Result<T, Failure>;
-
-/// What decides how databases are copied, the same for all of a backup.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct How {
-    /// A node is believed up: its locks must reach us.
-    pub(crate) node_is_up: bool,
-    pub(crate) method: PactMethod,
-}
-
-/// Copies a database in WAL mode to the new file `to`, synced. `Ok(None)`, with nothing left behind, where it is not in
-/// WAL mode.
-pub(crate) fn copy(
+/// Tries once to copy a database in WAL mode to the new file `to`, synced. `Ok(None)`, with nothing left behind, where it
+/// is not in WAL mode. `lock` is held on a database of another process: so its `-wal` is there until the end.
+pub(crate) fn attempt(
     database: &Path,
+    lock: Option<&ReadLock>,
     to: &Path,
-    how: How,
-    owner: Option<Owner>,
-    control: &Control,
-) -> Result<Option<Method>> {
-    let mut attempt = 1;
-    loop {
-        let why = match try_copy(database, to, how, owner, control) {
-            Ok(copied) => return Ok(copied),
-            Err(Failure::Final(e)) => return Err(e),
-            Err(Failure::Again(why)) => why,
-        };
-        disk::remove_file(to)?;
-        disk::remove_file(&beside(to, "-wal"))?;
-        log::warn!("raw copy discarded database={} attempt={attempt} reason={why:?}", database.display());
-        if attempt == MAX_ATTEMPTS {
-            let context = format!("cannot copy {}: {why}, {attempt} times", database.display());
-            return Err(Error::new(Kind::Changed, context));
-        }
-        control.check()?;
-        thread::sleep(ATTEMPT_PAUSE * attempt);
-        attempt += 1;
+    how: &How<'_>,
+    burden: &mut Burden,
+) -> Attempt<Option<Method>> {
+    let connection = open(database).map_err(|e| unreadable(database, e))?;
+    // Before anything is read: in another database than the one that was looked at SQLite might create a -wal.
+    if lock.is_some_and(|lock| !lock.is_at(database)) {
+        return Err(lost_hold(database, if database.exists() { Missing::Replaced } else { Missing::Name }));
     }
-}
-
-fn try_copy(database: &Path, to: &Path, how: How, owner: Option<Owner>, control: &Control) -> Attempt<Option<Method>> {
-    let failed = |e| unreadable(database, e);
-    let connection = open(database).map_err(failed)?;
-    begin(&connection, database, control)?;
-    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failed)?;
-    if mode != "wal" {
+    if std::mem::take(&mut burden.is_too_much) {
+        await_checkpoint(&connection, database, how.control)?;
+    }
+    begin(&connection, database, how.control)?;
+    if journal_mode(&connection, database)? != "wal" {
         return Ok(None);
     }
     let held = Held::find(&connection, database)?;
-    if how.node_is_up {
-        held.require_other_user(database)?;
-    }
     gate::point("raw-held", database);
-    let wal_path = beside(database, "-wal");
-    let mut wal = nofollow::open_of_node(&wal_path).context(|| format!("cannot open {}", wal_path.display()))?;
-    let header = read_header(&wal, &wal_path)?;
-    let frames = header.as_ref().map_or(Ok(0), |h| committed(h, &mut wal, &wal_path))?;
-    let bound = if gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
-
-    let mut pages = QuietReader::through_cache(held.database);
-    let held_bytes = held.wal_bytes();
-    let watch_at = |point| {
-        gate::point(point, database);
-        held.note_read_locks()?;
-        // What was there before is not our doing.
-        let grown_bytes = held.wal_bytes().saturating_sub(held_bytes);
-        if grown_bytes <= bound { Ok(()) } else { Err(Error::new(Kind::Changed, WAL_TOO_LARGE)) }
-    };
-    let point = Cell::new("raw-database-window");
-    let watch = || watch_at(point.replace("raw-database-next-window"));
-    let bounded = |e: Error| match e.kind() {
-        Kind::Changed => Failure::Again(WAL_TOO_LARGE.to_owned()),
-        _ => Failure::Final(e),
-    };
-    let cloned = match how.method {
-        PactMethod::Clone => copy::clone(held.database, to, owner, control, &watch).map_err(bounded)?,
-        PactMethod::Copy => None,
-    };
-    let (method, unsynced) = if let Some(cloned) = cloned {
-        (Method::RawClone, cloned)
-    } else {
-        // What a WAL checkpoint appends meanwhile is in the frames that we take too.
-        let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
-        let bytes = bytes.context(|| format!("cannot look at {}", database.display()))?;
-        let copied = copy::copy(&mut pages, bytes, to, owner, control, &watch).map_err(bounded)?;
-        (Method::RawCopy, copied)
-    };
-    gate::point("raw-database-copied", database);
-
-    let (mut applied, mut whole) = (0, true);
-    if let Some(header) = header.as_ref().filter(|_| frames > 0) {
-        let copy = beside(to, "-wal");
-        wal.seek(SeekFrom::Start(HEADER_BYTES as u64)).context(|| format!("cannot read {}", wal_path.display()))?;
-        let bytes = header.extent_bytes(frames);
-        let mut extent = io::Cursor::new(header.bytes()).chain(&mut wal);
-        let watch = || watch_at("raw-wal-window");
-        // Where we read the database only, a WAL checkpoint may cut the WAL off.
-        // Never synced: it is applied to the database, which is.
-        let copied = copy::copy(&mut extent, bytes, &copy, owner, control, &watch).map_err(bounded)?;
-        whole = copied.bytes == bytes;
-        applied = frames;
-    }
-    gate::point("raw-wal-copied", database);
-    let now = read_header(&wal, &wal_path)?;
-    // Asked after the header was read: a lock that is there now was there then.
-    if let Some(lost) = held.lost(database)?.filter(|_| !gate::simpler("raw-locks", database)) {
-        log::error!("lock lost database={} lock={lost:?}", database.display());
-        return Err(Failure::Again(format!("{lost} was lost: somebody closed the file in this process")));
-    }
-    let same = match (&header, &now) {
-        (Some(before), Some(now)) => whole && before.same_salts(now),
-        (None, None) => true,
-        _ => false,
-    };
-    if !same && !gate::simpler("raw-salts", database) {
-        if !held.reads_database_only()? {
-            return Err(Failure::Again("the WAL was started anew although we read it".to_owned()));
-        }
-        disk::remove_file(&beside(to, "-wal"))?;
-        applied = 0;
-    }
-    connection.execute_batch("ROLLBACK").map_err(failed)?;
+    let copied = copy_held(&held, database, to, how, burden);
+    burden.is_too_much = matches!(copied, Err(Lost::WalGrew | Lost::SourceFull(_)));
+    let (method, unsynced, frames) = copied?;
+    connection.execute_batch("ROLLBACK").map_err(|e| unreadable(database, e))?;
     drop(held);
-    connection.close().map_err(|(_, e)| failed(e))?;
-    fold(to, applied, control)?;
+    connection.close().map_err(|(_, e)| unreadable(database, e))?;
+    fold(database, to, frames, how.control)?;
     unsynced.sync()?;
     Ok(Some(method))
 }
 
-/// The bound is [`MAX_WAL_BYTES`].
-const WAL_TOO_LARGE: &str = "the node's WAL grew over the bound of 512 MiB while it was held (a higher limit of bytes per \
-                             second, or a quieter hour, helps)";
+/// Copies what the read transaction sees: the database and, beside it, the frames to apply to it, whose number is returned.
+fn copy_held(
+    held: &Held<'_>,
+    database: &Path,
+    to: &Path,
+    how: &How<'_>,
+    burden: &mut Burden,
+) -> Attempt<(Method, Unsynced, u64)> {
+    let watch = Watch::begin(held, database, how.control, burden)?;
+    let extent = watch.judge(Extent::find(held, database, how.control, &watch))?;
+    let (method, unsynced) = watch.judge(copy_database(held, to, how, &watch))?;
+    gate::point("raw-database-copied", database);
+    let mut whole = true;
+    if let Some(extent) = &extent {
+        whole = watch.judge(extent.copy(&beside(to, "-wal"), how, &watch))?;
+    }
+    gate::point("raw-wal-copied", database);
+    let now = extent.as_ref().map_or(Ok(None), |extent| read_header(&extent.wal, &extent.path))?;
+    // Asked after the header was read: a lock that is there now was there then.
+    if let Some(missing) = held.missing(database)?.filter(|_| !gate::simpler("raw-locks", database)) {
+        return Err(lost_hold(database, missing));
+    }
+    let reads_database_only = held.reads_database_only()?;
+    let Some(extent) = extent else {
+        // One of its own: then READ0 is what it has, whatever there is.
+        if reads_database_only || !held.shares_index()? {
+            return Ok((method, unsynced, 0));
+        }
+        return Err(Lost::Raced("it is read through the WAL by now".to_owned()));
+    };
+    let same = whole && now.is_some_and(|now| now.salts() == extent.header.salts());
+    if same || gate::simpler("raw-salts", database) {
+        return Ok((method, unsynced, extent.frames));
+    }
+    if !reads_database_only {
+        return Err(Lost::Raced("the WAL was started anew although we read it".to_owned()));
+    }
+    disk::remove_file(&beside(to, "-wal"))?;
+    Ok((method, unsynced, 0))
+}
+
+fn copy_database(held: &Held<'_>, to: &Path, how: &How<'_>, watch: &Watch<'_>) -> Attempt<(Method, Unsynced)> {
+    let point = Cell::new("raw-database-window");
+    let look = || watch.look(point.replace("raw-database-next-window"));
+    if how.method == PactMethod::Clone
+        && let Some(cloned) = copy::clone(held.database, to, how.owner, how.control, &look)?
+    {
+        return Ok((Method::RawClone, cloned));
+    }
+    // What a WAL checkpoint appends meanwhile is in the frames that we take too.
+    let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
+    let bytes = bytes.context(|| format!("cannot look at the source of {}", to.display()))?;
+    let mut pages = QuietReader::through_cache(held.database);
+    Ok((Method::RawCopy, copy::copy(&mut pages, bytes, to, how.owner, how.control, &look)?))
+}
+
+/// The part of the WAL that belongs to what we see.
+struct Extent {
+    wal: File,
+    path: PathBuf,
+    header: Header,
+    frames: u64,
+}
+
+impl Extent {
+    /// `None` where the database file alone is what we see.
+    fn find(held: &Held<'_>, database: &Path, control: &Control, watch: &Watch<'_>) -> Attempt<Option<Extent>> {
+        if held.reads_database_only()? {
+            return Ok(None);
+        }
+        let shared = held.shares_index()?;
+        let index = if shared { held.index() } else { None };
+        if shared && index.is_none() {
+            return Err(Lost::Raced("its WAL index cannot be read".to_owned()));
+        }
+        let path = beside(database, "-wal");
+        let wal = nofollow::open_of_node(&path).context(|| format!("cannot open {}", path.display()))?;
+        let header = read_header(&wal, &path)?;
+        let Some(index) = index else {
+            let Some(header) = header else { return Ok(None) };
+            let frames = scan(&wal, &path, header.scan(u64::MAX), (control, watch))?.committed();
+            return Ok((frames > 0).then_some(Extent { wal, path, header, frames }));
+        };
+        if index.frames == 0 {
+            return Ok(None);
+        }
+        let mut rotten_frame = None;
+        if let Some(header) = header.filter(|header| header.salts() == index.salts) {
+            let scanned = scan(&wal, &path, header.scan(index.frames), (control, watch))?;
+            if scanned.committed() == index.frames {
+                return Ok(Some(Extent { wal, path, header, frames: index.frames }));
+            }
+            rotten_frame = Some(index.frames.min(scanned.whole() + 1));
+        }
+        // Started anew meanwhile: other read locks of this process hid that ours is READ0.
+        if held.reads_database_only()? {
+            Ok(None)
+        } else {
+            Err(Lost::Damaged(rotten(&path, rotten_frame, index.frames)))
+        }
+    }
+
+    /// Copies the frames, behind their header; whether they were all there. It is not synced: it is applied to the database,
+    /// which is.
+    fn copy(&self, to: &Path, how: &How<'_>, watch: &Watch<'_>) -> Attempt<bool> {
+        let bytes = self.header.extent_bytes(self.frames);
+        let frames = QuietReader::through_cache(self.wal.as_fd()).starting_at(HEADER_BYTES as u64);
+        let mut extent = io::Cursor::new(self.header.bytes()).chain(frames);
+        let look = || watch.look("raw-wal-window");
+        let copied = copy::copy(&mut extent, bytes, to, how.owner, how.control, &look)?;
+        Ok(copied.bytes == bytes)
+    }
+}
+
+/// Follows the frames of a WAL until no more of them count, as considerately as everything is copied.
+fn scan(wal: &File, path: &Path, mut scan: Scan, (control, watch): (&Control, &Watch<'_>)) -> Result<Scan> {
+    let mut frames = QuietReader::through_cache(wal.as_fd()).starting_at(HEADER_BYTES as u64);
+    let mut window = vec![0; WINDOW_BYTES];
+    while !scan.has_ended() {
+        control.check()?;
+        watch.look("raw-scan-window")?;
+        let bytes = match frames.read(&mut window) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            other => other.context(|| format!("cannot read {}", path.display()))?,
+        };
+        if bytes == 0 {
+            break;
+        }
+        scan.take(&window[..bytes]);
+        control.step();
+        control.throttle(bytes as u64)?;
+    }
+    Ok(scan)
+}
+
+/// What an operator should know of a WAL with a frame, or a header, that is not what was written.
+fn rotten(wal: &Path, frame: Option<u64>, frames: u64) -> String {
+    let at = frame.map_or_else(|| "its header".to_owned(), |frame| format!("frame {frame} of {frames}"));
+    format!(
+        "{} is damaged in {at}: the running node does not notice, but would lose what follows when it is killed. Stop the \
+         node cleanly, or run PRAGMA wal_checkpoint(TRUNCATE) beside it as its user, then PRAGMA integrity_check, and make \
+         the backup again",
+        wal.display()
+    )
+}
+
+fn lost_hold(database: &Path, missing: Missing) -> Lost {
+    let lock = match missing {
+        Missing::Name => return removed(database).into(),
+        Missing::Replaced => {
+            return Lost::Raced("another file has its name by now: was it renamed or replaced?".to_owned());
+        }
+        Missing::DatabaseLock => "the lock on the database",
+        Missing::ReadLock => "the read lock on the -shm",
+    };
+    log::error!("lock lost database={} lock={lock:?}", database.display());
+    Lost::Raced(format!("{lock} was lost: this process has opened and closed the file, not through SQLite"))
+}
+
+fn removed(database: &Path) -> Error {
+    let context = format!(
+        "{} was removed while it was backed up; a node that has it open goes on writing to what nobody can find any more: \
+         restart the node",
+        database.display()
+    );
+    Error::new(Kind::Refused, context)
+}
+
+/// Looks, again and again while a database is held, whether the node can bear it.
+struct Watch<'a> {
+    held: &'a Held<'a>,
+    database: &'a Path,
+    /// What the WAL may have.
+    wal_bytes: u64,
+    /// What must be free on the node's file system.
+    floor_bytes: u64,
+    looked: Cell<Option<Instant>>,
+    /// Why it cannot.
+    verdict: RefCell<Option<Lost>>,
+}
+
+impl<'a> Watch<'a> {
+    fn begin(held: &'a Held<'a>, database: &'a Path, control: &Control, burden: &mut Burden) -> Result<Watch<'a>> {
+        let bound_bytes = if gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
+        // What was there before is not our doing.
+        let now_bytes = held.wal_bytes();
+        let first_bytes = burden.wal_bytes.map_or(now_bytes, |first| first.min(now_bytes));
+        burden.wal_bytes = Some(first_bytes);
+        let (free_bytes, size_bytes) = disk::free_bytes_of(held.database, database)?;
+        // Where little was free before, it is the half of that.
+        let floor_bytes = control.reserve_bytes().min(size_bytes / 20).min(free_bytes / 2);
+        let floor_bytes = *burden.floor_bytes.get_or_insert(floor_bytes);
+        let wal_bytes = first_bytes + bound_bytes;
+        Ok(Watch { held, database, wal_bytes, floor_bytes, looked: Cell::default(), verdict: RefCell::default() })
+    }
+
+    /// Fails where it cannot; [`Watch::judge`] says why.
+    fn look(&self, point: &'static str) -> Result<()> {
+        gate::point(point, self.database);
+        self.held.note_read_locks()?;
+        let lost = if self.held.wal_bytes() > self.wal_bytes { Some(Lost::WalGrew) } else { self.look_at_room()? };
+        let Some(lost) = lost else { return Ok(()) };
+        *self.verdict.borrow_mut() = Some(lost);
+        Err(Error::new(Kind::Changed, "given up for the node's sake"))
+    }
+
+    fn look_at_room(&self) -> Result<Option<Lost>> {
+        if self.looked.get().is_some_and(|looked| looked.elapsed() < ROOM_INTERVAL) {
+            return Ok(None);
+        }
+        self.looked.set(Some(Instant::now()));
+        let (free_bytes, _) = disk::free_bytes_of(self.held.database, self.database)?;
+        let floor_bytes = self.floor_bytes;
+        let context = || {
+            format!(
+                "only {free_bytes} bytes are free on the node's file system, where the WAL of {} grows while it is copied, and \
+                 {floor_bytes} bytes must stay free: free some space there",
+                self.database.display()
+            )
+        };
+        Ok((free_bytes < floor_bytes).then(|| Lost::SourceFull(Error::new(Kind::NoSpace, context()))))
+    }
+
+    /// The result of what looked.
+    fn judge<T>(&self, result: Attempt<T>) -> Attempt<T> {
+        result.map_err(|lost| self.verdict.take().unwrap_or(lost))
+    }
+}
+
+/// Waits for a time until the node has moved its WAL into the database, or has started it anew: what it could not do while we
+/// held it.
+fn await_checkpoint(connection: &Connection, database: &Path, control: &Control) -> Attempt<()> {
+    begin(connection, database, control)?;
+    let is_wal = journal_mode(connection, database)? == "wal";
+    let held = if is_wal { Some(Held::find(connection, database)?) } else { None };
+    connection.execute_batch("ROLLBACK").map_err(|e| unreadable(database, e))?;
+    let Some(held) = held else { return Ok(()) };
+    let salts = held.index().map(|index| index.salts);
+    let wait = if gate::simpler("raw-short-wait", database) { SMALL_CHECKPOINT_WAIT } else { CHECKPOINT_WAIT };
+    let deadline = Instant::now() + wait;
+    let is_waiting = || held.index().is_some_and(|now| Some(now.salts) == salts && now.backfilled < now.frames);
+    while is_waiting() && Instant::now() < deadline {
+        control.check()?;
+        control.step();
+        sleep(CHECKPOINT_PAUSE);
+    }
+    Ok(())
+}
 
 /// What SQLite's error means to the operator.
-fn unreadable(database: &Path, e: rusqlite::Error) -> Error {
+pub(crate) fn unreadable(database: &Path, e: rusqlite::Error) -> Error {
     let code = e.sqlite_error().map(|e| (e.code, e.extended_code));
+    let is_gone = matches!(database.try_exists(), Ok(false));
     let (kind, why) = match code {
         Some((_, SQLITE_READONLY_ROLLBACK)) => {
-            (Kind::Refused, ": it has a hot journal: start the node once, so that it repairs the database")
+            (Kind::Refused, "it has a hot journal: start the node once, so that it repairs the database")
         }
-        Some((ErrorCode::DatabaseBusy, _)) => {
-            (Kind::Refused, ": another program keeps it locked; stop that program or try again")
-        }
+        Some((ErrorCode::DatabaseBusy, _)) => (Kind::Refused, LOCKED),
         Some((ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied, _)) => {
-            (Kind::Refused, ": run as the node's user or as root")
+            if is_gone {
+                return removed(database).because(e);
+            }
+            (Kind::Refused, "run as the node's user or as root")
         }
-        _ => (Kind::Database, ""),
+        _ => return Error::new(Kind::Database, format!("cannot read {}", database.display())).because(e),
     };
-    Error::new(kind, format!("cannot read {}{why}", database.display())).because(e)
+    Error::new(kind, format!("cannot read {}: {why}", database.display())).because(e)
 }
 
 /// Opens a source: for reading only, and never to run a WAL checkpoint, not even on close.
@@ -252,18 +387,28 @@ pub(crate) fn open(database: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Begins the read transaction, which gets its snapshot with the first read; waits for who locks the database, for a time.
-pub(crate) fn begin(connection: &Connection, database: &Path, control: &Control) -> Result<()> {
-    connection.execute_batch("BEGIN").map_err(|e| unreadable(database, e))?;
+/// Begins the read transaction, which gets its snapshot with the first read; waits for a time while the database is locked.
+pub(crate) fn begin(connection: &Connection, database: &Path, control: &Control) -> Attempt<()> {
+    let failed = |e: rusqlite::Error| match e.sqlite_error_code() {
+        // What SQLite says when others open and close the database all the time.
+        Some(ErrorCode::FileLockingProtocolFailed) => Lost::Raced(e.to_string()),
+        _ => Lost::Final(unreadable(database, e)),
+    };
+    connection.execute_batch("BEGIN").map_err(failed)?;
     let deadline = Instant::now() + BUSY_TIMEOUT;
     loop {
         match connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())) {
             Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < deadline => {
                 control.check()?;
+                control.step();
             }
-            other => return other.map_err(|e| unreadable(database, e)),
+            other => return other.map_err(failed),
         }
     }
+}
+
+fn journal_mode(connection: &Connection, database: &Path) -> Result<String> {
+    connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(|e| unreadable(database, e))
 }
 
 fn read_header(wal: &File, path: &Path) -> Result<Option<Header>> {
@@ -273,202 +418,4 @@ fn read_header(wal: &File, path: &Path) -> Result<Option<Header>> {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
         Err(e) => Err(Error::io(format!("cannot read {}", path.display()), e)),
     }
-}
-
-fn committed(header: &Header, wal: &mut File, path: &Path) -> Result<u64> {
-    let failed = || format!("cannot read {}", path.display());
-    wal.seek(SeekFrom::Start(HEADER_BYTES as u64)).context(failed)?;
-    header.committed_frames(io::BufReader::with_capacity(256 * 1024, wal)).context(failed)
-}
-
-/// Applies the copied WAL to the copied database: only in the copy, and exactly the frames that were copied. Not synced.
-fn fold(copy: &Path, frames: u64, control: &Control) -> Attempt<()> {
-    let wal = beside(copy, "-wal");
-    if frames > 0 {
-        let failed = |e: rusqlite::Error| {
-            let kind = match e.sqlite_error_code() {
-                Some(ErrorCode::DiskFull) => Kind::NoSpace,
-                Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::ReadOnly) => Kind::Io,
-                _ => Kind::Damaged,
-            };
-            Error::new(kind, format!("cannot apply {}", wal.display())).because(e)
-        };
-        disk::written_by_library(copy)?;
-        let connection = Connection::open(copy).map_err(failed)?;
-        // One that is given up shall not be applied after all when it is closed.
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
-        // Exclusive before the first access: then SQLite needs no -shm. Synced once, below.
-        connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA synchronous=OFF").map_err(failed)?;
-        let counts =
-            |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
-        let apply = || connection.query_row("PRAGMA wal_checkpoint(FULL)", [], counts);
-        let large = fs::metadata(&wal).is_ok_and(|meta| meta.len() >= INTERRUPT_FROM_BYTES);
-        let result = if large { interruptibly(&connection, control, apply) } else { apply() };
-        control.check()?;
-        let result = result.map_err(failed)?;
-        let expected = i64::try_from(frames).unwrap_or(i64::MAX);
-        if result != (0, expected, expected) && !gate::simpler("raw-fold", copy) {
-            // A writer that is killed between its commit frame and the WAL index leaves a commit that nobody knows of:
-            // the next writer overwrites it, perhaps after we counted it.
-            return Err(Failure::Again(format!("the copied WAL gave {result:?} instead of {expected} frames")));
-        }
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(failed)?;
-        connection.close().map_err(|(_, e)| failed(e))?;
-    }
-    // It is empty now, and SQLite leaves it there.
-    match fs::metadata(&wal) {
-        Ok(meta) if meta.len() > 0 => {
-            Err(Error::new(Kind::Damaged, format!("{} is not empty after it was applied", wal.display())).into())
-        }
-        _ => Ok(disk::remove_file(&wal)?),
-    }
-}
-
-/// Runs `work`, and interrupts SQLite when the job is stopped meanwhile.
-fn interruptibly<T>(connection: &Connection, control: &Control, work: impl FnOnce() -> T) -> T {
-    let handle = connection.get_interrupt_handle();
-    let (ended, end) = mpsc::channel::<()>();
-    let watch = move || {
-        while end.recv_timeout(INTERRUPT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            if control.check().is_err() {
-                handle.interrupt();
-            }
-        }
-    };
-    thread::scope(|scope| {
-        // Where no thread can be had, it takes as long as it takes.
-        let _ = thread::Builder::new().name("interrupt".to_owned()).spawn_scoped(scope, watch);
-        let result = work();
-        drop(ended);
-        result
-    })
-}
-
-/// The descriptors and locks of the read transaction.
-struct Held<'a> {
-    connection: &'a Connection,
-    /// Device and inode of the database and of its `-shm`.
-    identities: [(u64, u64); 2],
-    database: BorrowedFd<'a>,
-    shm: BorrowedFd<'a>,
-    /// The read locks on the `-shm`, as bytes, that were there whenever we looked: ours, and such as a node that embeds us
-    /// has all the time.
-    read_locks: RefCell<Vec<u64>>,
-}
-
-impl<'a> Held<'a> {
-    fn find(connection: &'a Connection, database: &Path) -> Result<Held<'a>> {
-        let shm_path = beside(database, "-shm");
-        let identities = [identity(database)?, identity(&shm_path)?];
-        let one = |identity, read_only: bool, path: &Path| -> Result<BorrowedFd<'a>> {
-            let failed = || format!("cannot find the descriptor of {} that SQLite uses", path.display());
-            let all = sys::descriptors_of(identity, connection).context(failed)?;
-            // A database has the node's descriptors too where we are embedded; ours is the read-only one.
-            let fits = |fd: &BorrowedFd<'_>| {
-                let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::empty());
-                !read_only || flags & OFlags::RWMODE == OFlags::RDONLY
-            };
-            all.into_iter().find(fits).ok_or_else(|| Error::new(Kind::Database, failed()))
-        };
-        let held = Held {
-            connection,
-            identities,
-            database: one(identities[0], true, database)?,
-            shm: one(identities[1], false, &shm_path)?,
-            read_locks: RefCell::new((SHM_READ0..SHM_READ0 + SHM_READ_LOCKS).collect()),
-        };
-        match held.lost(database)? {
-            None => Ok(held),
-            Some(lock) => {
-                Err(Error::new(Kind::Database, format!("SQLite does not hold {lock} of {}", database.display())))
-            }
-        }
-    }
-
-    /// Whether a process other than ours has the `-shm` in use.
-    fn require_other_user(&self, database: &Path) -> Result<()> {
-        let probe = Flock { start: SHM_IN_USE, length: 1, ..Flock::from(FlockType::WriteLock) };
-        let failed = || format!("cannot ask who uses {}", database.display());
-        if rustix::process::fcntl_getlk(self.shm, &probe).context(failed)?.is_some() {
-            return Ok(());
-        }
-        let context = format!(
-            "the node runs, but its locks on {} do not reach this process (another container or mount?): run in the \
-             node's container, or stop the node",
-            database.display()
-        );
-        Err(Error::new(Kind::Refused, context))
-    }
-
-    /// Bytes of live frames in the node's WAL. Its file's length says nothing: it stays at its largest.
-    fn wal_bytes(&self) -> u64 {
-        let mut header = [0; SHM_MAX_FRAME + 4];
-        if rustix::io::pread(self.shm, &mut header, 0) != Ok(header.len()) {
-            return 0;
-        }
-        let page = u16::from_ne_bytes([header[SHM_PAGE_SIZE], header[SHM_PAGE_SIZE + 1]]);
-        let frames = u32::from_ne_bytes([header[16], header[17], header[18], header[19]]);
-        u64::from(frames) * (FRAME_HEADER_BYTES + if page == 1 { 65536 } else { u64::from(page) })
-    }
-
-    /// Whether what we see is the database file alone: our only read lock is READ0, and the `-shm` is in use by us (SQLite
-    /// also takes READ0 while it reads through a WAL index of its own, because the `-shm` of a crashed node is read-only).
-    fn reads_database_only(&self) -> Result<bool> {
-        self.note_read_locks()?;
-        Ok(*self.read_locks.borrow() == [SHM_READ0] && covers(&locks_of(&[self.shm])?, SHM_IN_USE))
-    }
-
-    /// Forgets the read locks that are no longer there. Where the node embeds us, other connections of the process come
-    /// and go; ours stays. The process cannot get a lost one back: SQLite believes that it has it.
-    fn note_read_locks(&self) -> Result<()> {
-        let locks = locks_of(&[self.shm])?;
-        self.read_locks.borrow_mut().retain(|byte| covers(&locks, *byte));
-        Ok(())
-    }
-
-    /// Names the lock, or the name of the file, that is no longer there.
-    fn lost(&self, database: &Path) -> Result<Option<&'static str>> {
-        // In an embedding node the lock may have been taken through any connection of the process.
-        let all = sys::descriptors_of(self.identities[0], self.connection);
-        let locks = locks_of(&all.context(|| format!("cannot find the descriptors of {}", database.display()))?)?;
-        if !covers(&locks, DATABASE_SHARED) {
-            return Ok(Some("the lock on the database"));
-        }
-        self.note_read_locks()?;
-        if self.read_locks.borrow().is_empty() {
-            return Ok(Some("the read lock on the -shm"));
-        }
-        let is_still = |path: &Path, it| identity(path).is_ok_and(|now| now == it);
-        let same = is_still(database, self.identities[0]) && is_still(&beside(database, "-shm"), self.identities[1]);
-        Ok((!same).then_some("the name of the file"))
-    }
-}
-
-fn identity(path: &Path) -> Result<(u64, u64)> {
-    let meta = fs::symlink_metadata(path).context(|| format!("cannot look at {}", path.display()))?;
-    Ok((meta.dev(), meta.ino()))
-}
-
-fn covers(locks: &[(u64, u64)], byte: u64) -> bool {
-    locks.iter().any(|(first, last)| (*first..=*last).contains(&byte))
-}
-
-/// The ranges of POSIX read locks that this process has through these descriptors: first and last byte of each.
-/// Format of `/proc/self/fdinfo`: proc(5), `lock: 1: POSIX ADVISORY READ 4711 00:2f:4711 124 124`.
-#[expect(clippy::disallowed_methods, reason = "what the kernel says of our descriptors")]
-fn locks_of(descriptors: &[BorrowedFd<'_>]) -> Result<Vec<(u64, u64)>> {
-    let mut locks = Vec::new();
-    for fd in descriptors {
-        let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-        let text = fs::read_to_string(&path).context(|| format!("cannot read {path}"))?;
-        for line in text.lines().filter(|l| l.starts_with("lock:") && l.contains("POSIX") && l.contains(" READ ")) {
-            let mut words = line.split_whitespace().rev();
-            let last = words.next().map(|w| if w == "EOF" { Some(u64::MAX) } else { w.parse().ok() });
-            let first = words.next().map(|w| w.parse().ok());
-            if let (Some(Some(first)), Some(Some(last))) = (first, last) {
-                locks.push((first, last));
-            }
-        }
-    }
-    Ok(locks)
 }

@@ -186,15 +186,22 @@ impl RocksSource {
 
     /// Whether another process holds the database open: asked of its LOCK, which is not taken.
     pub(crate) fn is_held_by_another(&self) -> Result<bool> {
-        let RocksSource::Directory(path) = self else { return Ok(false) };
+        Ok(self.lock_seen_on()?.is_some())
+    }
+
+    /// The file system (its device) on which another process is seen to hold the LOCK.
+    pub(crate) fn lock_seen_on(&self) -> Result<Option<u64>> {
+        let RocksSource::Directory(path) = self else { return Ok(None) };
         let path = path.join("LOCK");
         let file = match nofollow::open_of_node(&path) {
             // A database whose LOCK was never made or copied is held by nobody.
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.context(|| format!("cannot open {}", path.display()))?,
         };
-        let holder = rustix::process::fcntl_getlk(&file, &Flock::from(FlockType::WriteLock));
-        Ok(holder.context(|| format!("cannot ask who holds {}", path.display()))?.is_some())
+        let failed = || format!("cannot ask who holds {}", path.display());
+        let holder = rustix::process::fcntl_getlk(&file, &Flock::from(FlockType::WriteLock)).context(failed)?;
+        let device = file.metadata().context(failed)?.dev();
+        Ok(holder.map(|_| device))
     }
 }
 

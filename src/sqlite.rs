@@ -1,61 +1,68 @@
-//! One SQLite database into one finished file: the only file that knows rusqlite.
+//! One SQLite database into one finished file.
 //!
-//! Three ways, chosen per database and written into the record:
-//! - **File copy**: the database of another process in WAL mode without a `-wal`: its node stopped cleanly, and opening it
-//!   would create files beside it. The bytes are copied under a read lock; size, modification and change time, inode, and
-//!   "no -wal" must be the same before and after, otherwise somebody used it meanwhile: if no node was up, the copy fails,
-//!   otherwise it is made in another way.
+//! Three ways, chosen anew by each attempt at a database and written into the record. For a database of another process, they
+//! are chosen under SQLite's own read lock, so that no process that closes it takes the `-wal` away after the look: SQLite
+//! would create another, beside a node that has stopped.
+//! - **File copy**: in WAL mode without a `-wal`: its node stopped cleanly, and opening it would create files beside it. The bytes
+//!   are copied under the lock; size, modification and change time, inode, and "no -wal" must be the same before and after,
+//!   otherwise a node has used it, and the next attempt copies it as one in use.
 //! - **Raw copy** (`raw_copy`): every other database in WAL mode, which is how the node has them.
-//! - **Online backup**: what is left, databases with a rollback journal. A read transaction on the source connection pins
-//!   one commit for the whole copy; without it SQLite starts again at every write of another connection and may never
-//!   finish. Meanwhile the writer has to wait: there is no other way with a rollback journal.
+//! - **Online backup** (`sqlite_online`): what is left, databases with a rollback journal.
+//!
+//! A running node whose locks do not reach us (in another container) would see its `-shm` emptied when SQLite opens the
+//! database here. That they reach us is known where a lock of the node is seen on the same file system (its RocksDB's), or
+//! another process is seen to have the `-shm` in use. On the same file system, a database that no process has open is copied as
+//! that of a stopped node, whatever else runs.
 //!
 //! Invariants
 //! - POSIX locks belong to the process: closing any descriptor of a database drops every lock SQLite holds on it here.
 //!   So a database that may be open in this process is only ever opened by SQLite itself.
 //! - A finished copy is opened with `immutable=1` only, so that no `-wal` or `-shm` appears in a backup.
 
-use std::ffi::c_int;
+use std::cell::Cell;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-use rusqlite::backup::{Backup, StepResult};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
-
-use rustix::process::{Flock, FlockType};
 
 use crate::config::PactMethod;
 use crate::control::Control;
 use crate::copy;
-use crate::disk::{self, Owner};
+use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate;
 use crate::nofollow;
 use crate::quiet::QuietReader;
-use crate::raw_copy::{self, How};
+use crate::raw_copy;
 use crate::record::{Method, PactPart};
 use crate::source::{SqliteSource, beside, chain_of, doubtful_name};
-use crate::sys;
-use crate::unsynced::Unsynced;
+use crate::sqlite_attempt::{Attempt, Burden, How, Lost};
+use crate::sqlite_locks::{ReadLock, has_other_user};
+use crate::sqlite_online;
 
-/// Pages per step of an online backup: a few hundred KiB with the node's pages of 1 KiB, so that cancelling is prompt.
-const STEP_PAGES: c_int = 512;
+pub(crate) use crate::sqlite_locks::is_used_by_another;
 
-/// How often in a row a step may find the database busy before the copy fails.
-const MAX_BUSY_STEPS: u32 = 30;
+/// How often one database is tried.
+const MAX_ATTEMPTS: u32 = 3;
 
-/// The bytes of a database that every reader locks (`SHARED_FIRST`, `SHARED_SIZE`).
-const SHARED_FIRST: i64 = 0x4000_0002;
-const SHARED_BYTES: i64 = 510;
+/// The pause before the next attempt, times the attempts so far.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
 
-/// Where a database says how it is written and read, and what stands there in WAL mode.
-const HEADER_MODES: u64 = 18;
+/// How long it is looked again whether a process has a database open, and the pause between two looks.
+const SEEN_WAIT: Duration = Duration::from_secs(3);
+const SEEN_PAUSE: Duration = Duration::from_millis(50);
+
+/// Size of a database's header, the first bytes of the file.
+const HEADER_BYTES: usize = 100;
+
+/// How a header says that the database is written and read in WAL mode.
 const WAL_MODES: [u8; 2] = [2, 2];
 
 /// What a path may not hold in a `file:` URI.
@@ -67,9 +74,6 @@ const PROGRESS_STEPS: i32 = 100_000;
 /// The first height of mainnet's chains 10 to 19, which were added later.
 const LATE_GENESIS: u64 = 852_054;
 
-/// How much is copied between two looks at the free space, in steps.
-const STEPS_PER_SPACE_CHECK: u32 = 32;
-
 /// Bytes that a copy of this database will need at most: the database and what its WAL holds.
 pub(crate) fn needed_bytes(database: &Path) -> Result<u64> {
     let main = look(database)?.len();
@@ -78,43 +82,178 @@ pub(crate) fn needed_bytes(database: &Path) -> Result<u64> {
 
 /// Copies one database to the new file `to`, synced. What it holds is one commit of the source, made no earlier than the
 /// call. Fails with [`Kind::Refused`] for what is not a SQLite database that can be copied.
-pub(crate) fn copy(
-    source: &SqliteSource,
-    database: &Path,
-    to: &Path,
-    how: How,
-    owner: Option<Owner>,
-    control: &Control,
-) -> Result<PactPart> {
-    let meta = look(database)?;
-    if meta.len() == 0 {
-        return Err(refused(database, "it is empty; remove it or let the node create it anew"));
-    }
-    let foreign = matches!(source, SqliteSource::Foreign(_));
-    let file_system = rustix::fs::statfs(database).context(|| format!("cannot look at {}", database.display()))?;
-    if let Some(name) = doubtful_name(&file_system).filter(|_| foreign) {
-        let why = format!("it lies on {name}, whose files and locks may not be the node's; run beside the real disk");
-        return Err(refused(database, &why));
-    }
-    let how = How { node_is_up: how.node_is_up && foreign, ..how };
-    let copied = if foreign { copy_file(database, to, how, owner, control)? } else { None };
-    let method = if let Some(method) = copied {
-        method
-    } else if let Some(method) = raw_copy::copy(database, to, how, owner, control)? {
-        method
-    } else {
-        copy_online(database, to, owner, control)?;
-        Method::OnlineBackup
-    };
-    let newest = newest_block(to)?;
+pub(crate) fn copy(source: &SqliteSource, database: &Path, to: &Path, how: &How<'_>) -> Result<PactPart> {
+    let name = database.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| refused(database, "its name is not UTF-8; rename it"))?;
+    let method = try_again_and_again(source, database, to, how)?;
+    let newest = newest_block(to).map_err(|e| match e.kind() {
+        Kind::Damaged => {
+            let why = "cannot be read, nor can its copy: it is damaged, or cut off; restore it from a backup";
+            Error::new(Kind::Damaged, format!("the node's database {} {why}", database.display())).because(e)
+        }
+        _ => e,
+    })?;
     Ok(PactPart {
-        file: database.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        file: name.to_owned(),
         chain: chain_of(database),
         method,
         bytes: look(to)?.len(),
         block_height: newest.as_ref().map(|(height, _)| *height),
         block_hash: newest.and_then(|(_, hash)| hash),
     })
+}
+
+/// The method of the first attempt that gave a copy.
+fn try_again_and_again(source: &SqliteSource, database: &Path, to: &Path, how: &How<'_>) -> Result<Method> {
+    let mut burden = Burden::default();
+    let mut attempts = 1;
+    loop {
+        let attempt = match source {
+            SqliteSource::Foreign(_) => attempt_foreign(database, to, how, &mut burden),
+            SqliteSource::Embedded(_) => attempt_embedded(database, to, how, &mut burden),
+        };
+        let lost = match attempt {
+            Ok(method) => return Ok(method),
+            Err(Lost::Final(e)) => return Err(e),
+            Err(lost) => lost,
+        };
+        disk::remove_file(to)?;
+        disk::remove_file(&wal_of(to))?;
+        log::warn!("copy discarded database={} attempt={attempts} reason={:?}", database.display(), lost.reason());
+        if attempts == MAX_ATTEMPTS {
+            return Err(lost.into_error(database, attempts));
+        }
+        pause(&lost, attempts, database, how.control)?;
+        attempts += 1;
+    }
+}
+
+/// Waits for what makes the next attempt worth while.
+fn pause(lost: &Lost, attempts: u32, database: &Path, control: &Control) -> Result<()> {
+    let wait = match lost {
+        // The next attempt waits for the node.
+        Lost::WalGrew | Lost::SourceFull(_) => Duration::ZERO,
+        Lost::NotSeen => SEEN_WAIT,
+        _ => ATTEMPT_PAUSE * attempts,
+    };
+    let deadline = Instant::now() + wait;
+    loop {
+        control.check()?;
+        let is_seen = || Ok::<bool, Error>(!wal_of(database).exists() || has_other_user(database)?);
+        if Instant::now() >= deadline || (matches!(lost, Lost::NotSeen) && is_seen()?) {
+            return Ok(());
+        }
+        control.step();
+        sleep(SEEN_PAUSE);
+    }
+}
+
+/// An attempt at a database that this process may have open.
+fn attempt_embedded(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burden) -> Attempt<Method> {
+    require_content(database, &look(database)?)?;
+    match raw_copy::attempt(database, None, to, how, burden)? {
+        Some(method) => Ok(method),
+        None => sqlite_online::copy(database, to, how).map(|()| Method::OnlineBackup),
+    }
+}
+
+/// An attempt at a database of another process, or of none.
+fn attempt_foreign(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burden) -> Attempt<Method> {
+    require_content(database, &look(database)?)?;
+    let file_system = rustix::fs::statfs(database).context(|| format!("cannot look at {}", database.display()))?;
+    if let Some(name) = doubtful_name(&file_system) {
+        let why = format!("it lies on {name}, whose files and locks may not be the node's; run beside the real disk");
+        return Err(refused(database, &why).into());
+    }
+    gate::point("looking", database);
+    let lock = ReadLock::take(database, how.control)?;
+    let shape = Shape::of(&lock, database)?;
+    gate::point("looked", database);
+    match shape {
+        Shape::AtRest => return copy_file(&lock, database, to, how),
+        Shape::Journal => {}
+        Shape::Wal => {
+            let reaches = (how.node_seen_on)()?.is_none_or(|device| device == lock.meta.dev());
+            if !reaches && !has_other_user(database)? {
+                return Err(Lost::NotSeen);
+            }
+            if let Some(method) = raw_copy::attempt(database, Some(&lock), to, how, burden)? {
+                return Ok(method);
+            }
+        }
+    }
+    // A writer with a rollback journal waits for it.
+    drop(lock);
+    sqlite_online::copy(database, to, how).map(|()| Method::OnlineBackup)
+}
+
+/// What a database is copied as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// In WAL mode, and no process has used it since the last one closed it.
+    AtRest,
+    /// It has a WAL.
+    Wal,
+    /// It has a rollback journal, or is no database: SQLite will tell.
+    Journal,
+}
+
+impl Shape {
+    fn of(lock: &ReadLock, database: &Path) -> Result<Shape> {
+        let mut header = [0; HEADER_BYTES];
+        match lock.file.read_exact_at(&mut header, 0) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Shape::Journal),
+            other => other.context(|| format!("cannot read {}", database.display()))?,
+        }
+        if wal_of(database).exists() {
+            return Ok(Shape::Wal);
+        }
+        if header[18..20] != WAL_MODES || has_hot_journal(database)? {
+            return Ok(Shape::Journal);
+        }
+        match size_in(&header).filter(|bytes| *bytes > lock.meta.len()) {
+            None => Ok(Shape::AtRest),
+            Some(bytes) => {
+                let context = format!(
+                    "the node's database {} is cut off: it has {} of the {bytes} bytes that its header names; restore it from \
+                     a backup",
+                    database.display(),
+                    lock.meta.len()
+                );
+                Err(Error::new(Kind::Damaged, context))
+            }
+        }
+    }
+}
+
+/// Whether there is a rollback journal that SQLite would play back: one that does not begin with a zero.
+fn has_hot_journal(database: &Path) -> Result<bool> {
+    let journal = beside(database, "-journal");
+    let failed = || format!("cannot read {}", journal.display());
+    match nofollow::open_of_node(&journal) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        file => {
+            let mut first = [0];
+            Ok(file.context(failed)?.read_at(&mut first, 0).context(failed)? == 1 && first != [0])
+        }
+    }
+}
+
+/// The size that the header of a database names; `None` where it was written by a SQLite that did not know of that.
+fn size_in(header: &[u8; HEADER_BYTES]) -> Option<u64> {
+    let number = |at: usize| header[at..at + 4].iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+    let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65536,
+        bytes => u64::from(bytes),
+    };
+    (number(24) == number(92)).then(|| number(28) * page_bytes)
+}
+
+fn require_content(database: &Path, meta: &Metadata) -> Result<()> {
+    if meta.len() > 0 {
+        return Ok(());
+    }
+    Err(refused(database, "it is empty; remove it or let the node create it anew"))
 }
 
 fn refused(database: &Path, why: &str) -> Error {
@@ -131,121 +270,38 @@ fn wal_of(database: &Path) -> PathBuf {
     beside(database, "-wal")
 }
 
-/// Copies a database in WAL mode that nobody uses; `Ok(None)`, with nothing left behind, where it is not that.
-///
-/// The read lock, SQLite's own, makes sure: a writer with a rollback journal has to wait for it, and who opens the database
-/// in WAL mode cannot remove the `-wal` again, on whose absence the copy relies. Times alone are too coarse for that. (No
-/// more than these bytes: a lock on the one for `RESERVED` would make others take a hot journal for one in use.)
-fn copy_file(database: &Path, to: &Path, how: How, owner: Option<Owner>, control: &Control) -> Result<Option<Method>> {
-    let failed = || format!("cannot open {}", database.display());
-    if wal_of(database).exists() {
-        return Ok(None);
-    }
-    let file = nofollow::open_of_node(database).context(failed)?;
-    match sys::read_lock(&file, SHARED_FIRST, SHARED_BYTES) {
-        // Somebody writes. SQLite can wait for that.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EAGAIN)) => return Ok(None),
-        other => other.context(|| format!("cannot lock {}", database.display()))?,
-    }
+/// Copies a database in WAL mode that has no `-wal`. The lock makes sure that a process that opens it meanwhile cannot remove
+/// the `-wal` again, on whose absence the copy relies. Times alone are too coarse for that.
+fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Attempt<Method> {
     let fingerprint = |m: &Metadata| (m.len(), m.ino(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
-    let before = fingerprint(&look(database)?);
-    let mut modes = [0; 2];
-    let has_header = match file.read_exact_at(&mut modes, HEADER_MODES) {
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => false,
-        // SQLite would leave a -wal and a -shm beside the database of a stopped node.
-        other => other.context(|| format!("cannot read {}", database.display())).map(|()| true)?,
-    };
-    let has_journal = fs::metadata(beside(database, "-journal")).is_ok_and(|m| m.len() > 0);
-    if wal_of(database).exists() || !has_header || modes != WAL_MODES || has_journal {
-        return Ok(None);
-    }
-    let used = || {
-        let context = format!("{} was used while it was copied: the node has been started", database.display());
-        Error::new(Kind::NodeRunning, context)
-    };
-    // Looked at all the time: whoever has just opened it shall not have to share the disk with a copy that is lost.
+    let before = fingerprint(&lock.meta);
+    // Looked at all the time: who has just opened it shall not have to share the disk with a copy that is lost.
+    let used = Cell::new(false);
     let watch = || {
         gate::point("file-window", database);
-        if wal_of(database).exists() { Err(used()) } else { Ok(()) }
+        used.set(wal_of(database).exists());
+        if used.get() { Err(Error::new(Kind::Changed, "given up for the node's sake")) } else { Ok(()) }
     };
-    let copy = || {
-        let cloned = match how.method {
-            PactMethod::Clone => copy::clone(file.as_fd(), to, owner, control, &watch)?,
-            PactMethod::Copy => None,
-        };
-        let method = if cloned.is_some() { Method::RawClone } else { Method::Copied };
-        let copied = if let Some(cloned) = cloned {
-            cloned
-        } else {
-            // A node that is up may open it meanwhile.
-            let through_cache = QuietReader::through_cache(file.as_fd());
-            let mut pages = if how.node_is_up { through_cache } else { QuietReader::past_cache(&file) };
-            copy::copy(&mut pages, before.0, to, owner, control, &watch)?
-        };
-        let bytes = copied.sync()?;
-        let untouched = bytes == before.0 && fingerprint(&look(database)?) == before && !wal_of(database).exists();
-        if untouched { Ok(method) } else { Err(used()) }
+    let (owner, control) = (how.owner, how.control);
+    let copy = || -> Result<Method> {
+        if how.method == PactMethod::Clone
+            && let Some(cloned) = copy::clone(lock.file.as_fd(), to, owner, control, &watch)?
+        {
+            return cloned.sync().map(|_| Method::RawClone);
+        }
+        // A node that is up may open it meanwhile.
+        let is_up = (how.node_seen_on)()?.is_some();
+        let through_cache = QuietReader::through_cache(lock.file.as_fd());
+        let mut pages = if is_up { through_cache } else { QuietReader::past_cache(&lock.file) };
+        copy::copy(&mut pages, before.0, to, owner, control, &watch)?.sync().map(|_| Method::Copied)
     };
-    match copy() {
-        Err(e) if e.kind() == Kind::NodeRunning && how.node_is_up => {
-            disk::remove_file(to)?;
-            Ok(None)
-        }
-        result => result.map(Some),
-    }
-}
-
-fn copy_online(database: &Path, to: &Path, owner: Option<Owner>, control: &Control) -> Result<()> {
-    let failed = |verb: &str, e: rusqlite::Error| {
-        Error::new(Kind::Database, format!("cannot {verb} {}", database.display())).because(e)
-    };
-    let source = raw_copy::open(database).map_err(|e| failed("open", e))?;
-    raw_copy::begin(&source, database, control)?;
-
-    let written = |e: rusqlite::Error| Error::new(Kind::Database, format!("cannot write {}", to.display())).because(e);
-    let unsynced = Unsynced::of(disk::create_new("create", to, owner)?, to, 0);
-    disk::written_by_library(to)?;
-    let mut target = Connection::open(to).map_err(written)?;
-    // Nobody sees the file before it is whole and synced: no journal, no sync on the way.
-    target.execute_batch("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF").map_err(written)?;
-    let page_bytes = source
-        .query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0).map(u64::from))
-        .map_err(|e| failed("read", e))?;
-    let backup = Backup::new(&source, &mut target).map_err(|e| failed("copy", e))?;
-    let (mut busy_steps, mut steps, mut counted) = (0, 0_u32, 0);
-    loop {
-        control.check()?;
-        if steps % STEPS_PER_SPACE_CHECK == 0 {
-            disk::require_room(to, control.reserve_bytes())?;
-        }
-        steps = steps.wrapping_add(1);
-        let result = backup.step(STEP_PAGES).map_err(|e| failed("copy", e))?;
-        let progress = backup.progress();
-        let done_bytes = u64::try_from(progress.pagecount - progress.remaining).unwrap_or(0) * page_bytes;
-        control.add_done(done_bytes.saturating_sub(counted));
-        counted = counted.max(done_bytes);
-        match result {
-            StepResult::Done => break,
-            StepResult::More => busy_steps = 0,
-            _ if busy_steps == MAX_BUSY_STEPS => {
-                let why = "another program keeps it locked; stop that program or try again";
-                return Err(refused(database, why));
-            }
-            _ => {
-                busy_steps += 1;
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        }
-    }
-    drop(backup);
-    target.close().map_err(|(_, e)| written(e))?;
-    source.execute_batch("ROLLBACK").map_err(|e| failed("release", e))?;
-    source.close().map_err(|(_, e)| failed("close", e))?;
-    if look(to)?.len() != counted {
-        let context = format!("the copy {} has {} bytes instead of {counted}", to.display(), look(to)?.len());
-        return Err(Error::new(Kind::Damaged, context));
-    }
-    unsynced.sync().map(|_| ())
+    let lost = || Lost::Raced("it was used while it was copied: the node has been started".to_owned());
+    let method = copy().map_err(|e| if used.get() { lost() } else { Lost::Final(e) })?;
+    let untouched = look(to)?.len() == before.0
+        && fingerprint(&look(database)?) == before
+        && !wal_of(database).exists()
+        && !has_hot_journal(database)?;
+    if untouched { Ok(method) } else { Err(lost()) }
 }
 
 /// The newest block of a finished copy: height and hash of the top row of `BlockHistory`, a table of the node's Pact
@@ -302,24 +358,6 @@ pub(crate) fn integrity_fault(copy: &Path, control: &Control) -> Result<Option<S
         Ok(fault) => Some(fault),
         Err(e) => Some(e.to_string()),
     })
-}
-
-/// Whether another process has the database open: asked of the locks, none is taken. Not for databases of this process.
-pub(crate) fn is_used_by_another(database: &Path) -> Result<bool> {
-    // Every user of a WAL holds one byte of the -shm; a reader or writer without one holds the shared range (os_unix.c).
-    let probes = [(beside(database, "-shm"), 128, 1), (database.to_owned(), 0x4000_0002, 510)];
-    for (path, start, length) in probes {
-        let file = match nofollow::open_of_node(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.context(|| format!("cannot open {}", path.display()))?,
-        };
-        let probe = Flock { start, length, ..Flock::from(FlockType::WriteLock) };
-        let holder = rustix::process::fcntl_getlk(&file, &probe);
-        if holder.context(|| format!("cannot ask who uses {}", path.display()))?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Opens a file that nobody writes any more, without leaving anything beside it.

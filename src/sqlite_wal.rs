@@ -1,23 +1,40 @@
-//! SQLite's WAL format, read from bytes: pure, no I/O of its own.
+//! SQLite's formats of the WAL and of the WAL index, read from bytes: pure, no I/O of its own.
 //!
-//! Source of the format: sqlite.org/fileformat2.html, section 4. Numbers are big-endian; the checksums run over words in
-//! the byte order that the magic number names, from the header through all frames:
+//! Source of the WAL's format: sqlite.org/fileformat2.html, section 4. Numbers are big-endian; the checksums run over words
+//! in the byte order that the magic number names, from the header through all frames:
 //! ```text
 //! header 32: magic 4 | version 4 | page size 4 | checkpoint 4 | salts 8 | checksums 8
 //! frame 24 + page: page number 4 | pages of the database if this commits, else 0: 4 | salts 8 | checksums 8
 //! ```
-//! A frame counts when its salts are the header's and its checksums continue the chain. Invariant: no input panics.
-
-use std::io::{self, Read};
+//! A frame counts when its salts are the header's and its checksums continue the chain.
+//!
+//! The WAL index is the `-shm`, in the machine's byte order (sqlite.org/walformat.html, section 2): two copies of its header,
+//! the second written first, then what WAL checkpoints have done:
+//! ```text
+//! header 48: version 4 | - 4 | change 4 | initialised 1 | byte order 1 | page size 2 | frames (mxFrame) 4 | pages 4 |
+//!            checksums of the last frame 8 | salts 8, as in the WAL | checksums 8
+//! 96: frames in the database (nBackfill) 4
+//! ```
+//! Invariant: no input panics.
 
 /// Size of the header.
 pub(crate) const HEADER_BYTES: usize = 32;
+
+/// How much of the WAL index [`Index::parse`] reads: both headers, and the number after them.
+pub(crate) const INDEX_BYTES: usize = 100;
+
+/// Size of one header of the WAL index, and of the part that its checksums cover.
+const INDEX_HEADER_BYTES: usize = 48;
+const INDEX_SUMMED_BYTES: usize = 40;
 
 /// Size of a frame's header.
 const FRAME_HEADER_BYTES: usize = 24;
 
 /// Where the salts stand in the header.
 const SALTS: std::ops::Range<usize> = 16..24;
+
+/// What tells one WAL from the next in the same file.
+pub(crate) type Salts = [u8; 8];
 
 /// The header of a WAL, known to be whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +62,10 @@ impl Header {
     }
 
     /// Two WALs of different salts have nothing in common.
-    pub(crate) fn same_salts(&self, other: &Header) -> bool {
-        self.bytes[SALTS] == other.bytes[SALTS]
+    pub(crate) fn salts(&self) -> Salts {
+        let mut salts = [0; 8];
+        salts.copy_from_slice(&self.bytes[SALTS]);
+        salts
     }
 
     /// Size of a frame with its page.
@@ -59,30 +78,133 @@ impl Header {
         HEADER_BYTES as u64 + frames * self.frame_bytes() as u64
     }
 
-    /// The number of frames up to the last commit, following the chain of checksums. `frames` begins behind the header.
-    pub(crate) fn committed_frames(&self, mut frames: impl Read) -> io::Result<u64> {
-        let big_endian = self.bytes[3] & 1 == 1;
-        let mut chain = [be(&self.bytes[24..28]), be(&self.bytes[28..32])];
-        let mut frame = vec![0; self.frame_bytes()];
-        let (mut count, mut committed) = (0, 0);
-        loop {
-            match frames.read_exact(&mut frame) {
-                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(committed),
-                other => other?,
+    /// Begins to follow the frames, of which `frames` count at most.
+    pub(crate) fn scan(&self, frames: u64) -> Scan {
+        Scan {
+            big_endian: self.bytes[3] & 1 == 1,
+            salts: self.salts(),
+            chain: [be(&self.bytes[24..28]), be(&self.bytes[28..32])],
+            frame: Vec::with_capacity(self.frame_bytes()),
+            frame_bytes: self.frame_bytes(),
+            wanted: frames,
+            whole: 0,
+            committed: 0,
+            ended: frames == 0,
+        }
+    }
+}
+
+/// Follows the chain of checksums through the frames of a WAL, which come in pieces of any size.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    big_endian: bool,
+    salts: Salts,
+    chain: [u32; 2],
+    /// What came of the next frame.
+    frame: Vec<u8>,
+    frame_bytes: usize,
+    wanted: u64,
+    whole: u64,
+    committed: u64,
+    ended: bool,
+}
+
+impl Scan {
+    /// Takes the bytes that follow those before.
+    pub(crate) fn take(&mut self, mut bytes: &[u8]) {
+        while !self.ended && !bytes.is_empty() {
+            let (more, rest) = bytes.split_at(bytes.len().min(self.frame_bytes - self.frame.len()));
+            bytes = rest;
+            if self.frame.is_empty() && more.len() == self.frame_bytes {
+                self.take_frame(more);
+                continue;
             }
-            if frame[8..16] != self.bytes[SALTS] {
-                return Ok(committed);
-            }
-            chain = checksum(big_endian, checksum(big_endian, chain, &frame[..8]), &frame[FRAME_HEADER_BYTES..]);
-            if chain != [be(&frame[16..20]), be(&frame[20..24])] {
-                return Ok(committed);
-            }
-            count += 1;
-            if be(&frame[4..8]) != 0 {
-                committed = count;
+            self.frame.extend_from_slice(more);
+            if self.frame.len() == self.frame_bytes {
+                let frame = std::mem::take(&mut self.frame);
+                self.take_frame(&frame);
+                self.frame = frame;
+                self.frame.clear();
             }
         }
     }
+
+    fn take_frame(&mut self, frame: &[u8]) {
+        let (head, page) = frame.split_at(FRAME_HEADER_BYTES);
+        let chain = checksum(self.big_endian, checksum(self.big_endian, self.chain, &head[..8]), page);
+        if head[8..16] != self.salts || chain != [be(&head[16..20]), be(&head[20..24])] {
+            self.ended = true;
+            return;
+        }
+        self.chain = chain;
+        self.whole += 1;
+        if be(&head[4..8]) != 0 {
+            self.committed = self.whole;
+        }
+        self.ended = self.whole == self.wanted;
+    }
+
+    /// Whether nothing that follows counts any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// How many frames are whole.
+    pub(crate) fn whole(&self) -> u64 {
+        self.whole
+    }
+
+    /// How many frames there are up to the last commit.
+    pub(crate) fn committed(&self) -> u64 {
+        self.committed
+    }
+}
+
+/// What the WAL index says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Index {
+    /// Frames of the WAL up to the last commit that the users of the database know of.
+    pub(crate) frames: u64,
+    /// How many of them are in the database.
+    pub(crate) backfilled: u64,
+    pub(crate) salts: Salts,
+    page_bytes: u64,
+}
+
+impl Index {
+    /// Reads the WAL index; `None` where both headers are not the same, as while one is written, or their checksums are wrong.
+    pub(crate) fn parse(bytes: &[u8; INDEX_BYTES]) -> Option<Index> {
+        let same = bytes[..INDEX_HEADER_BYTES] == bytes[INDEX_HEADER_BYTES..2 * INDEX_HEADER_BYTES];
+        if same { Index::parse_either(bytes) } else { None }
+    }
+
+    /// Reads the older of both headers that is whole: a process may have been killed after it wrote one of them.
+    pub(crate) fn parse_either(bytes: &[u8; INDEX_BYTES]) -> Option<Index> {
+        let backfilled = u64::from(ne(&bytes[96..100]));
+        let mut headers = bytes[..2 * INDEX_HEADER_BYTES].chunks_exact(INDEX_HEADER_BYTES);
+        headers.find_map(|header| {
+            let sums = checksum(cfg!(target_endian = "big"), [0, 0], &header[..INDEX_SUMMED_BYTES]);
+            if header[12] == 0 || sums != [ne(&header[40..44]), ne(&header[44..48])] {
+                return None;
+            }
+            let page = u16::from_ne_bytes([header[14], header[15]]);
+            Some(Index {
+                frames: u64::from(ne(&header[16..20])),
+                backfilled,
+                salts: header[32..40].try_into().ok()?,
+                page_bytes: if page == 1 { 65536 } else { u64::from(page) },
+            })
+        })
+    }
+
+    /// Bytes of the frames. The length of the file says nothing: it is the largest that the WAL ever had.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.frames * (FRAME_HEADER_BYTES as u64 + self.page_bytes)
+    }
+}
+
+fn ne(bytes: &[u8]) -> u32 {
+    bytes.try_into().map_or(0, u32::from_ne_bytes)
 }
 
 fn be(bytes: &[u8]) -> u32 {

@@ -1,18 +1,22 @@
 //! Private parts of the crate for its own tests, as plain functions. Compiled only with the private feature `gate`.
 
-use std::path::Path;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::config::PactMethod;
 use crate::control::Control;
 use crate::error::Result;
 use crate::log_format::{self, End, Fragments, Records};
-use crate::raw_copy::{self, How};
 use crate::record::PactPart;
 use crate::source::SqliteSource;
-use crate::sqlite_wal::{HEADER_BYTES, Header};
+use crate::sqlite_attempt::How;
+use crate::sqlite_wal::{HEADER_BYTES, Header, Index};
 use crate::version_edit::Versions;
-use crate::{live, live_files, sqlite};
+use crate::{live, live_files, sqlite, sys};
 
 /// One live copy of the database in `source` to the new directory `to`, by links in `pins`; rounds and window.
 ///
@@ -96,26 +100,47 @@ pub fn live_files_read(manifest: &[u8], lengths: &[usize]) -> std::result::Resul
     Ok(versions.into_live_files().into_iter().map(|f| (f.name(), f.bytes)).collect())
 }
 
-/// One raw copy of a SQLite database; `false` where it is not in WAL mode.
-///
-/// # Errors
-/// As the raw copy.
-pub fn raw_copy(database: &Path, to: &Path, node_is_up: bool, method: PactMethod) -> Result<bool> {
-    let how = How { node_is_up, method };
-    raw_copy::copy(database, to, how, None, &Control::default()).map(|method| method.is_some())
-}
-
-/// One copy of a SQLite database, in whichever way fits it.
+/// One copy of a SQLite database in this process, as a node that embeds us has it.
 ///
 /// # Errors
 /// As a backup's.
-pub fn sqlite_copy(source: &SqliteSource, database: &Path, to: &Path, node_is_up: bool) -> Result<PactPart> {
-    let how = How { node_is_up, method: PactMethod::default() };
-    sqlite::copy(source, database, to, how, None, &Control::default())
+pub fn embedded_copy(database: &Path, to: &Path, method: PactMethod) -> Result<PactPart> {
+    let how = How { node_seen_on: &|| Ok(None), method, owner: None, control: &Control::default() };
+    sqlite::copy(&SqliteSource::Embedded(PathBuf::new()), database, to, &how)
+}
+
+/// One copy of a SQLite database of another process, in whichever way fits it. Of a node that is up, nothing but the locks on
+/// the database itself shows that they reach us.
+///
+/// # Errors
+/// As a backup's.
+pub fn foreign_copy(database: &Path, to: &Path, node_is_up: bool, control: &Control) -> Result<PactPart> {
+    let node_seen_on = || Ok(node_is_up.then_some(u64::MAX));
+    let how = How { node_seen_on: &node_seen_on, method: PactMethod::default(), owner: None, control };
+    sqlite::copy(&SqliteSource::Foreign(PathBuf::new()), database, to, &how)
+}
+
+/// What a job is given that copies at most `limit_bytes` a second (0: no limit) and leaves `reserve_bytes` free.
+pub fn control(limit_bytes: u64, reserve_bytes: u64) -> Control {
+    let control = Control::limited(Arc::new(AtomicU64::new(limit_bytes)));
+    control.set_reserve(reserve_bytes);
+    control
+}
+
+/// Bytes of a file that the page cache has; `None` where the kernel does not tell.
+pub fn cached_bytes(file: &File) -> Option<u64> {
+    sys::cached(file.as_fd(), 0, file.metadata().ok()?.len()).map(|cached| cached.bytes())
+}
+
+/// The frames, and their bytes, of a SQLite WAL index: read from both headers, or from either.
+pub fn wal_index(index: &[u8; 100]) -> [Option<(u64, u64)>; 2] {
+    [Index::parse(index), Index::parse_either(index)].map(|index| index.map(|index| (index.frames, index.bytes())))
 }
 
 /// The committed frames of a SQLite WAL; `None` without a header.
 pub fn wal_frames(wal: &[u8]) -> Option<u64> {
-    let header = Header::parse(wal)?;
-    Some(header.committed_frames(&wal[HEADER_BYTES..]).expect("bytes in memory can be read"))
+    let mut scan = Header::parse(wal)?.scan(u64::MAX);
+    // In pieces that have nothing to do with the frames, as they come from a file.
+    wal[HEADER_BYTES..].chunks(4096 + 7).for_each(|piece| scan.take(piece));
+    Some(scan.committed())
 }

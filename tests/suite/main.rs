@@ -27,6 +27,8 @@ mod sqlite;
 #[cfg(feature = "gate")]
 mod sqlite_pact;
 #[cfg(feature = "gate")]
+mod sqlite_races;
+#[cfg(feature = "gate")]
 mod sqlite_stress;
 #[cfg(feature = "gate")]
 mod sweep;

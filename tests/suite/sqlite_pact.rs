@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use chainweb_backup::rusqlite::{self, Connection, OpenFlags, Transaction, TransactionBehavior};
-use chainweb_backup::{PactMethod, SqliteSource, testing};
+use chainweb_backup::{Control, PactMethod, testing};
 
 /// Set for the child.
 const CHILD: &str = "CHAINWEB_BACKUP_SQLITE_CHILD";
@@ -334,16 +334,15 @@ impl State {
                 "open".to_owned()
             }
             "copy" => {
-                let source = SqliteSource::Foreign(PathBuf::from("unused"));
                 let to = Path::new(words[2]);
-                match testing::sqlite_copy(&source, Path::new(words[1]), to, words[3] == "up") {
+                match testing::foreign_copy(Path::new(words[1]), to, words[3] == "up", &Control::default()) {
                     Ok(part) => format!("{:?} {:?}", part.method, verify(to)),
                     Err(e) => format!("refused: {}", e.chain()),
                 }
             }
             "raw-copy" => {
-                let result = testing::raw_copy(Path::new(words[1]), Path::new(words[2]), false, PactMethod::Copy);
-                format!("{:?}", result.map_err(|e| e.chain()))
+                let result = testing::embedded_copy(Path::new(words[1]), Path::new(words[2]), PactMethod::Copy);
+                format!("{:?}", result.map(|part| part.method).map_err(|e| e.chain()))
             }
             other => panic!("no such order: {other}"),
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use chainweb_backup::{PactMethod, SqliteSource, gate, testing};
+use chainweb_backup::{Control, Error, Method, PactMethod, PactPart, gate, testing};
 use tempfile::TempDir;
 
 use crate::fixture::{names, scratch};
@@ -83,10 +83,19 @@ impl Stage {
 
     fn raw(&self, node_is_up: bool) -> impl Fn(&Path) -> Result<(), String> {
         let database = self.database.clone();
-        move |to| match testing::raw_copy(&database, to, node_is_up, PactMethod::Copy) {
-            Ok(true) => Ok(()),
-            other => Err(format!("{:?}", other.map_err(|e| e.chain()))),
-        }
+        move |to| raw_only(testing::foreign_copy(&database, to, node_is_up, &Control::default()))
+    }
+
+    fn raw_embedded(&self) -> impl Fn(&Path) -> Result<(), String> {
+        let database = self.database.clone();
+        move |to| raw_only(testing::embedded_copy(&database, to, PactMethod::Copy))
+    }
+}
+
+fn raw_only(result: Result<PactPart, Error>) -> Result<(), String> {
+    match result {
+        Ok(part) if part.method == Method::RawCopy => Ok(()),
+        other => Err(format!("{:?}", other.map_err(|e| e.chain()))),
     }
 }
 
@@ -184,13 +193,13 @@ fn killed_writers() {
 fn closing_and_opening_writers() {
     let stage = Stage::new();
     let _writer = stage.writer(&Shape { reopen_after: 5, ..SMALL });
-    let source = SqliteSource::Foreign(stage.scratch.path().to_owned());
-    let copy = |to: &Path| match testing::sqlite_copy(&source, &stage.database, to, false) {
+    let copy = |to: &Path| match testing::foreign_copy(&stage.database, to, false, &Control::default()) {
         Ok(_) => Ok(()),
         Err(e) => std::fs::remove_file(to).or(Ok(())).and(Err(e.chain())),
     };
+    // Stopped again and again, so that even what was opened meanwhile may be closed when it is looked at again.
     for failure in stage.copy_all("reopen", copies() * 2, &copy) {
-        assert!(failure.contains("the node has been started"), "{failure}");
+        assert!(failure.contains("the node has been started, 3 times"), "{failure}");
     }
 }
 
@@ -227,7 +236,7 @@ fn writers_in_the_same_process() {
             }
         })
     };
-    let raw = stage.raw(false);
+    let raw = stage.raw_embedded();
     let copy = |to: &Path| {
         let before = newest.load(SeqCst);
         raw(to)?;

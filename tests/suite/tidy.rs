@@ -15,7 +15,7 @@ const MAX_LINES: usize = 550;
 /// Crates that only these modules name.
 const ONLY_IN: [(&str, &[&str]); 5] = [
     ("rouille", &["http", "http_head", "listener"]),
-    ("rusqlite", &["sqlite", "raw_copy"]),
+    ("rusqlite", &["sqlite", "raw_copy", "sqlite_fold", "sqlite_locks", "sqlite_online"]),
     ("rocksdb", &["engine"]),
     ("crossbeam_channel", &["service"]),
     ("httparse", &["http_head"]),
