@@ -208,7 +208,8 @@ impl Child {
         let growth = rss.saturating_sub(rss_before);
         eprintln!("{what}: threads={threads} rss_growth_kib={} descriptors={}", growth / 1024, self.descriptors());
         assert!(growth < GROWTH_BYTES, "{what}: memory grew by {growth} bytes");
-        assert!(threads <= 64 + 8 + 4, "{what}: {threads} threads");
+        // The cap, those that are told so, two in reserve that may be idle beside them, and those of the test itself.
+        assert!(threads <= 64 + 8 + 2 + 4, "{what}: {threads} threads");
     }
 
     /// It must be alive, and end of itself.
