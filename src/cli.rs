@@ -285,6 +285,7 @@ fn resolve(
         let hours = 1_000_000_000 / limit / 3600;
         warnings.push(format!("the limit of {limit} bytes per second is low: a gigabyte takes {hours} hours so"));
     }
+    config.reread_percent = typed.reread_percent.or(file.reread_percent).unwrap_or(config.reread_percent);
     let stall_limit = typed.stall_seconds.or(file.stall_limit);
     config.stall_limit = stall_limit.unwrap_or(config.stall_limit);
     if command == Command::Make {
@@ -398,7 +399,7 @@ fn refuse_tildes(typed: &Typed) -> Result<(), String> {
 fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
     use Command::{Cancel, Check, Delete, List, Make, Pin, Prune, Restore, Serve, Sum, Unpin, Verify};
     const ALL: &[Command] = &[Serve, Make, List, Check, Cancel, Verify, Restore, Sum, Delete, Prune, Pin, Unpin];
-    let flags: [(&str, bool, &[Command]); 26] = [
+    let flags: [(&str, bool, &[Command]); 27] = [
         ("--database-directory", typed.database_directory.is_some(), ALL),
         ("--backup-directory", typed.backup_directory.is_some(), ALL),
         ("--config-file", !typed.config_file.is_empty(), ALL),
@@ -409,6 +410,7 @@ fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
         ("--pact-method", typed.pact_method.is_some(), &[Serve, Make]),
         ("--sums", typed.sums.is_some(), &[Serve, Make]),
         ("--verify", typed.verify.is_some(), &[Serve, Make]),
+        ("--reread-percent", typed.reread_percent.is_some(), &[Serve, Make]),
         ("--stall-seconds", typed.stall_seconds.is_some(), &[Serve, Make]),
         ("--limit-bytes-per-second", typed.limit_bytes_per_second.is_some(), &[Serve, Make]),
         ("--enable-backup-api", typed.enable_backup_api, &[Serve]),

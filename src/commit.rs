@@ -158,6 +158,26 @@ impl Unfinished {
         Ok(())
     }
 
+    /// Back to before step 4, because of damage that the check found: what was filled becomes garbage. The status is in progress
+    /// all the time, so that a crash leaves what a crash in step 4 leaves.
+    pub(crate) fn begin_again(&mut self, catalog: &Catalog, reason: &str) -> Result<()> {
+        for name in [PARTIAL, WHOLE] {
+            let data = self.path.join(name);
+            if data.symlink_metadata().is_ok() {
+                disk::rename(&data, &catalog.free_garbage_path(&self.record.id)?)?;
+            }
+        }
+        disk::end_replace(&self.path, STATUS_FILE)?;
+        disk::remove_file(&self.path.join(MANIFEST_FILE))?;
+        let Record { id, scope, started_ms, versions, .. } = &self.record;
+        self.record = Record::new(id.clone(), *scope, *started_ms, versions.clone());
+        disk::replace(&self.path, RECORD_FILE, &self.record.to_bytes(), self.owner)?;
+        self.record.warnings.push(format!("filled again: the first time, {reason}"));
+        // The room may be needed. What cannot be removed now, the sweep finds later.
+        let _ = catalog.sweep(&|| true);
+        Ok(())
+    }
+
     /// Ends the job as a failure because of `cause`. Returns whether the disk says so now, and the cause.
     pub(crate) fn abandon(mut self, catalog: &Catalog, cause: Error) -> (bool, Error) {
         self.record.phase = Phase::Finished;

@@ -23,6 +23,8 @@ const THROTTLE_SLICE: Duration = Duration::from_millis(100);
 pub enum Phase {
     /// Looking at the sources and at the free space.
     PreFlight,
+    /// Reading again what will be taken over from an earlier backup.
+    Reread,
     /// Copying the Pact databases.
     Pact,
     /// Capturing RocksDB.
@@ -37,8 +39,16 @@ pub enum Phase {
     Finished,
 }
 
-const PHASES: [Phase; 7] =
-    [Phase::PreFlight, Phase::Pact, Phase::Rocksdb, Phase::Heights, Phase::Sync, Phase::Verify, Phase::Finished];
+const PHASES: [Phase; 8] = [
+    Phase::PreFlight,
+    Phase::Reread,
+    Phase::Pact,
+    Phase::Rocksdb,
+    Phase::Heights,
+    Phase::Sync,
+    Phase::Verify,
+    Phase::Finished,
+];
 
 /// Why a job ends before it is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

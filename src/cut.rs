@@ -6,12 +6,24 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault::Fault;
+
 /// A cut: the newest block of every chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cut {
     pub(crate) height: u64,
     /// Block height by chain.
     pub(crate) chains: BTreeMap<u32, u64>,
+}
+
+/// What RocksDB says of a finished copy.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Heights {
+    /// It cannot read it. The file is a name in the directory of the copy; empty where RocksDB names none.
+    Damaged(Fault),
+    /// The newest cut, where there is one.
+    Cut(Option<Cut>),
 }
 
 #[cfg(feature = "engine")]

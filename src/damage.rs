@@ -2,65 +2,94 @@
 //! other backup that has a damaged file as the same inode.
 //!
 //! Invariant: a backup is noted for a file only if the fault is in the file of exactly that name, and that name is the same
-//! inode there.
+//! inode there. What is noted of single files adds up; a verification of the whole backup replaces it.
+
+use std::collections::BTreeSet;
 
 use crate::catalog::{Catalog, shared_identity};
 use crate::commit::WHOLE;
 use crate::disk;
 use crate::error::Result;
+use crate::fault::Fault;
 use crate::id::BackupId;
-use crate::live_files::is_immutable;
 use crate::record::{VERIFIED_FILE, Verified};
-use crate::verify::{Depth, Verification};
+use crate::verify::Depth;
 
-/// What the note about a deep verification calls it.
-const DEEP: &str = "deep";
-
-/// How the paths of RocksDB's files begin.
-const ROCKSDB: &str = "0/rocksDb/";
+/// How many damaged files a note names. A backup with more serves no later one.
+const MAX_NAMES: usize = 1000;
 
 /// Writes down in the backup that it was verified, and how that went. A quick verification without a fault says less than a
 /// deep one before it: it changes nothing then.
-pub(crate) fn note(catalog: &Catalog, id: &BackupId, depth: Depth, faults_count: u64, at_ms: u64) -> Result<()> {
-    let depth = if depth == Depth::Deep { DEEP } else { "quick" }.to_owned();
-    if depth != DEEP && faults_count == 0 && catalog.verified(id)?.is_some_and(|before| before.depth == DEEP) {
+pub(crate) fn note(catalog: &Catalog, id: &BackupId, depth: Depth, faults: &[Fault], at_ms: u64) -> Result<()> {
+    let depth = if depth == Depth::Deep { Verified::DEEP } else { "quick" }.to_owned();
+    if depth != Verified::DEEP && faults.is_empty() && catalog.verified(id)?.is_some_and(|before| before.is_deep()) {
         return Ok(());
     }
-    let verified = Verified { depth, at_ms, faults_count };
-    let bytes = serde_json::to_vec(&verified).expect("a verification has only string keys");
+    let tables: BTreeSet<String> = faults.iter().filter_map(|fault| fault.table().map(str::to_owned)).collect();
+    let others_count = faults.iter().filter(|fault| fault.table().is_none()).count() as u64;
+    let damaged = if others_count == 0 && tables.len() <= MAX_NAMES { tables } else { BTreeSet::new() };
+    write(catalog, id, &Verified { depth, at_ms, faults_count: faults.len() as u64, damaged })
+}
+
+fn write(catalog: &Catalog, id: &BackupId, verified: &Verified) -> Result<()> {
+    let bytes = serde_json::to_vec(verified).expect("a verification has only string keys");
     disk::replace(&catalog.path(id), VERIFIED_FILE, &bytes, catalog.owner())
 }
 
-/// Notes the same damage in every other backup that has a damaged SST as the same file: a second name of it is as bad. Without
-/// a damaged SST, nothing happens.
-pub(crate) fn note_sharers(
-    catalog: &Catalog,
-    id: &BackupId,
-    depth: Depth,
-    found: &Verification,
-    at_ms: u64,
-) -> Result<()> {
+/// The SSTs of a backup that are known to be damaged; `None` if there is other damage, too, or nobody knows where.
+pub(crate) fn tables(catalog: &Catalog, id: &BackupId) -> Result<Option<BTreeSet<String>>> {
+    Ok(match catalog.verified(id)? {
+        None => Some(BTreeSet::new()),
+        Some(verified) if verified.faults_count == 0 || !verified.damaged.is_empty() => Some(verified.damaged),
+        Some(_) => None,
+    })
+}
+
+/// Notes in a backup that these SSTs of it are damaged, besides what is known, and in every other that shares one.
+pub(crate) fn note_tables(catalog: &Catalog, id: &BackupId, faults: &[Fault], at_ms: u64) -> Result<()> {
+    add(catalog, id, &faults.iter().filter_map(Fault::table).collect::<Vec<_>>(), at_ms)?;
+    note_sharers(catalog, id, faults, at_ms).map(|_| ())
+}
+
+/// Adds damaged SSTs to what is known of a backup.
+fn add(catalog: &Catalog, id: &BackupId, names: &[&str], at_ms: u64) -> Result<()> {
+    let known = tables(catalog, id)?;
+    let before_count = catalog.verified(id)?.map_or(0, |verified| verified.faults_count);
+    let new_count =
+        names.iter().filter(|name| known.as_ref().is_none_or(|known| !known.contains(**name))).count() as u64;
+    let mut damaged = known.clone().unwrap_or_default();
+    damaged.extend(names.iter().map(|name| (*name).to_owned()));
+    // Damage that is not in SSTs alone cannot be told file by file.
+    if known.is_none() || damaged.len() > MAX_NAMES {
+        damaged.clear();
+    }
+    write(
+        catalog,
+        id,
+        &Verified { depth: Verified::DEEP.to_owned(), at_ms, faults_count: before_count + new_count, damaged },
+    )
+}
+
+/// Notes the same damage in every other backup that has a damaged SST as the same file: a second name of it is as bad. Returns
+/// in how many.
+pub(crate) fn note_sharers(catalog: &Catalog, id: &BackupId, faults: &[Fault], at_ms: u64) -> Result<usize> {
     let directory = |id: &BackupId| catalog.path(id).join(WHOLE).join("rocksDb");
-    let mut damaged = Vec::new();
-    for name in found.faults.iter().filter_map(|fault| fault.file.strip_prefix(ROCKSDB)) {
-        if is_immutable(name)
-            && !damaged.iter().any(|(known, _)| *known == name)
-            && let Some(identity) = shared_identity(&directory(id).join(name))
-        {
-            damaged.push((name, identity));
-        }
-    }
+    let names: BTreeSet<&str> = faults.iter().filter_map(Fault::table).collect();
+    let with_identity = names.into_iter().map(|name| Some((name, shared_identity(&directory(id).join(name))?)));
+    let damaged: Vec<_> = with_identity.flatten().collect();
     if damaged.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
+    let mut count = 0;
     for other in catalog.readable()?.filter(|other| other.id != *id && other.record.is_some()) {
         let path = directory(&other.id);
         let has = |(name, identity): &&(&str, _)| shared_identity(&path.join(name)) == Some(*identity);
-        let count = damaged.iter().filter(has).count() as u64;
-        if count > 0 {
+        let shared: Vec<&str> = damaged.iter().filter(has).map(|(name, _)| *name).collect();
+        if !shared.is_empty() {
             log::error!("backup damaged id={} reason=\"it shares a file with backup {id}, which is\"", other.id);
-            note(catalog, &other.id, depth, count, at_ms)?;
+            add(catalog, &other.id, &shared, at_ms)?;
+            count += 1;
         }
     }
-    Ok(())
+    Ok(count)
 }

@@ -30,6 +30,9 @@ pub struct Details {
     pub pinned: bool,
     /// How it was last verified; absent where it was not.
     pub verified: Option<Verified>,
+    /// When the file was last read whole that was not read for the longest time, milliseconds since the epoch; 0 if nobody
+    /// knows. Absent where the files are the node's own, which it reads itself.
+    pub oldest_unread_ms: Option<u64>,
     /// The directories below its `0` that have checksums of all their files: `rocksDb`, `sqlite`.
     pub sums: Vec<&'static str>,
     /// Bytes of disk that deleting it would free, as of the end of the last job; absent until that is known.
@@ -82,6 +85,7 @@ impl Details {
             foreign: false,
             pinned: false,
             verified: None,
+            oldest_unread_ms: None,
             sums: Vec::new(),
             started_ms,
             progress: None,
@@ -92,10 +96,12 @@ impl Details {
 
     /// What the disk says of a backup; no job of ours runs on it.
     pub(crate) fn of(catalog: &Catalog, found: Found) -> Result<Details> {
+        let verified = catalog.verified(&found.id)?;
         Ok(Details {
             foreign: found.record.is_none(),
             pinned: catalog.is_pinned(&found.id)?,
-            verified: catalog.verified(&found.id)?,
+            oldest_unread_ms: oldest_unread_ms(found.record.as_ref(), verified.as_ref()),
+            verified,
             sums: sums::present(&catalog.path(&found.id))?,
             exclusive_bytes: None,
             progress: None,
@@ -106,4 +112,11 @@ impl Details {
             record: found.record,
         })
     }
+}
+
+/// A deep verification that finds nothing has read everything.
+fn oldest_unread_ms(record: Option<&Record>, verified: Option<&Verified>) -> Option<u64> {
+    let oldest_ms = record?.rocksdb.as_ref()?.oldest_read_ms?;
+    let all_ms = verified.filter(|verified| verified.is_deep() && verified.faults_count == 0).map(|v| v.at_ms);
+    Some(all_ms.map_or(oldest_ms, |all_ms| all_ms.max(oldest_ms)))
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{DB, IteratorMode, Options, ReadOptions};
 
-use crate::cut::Cut;
+use crate::cut::{Cut, Heights};
 use crate::disk;
 use crate::error::{Error, Kind, Result};
 use crate::fault::{Fault, Inspected, table_in};
@@ -50,17 +50,22 @@ pub(crate) fn checkpoint(db: &Db, to: &Path) -> Result<()> {
     Checkpoint::new(db).and_then(|c| c.create_checkpoint(to)).map_err(failed)
 }
 
-/// The newest cut in a finished copy; `None` where it has none.
-pub(crate) fn read_cut(copy: &Path) -> Result<Option<Cut>> {
-    let failed = |e| Error::new(Kind::Damaged, format!("RocksDB cannot open the copy {}", copy.display())).because(e);
+/// The newest cut in a finished copy, or the damage because of which RocksDB cannot read it.
+pub(crate) fn read_cut(copy: &Path) -> Result<Heights> {
     let options = read_only_options(copy)?;
-    // Other column families are the node's business; the cuts are in the default one.
-    let db = DB::open_for_read_only(&options, copy, false).map_err(failed)?;
-    let mut range = ReadOptions::default();
-    range.set_iterate_upper_bound(Cut::PREFIX_END);
-    let newest = db.iterator_opt(IteratorMode::End, range).next().transpose().map_err(failed)?;
-    let Some((key, value)) = newest.filter(|(key, _)| key.starts_with(Cut::PREFIX)) else { return Ok(None) };
-    Ok(Cut::parse(&key[Cut::PREFIX.len()..], &value))
+    let newest = || {
+        // Other column families are the node's business; the cuts are in the default one.
+        let db = DB::open_for_read_only(&options, copy, false)?;
+        let mut range = ReadOptions::default();
+        range.set_iterate_upper_bound(Cut::PREFIX_END);
+        db.iterator_opt(IteratorMode::End, range).next().transpose()
+    };
+    let newest = match newest() {
+        Ok(newest) => newest,
+        Err(e) => return Ok(Heights::Damaged(reported(&e))),
+    };
+    let cut = newest.filter(|(key, _)| key.starts_with(Cut::PREFIX));
+    Ok(Heights::Cut(cut.and_then(|(key, value)| Cut::parse(&key[Cut::PREFIX.len()..], &value))))
 }
 
 /// Reads every block of every column family of a finished copy and checks its checksum. Of a column family with damage, what

@@ -30,6 +30,19 @@ pub(crate) struct Inspected {
     pub(crate) faults: Vec<Fault>,
 }
 
+impl Fault {
+    /// Of a file in RocksDB's directory, or of all of it where `name` is empty.
+    pub(crate) fn of_rocksdb(Fault { file: name, why }: Fault) -> Fault {
+        let slash = if name.is_empty() { "" } else { "/" };
+        Fault { file: format!("0/rocksDb{slash}{name}"), why }
+    }
+
+    /// The name of the SST or blob file that it is in.
+    pub(crate) fn table(&self) -> Option<&str> {
+        self.file.strip_prefix("0/rocksDb/").filter(|name| name.ends_with(".sst") || name.ends_with(".blob"))
+    }
+}
+
 /// The SST or blob file that a sentence of RocksDB's names: it knows no other way to say which file it means.
 #[cfg(any(feature = "engine", test))]
 pub(crate) fn table_in(sentence: &str) -> Option<String> {

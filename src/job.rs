@@ -12,24 +12,27 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::catalog::{Catalog, Found};
-use crate::commit::{USE_FILE, Unfinished, WHOLE};
+use crate::catalog::Catalog;
+use crate::commit::Unfinished;
 use crate::config::Config;
 use crate::control::{Control, Phase};
 use crate::cut::Cut;
-use crate::disk::{self, Lock};
+use crate::disk;
 use crate::engine;
 use crate::error::{Error, Kind, Result};
 use crate::live_files::is_immutable;
 use crate::manifest::Manifest;
 use crate::record::{Method, PactPart, RocksdbPart, Status};
-use crate::reuse::{self, Earlier};
+use crate::repair::Capturing;
+use crate::reread::Base;
+use crate::reuse;
 use crate::rocks::{self, Capture};
-use crate::source::{RocksSource, Sources};
+use crate::source::{RocksSource, Sources, resolve};
+use crate::sqlite;
 use crate::sqlite_attempt::How;
+use crate::sum::{self, Known};
 use crate::unsynced::Batch;
 use crate::version_edit::LiveFile;
-use crate::{sqlite, sums};
 
 /// How often RocksDB is captured while Pact is ahead of it: once, and three times again.
 const MAX_CAPTURES: u32 = 4;
@@ -59,9 +62,21 @@ pub(crate) fn fill(
     disk::create_dir(&partial, owner)?;
     let databases = if backup.record.scope.has_pact() { sources.sqlite.databases()? } else { Vec::new() };
     let linked = rocks::can_link(sources.rocksdb.path(), &partial)?;
-    let earlier = if linked { None } else { catalog.newest_good()?.and_then(|found| earlier(catalog, &found)) };
-    let rocksdb_bytes = if linked { 0 } else { copied_bytes(sources, earlier.as_ref())? };
+    let mut base = if linked { None } else { Base::find(catalog)? };
+    let live = base
+        .as_ref()
+        .and_then(|_| resolve(sources.rocksdb.path()).and_then(|d| reuse::live_files_in(&d)).ok())
+        .unwrap_or_default();
+    let saved_bytes = base.as_ref().map_or(0, |base| base.files.saved_bytes(&live));
+    let rocksdb_bytes = if linked { 0 } else { rocks::total_bytes(&sources.rocksdb)?.saturating_sub(saved_bytes) };
     pre_flight(&partial, &databases, rocksdb_bytes, catalog, config, control)?;
+    let now_ms = backup.record.started_ms;
+    if let Some(base) = base.as_mut().filter(|_| config.reread_percent > 0) {
+        control.enter(Phase::Reread);
+        let faults = base.read_share(&live, config.reread_percent, now_ms, catalog, control)?;
+        backup.record.warnings.extend(faults.iter().map(|fault| base.warning(fault)));
+    }
+    drop(live);
 
     if backup.record.scope.has_pact() {
         control.enter(Phase::Pact);
@@ -84,18 +99,16 @@ pub(crate) fn fill(
     }
     let rocksdb = partial.join("rocksDb");
     let mut captures_count = 0;
+    let program = config.heights_program.as_deref();
+    let capturing = Capturing { sources, catalog, program, owner, now_ms, control };
     let (capture, cut) = loop {
-        control.enter(Phase::Rocksdb);
-        control.check()?;
         captures_count += 1;
-        let capture = rocks::capture(sources, &rocksdb, earlier.as_ref(), owner, control)?;
-        control.enter(Phase::Heights);
+        let (capture, cut) = capturing.run(&rocksdb, &mut base, &mut backup.record.warnings)?;
         if let Err(e) = engine::require("reading the heights") {
             let unknown = "the height of RocksDB is unknown, and whether Pact is ahead of it";
             backup.record.warnings.push(format!("{unknown}: {}", e.chain()));
             break (capture, None);
         }
-        let cut = rocks::read_cut(&rocksdb, config.heights_program.as_deref(), control)?;
         let Some(ahead) = cut.as_ref().and_then(|cut| pact_ahead(&backup.record.pact, cut)) else {
             break (capture, cut);
         };
@@ -112,12 +125,13 @@ pub(crate) fn fill(
         sleep(PACT_AHEAD_PAUSE);
     };
 
-    drop(earlier);
+    drop(base);
     control.enter(Phase::Sync);
     let pact = backup.record.pact.clone();
     let mut manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;
     require_whole(&manifest, &pact, &rocksdb)?;
     sum_logs(&mut manifest, &partial, control)?;
+    know_tables(&mut manifest, &capture, now_ms);
     backup.record.replay_blocks = cut.as_ref().and_then(|cut| replay_blocks(&pact, cut));
     backup.record.versions.rocksdb = rocks::version_in(&rocksdb).unwrap_or_default();
     backup.record.rocksdb = Some(rocksdb_part(&manifest, &capture, captures_count, cut));
@@ -130,23 +144,27 @@ fn sum_logs(manifest: &mut Manifest, partial: &Path, control: &Control) -> Resul
     let is_log = |path: &str| path.starts_with("0/rocksDb/") && !is_immutable(path);
     let logs: Vec<String> = manifest.files().filter(|f| is_log(f.path)).map(|f| f.path.to_owned()).collect();
     for path in logs {
-        let sum = sums::of(&partial.join(&path["0/".len()..]), false, control)?;
-        manifest.set_sum(path, sum);
+        let sum = sum::of(&partial.join(&path["0/".len()..]), false, control)?;
+        manifest.find(&path).into_iter().for_each(|at| manifest.know(at, Known { sum, read_ms: 0 }));
     }
     Ok(())
 }
 
-/// The RocksDB of a good backup, held, where its files can be used again.
-fn earlier(catalog: &Catalog, found: &Found) -> Option<Earlier> {
-    let path = catalog.path(&found.id);
-    let use_lock = Lock::try_share(&path.join(USE_FILE)).ok()??;
-    Earlier::open(&path.join(WHOLE).join("rocksDb"), use_lock)
+/// Notes in the manifest what is known of the files that are no links to the node's: what was copied was read just now.
+fn know_tables(manifest: &mut Manifest, capture: &Capture, now_ms: u64) {
+    for at in 0..manifest.count() {
+        let came = table_number(manifest.file(at).path).and_then(|number| capture.brought.find(number));
+        if let Some(came) = came
+            && let Some(known) = came.known
+        {
+            manifest.know(at, if came.reused { known } else { Known { read_ms: now_ms, ..known } });
+        }
+    }
 }
 
-/// Bytes of RocksDB that must be copied because links do not reach.
-fn copied_bytes(sources: &Sources, earlier: Option<&Earlier>) -> Result<u64> {
-    let saved_bytes = earlier.map_or(0, |earlier| earlier.saved_bytes(sources.rocksdb.path()));
-    Ok(rocks::total_bytes(&sources.rocksdb)?.saturating_sub(saved_bytes))
+/// The number of an SST or blob file of RocksDB.
+fn table_number(path: &str) -> Option<u64> {
+    path.strip_prefix("0/rocksDb/").and_then(LiveFile::number_in)
 }
 
 /// Refuses before byte one what cannot end well: a disk without room.
@@ -241,9 +259,8 @@ fn method_of(path: &str, pact: &[PactPart], capture: &Capture) -> Method {
         Some(name) => pact.iter().find(|p| p.file == name).map_or(Method::Copied, |p| p.method),
         None if capture.linked && is_immutable(path) => Method::Linked,
         None => {
-            let number = path.strip_prefix("0/rocksDb/").and_then(LiveFile::number_in);
-            let is_reused = number.is_some_and(|number| capture.reused.binary_search(&number).is_ok());
-            if is_reused { Method::Reused } else { Method::Copied }
+            let came = table_number(path).and_then(|number| capture.brought.find(number));
+            if came.is_some_and(|came| came.reused) { Method::Reused } else { Method::Copied }
         }
     }
 }
@@ -260,5 +277,9 @@ fn rocksdb_part(manifest: &Manifest, capture: &Capture, captures_count: u32, cut
         rounds_count: capture.live.as_ref().map(|run| run.rounds_count),
         window_us: capture.live.as_ref().map(|run| u64::try_from(run.window.as_micros()).unwrap_or(u64::MAX)),
         cut_height: cut.map(|c| c.height),
+        oldest_read_ms: files()
+            .filter(|f| is_immutable(f.path) && f.method != Method::Linked)
+            .map(|f| f.read_ms.unwrap_or(0))
+            .min(),
     }
 }

@@ -25,13 +25,13 @@
 //! ```text
 //! row 6  main, cli, typed, operate, terminal, http, http_head, listener   faces: words in, words out
 //! row 5  service, listing, details, metrics, manage   the one thread, the channel, the status map
-//! row 4  job                           one backup, start to end
+//! row 4  attempt, job                  one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
-//!        verify, damage, sums, restore, retention   finished backups
+//!        verify, damage, repair, reread, sums, restore, retention   finished backups
 //! row 2  rocks, engine, no_engine, live, live_files, reuse   a source -> synced files
 //!        sqlite, sqlite_online, raw_copy, sqlite_fold, sqlite_locks, sqlite_attempt
 //!        source, record, manifest      what is read; durable formats
-//! row 1  copy, disk, nofollow, unsynced, quiet, sys, watchdog   every change that we make to the file system
+//! row 1  copy, disk, nofollow, unsynced, quiet, sum, sys, watchdog   every change that we make to the file system
 //! row 0  id, error, fault, config, config_tree, control, gate, seal,
 //!        cut, log_format, version_edit, sqlite_wal, roomy, accept, answers   no I/O
 //! ```
@@ -41,6 +41,7 @@
 
 mod accept;
 mod answers;
+mod attempt;
 mod catalog;
 mod commit;
 mod config;
@@ -76,6 +77,8 @@ mod nofollow;
 mod quiet;
 mod raw_copy;
 mod record;
+mod repair;
+mod reread;
 mod restore;
 mod retention;
 mod reuse;
@@ -90,6 +93,7 @@ mod sqlite_fold;
 mod sqlite_locks;
 mod sqlite_online;
 mod sqlite_wal;
+mod sum;
 mod sums;
 mod sys;
 #[cfg(feature = "gate")]

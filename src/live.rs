@@ -56,7 +56,7 @@ use crate::live_files::{MAX_TEXT_BYTES, Pin, Source, Staging, fstat, identity, i
 use crate::log_format::{self, End};
 use crate::nofollow;
 use crate::quiet::QuietReader;
-use crate::reuse::{self, Earlier};
+use crate::reuse::{Bringing, Brought, Earlier};
 use crate::unsynced::{Batch, Unsynced};
 use crate::version_edit::{LiveFile, Versions};
 
@@ -71,8 +71,8 @@ const ROUND_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(crate) struct Copied {
     pub(crate) run: Run,
-    /// The numbers of the files that an earlier backup had, sorted.
-    pub(crate) reused: Vec<u64>,
+    /// How the live files came that are no links to the node's.
+    pub(crate) brought: Brought,
     /// What is no link, and to be synced.
     pub(crate) unsynced: Batch,
 }
@@ -168,12 +168,12 @@ pub(crate) fn copy(
         unsynced.add(copy_wal(&source, wal, to, owner, control)?)?;
         staging.drop_wal(&wal.name)?;
     }
-    let mut reused = Vec::new();
+    let mut brought = Brought::default();
     if pins != to {
-        reused = reuse::bring_all(&live, pins, to, earlier, &mut unsynced, owner, control)?;
+        brought = Bringing { pins, to, earlier, owner, control }.all(&live, &mut unsynced)?;
     }
     write_rest(&source, &instant, to, &mut unsynced, owner, control)?;
-    Ok(Copied { run: Run { rounds_count, window: instant.window }, reused, unsynced })
+    Ok(Copied { run: Run { rounds_count, window: instant.window }, brought, unsynced })
 }
 
 /// Steps 1 to 8.

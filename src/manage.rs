@@ -80,10 +80,9 @@ impl Held {
         if self.found.record.is_none() {
             return;
         }
-        let faults_count = verification.faults.len() as u64;
         // A reader of somebody else's backups may look without being able to write.
-        let noted = damage::note(&self.catalog, &self.found.id, depth, faults_count, now_ms())
-            .and_then(|()| damage::note_sharers(&self.catalog, &self.found.id, depth, verification, now_ms()));
+        let noted = damage::note(&self.catalog, &self.found.id, depth, &verification.faults, now_ms())
+            .and_then(|()| damage::note_sharers(&self.catalog, &self.found.id, &verification.faults, now_ms()));
         if let Err(e) = noted {
             log::debug!("verification not noted id={} reason={:?}", self.found.id, e.chain());
         }

@@ -3,7 +3,6 @@
 //! There may be a hundred thousand of them. So a list of files keeps all names in one text, and a `manifest.json` is written
 //! and read file by file. Invariant: a list is sorted by path.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +16,7 @@ use crate::nofollow;
 use crate::record::{FORMAT, Method};
 use crate::roomy;
 use crate::seal;
+use crate::sum::{Known, Sum};
 
 /// Name of the file, beside `backup.json`.
 pub(crate) const MANIFEST_FILE: &str = "manifest.json";
@@ -29,9 +29,12 @@ pub(crate) struct Entry<Text> {
     pub(crate) bytes: u64,
     /// How it came here.
     pub(crate) method: Method,
-    /// BLAKE2b-512 in hexadecimal, where it was computed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) blake2b: Option<Text>,
+    /// Its checksum, if it was computed: of RocksDB's files, but for those that are links to the node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) blake2b: Option<Sum>,
+    /// When it was last read whole, and had that checksum: milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) read_ms: Option<u64>,
 }
 
 /// A list of the files of a backup.
@@ -39,15 +42,20 @@ pub(crate) struct Entry<Text> {
 pub(crate) struct Manifest {
     paths: String,
     rows: Vec<Row>,
-    /// The checksums of those few that have one, by path.
-    sums: BTreeMap<String, String>,
+    /// What is known of those that have a checksum.
+    known: Vec<Known>,
 }
+
+/// Marks a file of which nothing is known.
+const UNKNOWN: u32 = u32::MAX;
 
 #[derive(Debug)]
 struct Row {
     /// Where its path begins in the text, and how long it is.
     start: usize,
     length: u32,
+    /// The place in the list of what is known.
+    known: u32,
     method: Method,
     bytes: u64,
 }
@@ -74,7 +82,7 @@ impl Manifest {
 
     fn list(partial: &Path, method_of: &dyn Fn(&str) -> Method) -> Result<(Manifest, Vec<String>)> {
         let mut others = Vec::new();
-        let mut manifest = Manifest { paths: roomy::text(), rows: roomy::list(), sums: BTreeMap::new() };
+        let mut manifest = Manifest { paths: roomy::text(), rows: roomy::list(), known: Vec::new() };
         let mut pending = vec![PathBuf::new()];
         while let Some(below) = pending.pop() {
             let directory = partial.join(&below);
@@ -98,13 +106,17 @@ impl Manifest {
     fn push(&mut self, path: &str, bytes: u64, method: Method) {
         // PATH_MAX is far below.
         let length = u32::try_from(path.len()).unwrap_or(u32::MAX);
-        self.rows.push(Row { start: self.paths.len(), length, method, bytes });
+        self.rows.push(Row { start: self.paths.len(), length, known: UNKNOWN, method, bytes });
         self.paths.push_str(path);
     }
 
-    /// Notes the checksum of a file.
-    pub(crate) fn set_sum(&mut self, path: String, sum: String) {
-        self.sums.insert(path, sum);
+    /// Notes what is known of the file at this place of the list.
+    pub(crate) fn know(&mut self, at: usize, known: Known) {
+        if self.known.is_empty() {
+            self.known = roomy::list();
+        }
+        self.rows[at].known = u32::try_from(self.known.len()).unwrap_or(UNKNOWN);
+        self.known.push(known);
     }
 
     /// Every file, by path.
@@ -115,8 +127,14 @@ impl Manifest {
     /// The file at this place of the list.
     pub(crate) fn file(&self, at: usize) -> Entry<&str> {
         let row = &self.rows[at];
-        let path = row.path(&self.paths);
-        Entry { path, bytes: row.bytes, method: row.method, blake2b: self.sums.get(path).map(String::as_str) }
+        let known = self.known.get(row.known as usize);
+        Entry {
+            path: row.path(&self.paths),
+            bytes: row.bytes,
+            method: row.method,
+            blake2b: known.map(|known| known.sum),
+            read_ms: known.map(|known| known.read_ms).filter(|ms| *ms > 0),
+        }
     }
 
     /// The place of this path in the list.

@@ -37,6 +37,8 @@ pub(crate) struct Summary {
     is_in_progress: bool,
     last_success_ms: u64,
     last_failure_ms: u64,
+    /// Of the newest good backup of ours, its identifier and when the file was last read that was not read for longest.
+    newest: Option<(u64, Option<u64>)>,
     /// Whether something could not be read, so that it is not in here.
     pub(crate) is_incomplete: bool,
 }
@@ -54,6 +56,9 @@ impl Summary {
             }
         };
         *count += 1;
+        if backup.status == Status::Done && !backup.foreign {
+            self.newest = self.newest.max(backup.id.millis().map(|id| (id, backup.oldest_unread_ms)));
+        }
         if let (Some(last_ms), Some(ended_ms)) = (last_ms, ended_ms) {
             *last_ms = ended_ms.max(*last_ms);
         }
@@ -107,6 +112,11 @@ pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> St
     // Zero, so that an alarm rings where there was none yet.
     let help = "When the newest good backup was finished, seconds since the epoch; 0 for none.";
     metric("last_success_timestamp_seconds", "gauge", help, &plain(backups.last_success_ms as f64 / 1000.0));
+    if let Some(oldest_ms) = backups.newest.and_then(|(_, oldest_unread_ms)| oldest_unread_ms) {
+        let help =
+            "When the file of the newest backup was last read that was not read for longest, seconds since the epoch.";
+        metric("oldest_unread_timestamp_seconds", "gauge", help, &plain(oldest_ms as f64 / 1000.0));
+    }
     let help = "When the last backup that failed did, seconds since the epoch; 0 for none.";
     metric("last_failure_timestamp_seconds", "gauge", help, &plain(backups.last_failure_ms as f64 / 1000.0));
     if counters.done_count.load(Relaxed) > 0 {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::cut::Cut;
+use crate::cut::Heights;
 use crate::error::{Error, Kind, Result};
 use crate::fault::Inspected;
 
@@ -29,8 +29,8 @@ pub(crate) fn checkpoint(db: &Db, _to: &Path) -> Result<()> {
     match *db {}
 }
 
-pub(crate) fn read_cut(_copy: &Path) -> Result<Option<Cut>> {
-    require("reading the heights").map(|()| None)
+pub(crate) fn read_cut(_copy: &Path) -> Result<Heights> {
+    require("reading the heights").map(|()| Heights::Cut(None))
 }
 
 pub(crate) fn inspect(_copy: &Path) -> Result<Inspected> {

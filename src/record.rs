@@ -4,6 +4,8 @@
 //! directory without it is somebody else's and is never changed. Fields may be added within a format; readers ignore
 //! fields that they do not know, and take a format that they do not know for somebody else's.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::control::Phase;
@@ -34,6 +36,19 @@ pub struct Verified {
     pub at_ms: u64,
     /// How much was wrong.
     pub faults_count: u64,
+    /// The SSTs and blob files that are damaged, if nothing else is: a later backup takes over the others.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub damaged: BTreeSet<String>,
+}
+
+impl Verified {
+    /// What a deep verification is called.
+    pub(crate) const DEEP: &str = "deep";
+
+    /// Whether every byte was read.
+    pub(crate) fn is_deep(&self) -> bool {
+        self.depth == Verified::DEEP
+    }
 }
 
 /// What is known of a backup job, in the words of the contract.
@@ -134,6 +149,10 @@ pub struct RocksdbPart {
     pub window_us: Option<u64>,
     /// Height of the newest cut, where the database has cuts.
     pub cut_height: Option<u64>,
+    /// When the file was read whole whose last reading was the longest ago, in milliseconds since the epoch; 0 if nobody knows
+    /// when. Absent where files are the node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_read_ms: Option<u64>,
 }
 
 /// One Pact database in the backup.

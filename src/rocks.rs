@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::control::Control;
 use crate::copy;
-use crate::cut::Cut;
+use crate::cut::Heights;
 use crate::disk::{self, Lock, Owner};
 use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -26,7 +26,7 @@ use crate::fault::Inspected;
 use crate::live;
 use crate::live_files::{MAX_TEXT_BYTES, is_immutable, is_options, not_permitted, total_bytes as directory_bytes};
 use crate::nofollow;
-use crate::reuse::{self, Earlier};
+use crate::reuse::{self, Bringing, Brought, Earlier};
 use crate::source::{PIN_DIRECTORY, RocksSource, Sources, resolve};
 use crate::unsynced::{Batch, Unsynced};
 
@@ -54,15 +54,15 @@ pub(crate) struct Capture {
     pub(crate) live: Option<live::Run>,
     /// Whether SSTs are links to the node's own files.
     pub(crate) linked: bool,
-    /// The numbers of the files that are links to an earlier backup's, sorted.
-    pub(crate) reused: Vec<u64>,
+    /// How the live files came that are no links to the node's.
+    pub(crate) brought: Brought,
     /// What is no link, and to be synced.
     pub(crate) unsynced: Batch,
 }
 
 impl Capture {
-    fn live(live::Copied { run, reused, unsynced }: live::Copied, linked: bool) -> Capture {
-        Capture { way: "live-copy", live: Some(run), linked, reused, unsynced }
+    fn live(live::Copied { run, brought, unsynced }: live::Copied, linked: bool) -> Capture {
+        Capture { way: "live-copy", live: Some(run), linked, brought, unsynced }
     }
 }
 
@@ -115,16 +115,16 @@ pub(crate) fn capture(
                 unsynced.add(Unsynced::open(&to.join(&name))?)?;
             }
             disk::give(to, owner)?;
-            Ok(Capture { way: "checkpoint", live: None, linked, reused: Vec::new(), unsynced })
+            Ok(Capture { way: "checkpoint", live: None, linked, brought: Brought::default(), unsynced })
         }
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
             let copied = copy_pinned(db, &pins.directory.join("rocksDb"), to, earlier, owner, control);
             // Also where it failed: links hold what the node deletes.
             let cleared = pins.clear();
-            let (reused, unsynced) = copied?;
+            let (brought, unsynced) = copied?;
             cleared?;
-            Ok(Capture { way: "checkpoint", live: None, linked, reused, unsynced })
+            Ok(Capture { way: "checkpoint", live: None, linked, brought, unsynced })
         }
         RocksSource::Directory(database) if linked => {
             Ok(Capture::live(live::copy(database, to, to, None, owner, control)?, linked))
@@ -143,7 +143,7 @@ pub(crate) fn capture(
     }
 }
 
-/// Makes the checkpoint in `pinned` and copies it to `to`; returns the files that `earlier` had already.
+/// Makes the checkpoint in `pinned` and copies it to `to`, but for what `earlier` had already.
 fn copy_pinned(
     db: &Db,
     pinned: &Path,
@@ -151,7 +151,7 @@ fn copy_pinned(
     earlier: Option<&Earlier>,
     owner: Option<Owner>,
     control: &Control,
-) -> Result<(Vec<u64>, Batch)> {
+) -> Result<(Brought, Batch)> {
     engine::checkpoint(db, pinned)?;
     disk::create_dir(to, owner)?;
     let live = reuse::live_files_in(pinned)?;
@@ -160,7 +160,7 @@ fn copy_pinned(
         disk::remove_file(&pinned.join(file.name()))?;
     }
     let mut unsynced = Batch::default();
-    let reused = reuse::bring_all(&live, pinned, to, earlier, &mut unsynced, owner, control)?;
+    let brought = Bringing { pins: pinned, to, earlier, owner, control }.all(&live, &mut unsynced)?;
     for name in file_names(pinned, &|_| true)? {
         let from = pinned.join(&name);
         let file = nofollow::open_regular(&from).context(|| format!("cannot open {}", from.display()))?;
@@ -168,7 +168,7 @@ fn copy_pinned(
         unsynced.add(copy::copy_still(&file, bytes, &to.join(&name), owner, control)?)?;
         disk::remove_file(&from)?;
     }
-    Ok((reused, unsynced))
+    Ok((brought, unsynced))
 }
 
 /// Removes the pins that a crash left. They are links: they cost nothing until the node deletes their files.
@@ -217,10 +217,13 @@ fn file_names(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Str
 
 /// Reads the newest cut of a finished copy; `None` where the database has no cuts. With a `program`, it reads them in a
 /// child process (`program heights DIR`), so that neither a damaged file nor a large WAL harms this one.
-pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Option<Cut>> {
+pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Heights> {
     match program {
         None => engine::read_cut(copy),
-        Some(program) => ask_child(program, "heights", copy, HEIGHTS_TIME_LIMIT, control),
+        Some(program) => {
+            let said: Option<Heights> = ask_child(program, "heights", copy, HEIGHTS_TIME_LIMIT, control)?;
+            Ok(said.unwrap_or(Heights::Cut(None)))
+        }
     }
 }
 
@@ -297,19 +300,20 @@ fn spawn(command: &mut Command) -> io::Result<Child> {
     }
 }
 
-/// The child's side of reading the heights: the newest cut of the RocksDB in `directory` as JSON, `null` where it has none.
+/// The child's side of reading the heights: the newest cut of the RocksDB in `directory` as JSON, `null` where it has none; or
+/// the damage that RocksDB reports.
 ///
 /// # Errors
-/// Fails when RocksDB cannot open the directory or reports damage, or is not built in.
+/// Fails where there is no RocksDB in the directory, or none is built in.
 pub fn heights_json(directory: &Path) -> Result<String> {
-    let cut = engine::read_cut(directory)?;
-    Ok(serde_json::to_string(&cut).expect("a cut has keys that JSON can spell"))
+    let heights = engine::read_cut(directory)?;
+    Ok(serde_json::to_string(&heights).expect("a cut has keys that JSON can spell"))
 }
 
 /// The child's side of a deep verification: the number of keys and the damage, as JSON.
 ///
 /// # Errors
-/// Fails when RocksDB cannot open the directory or reports damage, or is not built in.
+/// Fails where there is no RocksDB in the directory, or none is built in.
 pub fn inspect_json(directory: &Path) -> Result<String> {
     let inspected = engine::inspect(directory)?;
     Ok(serde_json::to_string(&inspected).expect("it has only string keys"))

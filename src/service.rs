@@ -15,7 +15,6 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{Builder, JoinHandle};
@@ -25,9 +24,10 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use parking_lot::Mutex;
 
 use crate::answers::Listings;
+use crate::attempt::Making;
 use crate::catalog::{Catalog, Found};
 use crate::commit::Unfinished;
-use crate::config::{Config, Verify};
+use crate::config::Config;
 use crate::control::{Control, Stop};
 use crate::details::{Details, Progress};
 use crate::disk::Lock;
@@ -36,9 +36,8 @@ use crate::id::BackupId;
 use crate::metrics::{Counters, Gauges};
 use crate::record::{Record, Scope, Status, Versions};
 use crate::source::{Sources, require_no_file};
-use crate::verify::Depth;
 use crate::watchdog::{Watched, Watchers};
-use crate::{commit, damage, disk, job, nofollow, rocks, sqlite, sums, sys, verify};
+use crate::{commit, disk, nofollow, rocks, sqlite, sums, sys, verify};
 
 /// What a caller of [`Service::make_backup`] wants.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -487,24 +486,9 @@ impl Shared {
 
     /// Runs the job; on failure says whether the disk knows of it.
     fn run(&self, mut backup: Unfinished, control: &Control) -> std::result::Result<Record, (bool, Error)> {
-        let attempt = || {
-            let (manifest, unsynced) = job::fill(&mut backup, &self.catalog, &self.sources, &self.config, control)?;
-            let check = |path: &Path, record: &Record| {
-                let depth = match self.config.verify {
-                    Verify::None => return Ok(()),
-                    Verify::Quick => Depth::Quick,
-                    Verify::Deep => Depth::Deep,
-                };
-                let program = self.config.heights_program.as_deref();
-                let verification = verify::verify(path, Some(record), depth, program, control)?;
-                let noted = damage::note_sharers(&self.catalog, &record.id, depth, &verification, now_ms());
-                // The damage is the reason, also where it could not be noted elsewhere.
-                verify::require_good(&verification).and(noted)?;
-                // That it was quickly verified goes without saying: it would not be done.
-                if depth == Depth::Quick { Ok(()) } else { damage::note(&self.catalog, &record.id, depth, 0, now_ms()) }
-            };
-            backup.commit(manifest, unsynced, now_ms(), control, &check)
-        };
+        let (catalog, sources, config) = (&self.catalog, &self.sources, &self.config);
+        let making = Making { catalog, sources, config, control, now_ms: &now_ms };
+        let attempt = || making.run(&mut backup);
         let result = catch_unwind(AssertUnwindSafe(attempt))
             .unwrap_or_else(|_| Err(Error::new(Kind::Io, "the backup thread panicked; see the log")));
         match result {

@@ -2,13 +2,11 @@
 //! `b2sum -c BLAKE2SUMS` checks it.
 //!
 //! Invariants: the file appears by one atomic rename, with every file of the directory in it, and is the only thing that
-//! is added to a backup after its commit. A file that another backup of the catalog has too, as the same inode, is not read
-//! again.
+//! is added to a backup after its commit. A file that was summed when it was copied, or that another backup of the catalog has
+//! too, as the same inode, is not read again.
 
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-
-use blake2b_simd::{OUTBYTES, State};
 
 use crate::catalog::{Catalog, shared_identity};
 use crate::commit::{USE_FILE, WHOLE};
@@ -19,9 +17,9 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::manifest::{self, Entry, MANIFEST_FILE, Manifest};
 use crate::nofollow::{self, is_unfit};
-use crate::quiet::{QuietReader, Sink, each_window};
 use crate::record::Method;
 use crate::roomy;
+use crate::sum::{self, Sum};
 
 /// Name of the file, as the community has it.
 pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
@@ -38,38 +36,9 @@ pub(crate) fn is_ours(name: &str) -> bool {
     temporary.unwrap_or(name) == SUMS_FILE
 }
 
-/// The BLAKE2b-512 of a file, in hexadecimal. `quiet` is to leave no trace in the page cache; otherwise it is in there
-/// afterwards, as far as it fits, for whoever reads it next.
-pub(crate) fn of(path: &Path, quiet: bool, control: &Control) -> Result<String> {
-    let failed = || format!("cannot read {}", path.display());
-    let file = nofollow::open_regular(path).context(failed)?;
-    let bytes = file.metadata().context(failed)?.len();
-    let mut summing = Summing { state: State::new(), control };
-    let mut reader = if quiet { QuietReader::past_cache(&file) } else { QuietReader::into_cache(&file) };
-    each_window(&mut reader, bytes, &failed, &mut summing)?;
-    Ok(summing.state.finalize().to_hex().to_string())
-}
-
-struct Summing<'a> {
-    state: State,
-    control: &'a Control,
-}
-
-impl Sink for Summing<'_> {
-    fn proceed(&mut self) -> Result<()> {
-        self.control.check()
-    }
-
-    fn take(&mut self, window: &[u8]) -> Result<()> {
-        self.state.update(window);
-        self.control.add_done(window.len() as u64);
-        self.control.throttle(window.len() as u64)
-    }
-}
-
 /// Gives each name and sum of a directory's `BLAKE2SUMS` to `take`, line by line; `Ok(false)` where it has none. Fails with
 /// [`Kind::Damaged`] at a line that is none, or has a name that `take` says it has had: such a name was damaged.
-pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(&str, &str) -> Result<bool>) -> Result<bool> {
+pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(&str, Sum) -> Result<bool>) -> Result<bool> {
     let path = directory.join(SUMS_FILE);
     let failed = || format!("cannot read {}", path.display());
     let mut lines = match nofollow::open_regular(&path) {
@@ -93,12 +62,11 @@ pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(&str, &str) -> Result<
 }
 
 /// One line of `b2sum`: the sum, a blank, a blank or an asterisk, the name. The name must be a plain one.
-fn parse(line: &str) -> Option<(&str, &str)> {
+fn parse(line: &str) -> Option<(&str, Sum)> {
     let (sum, name) = line.split_once(' ')?;
     let name = name.strip_prefix([' ', '*'])?;
-    let is_sum = sum.len() == 2 * OUTBYTES && sum.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let is_plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
-    (is_sum && is_plain).then_some((name, sum))
+    Some((name, Sum::parse(sum)?)).filter(|_| is_plain)
 }
 
 /// The directories of a backup that have sums.
@@ -151,21 +119,36 @@ pub(crate) fn prefix_of(directory: &str) -> String {
     format!("{WHOLE}/{directory}/")
 }
 
-/// The files of a finished backup that are there, and for each whether it is in `manifest.json`.
-fn files_of(path: &Path) -> Result<(Manifest, Vec<bool>)> {
-    let (files, _) = Manifest::found(&path.join(WHOLE))?;
-    let mut named = vec![false; files.count()];
-    let mut mark = |file: Entry<String>| files.find(&file.path).into_iter().for_each(|at| named[at] = true);
-    let manifest = path.join(MANIFEST_FILE);
-    let read = nofollow::open_regular(&manifest).and_then(|file| manifest::read_each(file, &mut mark));
-    read.context(|| format!("cannot read {}", manifest.display()))?;
-    Ok((files, named))
+/// The files of a finished backup that are there.
+struct Files {
+    all: Manifest,
+    /// Of each, whether it is in `manifest.json`.
+    named: Vec<bool>,
+    /// Of each, the checksum that it has there.
+    sums: Vec<Option<Sum>>,
+}
+
+impl Files {
+    fn of(backup: &Path) -> Result<Files> {
+        let (all, _) = Manifest::found(&backup.join(WHOLE))?;
+        let (mut named, mut sums) = (vec![false; all.count()], roomy::list());
+        sums.resize(all.count(), None);
+        let mut look = |file: Entry<String>| {
+            if let Some(at) = all.find(&file.path) {
+                (named[at], sums[at]) = (true, file.blake2b);
+            }
+        };
+        let manifest = backup.join(MANIFEST_FILE);
+        let read = nofollow::open_regular(&manifest).and_then(|file| manifest::read_each(file, &mut look));
+        read.context(|| format!("cannot read {}", manifest.display()))?;
+        Ok(Files { all, named, sums })
+    }
 }
 
 /// The files that no `BLAKE2SUMS` of a backup names because they are no part of it, as a publisher adds them.
 pub(crate) fn left_out(path: &Path) -> Result<Vec<String>> {
-    let (files, named) = files_of(path)?;
-    let extras = files.files().zip(named).filter(|(_, named)| !named).map(|(file, _)| file.path);
+    let files = Files::of(path)?;
+    let extras = files.all.files().zip(&files.named).filter(|(_, named)| !**named).map(|(file, _)| file.path);
     Ok(extras.filter(|path| !path.rsplit('/').next().is_some_and(is_ours)).map(str::to_owned).collect())
 }
 
@@ -177,10 +160,10 @@ pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Contr
         return Ok(None);
     }
     log::info!("writing checksums of={}", path.display());
-    let (files, named) = files_of(path)?;
+    let files = Files::of(path)?;
     let mut read_count = 0;
     for name in missing {
-        read_count += Directory::of(path, name, &files, &named).write(catalog, control)?;
+        read_count += Directory::of(path, name, &files).write(catalog, control)?;
     }
     Ok(Some(read_count))
 }
@@ -198,37 +181,34 @@ pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) ->
     Ok(read_count.map(|count| (newest.id, count)))
 }
 
-/// What a sum is in bytes: half of what it is as text.
-type Sum = [u8; OUTBYTES];
-
 /// A directory that shall have sums.
 struct Directory<'a> {
     name: &'a str,
     path: PathBuf,
     prefix: String,
-    files: &'a Manifest,
+    files: &'a Files,
     /// Those of the files that lie in it, sorted.
     here: Vec<usize>,
 }
 
 impl<'a> Directory<'a> {
-    fn of(backup: &Path, name: &'a str, files: &'a Manifest, named: &[bool]) -> Directory<'a> {
+    fn of(backup: &Path, name: &'a str, files: &'a Files) -> Directory<'a> {
         let prefix = prefix_of(name);
         let is_here = |at: &usize| {
-            let name = files.file(*at).path.strip_prefix(&prefix);
-            named[*at] && name.is_some_and(|name| !name.contains('/'))
+            let name = files.all.file(*at).path.strip_prefix(&prefix);
+            files.named[*at] && name.is_some_and(|name| !name.contains('/'))
         };
-        let here = (0..files.count()).filter(is_here).collect();
+        let here = (0..files.all.count()).filter(is_here).collect();
         Directory { name, path: backup.join(WHOLE).join(name), prefix, files, here }
     }
 
     /// The name of the n-th file.
     fn file(&self, n: usize) -> &'a str {
-        &self.files.file(self.here[n]).path[self.prefix.len()..]
+        &self.files.all.file(self.here[n]).path[self.prefix.len()..]
     }
 
     fn find(&self, name: &str) -> Option<usize> {
-        self.here.binary_search(&self.files.find(&format!("{}{name}", self.prefix))?).ok()
+        self.here.binary_search(&self.files.all.find(&format!("{}{name}", self.prefix))?).ok()
     }
 
     /// Writes its `BLAKE2SUMS`; returns how many files were read for it.
@@ -238,13 +218,12 @@ impl<'a> Directory<'a> {
         for (n, sum) in sums.iter_mut().enumerate().filter(|(_, sum)| sum.is_none()) {
             read_count += 1;
             // The page cache is the node's; linked files are in it because the node reads them.
-            *sum = bytes_of(&of(&self.path.join(self.file(n)), true, control)?);
+            *sum = Some(sum::of(&self.path.join(self.file(n)), true, control)?);
         }
         let write = |to: &mut dyn Write| {
             let mut to = BufWriter::new(to);
-            for (n, sum) in sums.iter().enumerate() {
-                sum.iter().flatten().try_for_each(|byte| write!(to, "{byte:02x}"))?;
-                writeln!(to, "  {}", self.file(n))?;
+            for (n, sum) in sums.iter().flatten().enumerate() {
+                writeln!(to, "{sum}  {}", self.file(n))?;
             }
             to.flush()
         };
@@ -252,10 +231,14 @@ impl<'a> Directory<'a> {
         Ok(read_count)
     }
 
-    /// The sums that the catalog has already: an SST that several backups link is one file, and has one name.
+    /// The sums that need no reading: those of the manifest, taken when the files were copied, and what the catalog has
+    /// already: an SST that several backups link is one file, and has one name.
     fn known(&self, catalog: &Catalog) -> Result<Vec<Option<Sum>>> {
         let mut known = roomy::list();
-        known.resize(self.here.len(), None);
+        known.extend(self.here.iter().map(|at| self.files.sums[*at]));
+        if known.iter().all(Option::is_some) {
+            return Ok(known);
+        }
         for found in catalog.readable()? {
             let other = catalog.path(&found.id).join(WHOLE).join(self.name);
             let mut taken = Vec::new();
@@ -264,7 +247,7 @@ impl<'a> Directory<'a> {
                     && let Some(ours) = shared_identity(&self.path.join(name))
                     && shared_identity(&other.join(name)) == Some(ours)
                 {
-                    known[n] = bytes_of(sum);
+                    known[n] = Some(sum);
                     taken.push(n);
                 }
                 Ok(true)
@@ -276,13 +259,4 @@ impl<'a> Directory<'a> {
         }
         Ok(known)
     }
-}
-
-/// The bytes that a sum is in hexadecimal.
-fn bytes_of(sum: &str) -> Option<Sum> {
-    let mut bytes = [0; OUTBYTES];
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(sum.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }

@@ -106,6 +106,9 @@ pub(crate) struct Typed {
     /// Before a backup is done: quick, deep or none [default: quick]
     #[arg(long, value_name = "HOW", value_parser = |t: &str| parse_verify(t).map_err(|e| e.chain()))]
     pub(crate) verify: Option<Verify>,
+    /// Percent of the files taken over from an earlier backup to read again [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) reread_percent: Option<u8>,
     /// Without progress for so long a backup failed; 0: never [default: 900]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_seconds(t).map_err(|e| e.chain()))]
     pub(crate) stall_seconds: Option<Duration>,

@@ -27,6 +27,7 @@ use crate::catalog::MAX_RECORD_BYTES;
 use crate::commit::WHOLE;
 use crate::config::Verify;
 use crate::control::Control;
+use crate::cut::Heights;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Fault;
 use crate::live_files::{MAX_TEXT_BYTES, is_immutable, is_options};
@@ -34,9 +35,10 @@ use crate::log_format::End;
 use crate::manifest::{self, Entry, MANIFEST_FILE, Manifest};
 use crate::nofollow::{self, is_unfit};
 use crate::record::{RECORD_FILE, Record};
+use crate::sum::{self, Sum};
 use crate::sums::{self, SUMS_FILE};
 use crate::version_edit::Versions;
-use crate::{engine, live, quiet, rocks, seal, sqlite};
+use crate::{engine, live, quiet, rocks, roomy, seal, sqlite};
 
 /// How thoroughly to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,25 +109,24 @@ pub(crate) fn verify(
     }
     if depth == Depth::Deep {
         let rocksdb = whole.join("rocksDb");
-        compare_sums(&rocksdb, &files, said.as_ref(), &mut result, &mut |name, path, _| {
+        // What is in both lists is read once.
+        let mut agreed = vec![false; files.count()];
+        compare_sums(&rocksdb, &files, said.as_ref(), &mut result, &mut |name, path, expected| {
             // RocksDB reads its SSTs once more, but through a cache of its own; the page cache is the node's.
-            sums::of(path, is_immutable(name), control)
-        })?;
-        for (name, sum) in said.iter().flat_map(|said| &said.sums) {
-            let place = path.join(name);
-            // One that is missing was told of above.
-            if files.find(name).is_some() && sums::of(&place, false, control)? != *sum {
-                result.fault(name, "its checksum differs from the manifest's");
+            let sum = sum::of(path, is_immutable(name), control)?;
+            if let (Some(said), Some(at)) = (&said, files.find(&format!("0/rocksDb/{name}"))) {
+                agreed[at] = sum == expected && said.sums[at] == Some(sum);
             }
+            Ok(sum)
+        })?;
+        if let Some(said) = &said {
+            compare_with_sums_of_manifest(path, &files, said, &agreed, control, &mut result)?;
         }
         check_pact(path, &files, said.as_ref(), &databases, record, control, &mut result)?;
         match rocks::inspect(&rocksdb, program, control) {
             Ok(inspected) => {
                 result.keys_count = inspected.keys_count;
-                for Fault { file, why } in inspected.faults {
-                    let slash = if file.is_empty() { "" } else { "/" };
-                    result.fault(format!("0/rocksDb{slash}{file}"), why);
-                }
+                result.faults.extend(inspected.faults.into_iter().map(Fault::of_rocksdb));
             }
             Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => result.fault("0/rocksDb", e.chain()),
             Err(e) => return Err(e),
@@ -133,14 +134,40 @@ pub(crate) fn verify(
         // A program without RocksDB writes down no height.
         let expected = record.and_then(|r| r.rocksdb.as_ref()?.cut_height);
         if let Some(expected) = expected.filter(|_| result.faults.is_empty()) {
-            let height = rocks::read_cut(&rocksdb, program, control)?.map(|cut| cut.height);
-            if height != Some(expected) {
-                let height = height.unwrap_or(0);
-                result.fault("0/rocksDb", format!("its cut is {height} but the record says {expected}"));
+            match rocks::read_cut(&rocksdb, program, control)? {
+                Heights::Damaged(fault) => result.faults.push(Fault::of_rocksdb(fault)),
+                Heights::Cut(cut) if cut.as_ref().map(|cut| cut.height) != Some(expected) => {
+                    let height = cut.map_or(0, |cut| cut.height);
+                    result.fault("0/rocksDb", format!("its cut is {height} but the record says {expected}"));
+                }
+                Heights::Cut(_) => {}
             }
         }
     }
     Ok(result)
+}
+
+/// Compares each file with the checksum that the manifest has of it, but for those of which that is known already.
+fn compare_with_sums_of_manifest(
+    path: &Path,
+    files: &Manifest,
+    said: &Said,
+    agreed: &[bool],
+    control: &Control,
+    result: &mut Verification,
+) -> Result<()> {
+    for (at, expected) in said.sums.iter().enumerate().filter_map(|(at, sum)| Some((at, (*sum)?))) {
+        let name = files.file(at).path;
+        // What BLAKE2SUMS found is told of already.
+        if agreed[at] || result.faults.iter().any(|fault| fault.file == name) {
+            continue;
+        }
+        result.sums_count += 1;
+        if sum::of(&path.join(name), is_immutable(name), control)? != expected {
+            result.fault(name, "its checksum differs from the manifest's");
+        }
+    }
+    Ok(())
 }
 
 /// Each database, one after the other: read in one go, then checked while it is in memory, since SQLite reads it in no order.
@@ -156,7 +183,7 @@ fn check_pact(
     let directory = path.join(WHOLE).join("sqlite");
     let mut damaged = Vec::new();
     compare_sums(&directory, files, said, result, &mut |name, place, expected| {
-        let sum = sums::of(place, false, control)?;
+        let sum = sum::of(place, false, control)?;
         if sum == expected
             && databases.iter().any(|d| d.ends_with(&format!("/{name}")))
             && let Some(why) = sqlite::integrity_fault(place, control)?
@@ -171,7 +198,7 @@ fn check_pact(
     for name in databases {
         let place = path.join(name);
         if !has_sums {
-            sums::of(&place, false, control)?;
+            sum::of(&place, false, control)?;
             let fault = sqlite::integrity_fault(&place, control)?;
             quiet::forget_cached(&place);
             if let Some(why) = fault {
@@ -198,8 +225,8 @@ struct Said {
     bytes: u64,
     /// Of the files of Pact, the sizes.
     pact: BTreeMap<String, u64>,
-    /// Of those that have a checksum, what it is.
-    sums: Vec<(String, String)>,
+    /// Of each file that is there, the checksum that the manifest has of it.
+    sums: Vec<Option<Sum>>,
     /// Of each file that is there, whether it is in the manifest.
     named: Vec<bool>,
 }
@@ -211,13 +238,14 @@ fn compare_with_manifest(
     files: &Manifest,
     result: &mut Verification,
 ) -> Result<Option<Said>> {
-    let mut said = Said { named: vec![false; files.count()], ..Said::default() };
+    let mut said = Said { named: vec![false; files.count()], sums: roomy::list(), ..Said::default() };
+    said.sums.resize(files.count(), None);
     let mut faults = Vec::new();
     let mut compare = |Entry { path: name, bytes, blake2b, .. }: Entry<String>| {
         match files.find(&name) {
             None => faults.push(Fault { file: name.clone(), why: "it is missing".to_owned() }),
             Some(at) => {
-                said.named[at] = true;
+                (said.named[at], said.sums[at]) = (true, blake2b);
                 let found = files.file(at).bytes;
                 if found != bytes {
                     let why = format!("it has {found} bytes instead of {bytes}");
@@ -226,7 +254,6 @@ fn compare_with_manifest(
             }
         }
         (said.count, said.bytes) = (said.count + 1, said.bytes.saturating_add(bytes));
-        said.sums.extend(blake2b.map(|sum| (name.clone(), sum)));
         if name.starts_with("0/sqlite/") {
             said.pact.insert(name, bytes);
         }
@@ -369,7 +396,7 @@ fn compare_sums(
     files: &Manifest,
     said: Option<&Said>,
     result: &mut Verification,
-    sum: &mut dyn FnMut(&str, &Path, &str) -> Result<String>,
+    sum: &mut dyn FnMut(&str, &Path, Sum) -> Result<Sum>,
 ) -> Result<()> {
     let prefix = sums::prefix_of(&directory.file_name().unwrap_or_default().to_string_lossy());
     let mut named = vec![false; files.count()];

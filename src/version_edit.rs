@@ -51,6 +51,8 @@ pub(crate) struct LiveFile {
     pub(crate) bytes: u64,
     /// RocksDB's own identity of the file, in MANIFESTs since version 7.3 or so.
     pub(crate) unique_id: Option<[u8; 16]>,
+    /// The smallest and the largest sequence number in an SST.
+    pub(crate) sequences: (u64, u64),
     /// For whoever collects the files: that this one needs no second look. A number that a MANIFEST has named is not given
     /// to another file later.
     pub(crate) seen: bool,
@@ -75,9 +77,14 @@ impl LiveFile {
         self.state == State::Level0
     }
 
+    /// Whether it is a blob file, whose content nothing but the content tells.
+    pub(crate) fn is_blob(&self) -> bool {
+        self.state == State::Blob
+    }
+
     /// One that is said of in an edit that is not yet taken.
     fn said(number: u64, bytes: u64, state: State) -> LiveFile {
-        LiveFile { number, bytes, unique_id: None, seen: false, state, family: 0, edit: 0 }
+        LiveFile { number, bytes, unique_id: None, sequences: (0, 0), seen: false, state, family: 0, edit: 0 }
     }
 }
 
@@ -400,11 +407,9 @@ impl Versions {
             let bytes = input.varint()?;
             // The smallest and the largest key, then from the second form on their sequence numbers.
             input.skip_slice().and_then(|()| input.skip_slice())?;
-            if tag != 7 {
-                input.varint().and_then(|_| input.varint())?;
-            }
+            let sequences = if tag == 7 { (0, 0) } else { (input.varint()?, input.varint()?) };
             let state = if level == 0 { State::Level0 } else { State::Deeper };
-            Some((path, LiveFile::said(number, bytes, state)))
+            Some((path, LiveFile { sequences, ..LiveFile::said(number, bytes, state) }))
         };
         let Some((mut path, mut table)) = fixed() else { return Ok(None) };
         loop {

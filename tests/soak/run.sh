@@ -6,6 +6,8 @@
 #   tests/soak/run.sh timing [SSTS]                   time and window beside RocksDB's checkpoint and cp -al (default 8000)
 #   tests/soak/run.sh untouched                       strace: what `make` does to the files of a node
 #   tests/soak/run.sh mutations [SECONDS] [SEED]      mutations of everything that is parsed (default 60 for each parser)
+#   tests/soak/run.sh other-disk [BACKUPS] [SEED]     backups on another file system, one after the other (default 500), by the
+#                                                     program and, if SLIM names it, by the one without RocksDB by turns
 #   tests/soak/run.sh clone-life [MINUTES]            see clone-life.sh (default 60)
 # Needs a build: cargo test --release --features gate --no-run, and cargo build --release --bins --benches.
 set -eu
@@ -33,6 +35,18 @@ mutations)
   export CHAINWEB_BACKUP_MUTATION_SECONDS="${2:-60}" CHAINWEB_BACKUP_SEED="${3:-7}"
   echo "seed $CHAINWEB_BACKUP_SEED"
   suite mutat --test-threads 1
+  ;;
+other-disk)
+  cp "$program" "$work/chainweb-backup"
+  programs=$work/chainweb-backup
+  slim=${SLIM:-$(dirname "$program")/slim/chainweb-backup}
+  if [ -x "$slim" ]; then
+    cp "$slim" "$work/slim" && programs=$programs:$work/slim
+  else
+    echo "SKIPPED the program without RocksDB: SLIM does not name it"
+  fi
+  export CHAINWEB_BACKUP_OTHER_DISK="${2:-500};${3:-7}" CHAINWEB_BACKUP_PROGRAMS="$programs"
+  suite --exact reuse_soak::soak --ignored
   ;;
 clone-life)
   newest=$(ls -t "$target"/release/deps/peers-* | grep -v '\.d$' | head -n 1)
@@ -76,7 +90,7 @@ untouched)
   echo "1 passed, 0 failed"
   ;;
 *)
-  sed -n '2,10s/^# //p' "$0"
+  sed -n '2,12s/^# //p' "$0"
   exit 2
   ;;
 esac

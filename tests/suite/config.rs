@@ -59,7 +59,7 @@ fn the_nodes_own_file_is_accepted_unchanged() {
 fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
     let section = r#"{"api": {"enabled": true, "interface": "0.0.0.0", "port": 2000, "configuration": {"x": [1]}},
         "directory": "/b", "nodeVersion": "2.31.1", "reserveBytes": "10 GiB", "pactMethod": "clone",
-        "sums": "all", "verify": "deep", "stallSeconds": 60, "limitBytesPerSecond": "100MB"}"#;
+        "sums": "all", "verify": "deep", "rereadPercent": 100, "stallSeconds": 60, "limitBytesPerSecond": "100MB"}"#;
     let expected = FileConfig {
         database_directory: Some(PathBuf::from("/d")),
         chainweb_version: Some("testnet06".to_string()),
@@ -72,6 +72,7 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
         pact_method: Some(PactMethod::Clone),
         sums: Some(Sums::All),
         verify: Some(Verify::Deep),
+        reread_percent: Some(100),
         stall_limit: Some(Duration::from_secs(60)),
         limit_bytes_per_second: Some(100_000_000),
         warnings: Vec::new(),
@@ -87,7 +88,7 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
     let yaml = "databaseDirectory: /d\nchainwebVersion: testnet06\nbackup:\n  \
                 api: {enabled: yes, interface: '*', port: 2000}\n  directory: /b\n  \
                 nodeVersion: 2.31.1\n  reserveBytes: 10GiB\n  pactMethod: clone\n  \
-                sums: all\n  verify: deep\n  stallSeconds: 60\n  limitBytesPerSecond: 100 MB\n";
+                sums: all\n  verify: deep\n  rereadPercent: 100\n  stallSeconds: 60\n  limitBytesPerSecond: 100 MB\n";
     assert_eq!(said(yaml), expected);
 }
 
@@ -120,7 +121,8 @@ fn unknown_keys_below_backup_are_refused_with_the_right_one() {
             &[
                 "`chainweb.backup.direcotry`",
                 "did you mean `directory`",
-                "api, directory, limitBytesPerSecond, nodeVersion, pactMethod, reserveBytes, stallSeconds, sums, verify",
+                "api, directory, limitBytesPerSecond, nodeVersion, pactMethod, rereadPercent, reserveBytes, \
+                 stallSeconds, sums, verify",
             ],
         ),
         (

@@ -20,6 +20,8 @@ mod order;
 #[cfg(feature = "gate")]
 mod parsers;
 mod retention;
+mod reuse;
+mod reuse_soak;
 mod service;
 mod sources;
 #[cfg(feature = "gate")]
