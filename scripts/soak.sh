@@ -7,6 +7,7 @@
 #   scripts/soak.sh errors [N] [SEED]               N errors of the disk below RocksDB and SQLite, and full disks (720)
 #   scripts/soak.sh damages [N] [SEED]              N damages for each cell of the matrix (40)
 #   scripts/soak.sh restores [N] [SEED]             N times kill -9 at a random moment of a restore (240)
+#   scripts/soak.sh restarts [N]                    N restores while the target's node starts again and again (60)
 #   scripts/soak.sh mutations [SECONDS] [SEED]      mutations of everything that is parsed, for each parser so long (60)
 #   scripts/soak.sh clone-life [MINUTES]            what a clone costs Pact's writer while it lives, xfs and btrfs (60)
 #   scripts/soak.sh raw [N]                         N raw copies of SQLite under load, for each scenario (130)
@@ -29,6 +30,7 @@ case ${1:-} in
   errors) CASES=${2:-720} LEVELS=48 THIN=64 SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/12-disk-errors.sh" ;;
   damages) CASES=${2:-40} SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/13-damage.sh" ;;
   restores) KILLS=${2:-240} SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/14-restore-kill.sh" ;;
+  restarts) RESTORES=${2:-60} exec sh "$ROOT/tests/shell/19-restart.sh" ;;
   raw) exec sh "$ROOT/tests/soak/run.sh" raw "${2:-130}" ;;
   mutations) exec sh "$ROOT/tests/soak/run.sh" mutations "${2:-60}" "${3:-$(date +%s)}" ;;
   clone-life) exec sh "$ROOT/tests/soak/run.sh" clone-life "${2:-60}" ;;

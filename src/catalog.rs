@@ -224,7 +224,8 @@ impl Catalog {
         Ok(Some(Found { id: id.clone(), status, record, scope, started_ms }))
     }
 
-    /// Every backup, newest first. Fails where one cannot be read: the list would be wrong without it.
+    /// Every backup, newest first: ours by their identifiers, whatever the clock said when they were made, and foreign ones
+    /// among them by their times. Fails where one cannot be read: the list would be wrong without it.
     pub(crate) fn list(&self) -> Result<Vec<Found>> {
         self.each()?.collect()
     }
@@ -255,11 +256,11 @@ impl Catalog {
     /// unless its directory was last changed before. One that is gone counts by its identifier.
     fn age(&self, id: &BackupId) -> u64 {
         let path = self.path(id);
-        let named_ms = id.millis();
+        let number = id.number();
         let is_foreign = path.join(RECORD_FILE).symlink_metadata().is_err();
         match path.symlink_metadata() {
-            Ok(meta) if is_foreign || named_ms.is_none() => modified_ms(&meta).min(named_ms.unwrap_or(u64::MAX)),
-            _ => named_ms.unwrap_or(0),
+            Ok(meta) if is_foreign || number.is_none() => modified_ms(&meta).min(id.millis().unwrap_or(u64::MAX)),
+            _ => number.unwrap_or(0),
         }
     }
 
@@ -291,11 +292,6 @@ impl Catalog {
     pub(crate) fn running(&self) -> Result<Option<BackupId>> {
         let in_progress = |f: &Found| f.status == Status::InProgress && f.record.is_some();
         Ok(self.readable()?.find(in_progress).map(|f| f.id))
-    }
-
-    /// The largest millisecond identifier in the directory, ours or not.
-    pub(crate) fn newest_millis(&self) -> Result<u64> {
-        Ok(self.ids()?.iter().filter_map(BackupId::millis).max().unwrap_or(0))
     }
 
     /// Bytes of disk that only this backup holds: of its files, those all of whose names lie in it.
@@ -420,7 +416,7 @@ impl Catalog {
         Ok(names)
     }
 
-    fn ids(&self) -> Result<Vec<BackupId>> {
+    pub(crate) fn ids(&self) -> Result<Vec<BackupId>> {
         Ok(self.names()?.iter().filter_map(|n| BackupId::parse(n)).collect())
     }
 }
@@ -504,7 +500,7 @@ fn read_status(path: &Path) -> Result<Option<Status>> {
 }
 
 /// The record, if it carries our mark and was written for this directory: a copy under another name is not ours.
-fn read_record(path: &Path, id: &BackupId) -> Result<Option<Record>> {
+pub(crate) fn read_record(path: &Path, id: &BackupId) -> Result<Option<Record>> {
     let bytes = read_small(&path.join(RECORD_FILE), MAX_RECORD_BYTES)?;
     Ok(bytes.and_then(|bytes| Record::parse(&bytes)).filter(|r| r.id == *id))
 }

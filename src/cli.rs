@@ -44,6 +44,8 @@ pub enum Plan {
         backup_directory: PathBuf,
         /// What.
         action: Action,
+        /// Bytes per second that are read or copied at most.
+        limit_bytes_per_second: Option<u64>,
         /// What is logged.
         log_level: LevelFilter,
         /// To be logged once at the start, each a whole sentence.
@@ -58,6 +60,8 @@ pub enum Plan {
     Inspect {
         /// The RocksDB directory of the copy.
         directory: PathBuf,
+        /// Bytes per second that are read at most.
+        limit_bytes_per_second: Option<u64>,
     },
 }
 
@@ -88,6 +92,8 @@ pub enum Action {
         to: PathBuf,
         /// Keep aside what is there.
         replace: bool,
+        /// Share no file with the backup.
+        copy: bool,
         /// Read every byte before.
         deep: bool,
     },
@@ -228,9 +234,11 @@ fn resolve(
     let (command, operands) = command(std::mem::take(&mut typed.words))?;
     refuse_foreign_flags(&typed, command)?;
     if matches!(command, Command::Heights | Command::Inspect) {
-        let directory = PathBuf::from(operands.into_iter().next().unwrap_or_default());
+        let directory = PathBuf::from(operands.first().cloned().unwrap_or_default());
+        let limit = operands.get(1).and_then(|limit| limit.to_str()?.parse().ok()).filter(|limit| *limit > 0);
         let heights = command == Command::Heights;
-        return Ok(if heights { Plan::Heights { directory } } else { Plan::Inspect { directory } });
+        let inspect = Plan::Inspect { directory: directory.clone(), limit_bytes_per_second: limit };
+        return Ok(if heights { Plan::Heights { directory } } else { inspect });
     }
     refuse_tildes(&typed)?;
     let mut file = FileConfig::default();
@@ -256,12 +264,15 @@ fn resolve(
     let log_level = typed.log_level.unwrap_or(LevelFilter::Info);
     let mut warnings = file.warnings;
 
+    let limit_bytes_per_second = typed.limit_bytes_per_second.or(file.limit_bytes_per_second);
     if let Some(action) = action(command, &operands, &typed)? {
         let backup_directory = backup_directory.ok_or(
             "no backup directory: name one with --backup-directory DIR, BACKUP_DIR or `backup.directory` in a \
              --config-file, or name the node's with --database-directory DIR (its `backups` is the default)",
         )?;
-        return Ok(Plan::Manage { backup_directory, action, log_level, warnings });
+        let reads = matches!(action, Action::Verify { .. } | Action::Restore { .. } | Action::Sum(_));
+        warnings.extend(limit_bytes_per_second.filter(|_| reads).and_then(low_limit));
+        return Ok(Plan::Manage { backup_directory, action, limit_bytes_per_second, log_level, warnings });
     }
     let (Some(database_directory), Some(backup_directory)) = (database_directory, backup_directory) else {
         let version = chainweb_version.as_deref().unwrap_or("mainnet01");
@@ -277,14 +288,11 @@ fn resolve(
         pact_method: typed.pact_method.or(file.pact_method).unwrap_or_default(),
         sums: typed.sums.or(file.sums).unwrap_or_default(),
         verify: typed.verify.or(file.verify).unwrap_or_default(),
-        limit_bytes_per_second: typed.limit_bytes_per_second.or(file.limit_bytes_per_second),
+        limit_bytes_per_second,
         heights_program: Some(PathBuf::from(OURSELVES)),
         ..Config::new(backup_directory)
     };
-    if let Some(limit) = config.limit_bytes_per_second.filter(|limit| (1..LOW_LIMIT).contains(limit)) {
-        let hours = 1_000_000_000 / limit / 3600;
-        warnings.push(format!("the limit of {limit} bytes per second is low: a gigabyte takes {hours} hours so"));
-    }
+    warnings.extend(limit_bytes_per_second.and_then(low_limit));
     config.reread_percent = typed.reread_percent.or(file.reread_percent).unwrap_or(config.reread_percent);
     let stall_limit = typed.stall_seconds.or(file.stall_limit);
     config.stall_limit = stall_limit.unwrap_or(config.stall_limit);
@@ -318,6 +326,13 @@ fn resolve(
     }))
 }
 
+/// A warning about a limit that is perhaps meant in other units.
+fn low_limit(limit: u64) -> Option<String> {
+    let hours = 1_000_000_000_u64.checked_div(limit)? / 3600;
+    (limit < LOW_LIMIT)
+        .then(|| format!("the limit of {limit} bytes per second is low: a gigabyte takes {hours} hours so"))
+}
+
 /// The command and its operands.
 fn command(words: Vec<OsString>) -> Result<(Command, Vec<OsString>), String> {
     let mut words = words.into_iter();
@@ -337,6 +352,7 @@ fn command(words: Vec<OsString>) -> Result<(Command, Vec<OsString>), String> {
         Command::Serve | Command::Make | Command::List | Command::Prune => 0..=0,
         Command::Delete => 1..=usize::MAX,
         Command::Cancel => 0..=1,
+        Command::Inspect => 1..=2,
         _ => 1..=1,
     };
     if operands.len() < *allowed.start() {
@@ -360,7 +376,7 @@ fn action(command: Command, operands: &[OsString], typed: &Typed) -> Result<Opti
         Command::Verify => Action::Verify { id, deep: typed.deep },
         Command::Restore => {
             let to = typed.to.clone().ok_or("restore needs --to DIR, the database directory that gets the backup")?;
-            Action::Restore { id, to, replace: typed.replace, deep: typed.deep }
+            Action::Restore { id, to, replace: typed.replace, copy: typed.copy, deep: typed.deep }
         }
         Command::Sum => Action::Sum(id),
         Command::Delete => Action::Delete(ids),
@@ -399,7 +415,7 @@ fn refuse_tildes(typed: &Typed) -> Result<(), String> {
 fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
     use Command::{Cancel, Check, Delete, List, Make, Pin, Prune, Restore, Serve, Sum, Unpin, Verify};
     const ALL: &[Command] = &[Serve, Make, List, Check, Cancel, Verify, Restore, Sum, Delete, Prune, Pin, Unpin];
-    let flags: [(&str, bool, &[Command]); 27] = [
+    let flags: [(&str, bool, &[Command]); 28] = [
         ("--database-directory", typed.database_directory.is_some(), ALL),
         ("--backup-directory", typed.backup_directory.is_some(), ALL),
         ("--config-file", !typed.config_file.is_empty(), ALL),
@@ -412,7 +428,7 @@ fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
         ("--verify", typed.verify.is_some(), &[Serve, Make]),
         ("--reread-percent", typed.reread_percent.is_some(), &[Serve, Make]),
         ("--stall-seconds", typed.stall_seconds.is_some(), &[Serve, Make]),
-        ("--limit-bytes-per-second", typed.limit_bytes_per_second.is_some(), &[Serve, Make]),
+        ("--limit-bytes-per-second", typed.limit_bytes_per_second.is_some(), &[Serve, Make, Verify, Restore, Sum]),
         ("--enable-backup-api", typed.enable_backup_api, &[Serve]),
         ("--disable-backup-api", typed.disable_backup_api, &[Serve]),
         ("--service-port", typed.service_port.is_some(), &[Serve]),
@@ -423,6 +439,7 @@ fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
         ("--deep", typed.deep, &[Verify, Restore]),
         ("--to", typed.to.is_some(), &[Restore]),
         ("--replace", typed.replace, &[Restore]),
+        ("--copy", typed.copy, &[Restore]),
         ("--keep-last", typed.keep_last.is_some(), &[Prune]),
         ("--keep-daily", typed.keep_daily.is_some(), &[Prune]),
         ("--keep-weekly", typed.keep_weekly.is_some(), &[Prune]),

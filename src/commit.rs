@@ -24,7 +24,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::catalog::{Catalog, is_there};
+use crate::catalog::{Catalog, is_there, read_record};
 use crate::control::{Control, Phase};
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, Kind, Result};
@@ -40,11 +40,13 @@ pub(crate) const PARTIAL: &str = "0.partial";
 /// Where a whole backup stands.
 pub(crate) const WHOLE: &str = "0";
 
-/// The lock of one backup.
-pub(crate) const USE_FILE: &str = ".use";
+pub(crate) use crate::in_use::USE_FILE;
 
 /// How many identifiers are tried when directories of that name stand in the way.
 const MAX_ID_TRIES: u64 = 1000;
+
+/// How far ahead of all that is known a clock may have been that named a directory.
+const MAX_CLOCK_ERROR_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// A backup that is being made.
 #[derive(Debug)]
@@ -68,8 +70,8 @@ impl Unfinished {
             Error::new(Kind::Busy, context)
         })?;
         // A note that is none of our identifiers says nothing: were it believed, a damaged one could end all backups.
-        let noted = BackupId::parse(job_lock.read_note().trim()).and_then(|id| id.millis()).unwrap_or(0);
-        let first = catalog.newest_millis()?.max(noted).saturating_add(1).max(now_ms);
+        let noted = BackupId::parse(job_lock.read_note().trim()).and_then(|id| id.number()).unwrap_or(0);
+        let first = newest_number(catalog, now_ms, noted)?.max(noted).saturating_add(1).max(now_ms);
         for unix_ms in first..first.saturating_add(MAX_ID_TRIES) {
             let id = BackupId::from_millis(unix_ms);
             if is_there(&catalog.path(&id))? {
@@ -184,6 +186,20 @@ impl Unfinished {
         let settled = fail(catalog, &self.path, &mut self.record, &cause.chain(), self.owner);
         (settled.is_ok(), cause)
     }
+}
+
+/// The largest number of an identifier in the directory, ours or not; `now_ms` is the time, `noted` the last one given out. A
+/// name more than a day ahead of these and of all of ours does not count: it would push ours there.
+fn newest_number(catalog: &Catalog, now_ms: u64, noted: u64) -> Result<u64> {
+    let ids = catalog.ids()?.into_iter();
+    let mut numbers: Vec<(u64, BackupId)> = ids.filter_map(|id| Some((id.number()?, id))).collect();
+    numbers.sort_unstable_by(|a, b| b.cmp(a));
+    let known = now_ms.max(noted);
+    // One that cannot be read was noted, as each of ours is.
+    let is_ours = |id: &BackupId| matches!(read_record(&catalog.path(id), id), Ok(Some(_)));
+    let ours = numbers.iter().take_while(|(number, _)| *number > known).find(|(_, id)| is_ours(id));
+    let bound = ours.map_or(known, |(number, _)| *number).saturating_add(MAX_CLOCK_ERROR_MS);
+    Ok(numbers.iter().map(|(number, _)| *number).find(|number| *number <= bound).unwrap_or(0))
 }
 
 /// Step 2.

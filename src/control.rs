@@ -61,9 +61,11 @@ pub enum Stop {
     Stalled,
     /// A new backup is wanted: this is work for idle times.
     Yielded,
+    /// The backup that is worked on shall be deleted.
+    Deleted,
 }
 
-const STOPS: [Stop; 4] = [Stop::ShutDown, Stop::Cancelled, Stop::Stalled, Stop::Yielded];
+const STOPS: [Stop; 5] = [Stop::ShutDown, Stop::Cancelled, Stop::Stalled, Stop::Yielded, Stop::Deleted];
 const RUNNING: u8 = 0;
 const COMMITTING: u8 = 255;
 
@@ -93,6 +95,17 @@ impl Control {
     /// One that copies at most `limit` bytes a second, whatever that is at the time.
     pub(crate) fn limited(limit: Arc<AtomicU64>) -> Control {
         Control { limit, ..Control::default() }
+    }
+
+    /// One for an operation of its own that copies or reads at most so many bytes a second; `None` is as fast as the disk.
+    pub fn with_limit(bytes_per_second: Option<u64>) -> Control {
+        Control::limited(Arc::new(AtomicU64::new(bytes_per_second.unwrap_or(0))))
+    }
+
+    /// One for a part of the work, with counts of its own: the limit and the end are the same.
+    pub(crate) fn another(&self) -> Control {
+        let (limit, end, steps) = (Arc::clone(&self.limit), Arc::clone(&self.end), Arc::clone(&self.steps));
+        Control { limit, end, steps, ..Control::default() }
     }
 
     pub(crate) fn enter(&self, phase: Phase) {
@@ -197,6 +210,7 @@ impl Control {
             Some(Stop::Cancelled) => "cancelled by the operator",
             Some(Stop::Stalled) => "stalled: nothing moved for too long; does a disk hang?",
             Some(Stop::Yielded) => "gave way to a new backup",
+            Some(Stop::Deleted) => "the backup is being deleted",
         };
         Err(Error::new(Kind::Cancelled, why))
     }

@@ -90,13 +90,18 @@ fn create_dir_with(path: &Path, mode: u32, owner: Option<Owner>) -> Result<()> {
 /// link to one.
 pub(crate) fn ensure_private_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
     match nofollow::look(path).context(|| failed("look at", path))? {
-        None => create_dir_with(path, PRIVATE_MODE, owner),
+        None => create_private_dir(path, owner),
         Some(meta) if meta.is_dir() => Ok(()),
         Some(_) => {
             let context = format!("{} is not a directory of ours but a link or a file; remove it", path.display());
             Err(Error::new(Kind::Refused, context))
         }
     }
+}
+
+/// Creates a directory that must not exist yet, and that only its owner may enter.
+pub(crate) fn create_private_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
+    create_dir_with(path, PRIVATE_MODE, owner)
 }
 
 /// Creates a directory and its parents where they are missing; the parents must be creatable too.
@@ -441,6 +446,12 @@ impl Lock {
         let open = || Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?));
         let file = pass("lock", path).and_then(|()| open()).context(|| failed("open directory", path))?;
         Lock::of(file, FlockOperation::NonBlockingLockExclusive, path)
+    }
+
+    /// Shares the lock of a directory itself; `None` where somebody has it alone.
+    pub(crate) fn try_share_directory(path: &Path) -> Result<Option<Lock>> {
+        let directory = nofollow::open_directory(path).context(|| failed("open directory", path))?;
+        Lock::of(directory, FlockOperation::NonBlockingLockShared, path)
     }
 
     fn of(file: File, operation: FlockOperation, path: &Path) -> Result<Option<Lock>> {

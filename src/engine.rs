@@ -10,6 +10,7 @@ use std::path::Path;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{DB, IteratorMode, Options, ReadOptions};
 
+use crate::control::Control;
 use crate::cut::{Cut, Heights};
 use crate::disk;
 use crate::error::{Error, Kind, Result};
@@ -20,6 +21,9 @@ pub(crate) type Db = DB;
 
 /// How far a full read reads ahead.
 const READAHEAD_BYTES: usize = 2 * 1024 * 1024;
+
+/// How much is read between two looks at the limit of bytes per second. What counts are keys and values: more than is on the disk.
+const PACED_BYTES: u64 = 256 * 1024;
 
 /// Files that the finished copy may hold open, so that a terabyte does not cost thousands of descriptors.
 const MAX_OPEN_FILES: i32 = 64;
@@ -70,7 +74,7 @@ pub(crate) fn read_cut(copy: &Path) -> Result<Heights> {
 
 /// Reads every block of every column family of a finished copy and checks its checksum. Of a column family with damage, what
 /// comes first.
-pub(crate) fn inspect(copy: &Path) -> Result<Inspected> {
+pub(crate) fn inspect(copy: &Path, control: &Control) -> Result<Inspected> {
     let options = read_only_options(copy)?;
     let mut inspected = Inspected::default();
     let opened = DB::list_cf(&options, copy)
@@ -82,6 +86,7 @@ pub(crate) fn inspect(copy: &Path) -> Result<Inspected> {
             return Ok(inspected);
         }
     };
+    let mut unpaced_bytes = 0;
     for family in &families {
         let handle = db.cf_handle(family);
         let handle = handle.ok_or_else(|| Error::new(Kind::Damaged, format!("column family {family} is missing")))?;
@@ -91,7 +96,14 @@ pub(crate) fn inspect(copy: &Path) -> Result<Inspected> {
         read.set_readahead_size(READAHEAD_BYTES);
         for entry in db.iterator_cf_opt(handle, read, IteratorMode::Start) {
             match entry {
-                Ok(_) => inspected.keys_count += 1,
+                Ok((key, value)) => {
+                    inspected.keys_count += 1;
+                    unpaced_bytes += (key.len() + value.len()) as u64;
+                    if unpaced_bytes >= PACED_BYTES {
+                        control.check()?;
+                        control.throttle(std::mem::take(&mut unpaced_bytes))?;
+                    }
+                }
                 Err(e) => {
                     inspected.faults.push(reported(&e));
                     break;

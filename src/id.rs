@@ -13,6 +13,9 @@ const MAX_LENGTH_BYTES: usize = 64;
 /// Decimal digits of a millisecond timestamp between the years 2001 and 2286.
 const MILLIS_DIGITS: usize = 13;
 
+/// The largest number that is one of an identifier: there is always room for further ones.
+const MAX_NUMBER: u64 = u64::MAX / 2;
+
 /// The identifier of a backup: a valid name of a directory directly below the backup directory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -31,11 +34,18 @@ impl BackupId {
         BackupId(format!("{unix_ms:0width$}", width = MILLIS_DIGITS))
     }
 
-    /// The milliseconds of an identifier of ours. Identifiers of other lengths (the node may write seconds or
-    /// microseconds into the same directory) have none, and so never push ours out of the millisecond range.
+    /// The milliseconds that an identifier says. Those of other lengths (the node may write seconds or microseconds into the
+    /// same directory) say none.
     pub(crate) fn millis(&self) -> Option<u64> {
         let decimal = self.0.len() == MILLIS_DIGITS && self.0.bytes().all(|b| b.is_ascii_digit());
         decimal.then(|| self.0.parse().ok()).flatten()
+    }
+
+    /// The identifier as a number, by which those that we make are ordered: they only ever rise, whatever the clock says. It has
+    /// more digits than a time of this millennium where something has pushed it there.
+    pub(crate) fn number(&self) -> Option<u64> {
+        let decimal = self.0.len() >= MILLIS_DIGITS && self.0.bytes().all(|b| b.is_ascii_digit());
+        decimal.then(|| self.0.parse().ok()).flatten().filter(|number| *number <= MAX_NUMBER)
     }
 
     /// The identifier as it stands in URLs and as a directory's name.

@@ -22,6 +22,7 @@ use crate::engine;
 use crate::error::{Error, Kind, Result};
 use crate::live_files::is_immutable;
 use crate::manifest::Manifest;
+use crate::modes;
 use crate::record::{Method, PactPart, RocksdbPart, Status};
 use crate::repair::Capturing;
 use crate::reread::Base;
@@ -59,7 +60,7 @@ pub(crate) fn fill(
     let partial = backup.partial();
     control.enter(Phase::PreFlight);
     control.check()?;
-    disk::create_dir(&partial, owner)?;
+    disk::create_private_dir(&partial, owner)?;
     let databases = if backup.record.scope.has_pact() { sources.sqlite.databases()? } else { Vec::new() };
     let linked = rocks::can_link(sources.rocksdb.path(), &partial)?;
     let mut base = if linked { None } else { Base::find(catalog)? };
@@ -130,6 +131,7 @@ pub(crate) fn fill(
     let pact = backup.record.pact.clone();
     let mut manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;
     require_whole(&manifest, &pact, &rocksdb)?;
+    modes::keep(sources, &partial, &manifest)?;
     sum_logs(&mut manifest, &partial, control)?;
     know_tables(&mut manifest, &capture, now_ms);
     backup.record.replay_blocks = cut.as_ref().and_then(|cut| replay_blocks(&pact, cut));

@@ -31,12 +31,13 @@
 //! row 2  rocks, engine, no_engine, live, live_files, reuse   a source -> synced files
 //!        sqlite, sqlite_online, raw_copy, sqlite_fold, sqlite_locks, sqlite_attempt
 //!        source, record, manifest      what is read; durable formats
-//! row 1  copy, disk, nofollow, unsynced, quiet, sum, sys, watchdog   every change that we make to the file system
+//!        node_locks, in_use, modes     who uses, and may read, a node's databases, or a backup
+//! row 1  copy, disk, nofollow, permissions, unsynced, quiet, sum, sys, watchdog   every change that we make to the file system
 //! row 0  id, error, fault, config, config_tree, control, gate, seal,
 //!        cut, log_format, version_edit, sqlite_wal, roomy, accept, answers   no I/O
 //! ```
-//! Only `disk` and `copy` change the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere
-//! else. Only `engine` names the `rocksdb` crate, only the files of SQLite name `rusqlite`, only `http`, `http_head` and
+//! Only `disk`, `permissions` and `copy` change the file system; RocksDB and SQLite write by themselves inside the
+//! unfinished backup and nowhere else. Only `engine` names the `rocksdb` crate, only the files of SQLite name `rusqlite`, only `http`, `http_head` and
 //! `listener` name `rouille`, only `service` names `crossbeam-channel`. The protocol of each part stands at the top of its file.
 
 mod accept;
@@ -64,6 +65,7 @@ mod gate;
 mod http;
 mod http_head;
 mod id;
+mod in_use;
 mod job;
 mod listener;
 mod listing;
@@ -73,7 +75,10 @@ mod log_format;
 mod manage;
 mod manifest;
 mod metrics;
+mod modes;
+mod node_locks;
 mod nofollow;
+mod permissions;
 mod quiet;
 mod raw_copy;
 mod record;
@@ -121,7 +126,7 @@ pub use manage::{
     restore_backup, sum_backup, sweep_backups, verify_backup,
 };
 pub use record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
-pub use restore::Restored;
+pub use restore::{RestoreOptions, Restored};
 pub use retention::{Candidate, Policy, Verdict, judge};
 pub use rocks::{heights_json, inspect_json};
 pub use service::{MakeRequest, Service};

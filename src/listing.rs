@@ -55,7 +55,7 @@ impl Service {
 
 fn render(shared: &Arc<Shared>, page: &Page) -> Result<Answer> {
     let ids = shared.catalog.ids_newest_first()?;
-    if let Some(gone) = page.before.as_ref().filter(|id| id.millis().is_none() && !ids.contains(id)) {
+    if let Some(gone) = page.before.as_ref().filter(|id| id.number().is_none() && !ids.contains(id)) {
         let context = format!("backup {gone} is no more, and its name does not say where it stood: leave out before");
         return Err(Error::new(Kind::NotFound, context));
     }

@@ -65,12 +65,14 @@ fn run(plan: Plan) -> Result<i32> {
     match plan {
         Plan::Serve(plan) => serve(plan),
         Plan::Make(plan) => make(plan),
-        Plan::Manage { backup_directory, action, log_level, warnings } => {
+        Plan::Manage { backup_directory, action, limit_bytes_per_second, log_level, warnings } => {
             start_log(log_level, &warnings);
-            operate::operate(&backup_directory, action)
+            operate::operate(&backup_directory, action, limit_bytes_per_second)
         }
         Plan::Heights { directory } => print(&heights_json(&directory)?),
-        Plan::Inspect { directory } => print(&inspect_json(&directory)?),
+        Plan::Inspect { directory, limit_bytes_per_second } => {
+            print(&inspect_json(&directory, limit_bytes_per_second)?)
+        }
     }
 }
 
@@ -172,8 +174,10 @@ fn make(plan: MakePlan) -> Result<i32> {
     let service = Arc::new(Service::start_beside(plan.config, Sources::directory(&plan.database_directory))?);
     mind_signals(&service, None)?;
     let id = service.make_backup(MakeRequest { backup_pact: plan.backup_pact })?;
-    // The backup goes on, whoever could not be told.
-    let printed = print(id.as_str());
+    if let Err(e) = print(id.as_str()) {
+        // The backup goes on, and how it ends decides the exit code.
+        say(&format!("warning: the identifier {id} could not be printed: {}", e.chain()));
+    }
     let terminal = io::stderr().is_terminal();
     // A small backup is done in no time, and who waits for it should not wait longer.
     let (mut pause, longest) = (FIRST_PAUSE, if terminal { PROGRESS_INTERVAL } else { WAIT_INTERVAL });
@@ -204,7 +208,7 @@ fn make(plan: MakePlan) -> Result<i32> {
         }
     }
     match details.map(|d| d.status) {
-        Some(Status::Done) => printed,
+        Some(Status::Done) => Ok(0),
         Some(_) => Ok(exit_code(kind.unwrap_or(Kind::Io))),
         None => Err(Error::new(Kind::NotFound, format!("backup {id} was deleted while it was made"))),
     }

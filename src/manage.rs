@@ -2,28 +2,28 @@
 //! beside a service or without one; each call does one thing and keeps nothing.
 //!
 //! Invariants: only backups of ours are ever changed. One that is verified or restored is held, so that nobody deletes it
-//! meanwhile; deleting takes the same lock alone. Deleting renames first and removes afterwards.
+//! meanwhile (see `in_use`). Deleting renames first and removes afterwards.
 
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::catalog::{Catalog, Found, is_there};
-use crate::commit::USE_FILE;
 use crate::config::Sums;
 use crate::control::Control;
 use crate::damage;
 use crate::details::Details;
-use crate::disk::{self, Lock};
+use crate::disk;
 use crate::error::{Error, Kind, Result};
 use crate::id::BackupId;
+use crate::in_use::{self, InUse};
 use crate::record::{RECORD_FILE, Status};
-use crate::restore::{self, Restored};
+use crate::restore::{self, RestoreOptions, Restored};
 use crate::retention::{Candidate, Policy, Verdict, judge};
 use crate::service::now_ms;
-use crate::sums;
 use crate::verify::{self, Depth, Verification};
 use crate::watchdog::CANCEL_FILE;
+use crate::{gate, sums};
 
 /// How long a cancelled job has to end, and the pause between two looks whether it did.
 const CANCEL_LIMIT: Duration = Duration::from_secs(30);
@@ -67,7 +67,7 @@ struct Held {
     catalog: Catalog,
     found: Found,
     path: PathBuf,
-    _use_lock: Option<Lock>,
+    _in_use: InUse,
 }
 
 impl Held {
@@ -107,15 +107,26 @@ fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
     } else {
         find(&catalog, word)?
     };
-    if found.status != Status::Done {
-        let context = format!("backup {} is no good backup: its status is {}", found.id, found.status.word());
-        return Err(Error::new(Kind::Refused, context));
-    }
+    require_done(&found)?;
     let path = catalog.path(&found.id);
-    let use_path = path.join(USE_FILE);
-    let use_lock =
-        if is_there(&use_path)? { Some(Lock::try_share(&use_path)?.ok_or_else(|| in_use(&found.id))?) } else { None };
-    Ok(Held { catalog, found, path, _use_lock: use_lock })
+    let in_use = share(&catalog, &found.id)?;
+    Ok(Held { catalog, found, path, _in_use: in_use })
+}
+
+fn require_done(found: &Found) -> Result<()> {
+    if found.status == Status::Done {
+        return Ok(());
+    }
+    let context = format!("backup {} is no good backup: its status is {}", found.id, found.status.word());
+    Err(Error::new(Kind::Refused, context))
+}
+
+/// Keeps a backup, which is there, from being deleted.
+fn share(catalog: &Catalog, id: &BackupId) -> Result<InUse> {
+    let shared = in_use::share(&catalog.path(id));
+    // Another process may have deleted it before the lock was there, or before it was asked for.
+    find(catalog, id.as_str())?;
+    shared?.ok_or_else(|| is_in_use(id))
 }
 
 /// Why nobody should rely on a finished backup, where that is known.
@@ -140,7 +151,7 @@ fn find(catalog: &Catalog, word: &str) -> Result<Found> {
     found.ok_or_else(|| Error::new(Kind::NotFound, context()))
 }
 
-fn in_use(id: &BackupId) -> Error {
+fn is_in_use(id: &BackupId) -> Error {
     Error::new(Kind::Busy, format!("backup {id} is in use: it is being made, verified, restored or deleted"))
 }
 
@@ -163,23 +174,21 @@ pub fn verify_backup(
     Ok((held.found.id, verification))
 }
 
-/// Puts the `0` of the backup `word` below the database directory `target`, after verifying it.
+/// Puts the `0` of the backup `word` below a database directory, after verifying it.
 ///
 /// # Errors
 /// As [`verify_backup`]; [`Kind::Damaged`] where the backup is not good after all, or was found damaged before and is not
-/// verified deeply now; [`Kind::NotEmpty`] where the target has a `0` already and `replace` is not given; [`Kind::Usage`]
-/// where the target lies within a database or among the backups; [`Kind::NodeRunning`], [`Kind::NoSpace`]. The target is then
-/// as it was.
+/// verified deeply now; [`Kind::NotEmpty`] where the target has a `0` already and shall not replace it; [`Kind::Usage`]
+/// where the target lies within a database or among the backups; [`Kind::NodeRunning`], [`Kind::NoSpace`]. [`Kind::Busy`] also
+/// where what is there is being backed up. The target is then as it was.
 pub fn restore_backup(
     directory: &Path,
     word: &str,
-    target: &Path,
-    replace: bool,
-    depth: Depth,
-    program: Option<&Path>,
+    options: RestoreOptions<'_>,
     control: &Control,
 ) -> Result<(BackupId, Restored)> {
-    restore::require_target(target, directory)?;
+    let depth = options.depth;
+    restore::require_target(options.target, directory)?;
     let held = hold(directory, word, false)?;
     if depth != Depth::Deep
         && let Some(why) = doubt(&held.catalog, &held.found)?
@@ -191,12 +200,12 @@ pub fn restore_backup(
         );
         return Err(Error::new(Kind::Damaged, context));
     }
-    let verification = held.verify(depth, program, &Control::default())?;
+    let verification = held.verify(depth, options.program, &control.another())?;
     if depth == Depth::Deep || !verification.faults.is_empty() {
         held.note(depth, &verification);
     }
     verify::require_good(&verification)?;
-    let restored = restore::restore(&held.path, target, replace, &now_ms().to_string(), control)?;
+    let restored = restore::restore(&held.path, options, now_ms(), control)?;
     Ok((held.found.id, restored))
 }
 
@@ -222,12 +231,15 @@ pub struct Summed {
 /// # Errors
 /// As [`verify_backup`]; [`Kind::Refused`] for a foreign backup.
 pub fn sum_backup(directory: &Path, word: &str, control: &Control) -> Result<(BackupId, Summed)> {
-    let held = hold(directory, word, true)?;
-    require_ours(&held.found)?;
+    let id = hold(directory, word, true)?.found.id;
     let catalog = Catalog::manage(directory)?;
-    let read_count = sums::write(&catalog, &held.path, Sums::All, control)?.unwrap_or(0);
-    let left_out = sums::left_out(&held.path)?;
-    Ok((held.found.id, Summed { read_count, left_out }))
+    require_ours(&find(&catalog, id.as_str())?)?;
+    let path = catalog.path(&id);
+    let summed = in_use::yielding(&path, control, || {
+        let read_count = sums::write(&catalog, &path, Sums::All, control)?.unwrap_or(0);
+        Ok(Summed { read_count, left_out: sums::left_out(&path)? })
+    })?;
+    Ok((id.clone(), summed.ok_or_else(|| is_in_use(&id))?))
 }
 
 /// Ends the job that makes the backup `word`, or the one that runs whichever it is, in whatever process; returns its
@@ -287,13 +299,22 @@ fn require_ours(found: &Found) -> Result<()> {
     Err(Error::new(Kind::Refused, context))
 }
 
+fn require_unpinned(catalog: &Catalog, id: &BackupId) -> Result<()> {
+    if catalog.is_pinned(id)? {
+        return Err(Error::new(Kind::Refused, format!("backup {id} is pinned; unpin it first")));
+    }
+    Ok(())
+}
+
 fn delete(catalog: &Catalog, found: &Found) -> Result<()> {
     require_ours(found)?;
-    if catalog.is_pinned(&found.id)? {
-        return Err(Error::new(Kind::Refused, format!("backup {} is pinned; unpin it first", found.id)));
+    require_unpinned(catalog, &found.id)?;
+    if found.status == Status::InProgress {
+        return Err(is_in_use(&found.id));
     }
-    let use_path = catalog.path(&found.id).join(USE_FILE);
-    let _use_lock = Lock::try_take(&use_path, catalog.owner())?.ok_or_else(|| in_use(&found.id))?;
+    let _in_use = in_use::take(&catalog.path(&found.id), catalog.owner())?.ok_or_else(|| is_in_use(&found.id))?;
+    // It may have been pinned before the locks were there.
+    require_unpinned(catalog, &found.id)?;
     disk::rename(&catalog.path(&found.id), &catalog.free_garbage_path(&found.id)?)?;
     disk::sync_dir(catalog.directory())
 }
@@ -306,6 +327,7 @@ pub fn pin_backup(directory: &Path, word: &str, pinned: bool) -> Result<BackupId
     let catalog = Catalog::manage(directory)?;
     let found = find(&catalog, word)?;
     require_ours(&found)?;
+    let _in_use = if found.status == Status::Done { Some(share(&catalog, &found.id)?) } else { None };
     let path = catalog.pin_path(&found.id);
     match (pinned, catalog.is_pinned(&found.id)?) {
         (true, false) => drop(disk::write_new(&path, b"", catalog.owner())?.sync()?),
@@ -316,26 +338,41 @@ pub fn pin_backup(directory: &Path, word: &str, pinned: bool) -> Result<BackupId
     Ok(found.id)
 }
 
-/// Judges every backup by `policy`, and deletes what it says unless `dry_run`. What is in use is kept and said to be so.
+/// Judges every backup by `policy`, and deletes what it says unless `dry_run`. What is in use, was pinned meanwhile or cannot be
+/// deleted is kept, and its verdict says so.
 ///
 /// # Errors
-/// [`Kind::Usage`]: no such directory. [`Kind::Io`]: the first thing that could not be deleted.
+/// [`Kind::Usage`]: no such directory. [`Kind::Io`]: it cannot be listed.
 pub fn prune_backups(directory: &Path, policy: Policy, dry_run: bool) -> Result<Vec<(Candidate, Verdict)>> {
     let catalog = if dry_run { Catalog::view(directory)? } else { Catalog::manage(directory)? };
     let found: Vec<Found> = catalog.readable()?.collect();
     let candidates = found.iter().map(|f| candidate(&catalog, f)).collect::<Result<Vec<Candidate>>>()?;
     let mut verdicts = judge(&candidates, policy);
+    gate::point("prune-judged", directory);
     if !dry_run {
         for (found, verdict) in found.iter().zip(&mut verdicts).filter(|(_, v)| **v == Verdict::Delete) {
-            match delete(&catalog, found) {
-                Ok(()) => {}
-                Err(e) if e.kind() == Kind::Busy => *verdict = Verdict::Keep("in use"),
-                Err(e) => return Err(e),
+            if let Err(e) = delete(&catalog, found) {
+                *verdict = undeleted(&catalog, &found.id, &e);
             }
         }
         catalog.sweep_or_warn();
     }
     Ok(candidates.into_iter().zip(verdicts).collect())
+}
+
+/// What is to be said of a backup that could not be deleted. Others are deleted all the same.
+fn undeleted(catalog: &Catalog, id: &BackupId, why: &Error) -> Verdict {
+    if matches!(is_there(&catalog.path(id)), Ok(false)) {
+        return Verdict::Gone;
+    }
+    match why.kind() {
+        Kind::Busy => Verdict::Keep("in use"),
+        Kind::Refused => Verdict::Keep("pinned"),
+        _ => {
+            log::error!("backup not deleted id={id} reason={:?}", why.chain());
+            Verdict::Failed
+        }
+    }
 }
 
 fn candidate(catalog: &Catalog, found: &Found) -> Result<Candidate> {

@@ -27,7 +27,8 @@ impl Counters {
     }
 }
 
-/// What the metrics tell of all backups, whichever process made them; each is [added](Summary::add) on its own.
+/// What the metrics tell of all backups, whichever process made them; each is [added](Summary::add) on its own,
+/// the newest first.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     done_count: u64,
@@ -60,7 +61,8 @@ impl Summary {
             self.newest = self.newest.max(backup.id.millis().map(|id| (id, backup.oldest_unread_ms)));
         }
         if let (Some(last_ms), Some(ended_ms)) = (last_ms, ended_ms) {
-            *last_ms = ended_ms.max(*last_ms);
+            // The newest comes first. The largest time may be that of a clock that was wrong.
+            *last_ms = if *last_ms == 0 { ended_ms } else { *last_ms };
         }
     }
 }

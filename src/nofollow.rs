@@ -33,7 +33,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 
 /// How every directory on the way is opened.
@@ -137,6 +137,13 @@ pub(crate) fn look(path: &Path) -> io::Result<Option<Metadata>> {
 /// Whether a directory has this name, and no link to one.
 pub(crate) fn is_directory(path: &Path) -> io::Result<bool> {
     Ok(look(path)?.is_some_and(|meta| meta.is_dir()))
+}
+
+/// Whether another file system, or another part of one, is mounted there.
+pub(crate) fn is_mount_point(path: &Path) -> bool {
+    let Ok(opened) = open(path, OFlags::PATH, Mode::empty()) else { return false };
+    let stat = statx(opened, "", AtFlags::EMPTY_PATH, StatxFlags::empty());
+    stat.is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Opens a directory for listing and syncing.

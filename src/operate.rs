@@ -7,16 +7,16 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 
 use chainweb_backup::{
-    Control, Depth, Details, Error, Kind, Policy, Record, Restored, Result, Status, Verdict, Verified, cancel_backup,
-    check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups, restore_backup, step_back,
-    sum_backup, verify_backup,
+    Control, Depth, Details, Error, Kind, Policy, Record, RestoreOptions, Restored, Result, Status, Verdict, Verified,
+    cancel_backup, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups,
+    restore_backup, step_back, sum_backup, verify_backup,
 };
 
 use crate::cli::{Action, OURSELVES};
 use crate::terminal::{PROGRESS_INTERVAL, draw, exit_code, print, say, size, utc};
 
-/// Does what an [`Action`] says in a backup directory.
-pub fn operate(directory: &Path, action: Action) -> Result<i32> {
+/// Does what an [`Action`] says in a backup directory, reading and copying at most `limit` bytes a second.
+pub fn operate(directory: &Path, action: Action, limit: Option<u64>) -> Result<i32> {
     match action {
         Action::List { json } => list(directory, json),
         Action::Check(id) => check(directory, &id),
@@ -28,11 +28,15 @@ pub fn operate(directory: &Path, action: Action) -> Result<i32> {
             }
             Ok(i32::from(status == Status::Done))
         }
-        Action::Verify { id, deep } => verify(directory, &id, depth(deep)),
-        Action::Restore { id, to, replace, deep } => restore(directory, &id, &to, replace, depth(deep)),
+        Action::Verify { id, deep } => verify(directory, &id, depth(deep), limit),
+        Action::Restore { id, to, replace, copy, deep } => {
+            let program = Some(Path::new(OURSELVES));
+            let options = RestoreOptions { target: &to, replace, copy, depth: depth(deep), program };
+            restore(directory, &id, options, limit)
+        }
         Action::Sum(id) => {
             step_back();
-            let (id, summed) = with_progress(|control| sum_backup(directory, &id, control))?;
+            let (id, summed) = with_progress(limit, |control| sum_backup(directory, &id, control))?;
             for file in &summed.left_out {
                 say(&format!("left out: {file} is not part of the backup"));
             }
@@ -52,8 +56,8 @@ fn depth(deep: bool) -> Depth {
 }
 
 /// Runs long work; on a terminal a line shows how far it has come.
-fn with_progress<T>(work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
-    let control = Control::default();
+fn with_progress<T>(limit: Option<u64>, work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
+    let control = Control::with_limit(limit);
     if !io::stderr().is_terminal() {
         return work(&control);
     }
@@ -75,12 +79,12 @@ fn with_progress<T>(work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
     })
 }
 
-fn verify(directory: &Path, id: &str, depth: Depth) -> Result<i32> {
+fn verify(directory: &Path, id: &str, depth: Depth, limit: Option<u64>) -> Result<i32> {
     if depth == Depth::Deep {
         step_back();
     }
     let program = Some(Path::new(OURSELVES));
-    let (id, found) = with_progress(|control| verify_backup(directory, id, depth, program, control))?;
+    let (id, found) = with_progress(limit, |control| verify_backup(directory, id, depth, program, control))?;
     for fault in &found.faults {
         say(&fault.to_string());
     }
@@ -97,10 +101,8 @@ fn verify(directory: &Path, id: &str, depth: Depth) -> Result<i32> {
     Ok(exit_code(Kind::Damaged))
 }
 
-fn restore(directory: &Path, id: &str, to: &Path, replace: bool, depth: Depth) -> Result<i32> {
-    let program = Some(Path::new(OURSELVES));
-    let work = |control: &Control| restore_backup(directory, id, to, replace, depth, program, control);
-    let (id, restored) = with_progress(work)?;
+fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, limit: Option<u64>) -> Result<i32> {
+    let (id, restored) = with_progress(limit, |control| restore_backup(directory, id, options, control))?;
     let Restored { database_directory, replaced, linked_count, copied_count, pact_is_compacted } = restored;
     let place = database_directory.join("0");
     print(&format!("restored {id} to {} ({linked_count} files linked, {copied_count} copied)", place.display()))?;
@@ -137,13 +139,17 @@ fn delete(directory: &Path, ids: &[String]) -> Result<i32> {
 
 fn prune(directory: &Path, policy: Policy, dry_run: bool) -> Result<i32> {
     let deleted = if dry_run { "would be deleted" } else { "deleted" };
+    let mut failed = false;
     for (backup, verdict) in prune_backups(directory, policy, dry_run)? {
+        failed |= verdict == Verdict::Failed;
         match verdict {
             Verdict::Keep(why) => print(&format!("{}: kept ({why})", backup.id))?,
             Verdict::Delete => print(&format!("{}: {deleted}", backup.id))?,
+            Verdict::Gone => print(&format!("{}: gone (deleted by another process)", backup.id))?,
+            Verdict::Failed => print(&format!("{}: not deleted", backup.id))?,
         };
     }
-    Ok(0)
+    Ok(i32::from(failed))
 }
 
 fn check(directory: &Path, id: &str) -> Result<i32> {

@@ -14,13 +14,13 @@
 use std::time::{Duration, Instant};
 
 use crate::catalog::{Catalog, Found};
-use crate::commit::{USE_FILE, WHOLE};
+use crate::commit::WHOLE;
 use crate::control::Control;
 use crate::damage;
-use crate::disk::Lock;
 use crate::error::{Kind, Result};
 use crate::fault::Fault;
 use crate::id::BackupId;
+use crate::in_use;
 use crate::manifest::{self, Entry, MANIFEST_FILE};
 use crate::nofollow;
 use crate::record::{Method, Record, Status};
@@ -60,8 +60,8 @@ impl Base {
 
     fn open(catalog: &Catalog, found: &Found) -> Option<Base> {
         let path = catalog.path(&found.id);
-        let use_lock = Lock::try_share(&path.join(USE_FILE)).ok()??;
-        let files = Earlier::open(&path.join(WHOLE).join("rocksDb"), use_lock)?;
+        let in_use = in_use::share(&path).ok()??;
+        let files = Earlier::open(&path.join(WHOLE).join("rocksDb"), in_use)?;
         Some(Base { id: found.id.clone(), files })
     }
 

@@ -1,6 +1,9 @@
 //! Which backups to keep: a pure function from what there is and a policy to a verdict for each, with its reason.
 //!
-//! Invariants, for every input: a foreign, a pinned, a running and the last good backup are kept. Only good backups count
+//! Newest is what has the largest identifier: those of ours always rise. The clock may have been wrong when a backup was made, so
+//! its time only says in which day and week it falls.
+//!
+//! Invariants, for every input: a foreign, a pinned, a running and the newest good backup are kept. Only good backups count
 //! for a rule; one that a verification found damaged is not good, and is kept only while there is no good one. Without a
 //! rule nothing is deleted. To judge again what was kept deletes nothing more.
 
@@ -44,6 +47,10 @@ pub enum Verdict {
     Keep(&'static str),
     /// It goes.
     Delete,
+    /// Another process has deleted it meanwhile.
+    Gone,
+    /// It shall go, and cannot be deleted: the log says why.
+    Failed,
 }
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
@@ -51,7 +58,7 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// The verdict for each backup, in the order of the input.
 pub fn judge(backups: &[Candidate], policy: Policy) -> Vec<Verdict> {
     let mut newest_first: Vec<usize> = (0..backups.len()).collect();
-    newest_first.sort_by_key(|i| std::cmp::Reverse((backups[*i].started_ms, &backups[*i].id)));
+    newest_first.sort_by_key(|i| std::cmp::Reverse((backups[*i].id.number(), &backups[*i].id)));
     let is_good = |i: &usize| {
         let backup = &backups[*i];
         backup.status == Status::Done && !backup.foreign && !backup.damaged

@@ -34,8 +34,9 @@ use std::path::{Path, PathBuf};
 
 use crate::control::Control;
 use crate::copy;
-use crate::disk::{self, Lock, Owner};
+use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::in_use::InUse;
 use crate::live;
 use crate::live_files::MAX_TEXT_BYTES;
 use crate::log_format::End;
@@ -83,12 +84,12 @@ pub(crate) struct Earlier {
     doubted: BTreeSet<u64>,
     /// The numbers of those that must not be used.
     damaged: BTreeSet<u64>,
-    _use_lock: Lock,
+    _in_use: InUse,
 }
 
 impl Earlier {
-    /// The RocksDB in `directory` of a backup that `use_lock` holds; `None` where its MANIFEST cannot be read.
-    pub(crate) fn open(directory: &Path, use_lock: Lock) -> Option<Earlier> {
+    /// The RocksDB in `directory` of a backup that `in_use` holds; `None` where its MANIFEST cannot be read.
+    pub(crate) fn open(directory: &Path, in_use: InUse) -> Option<Earlier> {
         let is_there = |file: &LiveFile| {
             let meta = nofollow::look(&directory.join(file.name())).ok().flatten();
             meta.is_some_and(|meta| meta.is_file() && meta.len() == file.bytes)
@@ -98,14 +99,7 @@ impl Earlier {
         let mut known = roomy::list();
         known.resize(files.len(), None);
         let directory = directory.to_owned();
-        Some(Earlier {
-            directory,
-            files,
-            known,
-            doubted: BTreeSet::new(),
-            damaged: BTreeSet::new(),
-            _use_lock: use_lock,
-        })
+        Some(Earlier { directory, files, known, doubted: BTreeSet::new(), damaged: BTreeSet::new(), _in_use: in_use })
     }
 
     /// Where its files are.

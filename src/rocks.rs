@@ -221,26 +221,30 @@ pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -
     match program {
         None => engine::read_cut(copy),
         Some(program) => {
-            let said: Option<Heights> = ask_child(program, "heights", copy, HEIGHTS_TIME_LIMIT, control)?;
+            let said: Option<Heights> = ask_child(program, &["heights"], copy, HEIGHTS_TIME_LIMIT, control)?;
             Ok(said.unwrap_or(Heights::Cut(None)))
         }
     }
 }
 
 /// Reads every block of every column family of a finished copy and checks its checksum. With a `program`, a child
-/// process does it (`program inspect DIR`).
+/// process does it (`program inspect DIR LIMIT`).
 pub(crate) fn inspect(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Inspected> {
     match program {
-        None => engine::inspect(copy),
-        Some(program) => ask_child(program, "inspect", copy, INSPECT_TIME_LIMIT, control),
+        None => engine::inspect(copy, control),
+        Some(program) => {
+            let limit = control.limit_bytes().unwrap_or(0).to_string();
+            ask_child(program, &["inspect", &limit], copy, INSPECT_TIME_LIMIT, control)
+        }
     }
 }
 
-/// Runs `program word DIR` and reads its answer, one line of JSON.
+/// Runs `program WORD DIR`, with further words, and reads its answer, one line of JSON. The time limit is that of a child which
+/// reads as fast as it can.
 #[expect(clippy::disallowed_methods, reason = "what the kernel says of the child")]
 fn ask_child<T: DeserializeOwned>(
     program: &Path,
-    word: &str,
+    words: &[&str],
     copy: &Path,
     time_limit: Duration,
     control: &Control,
@@ -248,7 +252,13 @@ fn ask_child<T: DeserializeOwned>(
     let failed =
         |what: &str| Error::new(Kind::Damaged, format!("{what} while reading the finished copy {}", copy.display()));
     let mut command = Command::new(program);
-    command.arg(word).arg(copy).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .arg(words[0])
+        .arg(copy)
+        .args(&words[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = spawn(&mut command).context(|| format!("cannot start {}", program.display()))?;
     let deadline = Instant::now() + time_limit;
     let io = format!("/proc/{}/io", child.id());
@@ -265,7 +275,7 @@ fn ask_child<T: DeserializeOwned>(
         let cancelled = control.check();
         match waited {
             Some(status) => break status,
-            None if cancelled.is_err() || Instant::now() > deadline => {
+            None if cancelled.is_err() || (Instant::now() > deadline && control.limit_bytes().is_none()) => {
                 // A child that has ended meanwhile is as good as a killed one.
                 let _ = child.kill().and_then(|()| child.wait());
                 return Err(cancelled.err().unwrap_or_else(|| failed("the time limit was reached")));
@@ -310,11 +320,11 @@ pub fn heights_json(directory: &Path) -> Result<String> {
     Ok(serde_json::to_string(&heights).expect("a cut has keys that JSON can spell"))
 }
 
-/// The child's side of a deep verification: the number of keys and the damage, as JSON.
+/// The child's side of a deep verification, which reads at most so many bytes a second: the number of keys and the damage, as JSON.
 ///
 /// # Errors
 /// Fails where there is no RocksDB in the directory, or none is built in.
-pub fn inspect_json(directory: &Path) -> Result<String> {
-    let inspected = engine::inspect(directory)?;
+pub fn inspect_json(directory: &Path, limit_bytes_per_second: Option<u64>) -> Result<String> {
+    let inspected = engine::inspect(directory, &Control::with_limit(limit_bytes_per_second))?;
     Ok(serde_json::to_string(&inspected).expect("it has only string keys"))
 }

@@ -47,8 +47,6 @@ use crate::sqlite_attempt::{Attempt, Burden, How, Lost};
 use crate::sqlite_locks::{ReadLock, has_other_user};
 use crate::sqlite_online;
 
-pub(crate) use crate::sqlite_locks::is_used_by_another;
-
 /// How often one database is tried.
 const MAX_ATTEMPTS: u32 = 3;
 

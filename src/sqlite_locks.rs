@@ -102,13 +102,6 @@ pub(crate) fn has_other_user(database: &Path) -> Result<bool> {
     is_locked_by_another(&beside(database, "-shm"), SHM_IN_USE, 1)
 }
 
-/// Whether another process has the database open: asked of the locks, none is taken.
-pub(crate) fn is_used_by_another(database: &Path) -> Result<bool> {
-    // Every user of a WAL holds one byte of the -shm; a reader or writer without one holds the shared range.
-    let (first, bytes) = (SHARED_FIRST.cast_unsigned(), SHARED_BYTES.cast_unsigned());
-    Ok(has_other_user(database)? || is_locked_by_another(database, first, bytes)?)
-}
-
 fn is_locked_by_another(path: &Path, start: u64, length: u64) -> Result<bool> {
     let file = match nofollow::open_of_node(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),

@@ -9,12 +9,13 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::catalog::{Catalog, shared_identity};
-use crate::commit::{USE_FILE, WHOLE};
+use crate::commit::WHOLE;
 use crate::config::Sums;
 use crate::control::Control;
-use crate::disk::{self, Lock};
+use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
+use crate::in_use;
 use crate::manifest::{self, Entry, MANIFEST_FILE, Manifest};
 use crate::nofollow::{self, is_unfit};
 use crate::record::Method;
@@ -175,10 +176,8 @@ pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) ->
     }
     let Some(newest) = catalog.newest_good()? else { return Ok(None) };
     let path = catalog.path(&newest.id);
-    // Somebody who deletes or verifies it comes first.
-    let Some(_use_lock) = Lock::try_share(&path.join(USE_FILE))? else { return Ok(None) };
-    let read_count = write(catalog, &path, which, control)?;
-    Ok(read_count.map(|count| (newest.id, count)))
+    let read_count = in_use::yielding(&path, control, || write(catalog, &path, which, control))?;
+    Ok(read_count.flatten().map(|count| (newest.id, count)))
 }
 
 /// A directory that shall have sums.

@@ -189,3 +189,48 @@ pub(crate) fn cached(fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Option<Cach
         unsafe { libc::syscall(SYS_CACHESTAT, fd.as_raw_fd(), range.as_ptr(), &raw mut answer, 0 as libc::c_uint) };
     (result == 0).then_some(Cached { pages: answer.cached, unwritten_pages: answer.dirty + answer.in_writeback })
 }
+
+/// Takes a write lock on a range of a file, without waiting. It conflicts with the POSIX locks of other processes, but belongs
+/// to the open file: it ends when `file` is closed, and not when this process closes another descriptor of the same file.
+///
+/// # Errors
+/// `EACCES` or `EAGAIN` if another process, or another open file, has a lock there.
+pub(crate) fn write_lock(file: &File, first: i64, bytes: i64) -> io::Result<()> {
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: first,
+        l_len: bytes,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open while `file` is borrowed; F_OFD_SETLK (fcntl_locking(2)) reads one `flock`, which lives
+    // until the call returns, and writes to no memory of ours.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes a write lease on a file that is open for writing: from now on, a process that opens the file waits until `file` is closed,
+/// `/proc/sys/fs/lease-break-time` seconds at most, and [`is_leased`] tells that there is one.
+///
+/// # Errors
+/// `EAGAIN` if the file is open elsewhere; others if there are no leases for this file, file system or user.
+pub(crate) fn lease(file: &File) -> io::Result<()> {
+    /// linux/fcntl.h
+    const F_SETSIG: libc::c_int = 10;
+    let fd = file.as_raw_fd();
+    // The kernel signals us that a process waits. By default that is SIGIO, which would end this one; SIGURG is ignored.
+    // SAFETY: the descriptor is open while `file` is borrowed; F_SETSIG (fcntl(2)) takes a number and touches no memory.
+    let asked = unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) };
+    if asked != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above; F_SETLEASE takes a number and touches no memory.
+    let result = unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the lease of [`lease`] is still there, and no process waits for its end.
+pub(crate) fn is_leased(file: &File) -> bool {
+    // SAFETY: the descriptor is open while `file` is borrowed; F_GETLEASE (fcntl(2)) takes nothing and touches no memory.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) == libc::F_WRLCK }
+}

@@ -21,7 +21,7 @@ const USAGE: &str = "chainweb-backup [serve] --database-directory DIR [--enable-
        chainweb-backup check --backup-directory DIR ID|latest
        chainweb-backup cancel  --backup-directory DIR [ID]
        chainweb-backup verify  --backup-directory DIR ID|latest [--deep]
-       chainweb-backup restore --backup-directory DIR ID|latest --to DIR [--replace] [--deep]
+       chainweb-backup restore --backup-directory DIR ID|latest --to DIR [--replace] [--copy] [--deep]
        chainweb-backup sum     --backup-directory DIR ID|latest
        chainweb-backup delete  --backup-directory DIR ID|latest...
        chainweb-backup prune   --backup-directory DIR [--keep-last N] [--keep-daily N] [--keep-weekly N] [--dry-run]
@@ -112,7 +112,7 @@ pub(crate) struct Typed {
     /// Without progress for so long a backup failed; 0: never [default: 900]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_seconds(t).map_err(|e| e.chain()))]
     pub(crate) stall_seconds: Option<Duration>,
-    /// Copy at most so much, like 100MB; SIGHUP reads files again [default: 0]
+    /// Read at most so much, like 100MB; SIGHUP reads files again [default: 0]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
     pub(crate) limit_bytes_per_second: Option<u64>,
     /// error, warn, info, debug, trace or off [default: info]
@@ -133,6 +133,9 @@ pub(crate) struct Typed {
     /// restore: where there is a `0` already, keep it aside as `0.bak-<time>`
     #[arg(long)]
     pub(crate) replace: bool,
+    /// restore: copy every byte, sharing no file with the backup
+    #[arg(long)]
+    pub(crate) copy: bool,
     /// prune: keep the newest N good backups
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_count(t).map_err(|e| e.chain()))]
     pub(crate) keep_last: Option<u32>,

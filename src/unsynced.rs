@@ -18,6 +18,7 @@ use crate::disk::failed;
 use crate::error::{IoContext, Result};
 use crate::gate::pass;
 use crate::nofollow;
+use crate::permissions;
 use crate::sys::{self, Flush};
 
 /// How much is given to the disk at once where it is written through the page cache. Two such pieces of ours at most stand
@@ -56,6 +57,11 @@ impl Unsynced {
     /// Cuts it back to its first bytes.
     pub(crate) fn cut_back(&self, bytes: u64) -> Result<()> {
         pass("truncate", &self.path).and_then(|()| self.file.set_len(bytes)).context(|| failed("cut back", &self.path))
+    }
+
+    /// Gives it the permissions of `mode`.
+    pub(crate) fn set_mode(&self, mode: u32) -> Result<()> {
+        permissions::set(&self.file, &self.path, mode)
     }
 
     /// Makes the content durable, whoever wrote it, at the pace of a copy; returns the bytes that were copied.

@@ -101,9 +101,16 @@ fn the_other_commands() {
     let env = &[("BACKUP_DIR", "/b"), ("ENABLE_BACKUP_API", "maybe")];
     let (backup_directory, log_level) = (PathBuf::from("/b"), LevelFilter::Info);
     let action = Action::List { json: true };
-    let list = Plan::Manage { backup_directory: "/b".into(), action, log_level, warnings: Vec::new() };
+    let list = Plan::Manage {
+        backup_directory: "/b".into(),
+        action,
+        limit_bytes_per_second: None,
+        log_level,
+        warnings: Vec::new(),
+    };
     assert_eq!(run("list --json", env, &[]), Ok(list));
-    let check = Plan::Manage { backup_directory, action: Action::Check("17".into()), log_level, warnings };
+    let action = Action::Check("17".into());
+    let check = Plan::Manage { backup_directory, action, limit_bytes_per_second: None, log_level, warnings };
     assert_eq!(run("check 17 --config-file f", env, &[("f", "{}")]), Ok(check));
     assert_eq!(run("heights /x", &[], &[]), Ok(Plan::Heights { directory: "/x".into() }));
     assert!(matches!(run("list --config-file f", &[], &[("f", TOP)]), Ok(Plan::Manage { .. })));
@@ -116,8 +123,24 @@ fn what_is_done_with_finished_backups() {
         other => panic!("{line}: {other:?}"),
     };
     assert_eq!(action("verify latest --deep"), Action::Verify { id: "latest".into(), deep: true });
-    let restore = Action::Restore { id: "1".into(), to: "/n".into(), replace: true, deep: false };
+    let restore = Action::Restore { id: "1".into(), to: "/n".into(), replace: true, copy: false, deep: false };
     assert_eq!(action("restore 1 --to /n --replace"), restore);
+    let copy = Action::Restore { id: "1".into(), to: "/n".into(), replace: false, copy: true, deep: true };
+    assert_eq!(action("restore 1 --to /n --copy --deep"), copy);
+    let limit = |line: &str, file: &str| match run(
+        &format!("{line} --backup-directory /b --config-file f"),
+        &[],
+        &[("f", file)],
+    ) {
+        Ok(Plan::Manage { limit_bytes_per_second, warnings, .. }) => (limit_bytes_per_second, warnings.len()),
+        other => panic!("{line}: {other:?}"),
+    };
+    let configured = "backup: { limitBytesPerSecond: 20MB }";
+    for line in ["sum latest", "verify latest --deep", "restore latest --to /n"] {
+        assert_eq!(limit(line, configured), (Some(20_000_000), 0));
+        assert_eq!(limit(&format!("{line} --limit-bytes-per-second 5MB"), configured), (Some(5_000_000), 0));
+        assert_eq!(limit(&format!("{line} --limit-bytes-per-second 50"), configured), (Some(50), 1));
+    }
     assert_eq!(action("delete 1 2"), Action::Delete(vec!["1".into(), "2".into()]));
     let policy = Policy { keep_last: 3, keep_daily: 7, keep_weekly: 0 };
     assert_eq!(action("prune --keep-last 3 --keep-daily 7 --dry-run"), Action::Prune { policy, dry_run: true });

@@ -6,6 +6,12 @@ node node --chains 2 --fill 12000000 --write-buffer-bytes 500000
 for _ in 1 2 3 4; do
   chainweb-backup make --backup-pact --database-directory node --log-level warn >>ids 2>>make.log
 done
+# The exit code says how the backup went, whatever became of its identifier.
+status 'make with a full standard output is 0' 0 sh -c 'chainweb-backup make --database-directory node >/dev/full'
+has 'it says the identifier all the same' err 'could not be printed'
+chainweb-backup delete --backup-directory node/backups "$(ls node/backups | tail -n 1)" >deleted
+status 'make with a closed standard output is 0' 0 sh -c 'chainweb-backup make --database-directory node >&-'
+chainweb-backup delete --backup-directory node/backups "$(ls node/backups | tail -n 1)" >deleted
 first=$(sed -n 1p ids) second=$(sed -n 2p ids) last=$(sed -n 4p ids)
 at='--backup-directory node/backups'
 # shellcheck disable=SC2086 # $at is two words
@@ -34,6 +40,30 @@ at='--backup-directory node/backups'
   start run.log demo-node --database-directory restored --disable-backup-api
   status 'restore under a running node is 14' 14 chainweb-backup restore $at "$first" --to restored --replace
   stop TERM
+  # A slow backup of the stopped node that was restored: it holds the databases, and no node does.
+  chainweb-backup make --backup-pact --database-directory restored --backup-directory slow --limit-bytes-per-second 1000 \
+    >slow.out 2>slow.err </dev/null &
+  pids="$pids $!" tries=0
+  until ls slow/*/0.partial/sqlite/*.sqlite >/dev/null 2>&1 || [ "$tries" -ge 1000 ]; do tries=$((tries + 1)) && sleep 0.01; done
+  status 'restore into a directory that is being backed up is 11' 11 \
+    chainweb-backup restore $at "$first" --to restored --replace
+  has 'it says what uses it' err '(chainweb-backup) makes a backup of restored/0/sqlite/'
+  status 'and cancel ends that' 0 chainweb-backup cancel --backup-directory slow
+  is 'restore left nothing' "$(ls -A restored | grep -vc -e '^0$' -e '^0\.bak-')" 0
+
+  mkdir -p mounted/0
+  if mount -t tmpfs none mounted/0 2>mount.err; then
+    for content in '' old; do
+      [ -z "$content" ] || : >"mounted/0/$content"
+      status "restore over a mount with ${content:-nothing} in it is 1" 1 \
+        chainweb-backup restore $at "$first" --to mounted --replace
+      has 'it names the mount' err 'a file system is mounted at mounted/0'
+      is 'and left nothing' "$(ls -A mounted mounted/0 | tr '\n' ' ')" "mounted: 0  mounted/0: ${content:+$content }"
+    done
+    umount mounted/0
+  else
+    skip 'restore over a mount' "nothing can be mounted: $(cat mount.err)"
+  fi
 
   for database in "node/backups/$last/0/sqlite"/*.sqlite; do
     sqlite3 "$database" 'PRAGMA journal_mode=DELETE; DELETE FROM BlockHistory WHERE blockheight < (SELECT max(blockheight) FROM BlockHistory)' >/dev/null

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use chainweb_backup::rocksdb::{DB, Options};
 use chainweb_backup::{
-    BackupId, Control, Depth, Policy, Service, Sources, Verdict, check_backup_in, list_backups_in, prune_backups,
-    restore_backup, sum_backup, verify_backup,
+    BackupId, Control, Depth, Policy, RestoreOptions, Service, Sources, Verdict, check_backup_in, list_backups_in,
+    prune_backups, restore_backup, sum_backup, verify_backup,
 };
 
 use crate::fixture::{Node, PACT, ROCKSDB, config, make_done, names, scratch};
@@ -117,7 +117,9 @@ fn a_file_that_is_no_part_of_the_backup_is_a_note() {
     assert!(list_backups_in(&backups).unwrap()[0].verified.as_ref().is_some_and(|v| v.faults_count == 0));
     let verdicts = prune_backups(&backups, Policy { keep_last: 1, ..Policy::default() }, true).unwrap();
     assert!(verdicts.iter().all(|(_, verdict)| matches!(verdict, Verdict::Keep(_))), "{verdicts:?}");
-    restore_backup(&backups, "latest", &node.root().join("restored"), false, Depth::Deep, None, &none).unwrap();
+    let target = &node.root().join("restored");
+    let options = RestoreOptions { target, replace: false, copy: false, depth: Depth::Deep, program: None };
+    restore_backup(&backups, "latest", options, &none).unwrap();
 }
 
 /// But a WAL or journal with something in it is read by the next node: the backup is another one then.

@@ -10,6 +10,8 @@ mod damage;
 mod faults;
 mod fixture;
 mod http;
+#[cfg(feature = "gate")]
+mod in_use;
 mod listener;
 #[cfg(feature = "gate")]
 mod live;
@@ -19,6 +21,8 @@ mod mutations;
 mod order;
 #[cfg(feature = "gate")]
 mod parsers;
+#[cfg(feature = "gate")]
+mod restore;
 mod retention;
 mod reuse;
 mod reuse_soak;

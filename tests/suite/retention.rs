@@ -1,6 +1,17 @@
-//! Pruning, judged over 100,000 random histories by rules that are written down here once more, in another way.
+//! Pruning, judged over 100,000 random histories by rules that are written down here once more, in another way; and what is
+//! newest, whatever the clock said.
 
-use chainweb_backup::{BackupId, Candidate, Policy, Status, Verdict, judge};
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use chainweb_backup::{
+    BackupId, Candidate, Control, Depth, Details, Policy, Status, Verdict, judge, list_backups_in, prune_backups,
+    verify_backup,
+};
+
+use crate::fixture::{Node, ROCKSDB, call, make_done};
 
 const HISTORIES: u32 = 100_000;
 const DAY_MS: u64 = 86_400_000;
@@ -9,16 +20,18 @@ const MONDAY_MS: u64 = 1_704_067_200_000;
 
 fn history(random: &mut fastrand::Rng) -> Vec<Candidate> {
     let days = random.u64(1..=60);
+    // Some have a digit more than the others: where something has pushed them there.
+    let first = random.choice([MONDAY_MS, 10_000_000_000_000 - 6]).unwrap();
     let mut backups: Vec<Candidate> = (0..random.u64(0..=12))
         .map(|n| Candidate {
-            id: BackupId::parse(&(MONDAY_MS + n).to_string()).unwrap(),
+            id: BackupId::parse(&(first + n).to_string()).unwrap(),
             status: *random
                 .choice(&[Status::Done, Status::Done, Status::Done, Status::Failed, Status::InProgress])
                 .unwrap(),
             foreign: random.u8(..8) == 0,
             pinned: random.u8(..8) == 0,
             damaged: random.u8(..8) == 0,
-            // Some at the same moment, and at the borders of days.
+            // Of a clock that is wrong now and then; some at the same moment, and at the borders of days.
             started_ms: MONDAY_MS
                 + random.u64(..days) * DAY_MS
                 + random.choice([0, 1, DAY_MS / 2, DAY_MS - 1]).unwrap(),
@@ -32,9 +45,13 @@ fn is_good(b: &Candidate) -> bool {
     b.status == Status::Done && !b.foreign && !b.damaged
 }
 
-/// How many good backups are newer than this one, and how many periods with good ones are newer than its own.
+fn number(id: &BackupId) -> u64 {
+    id.as_str().parse().unwrap()
+}
+
+/// The good backups that are newer than this one: they have larger identifiers.
 fn newer<'a>(b: &'a Candidate, all: &'a [Candidate]) -> impl Iterator<Item = &'a Candidate> {
-    all.iter().filter(move |o| is_good(o) && (o.started_ms, &o.id) > (b.started_ms, &b.id))
+    all.iter().filter(move |o| is_good(o) && number(&o.id) > number(&b.id))
 }
 
 fn is_kept_by_periods(b: &Candidate, all: &[Candidate], count: u32, period_ms: u64) -> bool {
@@ -77,4 +94,99 @@ fn random_histories() {
     }
     println!("histories={HISTORIES} kept={kept} deleted={deleted}");
     assert!(deleted > 100_000 && kept > 100_000);
+}
+
+/// Makes the record of a backup say that it was made at another time, as if the clock had been wrong.
+fn set_time(backups: &Path, id: &BackupId, unix_ms: u64) {
+    let path = backups.join(id.as_str()).join("backup.json");
+    let mut text = fs::read_to_string(&path).unwrap();
+    for key in ["\"started_ms\": ", "\"finished_ms\": "] {
+        let (before, after) = text.split_once(key).unwrap();
+        text = format!("{before}{key}{unix_ms}{}", after.trim_start_matches(|c: char| c.is_ascii_digit()));
+    }
+    let (content, _) = text.split_once(",\n  \"seal\"").unwrap();
+    let seal = blake2b_simd::blake2b(content.as_bytes()).to_hex();
+    fs::write(&path, format!("{content},\n  \"seal\": \"{seal}\"\n}}\n")).unwrap();
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis().try_into().unwrap()
+}
+
+fn ids(backups: Vec<Details>) -> Vec<BackupId> {
+    backups.into_iter().map(|b| b.id).collect()
+}
+
+/// The clock was ten days ahead for the first of four backups, and a year behind for the last: the last is the newest all the
+/// same, for everybody, and no rule deletes it. One that the node made is where its time puts it.
+#[test]
+fn whatever_the_clock_said_the_last_backup_is_the_newest() {
+    let node = Node::new();
+    let service = node.start();
+    let [first, second, third, last] = [(); 4].map(|()| make_done(&service, ROCKSDB));
+    let now = now_ms();
+    set_time(&node.backups(), &first, now + 10 * DAY_MS);
+    set_time(&node.backups(), &last, now - 365 * DAY_MS);
+    let foreign = node.backups().join("1648665437000");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("status"), "backup-done").unwrap();
+
+    let foreign = BackupId::parse("1648665437000").unwrap();
+    let newest_first = [&last, &third, &second, &first, &foreign].map(BackupId::clone);
+    assert_eq!(ids(list_backups_in(&node.backups()).unwrap()), newest_first);
+    assert_eq!(ids(service.list_backups().unwrap()), newest_first);
+    let (latest, _) =
+        verify_backup(&node.backups(), "latest", Depth::Quick, None, &Control::default()).expect("it can be looked at");
+    assert_eq!(latest, last);
+    let metrics = call(&service, "GET", "/metrics", &[]).unwrap().body;
+    let said = metrics.lines().find_map(|l| l.strip_prefix("chainweb_backup_last_success_timestamp_seconds ")).unwrap();
+    assert!(said.parse::<f64>().unwrap() * 1000.0 < (now + DAY_MS) as f64, "{said}");
+
+    for (policy, kept) in [
+        (Policy { keep_last: 2, ..Policy::default() }, vec![&last, &third]),
+        // Three days: that of the last, that of the two in between, that of the first.
+        (Policy { keep_daily: 2, ..Policy::default() }, vec![&last, &third]),
+        (Policy { keep_daily: 9, ..Policy::default() }, vec![&last, &third, &first]),
+        (Policy { keep_last: 1, ..Policy::default() }, vec![&last]),
+    ] {
+        let verdicts = prune_backups(&node.backups(), policy, true).unwrap();
+        let ours = verdicts.iter().filter(|(b, _)| !b.foreign);
+        let stay: Vec<&BackupId> = ours.filter(|(_, v)| *v != Verdict::Delete).map(|(b, _)| &b.id).collect();
+        assert_eq!(stay, kept, "{policy:?}");
+    }
+    prune_backups(&node.backups(), Policy { keep_weekly: 1, ..Policy::default() }, false).unwrap();
+    assert_eq!(ids(service.list_backups().unwrap()), [last, foreign]);
+}
+
+/// Names that no clock can have meant do not push identifiers; nor is any of them given out twice, whatever is deleted.
+#[test]
+fn a_name_from_the_far_future_pushes_no_identifier() {
+    let node = Node::new();
+    for name in ["9999999999999", "10000000000000", "99999999999999", "9223372036854775807", "18446744073709551615"] {
+        fs::create_dir_all(node.backups().join(name)).unwrap();
+    }
+    let mut given = Vec::new();
+    let mut make_and_delete = |expected: Range<u64>| {
+        // Before a restart and after it.
+        for _ in 0..2 {
+            let service = node.start();
+            for _ in 0..2 {
+                let id = make_done(&service, ROCKSDB);
+                assert!(expected.contains(&number(&id)), "{id}");
+                fs::remove_dir_all(node.backups().join(id.as_str())).unwrap();
+                given.push(id);
+            }
+        }
+    };
+    make_and_delete(1..now_ms() + DAY_MS);
+
+    // An earlier version was pushed there: its own are believed, and the next ones go on from there.
+    let id = make_done(&node.start(), ROCKSDB);
+    let pushed = node.backups().join("10000000000007");
+    fs::rename(node.backups().join(id.as_str()), &pushed).unwrap();
+    let record = fs::read_to_string(pushed.join("backup.json")).unwrap();
+    fs::write(pushed.join("backup.json"), record.replace(id.as_str(), "10000000000007")).unwrap();
+    fs::remove_file(node.backups().join(".lock")).unwrap();
+    make_and_delete(10_000_000_000_008..10_000_000_001_000);
+    assert!(given.windows(2).all(|pair| number(&pair[0]) < number(&pair[1])), "{given:?}");
 }

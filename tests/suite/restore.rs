@@ -1,0 +1,297 @@
+//! Restores: into a directory whose node starts at the worst moment, with an error at every step, with the modes, files and
+//! limits that were asked for.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use chainweb_backup::gate::{self, Plan};
+use chainweb_backup::{
+    BackupId, Control, Depth, Error, Kind, RestoreOptions, Restored, Service, Sources, restore_backup, sum_backup,
+    verify_backup,
+};
+
+use crate::fixture::{Node, PACT, config, make_done, names, paths, scratch_on_disk, tree};
+
+/// Nothing that a test waits for takes longer.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A stopped node with one backup, and the database directory of another stopped node.
+struct Scene {
+    node: Node,
+    id: BackupId,
+    target: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let mut node = Node::with_chains(2);
+        let service = node.start();
+        let id = make_done(&service, PACT);
+        drop(service);
+        node.close();
+        let root = node.root().join("other");
+        fs::create_dir(&root).unwrap();
+        let mut other = Node::create(&root, 2);
+        let target = other.directory();
+        other.close();
+        fs::write(target.join("0/old"), "").unwrap();
+        Scene { node, id, target }
+    }
+
+    fn backup(&self) -> PathBuf {
+        self.node.backups().join(self.id.as_str())
+    }
+
+    fn options(&self) -> RestoreOptions<'_> {
+        RestoreOptions { target: &self.target, replace: true, copy: false, depth: Depth::Quick, program: None }
+    }
+
+    fn restore(&self) -> Result<Restored, Error> {
+        self.restore_as(self.options())
+    }
+
+    fn restore_as(&self, options: RestoreOptions<'_>) -> Result<Restored, Error> {
+        restore_backup(&self.node.backups(), "latest", options, &Control::default()).map(|(_, restored)| restored)
+    }
+
+    /// Where the old database is: by the names of the directories that hold it.
+    fn old(&self) -> Vec<String> {
+        names(&self.target).into_iter().filter(|name| self.target.join(name).join("old").exists()).collect()
+    }
+
+    /// What lies beside the `0` and may be taken for an old database.
+    fn called_old(&self) -> Vec<String> {
+        let may_be = |name: &String| name.starts_with("0.bak-") || name.starts_with(".exchanging-");
+        names(&self.target).into_iter().filter(may_be).collect()
+    }
+}
+
+/// A process that opens a file and reads a byte of it.
+fn opener(path: &Path) -> Child {
+    Command::new("head").args(["-c", "1"]).arg(path).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// Waits until a process waits for the lease on a file to end.
+fn wait_for_break(path: &Path) {
+    let inode = format!(":{} ", path.metadata().unwrap().ino());
+    let deadline = Instant::now() + DEADLINE;
+    let is_breaking = || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().any(|line| line.contains("LEASE") && line.contains("BREAKING") && line.contains(&inode))
+    };
+    while !is_breaking() {
+        assert!(Instant::now() < deadline, "no process waits for {}", path.display());
+        sleep(Duration::from_millis(1));
+    }
+}
+
+/// A node that starts after the last look and before the exchange: it opens RocksDB's LOCK first; other programs open a Pact
+/// database. What it opened is in its place afterwards, and the restore has failed.
+#[test]
+fn what_opens_the_old_database_at_the_last_moment_keeps_it() {
+    let scene = Scene::new();
+    for name in ["0/rocksDb/LOCK", "0/sqlite/pact-v1-chain-0.sqlite", "0/sqlite/pact-v1-chain-1.sqlite"] {
+        let before = tree(&scene.target.join("0"));
+        let path = scene.target.join(name);
+        let (children, child) = channel();
+        let opened = path.clone();
+        gate::at_point(&scene.target, move |point| {
+            if point == "restore-locked" {
+                children.send(opener(&opened)).unwrap();
+                wait_for_break(&opened);
+            }
+        });
+        let result = scene.restore();
+        gate::forget_points(&scene.target);
+        let error = result.expect_err("a process has the old database open");
+        assert_eq!(error.kind(), Kind::NodeRunning, "{}", error.chain());
+        assert!(error.chain().contains(name), "{}", error.chain());
+        assert!(child.recv_timeout(DEADLINE).unwrap().wait().unwrap().success());
+        assert_eq!(tree(&scene.target.join("0")), before, "{name}");
+        assert_eq!(names(&scene.target), ["0"]);
+    }
+    scene.restore().unwrap();
+    assert_eq!((scene.old().len(), names(&scene.target).len()), (1, 2));
+}
+
+/// A process has a file open that it has not locked yet, or holds its lock.
+#[test]
+fn what_has_the_old_database_open_keeps_it() {
+    let scene = Scene::new();
+    let before = tree(&scene.target.join("0"));
+    for name in ["0/rocksDb/LOCK", "0/sqlite/pact-v1-chain-1.sqlite"] {
+        let file = fs::File::open(scene.target.join(name)).unwrap();
+        let mut child = Command::new("sleep").arg("1000").stdin(file).spawn().unwrap();
+        let error = scene.restore().expect_err("a process has the old database open");
+        assert!(error.kind() == Kind::NodeRunning && error.chain().contains(name), "{}", error.chain());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(tree(&scene.target.join("0")), before);
+        assert_eq!(names(&scene.target), ["0"]);
+    }
+    scene.restore().unwrap();
+}
+
+/// Each operation of a restore fails once: the old database is in one place and whole, the new one is never called old, and
+/// the next restore succeeds.
+#[test]
+fn an_error_at_any_step_loses_nothing() {
+    let mut at = 0;
+    let mut kinds = Vec::new();
+    loop {
+        at += 1;
+        let scene = Scene::new();
+        gate::arm(Plan { root: scene.target.clone(), fail_at: vec![at], ..Plan::default() });
+        let result = scene.restore();
+        let log = gate::disarm(&scene.target).log;
+        if log.len() < at as usize {
+            result.unwrap();
+            break;
+        }
+        let what = format!("error at {at}, {:?}: {:?}", log[at as usize - 1], names(&scene.target));
+        assert_eq!(scene.old().len(), 1, "{what}");
+        assert!(scene.called_old().iter().all(|name| scene.old().contains(name)), "{what}");
+        if result.is_ok() || scene.old() != ["0"] {
+            assert_eq!(whole_database(&scene), 2, "{what}");
+        }
+        kinds.push(log[at as usize - 1].0);
+        if scene.target.join("0").exists() {
+            scene.restore().unwrap();
+        }
+        assert_eq!(whole_database(&scene), 2, "{what}");
+        assert!(names(&scene.target).iter().all(|name| name == "0" || name.starts_with("0.bak-")), "{what}");
+        assert_eq!(scene.old().len(), 1, "{what}");
+    }
+    for kind in ["mkdir", "link", "copy", "fsync", "fsync-dir", "rename", "exchange", "lock"] {
+        assert!(kinds.contains(&kind), "no {kind} in {kinds:?}");
+    }
+}
+
+/// How many Pact databases what was restored has; fails unless it is whole.
+fn whole_database(scene: &Scene) -> usize {
+    let copy = scene.node.root().join("looked-at");
+    crate::fixture::copy_tree(&scene.target.join("0"), &copy.join("db/0"));
+    let node = Node::open(&copy);
+    node.check();
+    let chains = node.pact().len();
+    drop(node);
+    fs::remove_dir_all(&copy).unwrap();
+    chains
+}
+
+#[test]
+fn a_copy_shares_no_file_with_the_backup() {
+    let scene = Scene::new();
+    let linked = scene.restore().unwrap();
+    assert!(linked.linked_count >= 2, "{linked:?}");
+    let copied = scene.restore_as(RestoreOptions { copy: true, ..scene.options() }).unwrap();
+    assert_eq!((copied.linked_count, copied.copied_count), (0, linked.linked_count + linked.copied_count));
+    let shared = |path: &PathBuf| path.is_file() && path.metadata().unwrap().nlink() > 1;
+    assert_eq!(paths(&scene.target.join("0")).into_iter().filter(shared).collect::<Vec<_>>(), Vec::<PathBuf>::new());
+    assert_eq!(whole_database(&scene), 2);
+}
+
+/// The permissions below a directory, by the names there; of a restored database without its LOCK, which is none of the backup's.
+fn modes(directory: &Path) -> Vec<(PathBuf, u32)> {
+    let mode = |path: &PathBuf| path.metadata().unwrap().permissions().mode() & 0o777;
+    let name = |path: &PathBuf| path.strip_prefix(directory).unwrap().to_owned();
+    paths(directory).iter().map(|path| (name(path), mode(path))).collect()
+}
+
+/// Of a node that keeps its databases to itself, but for one file and one directory: linked and copied, to the same file system
+/// and to another one, stopped and in this process.
+#[test]
+fn a_backup_has_the_modes_of_the_node() {
+    let mut node = Node::with_chains(2);
+    let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    for path in paths(&node.directory().join("0")) {
+        set(&path, if path.is_dir() { 0o700 } else { 0o600 });
+    }
+    set(&node.sqlite(1), 0o640);
+    set(node.sqlite(1).parent().unwrap(), 0o750);
+    let elsewhere = scratch_on_disk();
+    let check = |node: &Node, id: &BackupId, backups: &Path| {
+        let here = modes(&backups.join(id.as_str()).join("0"));
+        assert!(here.len() > 8, "{here:?}");
+        let of_node = modes(&node.directory().join("0"));
+        for (name, mode) in here {
+            // A checkpoint has files of its own.
+            let expected = of_node.iter().find(|(other, _)| *other == name).map_or(0o600, |(_, mode)| *mode);
+            assert_eq!(mode, expected, "{}", name.display());
+        }
+    };
+    for backups in [node.backups(), elsewhere.path().join("backups")] {
+        let service = Service::start(config(&backups), node.embedded()).unwrap();
+        check(&node, &make_done(&service, PACT), &backups);
+    }
+    node.close();
+    for backups in [node.backups(), elsewhere.path().join("backups")] {
+        let service = Service::start(config(&backups), Sources::directory(&node.directory())).unwrap();
+        check(&node, &make_done(&service, PACT), &backups);
+        let modes = modes(&backups);
+        assert!(modes.iter().any(|(name, mode)| name.ends_with("status") && *mode & 0o044 == 0o044), "{modes:?}");
+    }
+}
+
+#[test]
+fn a_restored_database_has_the_modes_of_its_backup() {
+    let scene = Scene::new();
+    let at = scene.backup().join("0");
+    for path in paths(&at) {
+        let mode = if path.is_dir() { 0o700 } else { 0o600 };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    fs::set_permissions(at.join("sqlite/pact-v1-chain-1.sqlite"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(at.join("sqlite"), fs::Permissions::from_mode(0o750)).unwrap();
+    for copy in [false, true] {
+        scene.restore_as(RestoreOptions { copy, ..scene.options() }).unwrap();
+        assert_eq!(modes(&scene.target.join("0")), modes(&at));
+    }
+}
+
+#[test]
+fn checksums_of_the_backup_are_not_restored() {
+    let scene = Scene::new();
+    sum_backup(&scene.node.backups(), "latest", &Control::default()).unwrap();
+    for directory in ["0/rocksDb", "0/sqlite"] {
+        assert!(scene.backup().join(directory).join("BLAKE2SUMS").exists());
+        fs::write(scene.backup().join(directory).join(".BLAKE2SUMS.tmp"), "cut off").unwrap();
+    }
+    scene.restore().unwrap();
+    let has_sums = |path: &PathBuf| path.to_string_lossy().contains("BLAKE2SUMS");
+    assert_eq!(paths(&scene.target.join("0")).into_iter().filter(has_sums).collect::<Vec<_>>(), Vec::<PathBuf>::new());
+}
+
+/// What is read or copied takes the time that the limit wants.
+#[test]
+fn the_limit_holds_for_sums_verifications_and_restores() {
+    let scene = Scene::new();
+    let bytes: u64 =
+        paths(&scene.backup().join("0")).iter().filter(|p| p.is_file()).map(|p| p.metadata().unwrap().len()).sum();
+    let limit = bytes * 2;
+    let seconds = |work: &dyn Fn(&Control)| {
+        let began = Instant::now();
+        work(&Control::with_limit(Some(limit)));
+        began.elapsed().as_secs_f64()
+    };
+    let backups = scene.node.backups();
+    let wanted = 0.45;
+    let took = seconds(&|control| drop(sum_backup(&backups, "latest", control).unwrap()));
+    assert!(took > wanted, "sums of {bytes} bytes at {limit} a second took {took} s");
+    let took = seconds(&|control| {
+        let (_, found) = verify_backup(&backups, "latest", Depth::Deep, None, control).unwrap();
+        assert!(found.faults.is_empty(), "{:?}", found.faults);
+    });
+    assert!(took > wanted, "a verification of {bytes} bytes at {limit} a second took {took} s");
+    let options = RestoreOptions { copy: true, ..scene.options() };
+    let took = seconds(&|control| drop(restore_backup(&backups, "latest", options, control).unwrap()));
+    assert!(took > wanted, "a restore of {bytes} bytes at {limit} a second took {took} s");
+    let deep = RestoreOptions { copy: true, depth: Depth::Deep, ..scene.options() };
+    let took = seconds(&|control| drop(restore_backup(&backups, "latest", deep, control).unwrap()));
+    assert!(took > 2.0 * wanted, "a deep restore of {bytes} bytes at {limit} a second took {took} s");
+}
