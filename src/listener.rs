@@ -269,7 +269,9 @@ impl Connections {
         if state.slots.is_empty() {
             state.thread_cap = None;
         }
-        state.slots.push(Slot { stream: Arc::clone(stream), waits_since: None, closed: false });
+        // Its thread may take a while to begin: until then it can make room like any other.
+        let waits_since = Some(Instant::now());
+        state.slots.push(Slot { stream: Arc::clone(stream), waits_since, closed: false });
         SlotGuard { stream: Arc::clone(stream), connections: Arc::clone(self) }
     }
 
@@ -283,13 +285,17 @@ impl Connections {
         }
         let started = MutexGuard::unlocked(&mut state, || self.start_thread(false));
         let cause = started.err()?;
+        // It waits for us now; only this thread adds slots, so its own is the last.
+        if let Some(slot) = state.slots.last_mut() {
+            slot.waits_since = None;
+        }
         // Whether or not this one finds a thread: so many are too many, beside what a backup needs.
         let served_count = state.slots.len() - state.threadless.len();
         state.thread_cap = Some(served_count.saturating_sub(LEFT_COUNT).max(RESERVE_COUNT));
         if welcome && self.make_room(&mut state, |state| state.threadless.is_empty(), |_| true) {
             return None;
         }
-        // Its own is the last, if it is still there: only this thread adds any.
+        // The last one, too, if it is still there.
         state.threadless.pop_back().map(|(connection, _)| (connection, cause))
     }
 
