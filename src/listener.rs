@@ -232,23 +232,19 @@ impl Connections {
         let mut state = self.state.lock();
         let has_room = |state: &State| state.slots.len() < state.thread_cap.unwrap_or(cap).min(cap);
         // A handler may take long; a thread comes free soon.
-        if self.make_room(&mut state, has_room, |state| state.slots.len() < cap) {
+        let is_patient = state.slots.len() < cap;
+        if self.make_room(&mut state, is_patient, has_room) {
             return Some(true);
         }
         (state.slots.len() < cap + REFUSAL_COUNT).then_some(false)
     }
 
-    /// Closes the connections that have waited longest, until there is room. False where there is none soon, or where all
-    /// connections are inside the handler and it is `worth` waiting for none of them.
-    fn make_room(
-        &self,
-        state: &mut MutexGuard<State>,
-        has_room: impl Fn(&State) -> bool,
-        worth: impl Fn(&State) -> bool,
-    ) -> bool {
+    /// Closes the connections that have waited longest, until there is room; false if there is none soon. It waits for
+    /// those inside the handler only if it `is_patient`.
+    fn make_room(&self, state: &mut MutexGuard<State>, is_patient: bool, has_room: impl Fn(&State) -> bool) -> bool {
         let give_up = Instant::now() + ROOM_WAIT;
         while !has_room(state) {
-            let (now, is_worth_it) = (Instant::now(), worth(state));
+            let now = Instant::now();
             let wake = match longest_waiting(&mut state.slots) {
                 _ if now >= give_up => return false,
                 Some((since, _)) if now < since + RIPE => give_up.min(since + RIPE),
@@ -256,7 +252,7 @@ impl Connections {
                     slot.close();
                     give_up
                 }
-                None if is_worth_it => give_up,
+                None if is_patient => give_up,
                 None => return false,
             };
             self.released.wait_until(state, wake);
@@ -285,17 +281,15 @@ impl Connections {
         }
         let started = MutexGuard::unlocked(&mut state, || self.start_thread(false));
         let cause = started.err()?;
-        // It waits for us now; only this thread adds slots, so its own is the last.
-        if let Some(slot) = state.slots.last_mut() {
-            slot.waits_since = None;
-        }
         // Whether or not this one finds a thread: so many are too many, beside what a backup needs.
         let served_count = state.slots.len() - state.threadless.len();
         state.thread_cap = Some(served_count.saturating_sub(LEFT_COUNT).max(RESERVE_COUNT));
-        if welcome && self.make_room(&mut state, |state| state.threadless.is_empty(), |_| true) {
+        // One that was taken meanwhile has a thread. Otherwise its slot is the last: only the accept thread adds any.
+        let (false, Some(slot)) = (state.threadless.is_empty(), state.slots.last_mut()) else { return None };
+        slot.waits_since = None; // it waits for us
+        if welcome && self.make_room(&mut state, true, |state| state.threadless.is_empty()) {
             return None;
         }
-        // The last one, too, if it is still there.
         state.threadless.pop_back().map(|(connection, _)| (connection, cause))
     }
 
