@@ -208,8 +208,9 @@ impl Child {
         let growth = rss.saturating_sub(rss_before);
         eprintln!("{what}: threads={threads} rss_growth_kib={} descriptors={}", growth / 1024, self.descriptors());
         assert!(growth < GROWTH_BYTES, "{what}: memory grew by {growth} bytes");
-        // The cap, those that are told so, two in reserve that may be idle beside them, and those of the test itself.
-        assert!(threads <= 64 + 8 + 2 + 4, "{what}: {threads} threads");
+        // The cap, those that are told so, two in reserve that may be idle beside them, and those of the test itself. On a busy
+        // machine some that have served their last connection are still there for a moment.
+        eventually(what, || self.status("Threads") <= 64 + 8 + 2 + 4);
     }
 
     /// It must be alive, and end of itself.
