@@ -127,6 +127,7 @@ pub(crate) fn fill(
     };
 
     drop(base);
+    backup.record.warnings.extend_from_slice(&capture.warnings);
     control.enter(Phase::Sync);
     let pact = backup.record.pact.clone();
     let mut manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;

@@ -28,7 +28,7 @@
 //! row 4  attempt, job                  one backup, start to end
 //! row 3  catalog, commit               what is on disk, and the one commit point
 //!        verify, damage, repair, reread, sums, restore, retention   finished backups
-//! row 2  rocks, engine, no_engine, live, live_files, reuse   a source -> synced files
+//! row 2  rocks, engine, no_engine, live, live_files, live_wals, reuse   a source -> synced files
 //!        sqlite, sqlite_online, raw_copy, sqlite_fold, sqlite_locks, sqlite_attempt
 //!        source, record, manifest      what is read; durable formats
 //!        node_locks, in_use, modes     who uses, and may read, a node's databases, or a backup
@@ -71,6 +71,7 @@ mod listener;
 mod listing;
 mod live;
 mod live_files;
+mod live_wals;
 mod log_format;
 mod manage;
 mod manifest;

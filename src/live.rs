@@ -30,14 +30,16 @@
 //!    before deletions. What an earlier backup on another file system has, by RocksDB's own unique id, needs no link: it is
 //!    taken from there.
 //!
-//! Then: copy each WAL up to its cut and cut it back to its last complete record, copy the MANIFEST's S bytes, write
-//! CURRENT, copy OPTIONS and IDENTITY. Links that are not live in the end are dropped.
+//! Then, all of the instant of the cut: copy each WAL up to its cut (`live_wals`), the MANIFEST's S bytes, OPTIONS and
+//! IDENTITY. Only then the live files, where they are copied: that may take hours. CURRENT comes last. Links that are not live
+//! in the end are dropped.
 //!
 //! Refused, because the guarantee would not hold: WALs that are used again or that are elsewhere, data in other
 //! directories or of other engines, symbolic links, and file systems whose attributes are cached or not their own.
 //!
-//! Invariants: no file of the source is opened for writing, LOCK is not touched, no link is followed. The loop has a
-//! limit in rounds and in time, and ends in an error that names what was in the way.
+//! Invariants: no file of the source is opened for writing, LOCK is not taken, no link is followed. The loop has a limit in
+//! rounds, and in time from the end of the first pass through all live files, which takes what the disk takes. It ends in
+//! an error that names what was in the way.
 
 use std::fs::File;
 use std::io::Read;
@@ -52,17 +54,28 @@ use crate::copy;
 use crate::disk::{self, Owner};
 use crate::error::{Error, Failure, IoContext, Kind, Result};
 use crate::gate;
-use crate::live_files::{MAX_TEXT_BYTES, Pin, Source, Staging, fstat, identity, is_options};
+use crate::live_files::{Pin, Source, Staging, WalPlace, fstat, identity, is_options};
+use crate::live_wals::{self, Target, Wal};
 use crate::log_format::{self, End};
-use crate::nofollow;
 use crate::quiet::QuietReader;
 use crate::reuse::{Bringing, Brought, Earlier};
-use crate::unsynced::{Batch, Unsynced};
+use crate::unsynced::Batch;
 use crate::version_edit::{LiveFile, Versions};
 
-/// Limits of the loop. Measured: one or two rounds are typical, 15 were seen at 300 edits a second.
+/// The most rounds. Measured: one or two are typical, 15 were seen at 300 edits a second.
 const MAX_ROUNDS: u32 = 200;
-const MAX_SECONDS: u64 = 120;
+
+/// The longest time from the end of the first pass through all live files.
+const MAX_TIME: Duration = Duration::from_secs(120);
+
+/// How long a database that is open may have no WAL: as long as it is being opened.
+const MAX_TIME_WITHOUT_WAL: Duration = Duration::from_secs(20);
+
+/// How often it is looked for.
+const WAL_POLL: Duration = Duration::from_millis(100);
+
+/// Both limits where a test wants them short.
+const SHORT_TIME: Duration = Duration::from_millis(300);
 
 /// How long a round that failed waits for the next one.
 const ROUND_PAUSE: Duration = Duration::from_millis(5);
@@ -75,6 +88,8 @@ pub(crate) struct Copied {
     pub(crate) brought: Brought,
     /// What is no link, and to be synced.
     pub(crate) unsynced: Batch,
+    /// What an operator should know of it.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// How a live copy went.
@@ -84,14 +99,6 @@ pub(crate) struct Run {
     pub(crate) rounds_count: u32,
     /// How long the window of the last round was open.
     pub(crate) window: Duration,
-}
-
-/// A WAL of the cut.
-struct Wal {
-    name: String,
-    number: u64,
-    file: File,
-    bytes: u64,
 }
 
 /// What steps 1 to 5 found, all of one instant.
@@ -134,133 +141,193 @@ pub(crate) fn copy(
     control: &Control,
 ) -> Result<Copied> {
     let source = Source::at(source)?;
-    source.refuse_what_cannot_be_copied()?;
+    let wal_place = source.refuse_what_cannot_be_copied()?;
+    require_wal(&source, control)?;
     disk::create_dir(to, owner)?;
     let staging = Staging::open(pins)?;
-    let deadline = Instant::now() + Duration::from_secs(MAX_SECONDS);
-    let mut rounds_count = 0;
-    let mut reading = None;
-    let (instant, live) = loop {
-        control.check()?;
-        rounds_count += 1;
-        staging.drop_wals()?;
-        let why = match round(&source, &staging, earlier, &mut reading) {
-            Ok((instant, versions)) => break (instant, versions.into_live_files()),
-            Err(Failure::Final(e)) => return Err(e),
-            Err(Failure::Again(why)) => why,
-        };
-        log::debug!("live copy round={rounds_count} again={why:?}");
-        if rounds_count == MAX_ROUNDS || Instant::now() > deadline {
-            let context = format!(
-                "the database in {} changed faster than it could be copied, {rounds_count} rounds long; the last one \
-                 failed because {why}",
-                source.path.display()
-            );
-            return Err(Error::new(Kind::Changed, context));
-        }
-        std::thread::sleep(ROUND_PAUSE);
-    };
+    let (instant, versions, rounds_count) = Loop { source: &source, staging: &staging, earlier, control }.run()?;
+    let newest = instant.wals.first().map_or(0, |wal| wal.number);
+    if wal_place == WalPlace::Presumed && newest < versions.newest_settled_wal() {
+        let why =
+            "the WALs in its directory are older than its tables: its OPTIONS name another place for them (wal_dir)";
+        return Err(source.refused(why));
+    }
+    let target = Target { directory: to, owner, control };
+    let mut wals = Vec::new();
+    for wal in instant.wals.iter().rev() {
+        wals.push(wal.copy(&source, &target)?);
+        staging.drop_wal(&wal.name)?;
+    }
+    let warnings = live_wals::settle(&wals, &versions, &source)?;
+    let mut unsynced = Batch::default();
+    wals.into_iter().try_for_each(|wal| unsynced.add(wal.unsynced))?;
+    copy_metadata(&source, &instant, &target, &mut unsynced)?;
+    let live = versions.into_live_files();
     if rounds_count > 1 {
         staging.keep_only(&live)?;
-    }
-    let mut unsynced = Batch::default();
-    for wal in instant.wals.iter().rev() {
-        unsynced.add(copy_wal(&source, wal, to, owner, control)?)?;
-        staging.drop_wal(&wal.name)?;
     }
     let mut brought = Brought::default();
     if pins != to {
         brought = Bringing { pins, to, earlier, owner, control }.all(&live, &mut unsynced)?;
     }
-    write_rest(&source, &instant, to, &mut unsynced, owner, control)?;
-    Ok(Copied { run: Run { rounds_count, window: instant.window }, brought, unsynced })
+    // Without it the directory is no database.
+    unsynced.add(disk::write_new(&to.join("CURRENT"), instant.current.as_bytes(), owner)?)?;
+    Ok(Copied { run: Run { rounds_count, window: instant.window }, brought, unsynced, warnings })
 }
 
-/// Steps 1 to 8.
-fn round(
-    source: &Source,
-    staging: &Staging,
-    earlier: Option<&Earlier>,
-    reading: &mut Option<Reading>,
-) -> std::result::Result<(Instantaneous, Versions), Failure> {
-    let instant = window(source, staging)?;
-    let of = (instant.current.clone(), instant.manifest_identity);
-    let mut versions = match reading.take() {
-        Some(last) if last.of == of && last.versions.complete_bytes() <= instant.manifest_bytes => last.versions,
-        Some(_) => {
-            staging.drop_stale(source)?;
-            Versions::new()
+/// Refuses a database that another process has open and that has no WAL here: it always has one, so it is elsewhere. It has
+/// none yet while it is opened for the first time without one.
+fn require_wal(source: &Source, control: &Control) -> Result<()> {
+    let short = gate::simpler("short-limits", &source.path);
+    let deadline = Instant::now() + if short { SHORT_TIME } else { MAX_TIME_WITHOUT_WAL };
+    while source.wal_numbers()?.is_empty() && source.holder()?.is_some() {
+        control.check()?;
+        if Instant::now() > deadline {
+            let why =
+                "another process has it open, and there is no WAL in its directory: its WAL is elsewhere (wal_dir)";
+            return Err(source.refused(&format!("{why}, or it is still being opened: then try again")));
         }
-        None => Versions::new(),
+        std::thread::sleep(WAL_POLL);
+    }
+    Ok(())
+}
+
+/// The rounds, until one holds.
+struct Loop<'a> {
+    source: &'a Source,
+    staging: &'a Staging,
+    earlier: Option<&'a Earlier>,
+    control: &'a Control,
+}
+
+type Attempt<T> = std::result::Result<T, Failure>;
+
+impl Loop<'_> {
+    /// Returns the cut, the state of the database in it, and the number of rounds.
+    fn run(&self) -> Result<(Instantaneous, Versions, u32)> {
+        let limit = if gate::simpler("short-limits", &self.source.path) { SHORT_TIME } else { MAX_TIME };
+        let (mut rounds_count, mut reading, mut deadline) = (0, None, None);
+        loop {
+            self.control.check()?;
+            rounds_count += 1;
+            self.staging.drop_wals()?;
+            let why = match self.round(&mut reading) {
+                Ok((instant, versions)) => return Ok((instant, versions, rounds_count)),
+                Err(Failure::Final(e)) => return Err(e),
+                Err(Failure::Again(why)) => why,
+            };
+            log::debug!("live copy round={rounds_count} again={why:?}");
+            if reading.is_some() && deadline.is_none() {
+                deadline = Some(Instant::now() + limit);
+            }
+            if rounds_count == MAX_ROUNDS || deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                let context = format!(
+                    "the database in {} changed faster than it could be copied, {rounds_count} rounds long; the last one \
+                     failed because {why}",
+                    self.source.path.display()
+                );
+                return Err(Error::new(Kind::Changed, context));
+            }
+            std::thread::sleep(ROUND_PAUSE);
+        }
+    }
+
+    /// Steps 1 to 8. `reading` is left behind by a round that went through all live files and lost one.
+    fn round(&self, reading: &mut Option<Reading>) -> Attempt<(Instantaneous, Versions)> {
+        let instant = window(self.source, self.staging)?;
+        let of = (instant.current.clone(), instant.manifest_identity);
+        let mut versions = match reading.take() {
+            Some(last) if last.of == of && last.versions.complete_bytes() <= instant.manifest_bytes => last.versions,
+            Some(_) => {
+                self.staging.drop_stale(self.source)?;
+                Versions::new()
+            }
+            None => Versions::new(),
+        };
+        parse_manifest(self.source, &instant, &mut versions)?;
+        gate::point("live-parsed", &self.source.path);
+        match self.pin_all(&instant, &mut versions) {
+            Ok(()) => {
+                gate::point("live-pinned", &self.source.path);
+                Ok((instant, versions))
+            }
+            Err(why) => {
+                *reading = Some(Reading { of, _manifest: instant.manifest, versions });
+                Err(why)
+            }
+        }
+    }
+
+    /// Step 8. Goes on behind a file that is lost: what is linked needs no second round.
+    fn pin_all(&self, instant: &Instantaneous, versions: &mut Versions) -> Attempt<()> {
+        let mut lost = None;
+        for of_level_0 in [true, false] {
+            for table in versions.tables().iter_mut().filter(|table| table.is_level_0() == of_level_0 && !table.seen) {
+                self.control.check()?;
+                match self.pin(instant, table) {
+                    Err(Failure::Again(why)) => lost = lost.or(Some(why)),
+                    done => done.map(|()| table.seen = true)?,
+                }
+            }
+        }
+        for blob in versions.blobs() {
+            self.control.check()?;
+            match self.pin(instant, &blob) {
+                Err(Failure::Again(why)) => lost = lost.or(Some(why)),
+                done => done?,
+            }
+        }
+        lost.map_or(Ok(()), |why| Err(again(why)))
+    }
+
+    fn pin(&self, instant: &Instantaneous, file: &LiveFile) -> Attempt<()> {
+        let source = self.source;
+        let pin = match self.earlier.filter(|earlier| earlier.knows(file)) {
+            // Needed no more, but a node that has lost it shall hear of that.
+            Some(_) => match Pin::of(source.stat(&file.name())?, file) {
+                Pin::Good => Pin::Good,
+                lost if instant.still_holds(source)? => lost,
+                _ => Pin::Good,
+            },
+            None => self.staging.pin(source, file)?,
+        };
+        match pin {
+            Pin::Good => Ok(()),
+            // A file is deleted only after the edit that says so was written.
+            Pin::Gone if instant.still_holds(source)? => Err(missing(source, file)?.into()),
+            Pin::Gone => Err(again(format!("{} was deleted", file.name()))),
+            Pin::Unfit(why) if instant.still_holds(source)? => {
+                Err(source.refused(&format!("{why}: the database is damaged")).into())
+            }
+            Pin::Unfit(why) | Pin::Again(why) => Err(again(why)),
+        }
+    }
+}
+
+/// What is to be said of a live file that is not there.
+fn missing(source: &Source, file: &LiveFile) -> Result<Error> {
+    let level_db = format!("{:06}.ldb", file.number);
+    let why = if source.stat(&level_db)?.is_some() {
+        format!("its tables are those of a LevelDB ({level_db}), which this program does not copy")
+    } else {
+        format!("{} is missing although its MANIFEST names it: the database is damaged or has db_paths", file.name())
     };
-    parse_manifest(source, &instant, &mut versions)?;
-    gate::point("live-parsed", &source.path);
-    match pin_all(source, staging, earlier, &instant, &mut versions) {
-        Ok(()) => {
-            gate::point("live-pinned", &source.path);
-            Ok((instant, versions))
-        }
-        Err(why) => {
-            *reading = Some(Reading { of, _manifest: instant.manifest, versions });
-            Err(why)
-        }
-    }
-}
-
-/// Step 8.
-fn pin_all(
-    source: &Source,
-    staging: &Staging,
-    earlier: Option<&Earlier>,
-    instant: &Instantaneous,
-    versions: &mut Versions,
-) -> std::result::Result<(), Failure> {
-    for of_level_0 in [true, false] {
-        for table in versions.tables().iter_mut().filter(|table| table.is_level_0() == of_level_0 && !table.seen) {
-            pin(source, staging, earlier, instant, table)?;
-            table.seen = true;
-        }
-    }
-    versions.blobs().iter().try_for_each(|blob| pin(source, staging, earlier, instant, blob))
-}
-
-fn pin(
-    source: &Source,
-    staging: &Staging,
-    earlier: Option<&Earlier>,
-    instant: &Instantaneous,
-    file: &LiveFile,
-) -> std::result::Result<(), Failure> {
-    let pin = match earlier.filter(|earlier| earlier.knows(file)) {
-        // Needed no more, but a node that has lost it shall hear of that.
-        Some(_) => match Pin::of(source.stat(&file.name())?, file) {
-            Pin::Good => Pin::Good,
-            lost if instant.still_holds(source)? => lost,
-            _ => Pin::Good,
-        },
-        None => staging.pin(source, file)?,
-    };
-    match pin {
-        Pin::Good => Ok(()),
-        // A file is deleted only after the edit that says so was written.
-        Pin::Gone if instant.still_holds(source)? => {
-            let why = "is missing although its MANIFEST names it: the database is damaged or has db_paths";
-            Err(source.refused(&format!("{} {why}", file.name())).into())
-        }
-        Pin::Gone => Err(again(format!("{} was deleted", file.name()))),
-        Pin::Unfit(why) if instant.still_holds(source)? => {
-            Err(source.refused(&format!("{why}: the database is damaged")).into())
-        }
-        Pin::Unfit(why) | Pin::Again(why) => Err(again(why)),
-    }
+    Ok(source.refused(&why))
 }
 
 /// Steps 1 to 5.
-fn window(source: &Source, staging: &Staging) -> std::result::Result<Instantaneous, Failure> {
+fn window(source: &Source, staging: &Staging) -> Attempt<Instantaneous> {
     let current = source.read_current()?.ok_or_else(|| again("CURRENT was being replaced"))?;
     let name = manifest_in(&current)
         .ok_or_else(|| source.refused("its CURRENT does not name a MANIFEST: the database is damaged"))?;
-    let manifest = source.open(&name)?.ok_or_else(|| again("the MANIFEST was being replaced"))?;
+    let Some(manifest) = source.open(&name)? else {
+        // It is deleted only after CURRENT names the next one.
+        if source.read_current()?.as_ref() != Some(&current) {
+            return Err(again("the MANIFEST was being replaced"));
+        }
+        let why = format!("its CURRENT names {name}, which is missing: the database is damaged");
+        return Err(source.refused(&why).into());
+    };
     let stat = fstat(&manifest, &name)?;
     gate::point("live-manifest-noted", &source.path);
 
@@ -281,6 +348,9 @@ fn window(source: &Source, staging: &Staging) -> std::result::Result<Instantaneo
             return Err(gone());
         }
         wals.push(Wal { name, number, file, bytes: 0 });
+    }
+    if wals.is_empty() && source.holder()?.is_some() {
+        return Err(again("another process has the database open, and there is no WAL in its directory"));
     }
     wals.sort_by_key(|wal| std::cmp::Reverse(wal.number));
     take_sizes(&mut wals)?;
@@ -335,41 +405,11 @@ fn parse_manifest(source: &Source, instant: &Instantaneous, versions: &mut Versi
     }
 }
 
-/// Copies a WAL up to its cut, and cuts the copy back to its last complete record.
-fn copy_wal(source: &Source, wal: &Wal, to: &Path, owner: Option<Owner>, control: &Control) -> Result<Unsynced> {
-    let target = to.join(&wal.name);
-    let mut bytes = QuietReader::through_cache(wal.file.as_fd());
-    let copied = copy::copy(&mut bytes, wal.bytes, &target, owner, control, &|| Ok(()))?;
-    if copied.bytes != wal.bytes {
-        return Err(
-            source.refused(&format!("{} became shorter while it was read: somebody truncates its WAL", wal.name))
-        );
-    }
-    let copy = nofollow::open_regular(&target).context(|| format!("cannot open {}", target.display()))?;
-    let extent = log_format::measure(copy).context(|| format!("cannot read {}", target.display()))?;
-    if extent.recyclable {
-        return Err(source.refused_recycling(&format!("{} belongs to WAL files that are used again", wal.name)));
-    }
-    match extent.end {
-        // As it is: RocksDB recovers up to the damage, here as in the source.
-        End::Damaged => log::warn!("damaged wal kept source={} wal={}", source.path.display(), wal.name),
-        End::Clean | End::Torn if extent.complete_bytes < copied.bytes => copied.cut_back(extent.complete_bytes)?,
-        End::Clean | End::Torn => {}
-    }
-    Ok(copied)
-}
-
-fn write_rest(
-    source: &Source,
-    instant: &Instantaneous,
-    to: &Path,
-    unsynced: &mut Batch,
-    owner: Option<Owner>,
-    control: &Control,
-) -> Result<()> {
+/// Copies the MANIFEST up to its cut, the newest OPTIONS and IDENTITY.
+fn copy_metadata(source: &Source, instant: &Instantaneous, target: &Target<'_>, unsynced: &mut Batch) -> Result<()> {
     let copy = |from: &File, bytes: u64, name: &str| {
         let mut reader = QuietReader::through_cache(from.as_fd());
-        copy::copy(&mut reader, bytes, &to.join(name), owner, control, &|| Ok(()))
+        copy::copy(&mut reader, bytes, &target.directory.join(name), target.owner, target.control, &|| Ok(()))
     };
     let manifest = copy(&instant.manifest, instant.manifest_bytes, &instant.name)?;
     if manifest.bytes != instant.manifest_bytes {
@@ -388,11 +428,10 @@ fn write_rest(
         if let Some(file) = source.open(name)? {
             copied_options |= name != "IDENTITY";
             let bytes = file.metadata().context(|| format!("cannot look at {name}"))?.len();
-            unsynced.add(copy(&file, bytes.min(MAX_TEXT_BYTES), name)?)?;
+            unsynced.add(copy(&file, bytes, name)?)?;
         }
     }
-    // CURRENT last: without it the directory is no database.
-    unsynced.add(disk::write_new(&to.join("CURRENT"), instant.current.as_bytes(), owner)?)
+    Ok(())
 }
 
 /// The name in CURRENT, which must be a plain MANIFEST name: it is joined to a path.

@@ -5,13 +5,16 @@
 //! are taken; nothing here opens a file for writing. What is in the way is named, with the remedy.
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use rustix::process::{Flock, FlockType};
 
 use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -46,6 +49,15 @@ impl Pin {
     }
 }
 
+/// How sure it is that a database's WALs are in its own directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WalPlace {
+    Here,
+    /// Its OPTIONS name the place that it had before it was moved here: what is here must prove to be its newest WAL.
+    Presumed,
+    Elsewhere,
+}
+
 /// The directory of the database, opened once.
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
@@ -63,7 +75,8 @@ impl Source {
         Error::new(Kind::Refused, format!("cannot copy the database in {}: {why}", self.path.display()))
     }
 
-    pub(crate) fn refuse_what_cannot_be_copied(&self) -> Result<()> {
+    /// Looks at the file system, the directory and its OPTIONS, before anything is done; returns where its WALs are.
+    pub(crate) fn refuse_what_cannot_be_copied(&self) -> Result<WalPlace> {
         let file_system = rustix::fs::fstatfs(&self.directory).context(|| not_readable(&self.path))?;
         if let Some(name) = doubtful_name(&file_system) {
             let why =
@@ -76,18 +89,29 @@ impl Source {
             return Err(self.refused(&format!("its directory {name} holds data that RocksDB does not know of")));
         }
         let options = names.iter().max_by_key(|name| (name.len(), *name));
-        let Some(mut file) = options.map(|name| self.open(name)).transpose()?.flatten() else { return Ok(()) };
-        let mut text = String::new();
-        (&mut file).take(MAX_TEXT_BYTES).read_to_string(&mut text).context(|| not_readable(&self.path))?;
+        let Some(mut file) = options.map(|name| self.open(name)).transpose()?.flatten() else {
+            return Ok(WalPlace::Here);
+        };
+        let mut text = Vec::new();
+        (&mut file).take(MAX_TEXT_BYTES).read_to_end(&mut text).context(|| not_readable(&self.path))?;
         // A hint, and not the last word: each WAL is looked at too. But it says so before anything is done.
-        if text.lines().any(|line| line.trim().strip_prefix("recycle_log_file_num=").is_some_and(|n| n != "0")) {
+        if option_values(&text, b"recycle_log_file_num").any(|n| n != b"0") {
             return Err(self.refused_recycling("its OPTIONS say that it uses WAL files again"));
         }
-        let elsewhere =
-            text.lines().find_map(|line| line.trim().strip_prefix("wal_dir=")).filter(|dir| !dir.is_empty());
-        match elsewhere.filter(|dir| !self.is_here(Path::new(dir))) {
-            Some(dir) => Err(self.refused(&format!("its WAL is elsewhere (wal_dir={dir})"))),
-            None => Ok(()),
+        if option_values(&text, b"enable_blob_direct_write").any(|on| on == b"true") {
+            let why = "its OPTIONS say that it writes blob files which its MANIFEST does not name yet";
+            return Err(self.refused(&format!("{why}; set enable_blob_direct_write to false")));
+        }
+        let Some(named) = option_values(&text, b"wal_dir").find(|directory| !directory.is_empty()) else {
+            return Ok(WalPlace::Here);
+        };
+        let directory = PathBuf::from(unescaped(named));
+        match self.wal_place(&directory)? {
+            WalPlace::Elsewhere => {
+                let why = "its WAL is elsewhere, or cannot be found from here";
+                Err(self.refused(&format!("{why} (wal_dir={})", directory.display())))
+            }
+            here => Ok(here),
         }
     }
 
@@ -98,13 +122,42 @@ impl Source {
         ))
     }
 
-    /// Whether a directory is the database's own. One that is not there is what a moved database still names, or is
-    /// relative to where the node was started: then WALs here tell that they are not elsewhere.
-    fn is_here(&self, directory: &Path) -> bool {
-        match (rustix::fs::stat(directory), rustix::fs::fstat(&self.directory)) {
-            (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
-            _ => self.wal_numbers().is_ok_and(|wals| !wals.is_empty()),
+    /// The lock of the process that has the database open; LOCK is looked at, not taken.
+    pub(crate) fn holder(&self) -> Result<Option<Flock>> {
+        let Some(lock) = self.open("LOCK")? else { return Ok(None) };
+        let holder = rustix::process::fcntl_getlk(&lock, &Flock::from(FlockType::WriteLock));
+        holder.context(|| format!("cannot ask who holds {}", self.path.join("LOCK").display()))
+    }
+
+    /// Whether the `wal_dir` of OPTIONS is the database's own directory. The process that has the database open knows it by
+    /// that name, which may mean another directory to us, or none. When no process has it open, it may have been moved:
+    /// then OPTIONS still name its old place.
+    fn wal_place(&self, named: &Path) -> Result<WalPlace> {
+        let own = rustix::fs::fstat(&self.directory).context(|| not_readable(&self.path))?;
+        let judged = |found: Stat| if identity(found) == identity(own) { WalPlace::Here } else { WalPlace::Elsewhere };
+        if let Some(holder) = self.holder()? {
+            let seen = holder.pid.and_then(|pid| {
+                let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+                let below = match named.strip_prefix("/") {
+                    Ok(below) => process.join("root").join(below),
+                    Err(_) => process.join("cwd").join(named),
+                };
+                rustix::fs::stat(below).ok()
+            });
+            let ours = || rustix::fs::stat(named).ok().filter(|_| named.is_absolute());
+            return Ok(seen.or_else(ours).map_or(WalPlace::Elsewhere, judged));
         }
+        let moved = match rustix::fs::stat(named) {
+            // From where the node was started, which is not known.
+            _ if !named.is_absolute() => true,
+            Ok(found) if identity(found) == identity(own) => return Ok(WalPlace::Here),
+            // The directory of another database, which keeps its own WALs there.
+            Ok(_) => named.join("CURRENT").exists(),
+            Err(Errno::NOENT | Errno::NOTDIR) => true,
+            Err(errno) => return Err(Error::io(not_readable(named), errno.into())),
+        };
+        let has_wals = !self.wal_numbers()?.is_empty();
+        Ok(if moved && has_wals { WalPlace::Presumed } else { WalPlace::Elsewhere })
     }
 
     /// Those names in the directory that are `wanted`: it has too many to keep them all.
@@ -132,7 +185,8 @@ impl Source {
     pub(crate) fn wal_numbers(&self) -> Result<Vec<(u64, String)>> {
         let mut wals = Vec::new();
         self.each_name(&mut |name| {
-            if let Some(number) = name.strip_suffix(".log").and_then(|digits| digits.parse().ok()) {
+            let digits = name.strip_suffix(".log").filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+            if let Some(number) = digits.and_then(|digits| digits.parse().ok()) {
                 wals.push((number, name.to_owned()));
             }
             Ok(())
@@ -165,10 +219,25 @@ impl Source {
 
     pub(crate) fn read_current(&self) -> Result<Option<String>> {
         let Some(mut file) = self.open("CURRENT")? else { return Ok(None) };
-        let mut text = String::new();
-        (&mut file).take(MAX_TEXT_BYTES).read_to_string(&mut text).context(|| not_readable(&self.path))?;
-        Ok(Some(text))
+        let mut text = Vec::new();
+        (&mut file).take(MAX_TEXT_BYTES).read_to_end(&mut text).context(|| not_readable(&self.path))?;
+        Ok(Some(String::from_utf8_lossy(&text).into_owned()))
     }
+}
+
+/// What an OPTIONS file gives this option, in each of its sections. A path in it need not be UTF-8.
+fn option_values<'a>(text: &'a [u8], option: &'static [u8]) -> impl Iterator<Item = &'a [u8]> {
+    text.split(|byte| *byte == b'\n').filter_map(move |line| line.trim_ascii().strip_prefix(option)?.strip_prefix(b"="))
+}
+
+/// RocksDB escapes `#`, `:` and `\` in a value by a `\`.
+fn unescaped(value: &[u8]) -> OsString {
+    let mut plain = Vec::with_capacity(value.len());
+    let mut bytes = value.iter();
+    while let Some(byte) = bytes.next() {
+        plain.extend(if *byte == b'\\' { bytes.next() } else { Some(byte) });
+    }
+    OsString::from_vec(plain)
 }
 
 fn not_readable(path: &Path) -> String {

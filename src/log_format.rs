@@ -18,6 +18,10 @@ const BLOCK_BYTES: usize = 32 * 1024;
 /// Size of a fragment's header.
 const HEADER_BYTES: usize = 7;
 
+/// How many bytes get a checksum at most while whole fragments are looked for behind a torn one: what is no fragment may look
+/// like the header of one at each of its bytes.
+const MAX_SEARCHED_BYTES: usize = 16 * 1024 * 1024;
+
 /// What a fragment's type means to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FragmentKind {
@@ -29,7 +33,8 @@ pub(crate) enum FragmentKind {
     Middle,
     /// A record ends.
     Last,
-    /// Tells about the log itself: compression, time stamps, the log before this one. Complete by itself.
+    /// Tells about the log itself: compression, time stamps, the log before this one, or something that RocksDB declares
+    /// ignorable (types from 128 on). Complete by itself.
     Meta,
     /// Belongs to a log file that is used again: what follows it in the file may be an older log.
     Recyclable,
@@ -49,9 +54,11 @@ pub(crate) struct Fragment {
 pub(crate) enum End {
     /// The file ends behind a fragment.
     Clean,
-    /// The file ends within a fragment, or in zeroes that were never written: what a writer leaves that is killed.
+    /// The file ends within a fragment, or behind a record in zeroes that were never written: what a writer leaves that is
+    /// killed. RocksDB takes this for the end of any log.
     Torn,
-    /// A fragment makes no sense, and more bytes follow it.
+    /// A fragment makes no sense, and no writer that is killed leaves it so. RocksDB refuses a MANIFEST with it, and stops
+    /// there in a WAL.
     Damaged,
 }
 
@@ -63,6 +70,10 @@ pub(crate) struct Fragments<R> {
     at: usize,
     /// Where the block begins in the file.
     block_start: u64,
+    /// How much was read of a record that has begun and not ended.
+    open_bytes: Option<usize>,
+    /// Whether reading has ended in zeroes.
+    zeroes: bool,
 }
 
 impl<R: Read> Fragments<R> {
@@ -74,7 +85,8 @@ impl<R: Read> Fragments<R> {
     fn from(reader: R, position: u64) -> Fragments<R> {
         let block_start = block_of(position);
         // Where the first block is read, it is behind the empty one that is held now.
-        Fragments { reader, block: Vec::new(), at: (position - block_start) as usize, block_start }
+        let at = (position - block_start) as usize;
+        Fragments { reader, block: Vec::new(), at, block_start, open_bytes: None, zeroes: false }
     }
 
     /// The next fragment, or why there is none. After an end there is nothing more to read.
@@ -95,9 +107,9 @@ impl<R: Read> Fragments<R> {
         }
         let (length, kind) = (usize::from(u16::from_le_bytes([rest[4], rest[5]])), rest[6]);
         if kind == 0 && length == 0 {
-            // Space that was reserved and never written. Real data behind it would be damage.
-            let zero = rest.iter().all(|byte| *byte == 0) && !self.more_follows()?;
-            return Ok(Err(if zero { End::Torn } else { End::Damaged }));
+            // Space that was reserved and never written. Real data behind it, or half a record before it, is damage.
+            self.zeroes = rest.iter().all(|byte| *byte == 0) && !self.more_follows()?;
+            return Ok(Err(if self.zeroes && self.open_bytes.is_none() { End::Torn } else { End::Damaged }));
         }
         if matches!(kind, 5..=8 | 11 | 131) {
             // Its header is longer, by the number of the log that it belongs to. Nothing behind it is looked at: it may
@@ -107,33 +119,35 @@ impl<R: Read> Fragments<R> {
             return Ok(Ok(Fragment { kind: FragmentKind::Recyclable, payload: 0..0, end }));
         }
         let end = self.at + HEADER_BYTES + length;
-        if end > BLOCK_BYTES {
-            return Ok(Err(self.tail_or_damage()?));
-        }
         if end > self.block.len() {
-            return Ok(Err(End::Torn));
+            // A writer that is killed ends the file here; with a whole block, or fragments behind it, the length is wrong.
+            let torn = self.block.len() < BLOCK_BYTES && !holds_fragment(&rest[1..]);
+            return Ok(Err(if torn { End::Torn } else { End::Damaged }));
         }
         let stored = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]);
         if stored != masked_crc(&rest[HEADER_BYTES - 1..HEADER_BYTES + length]) {
-            let last = end == self.block.len() && !self.more_follows()?;
-            return Ok(Err(if last { End::Torn } else { End::Damaged }));
+            return Ok(Err(End::Damaged));
         }
-        let kind = match kind {
-            1 => FragmentKind::Full,
-            2 => FragmentKind::First,
-            3 => FragmentKind::Middle,
-            4 => FragmentKind::Last,
-            9 | 10 | 130.. => FragmentKind::Meta,
-            _ => return Ok(Err(End::Damaged)),
-        };
+        let Some(kind) = self.follow(kind, length) else { return Ok(Err(End::Damaged)) };
         let start = self.at + HEADER_BYTES;
         self.at = end;
         Ok(Ok(Fragment { kind, payload: start..end, end: self.block_start + end as u64 }))
     }
 
-    /// A fragment that does not fit into its block: the rest of a killed writer if nothing follows.
-    fn tail_or_damage(&mut self) -> io::Result<End> {
-        Ok(if self.more_follows()? { End::Damaged } else { End::Torn })
+    /// Notes that a fragment of this type comes; `None` if there is no such type, or if it cannot follow those before it.
+    fn follow(&mut self, kind: u8, length: usize) -> Option<FragmentKind> {
+        // Old versions wrote an empty first part at the end of a block and began anew behind it.
+        let between = self.open_bytes.unwrap_or(0) == 0;
+        let (kind, open_bytes) = match (kind, self.open_bytes) {
+            (1, _) if between => (FragmentKind::Full, None),
+            (2, _) if between => (FragmentKind::First, Some(length)),
+            (3, Some(before)) => (FragmentKind::Middle, Some(before.saturating_add(length))),
+            (4, Some(_)) => (FragmentKind::Last, None),
+            (9 | 10 | 128.., None) => (FragmentKind::Meta, None),
+            _ => return None,
+        };
+        self.open_bytes = open_bytes;
+        Some(kind)
     }
 
     /// Whether the file has anything but zeroes behind the current block. Only asked where reading ends.
@@ -158,6 +172,21 @@ impl<R: Read> Fragments<R> {
     }
 }
 
+/// Whether a whole fragment begins anywhere in the rest of a block.
+fn holds_fragment(rest: &[u8]) -> bool {
+    let mut left_bytes = MAX_SEARCHED_BYTES;
+    rest.windows(HEADER_BYTES).enumerate().any(|(at, header)| {
+        let length = usize::from(u16::from_le_bytes([header[4], header[5]]));
+        let end = at + HEADER_BYTES + length;
+        if !matches!(header[6], 1..=4) || end > rest.len() || length > left_bytes {
+            return false;
+        }
+        left_bytes -= length;
+        let stored = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        stored == masked_crc(&rest[at + HEADER_BYTES - 1..end])
+    })
+}
+
 /// RocksDB stores checksums masked, so that a checksum of data with checksums in it stays a good one.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
@@ -168,23 +197,33 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 pub(crate) struct Extent {
     /// Where the last complete record ends.
     pub(crate) complete_bytes: u64,
+    /// Whether there is any part of a record, besides what tells about the log itself.
+    pub(crate) has_records: bool,
     /// Whether any record belongs to a log file that is used again.
     pub(crate) recyclable: bool,
+    /// Whether zeroes stand where reading has ended.
+    pub(crate) zeroes: bool,
     pub(crate) end: End,
 }
 
 /// Measures a WAL.
 pub(crate) fn measure(reader: impl Read) -> io::Result<Extent> {
     let mut fragments = Fragments::new(reader);
-    let mut extent = Extent { complete_bytes: 0, recyclable: false, end: End::Clean };
+    let mut extent =
+        Extent { complete_bytes: 0, has_records: false, recyclable: false, zeroes: false, end: End::Clean };
     loop {
         match fragments.next()? {
-            Ok(fragment) => match fragment.kind {
-                FragmentKind::Full | FragmentKind::Last | FragmentKind::Meta => extent.complete_bytes = fragment.end,
-                FragmentKind::First | FragmentKind::Middle => {}
-                FragmentKind::Recyclable => return Ok(Extent { recyclable: true, ..extent }),
-            },
-            Err(end) => return Ok(Extent { end, ..extent }),
+            Ok(fragment) => {
+                extent.has_records |= fragment.kind != FragmentKind::Meta;
+                match fragment.kind {
+                    FragmentKind::Full | FragmentKind::Last | FragmentKind::Meta => {
+                        extent.complete_bytes = fragment.end;
+                    }
+                    FragmentKind::First | FragmentKind::Middle => {}
+                    FragmentKind::Recyclable => return Ok(Extent { recyclable: true, ..extent }),
+                }
+            }
+            Err(end) => return Ok(Extent { end, zeroes: fragments.zeroes, ..extent }),
         }
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Summary {
     last_failure_ms: u64,
     /// Of the newest good backup of ours, its identifier and when the file was last read that was not read for longest.
     newest: Option<(u64, Option<u64>)>,
+    /// The newest backup of ours that is done, by its id, and the number of its warnings.
+    newest_done: Option<(u64, usize)>,
     /// Whether something could not be read, so that it is not in here.
     pub(crate) is_incomplete: bool,
 }
@@ -48,6 +50,9 @@ impl Summary {
     pub(crate) fn add(&mut self, backup: &Details) {
         let is_whole = backup.verified.as_ref().is_none_or(|v| v.faults_count == 0);
         let ended_ms = backup.record.as_ref().filter(|_| is_whole).map(|r| r.finished_ms.unwrap_or(r.started_ms));
+        if let (Status::Done, Some(id), Some(record)) = (backup.status, backup.id.millis(), &backup.record) {
+            self.newest_done = self.newest_done.max(Some((id, record.warnings.len())));
+        }
         let (count, last_ms) = match backup.status {
             Status::Done => (&mut self.done_count, Some(&mut self.last_success_ms)),
             Status::Failed => (&mut self.failed_count, Some(&mut self.last_failure_ms)),
@@ -121,6 +126,10 @@ pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> St
     }
     let help = "When the last backup that failed did, seconds since the epoch; 0 for none.";
     metric("last_failure_timestamp_seconds", "gauge", help, &plain(backups.last_failure_ms as f64 / 1000.0));
+    // Also where there is none: an alarm must not miss the first.
+    let warnings_count = backups.newest_done.map_or(0, |(_, warnings_count)| warnings_count);
+    let help = "Warnings in the record of the newest backup that is done.";
+    metric("warnings", "gauge", help, &plain(warnings_count as f64));
     if counters.done_count.load(Relaxed) > 0 {
         let seconds = load(&counters.last_duration_ms) / 1000.0;
         metric("last_duration_seconds", "gauge", "How long the last good backup took.", &plain(seconds));

@@ -69,8 +69,10 @@ impl Capturing<'_> {
                 Err(e) => return Err(e),
             };
             let fault = Fault::of_rocksdb(fault);
-            if capture.brought.reused().next().is_none() {
-                return Err(Error::new(Kind::Damaged, format!("RocksDB cannot read the copy: {fault}")));
+            // A damaged WAL is the node's own.
+            let is_of_node = fault.table().is_none() && !capture.warnings.is_empty();
+            if is_of_node || capture.brought.reused().next().is_none() {
+                return Err(capture.blame(Error::new(Kind::Damaged, format!("RocksDB cannot read the copy: {fault}"))));
             }
             tries_count += 1;
             self.mend(&fault, &capture, tries_count, to, base, warnings)?;

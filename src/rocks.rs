@@ -58,11 +58,26 @@ pub(crate) struct Capture {
     pub(crate) brought: Brought,
     /// What is no link, and to be synced.
     pub(crate) unsynced: Batch,
+    /// What an operator should know of it.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Capture {
-    fn live(live::Copied { run, brought, unsynced }: live::Copied, linked: bool) -> Capture {
-        Capture { way: "live-copy", live: Some(run), linked, brought, unsynced }
+    fn live(live::Copied { run, brought, unsynced, warnings }: live::Copied, linked: bool) -> Capture {
+        Capture { way: "live-copy", live: Some(run), linked, brought, unsynced, warnings }
+    }
+
+    fn checkpoint(brought: Brought, unsynced: Batch, linked: bool) -> Capture {
+        Capture { way: "checkpoint", live: None, linked, brought, unsynced, warnings: Vec::new() }
+    }
+
+    /// Puts the blame for a copy that RocksDB does not open on the source, if that was damaged before.
+    pub(crate) fn blame(&self, e: Error) -> Error {
+        if self.warnings.is_empty() {
+            return e;
+        }
+        let context = format!("RocksDB cannot recover the node's database: {}", self.warnings.join("; "));
+        Error::new(Kind::Refused, context).because(e.chain())
     }
 }
 
@@ -115,7 +130,7 @@ pub(crate) fn capture(
                 unsynced.add(Unsynced::open(&to.join(&name))?)?;
             }
             disk::give(to, owner)?;
-            Ok(Capture { way: "checkpoint", live: None, linked, brought: Brought::default(), unsynced })
+            Ok(Capture::checkpoint(Brought::default(), unsynced, linked))
         }
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
@@ -124,7 +139,7 @@ pub(crate) fn capture(
             let cleared = pins.clear();
             let (brought, unsynced) = copied?;
             cleared?;
-            Ok(Capture { way: "checkpoint", live: None, linked, brought, unsynced })
+            Ok(Capture::checkpoint(brought, unsynced, linked))
         }
         RocksSource::Directory(database) if linked => {
             Ok(Capture::live(live::copy(database, to, to, None, owner, control)?, linked))

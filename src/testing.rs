@@ -28,6 +28,16 @@ pub fn live_copy(source: &Path, to: &Path, pins: &Path) -> Result<(u32, Duration
     Ok((copied.run.rounds_count, copied.run.window))
 }
 
+/// The same, by links in the copy itself; what it warns of.
+///
+/// # Errors
+/// As the live copy.
+pub fn live_copy_warned(source: &Path, to: &Path) -> Result<Vec<String>> {
+    let mut copied = live::copy(source, to, to, None, None, &Control::default())?;
+    copied.unsynced.sync()?;
+    Ok(copied.warnings)
+}
+
 /// Whether the live copy links this file instead of copying it.
 pub fn is_immutable(name: &str) -> bool {
     live_files::is_immutable(name)

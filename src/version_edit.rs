@@ -88,9 +88,11 @@ impl LiveFile {
     }
 }
 
-/// The blob files of a column family; most databases have none.
+/// A column family, but for its tables. Most databases have no blob files.
 #[derive(Debug, Default)]
-struct Blobs {
+struct Family {
+    /// The first WAL that may hold what its tables do not.
+    log_number: u64,
     files: BTreeMap<u64, Blob>,
     /// The oldest that a table refers to, by the table's number.
     oldest_of: HashMap<u64, u64>,
@@ -109,6 +111,8 @@ struct Edit {
     family: u32,
     add_family: bool,
     drop_family: bool,
+    log_number: Option<u64>,
+    min_log_number: Option<u64>,
     remaining_in_group: Option<u32>,
     /// How many rows it has, behind those of the edits before it.
     rows_count: usize,
@@ -125,7 +129,8 @@ pub(crate) struct Versions {
     rows: Vec<LiveFile>,
     settled_count: usize,
     edits_count: u32,
-    families: HashMap<u32, Blobs>,
+    families: HashMap<u32, Family>,
+    min_log_number: u64,
     group: Vec<Edit>,
     complete_bytes: u64,
 }
@@ -137,7 +142,8 @@ impl Versions {
             rows: roomy::list(),
             settled_count: 0,
             edits_count: 0,
-            families: HashMap::from([(0, Blobs::default())]),
+            families: HashMap::from([(0, Family::default())]),
+            min_log_number: 0,
             group: Vec::new(),
             complete_bytes: 0,
         }
@@ -218,27 +224,30 @@ impl Versions {
         if edit.drop_family {
             self.families.remove(&edit.family);
         } else if edit.add_family {
-            self.families.insert(edit.family, Blobs::default());
+            self.families.insert(edit.family, Family::default());
         }
+        // Neither ever goes back.
+        self.min_log_number = self.min_log_number.max(edit.min_log_number.unwrap_or(0));
         self.edits_count += u32::from(edit.rows_count > 0);
         let rows = &mut self.rows[start..start + edit.rows_count];
         for row in &mut *rows {
             (row.family, row.edit) = (edit.family, self.edits_count);
         }
-        let Some(blobs) = self.families.get_mut(&edit.family) else {
+        let Some(family) = self.families.get_mut(&edit.family) else {
             // Edits of a family that was dropped may follow; RocksDB ignores them too.
             rows.iter_mut().for_each(|row| row.state = State::Deleted);
             return Ok(());
         };
-        if !blobs.oldest_of.is_empty() {
+        family.log_number = family.log_number.max(edit.log_number.unwrap_or(0));
+        if !family.oldest_of.is_empty() {
             for row in rows {
-                blobs.oldest_of.remove(&row.number);
+                family.oldest_of.remove(&row.number);
             }
         }
-        blobs.oldest_of.extend(edit.oldest_blobs);
-        blobs.files.extend(edit.blobs);
+        family.oldest_of.extend(edit.oldest_blobs);
+        family.files.extend(edit.blobs);
         for (number, count) in edit.garbage {
-            let blob = blobs.files.get_mut(&number).ok_or("the MANIFEST counts garbage in an unknown blob file")?;
+            let blob = family.files.get_mut(&number).ok_or("the MANIFEST counts garbage in an unknown blob file")?;
             blob.garbage_count = blob.garbage_count.saturating_add(count);
         }
         Ok(())
@@ -261,6 +270,18 @@ impl Versions {
         self.rows.append(&mut open);
     }
 
+    /// The first WAL that RocksDB reads when it opens the database: each column family has all older ones in its tables.
+    pub(crate) fn oldest_wal(&self) -> u64 {
+        let oldest = self.families.values().map(|family| family.log_number).min().unwrap_or(0);
+        oldest.max(self.min_log_number)
+    }
+
+    /// The largest number of a WAL, before which some column family has all in its tables. While a database is open, it has
+    /// a WAL of this number or a larger one.
+    pub(crate) fn newest_settled_wal(&self) -> u64 {
+        self.families.values().map(|family| family.log_number).max().unwrap_or(0)
+    }
+
     /// The SSTs that are live now. An incomplete group at the end does not count.
     pub(crate) fn tables(&mut self) -> &mut [LiveFile] {
         if self.taken_count() > self.settled_count {
@@ -275,13 +296,13 @@ impl Versions {
         self.tables();
         let tables = &self.rows[..self.settled_count];
         let mut files = Vec::new();
-        for (family, blobs) in &self.families {
+        for (id, family) in &self.families {
             let is_live =
-                |table: u64| tables.binary_search_by_key(&(*family, table), |row| (row.family, row.number)).is_ok();
+                |table: u64| tables.binary_search_by_key(&(*id, table), |row| (row.family, row.number)).is_ok();
             let linked: Vec<u64> =
-                blobs.oldest_of.iter().filter(|(table, _)| is_live(**table)).map(|(_, oldest)| *oldest).collect();
+                family.oldest_of.iter().filter(|(table, _)| is_live(**table)).map(|(_, oldest)| *oldest).collect();
             let Some(oldest) = linked.iter().min() else { continue };
-            for (number, blob) in blobs.files.range(oldest..) {
+            for (number, blob) in family.files.range(oldest..) {
                 if blob.garbage_count < blob.count || linked.contains(number) {
                     files.push(LiveFile::said(*number, blob.bytes.saturating_add(BLOB_FRAME_BYTES), State::Blob));
                 }
@@ -363,8 +384,10 @@ impl Versions {
         let done = match tag {
             // Comparator: length-prefixed.
             1 => input.skip_slice(),
-            // Log number, next file number, last sequence, previous log number, minimal log number, maximal family.
-            2..=4 | 9 | 10 | 203 => input.varint().map(|_| ()),
+            2 => input.varint().map(|number| edit.log_number = Some(number)),
+            10 => input.varint().map(|number| edit.min_log_number = Some(number)),
+            // Next file number, last sequence, previous log number, maximal family.
+            3 | 4 | 9 | 203 => input.varint().map(|_| ()),
             // Compaction cursor: level and key.
             5 => input.level().and_then(|_| input.skip_slice()),
             6 => input

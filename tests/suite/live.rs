@@ -4,6 +4,8 @@
 //! `stress` has the writer in a process of its own.
 
 mod history;
+mod places;
+mod recovery;
 mod stress;
 mod timing;
 mod writer;
