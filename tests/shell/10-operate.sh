@@ -47,7 +47,7 @@ at='--backup-directory node/backups'
   until ls slow/*/0.partial/sqlite/*.sqlite >/dev/null 2>&1 || [ "$tries" -ge 1000 ]; do tries=$((tries + 1)) && sleep 0.01; done
   status 'restore into a directory that is being backed up is 11' 11 \
     chainweb-backup restore $at "$first" --to restored --replace
-  has 'it says what uses it' err '(chainweb-backup) makes a backup of restored/0/sqlite/'
+  has 'it says what uses it' err '(chainweb-backup) makes a backup of '
   status 'and cancel ends that' 0 chainweb-backup cancel --backup-directory slow
   is 'restore left nothing' "$(ls -A restored | grep -vc -e '^0$' -e '^0\.bak-')" 0
 
@@ -57,7 +57,7 @@ at='--backup-directory node/backups'
       [ -z "$content" ] || : >"mounted/0/$content"
       status "restore over a mount with ${content:-nothing} in it is 1" 1 \
         chainweb-backup restore $at "$first" --to mounted --replace
-      has 'it names the mount' err 'a file system is mounted at mounted/0'
+      has 'it names the mount' err "a file system is mounted at $DIR/mounted/0"
       is 'and left nothing' "$(ls -A mounted mounted/0 | tr '\n' ' ')" "mounted: 0  mounted/0: ${content:+$content }"
     done
     umount mounted/0

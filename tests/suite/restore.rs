@@ -280,7 +280,8 @@ fn the_limit_holds_for_sums_verifications_and_restores() {
         began.elapsed().as_secs_f64()
     };
     let backups = scene.node.backups();
-    let wanted = 0.45;
+    // What the manifest has a sum of is not read for sums.
+    let wanted = 0.3;
     let took = seconds(&|control| drop(sum_backup(&backups, "latest", control).unwrap()));
     assert!(took > wanted, "sums of {bytes} bytes at {limit} a second took {took} s");
     let took = seconds(&|control| {
