@@ -7,9 +7,9 @@
 # images; needs root), verify, pact-latency, rocksdb-latency, growth (time and memory as SSTs and Pact grow), http
 # (beside a bare rouille); all of them without a word. --short only proves that they run. The environment can set PACT_MB
 # (1000), PACT_DATABASES (20), SSTS ("1000 8000"), SST_KB (4), GROWTH_SSTS ("1000 4000 16000 32000"), GROWTH_PACT_MB
-# ("250 500 1000 2000"), ROUNDS (3), PHASE_SECONDS (6), BENCH_DIR (a directory for the databases, kept; otherwise below
-# TMPDIR) and BENCH_OTHER (a directory on another file system; otherwise /dev/shm). `pact` also runs sqlite3_rsync and
-# litestream where they are in PATH.
+# ("250 500 1000 2000"), ROUNDS (3), PHASE_SECONDS (6), LIMIT_SECONDS (120: what a peer may take beside a writer; some never
+# end), BENCH_DIR (a directory for the databases, kept; otherwise below TMPDIR) and BENCH_OTHER (a directory on another file
+# system; otherwise /dev/shm). `pact` also runs sqlite3_rsync and litestream where they are in PATH.
 
 . "$(dirname -- "$0")/lib.sh"
 

@@ -90,6 +90,7 @@ require_packages() {
     has mkfs.ext4 || missing="$missing e2fsprogs"
     has mkfs.btrfs || missing="$missing btrfs-progs"
     has strace || missing="$missing strace"
+    has rsync || missing="$missing rsync"
   fi
   # shellcheck disable=SC2086 # one word per package
   [ -z "$missing" ] || install_packages $missing

@@ -30,7 +30,7 @@ use crate::disk::{Owner, create_new, failed, remove_file, require_room};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::quiet::{ALIGNMENT, QuietReader, Sink, each_window};
 use crate::sys::{self, Flush};
-use crate::unsynced::{PACE_BYTES, Unsynced};
+use crate::unsynced::{PACE_BYTES, Unsynced, is_on_ext4_or_xfs};
 
 /// How much is copied between two looks at the free space.
 const LOOK_BYTES: u64 = 8 * 1024 * 1024;
@@ -43,12 +43,6 @@ const HOLE_BYTES: usize = 4096;
 
 /// How much space is reserved at once; a multiple of a window.
 const RESERVED_BYTES: u64 = 64 * 1024 * 1024;
-
-/// `EXT4_SUPER_MAGIC` of linux/magic.h.
-const EXT4_MAGIC: i64 = 0xef53;
-
-/// `XFS_SUPER_MAGIC` of linux/magic.h.
-const XFS_MAGIC: i64 = 0x5846_5342;
 
 /// The smallest and the largest range of a clone; both are multiples of every block size.
 const MIN_CLONE_BYTES: u64 = 4 * 1024 * 1024;
@@ -238,9 +232,7 @@ fn is_hole(bytes: &[u8]) -> bool {
 /// costs no memory, a fifth of the CPU, and is not part of what ext4's journal must write before its next commit
 /// (`data=ordered`), and so before the fsync of everybody else. btrfs would not compress it.
 fn goes_direct(file: &File) -> bool {
-    #[allow(clippy::unnecessary_cast)] // its type differs between architectures
-    let magic = rustix::fs::fstatfs(file).map(|s| s.f_type as i64);
-    magic.is_ok_and(|magic| [EXT4_MAGIC, XFS_MAGIC].contains(&magic))
+    is_on_ext4_or_xfs(file)
 }
 
 /// Whether what was just written past the page cache is not there: with `data=journal` or encryption the kernel takes it, and

@@ -16,7 +16,7 @@ use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, IteratorMode, Options, ReadOptions};
 
 use crate::control::Control;
-use crate::cut::{Cut, Heights};
+use crate::cut::{Cut, Heights, Tip};
 use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::{Fault, Inspected, table_in};
@@ -129,20 +129,40 @@ impl Copy {
     }
 }
 
-/// The newest cut in a finished copy, or the damage because of which RocksDB cannot read it.
-pub(crate) fn read_cut(copy: &Path) -> Result<Heights> {
+/// The newest cut in a finished copy, and whether the copy has the headers of the blocks `tips`, or the damage because of which
+/// RocksDB cannot read it.
+pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
     use {Families::*, TwoPhase::*};
-    let newest = Copy::open(copy, &[(All, Off), (All, On), (Default, Off), (Default, On)])?.and_then(|copy| {
+    let cut = Copy::open(copy, &[(All, Off), (All, On), (Default, Off), (Default, On)])?.and_then(|copy| {
         let mut range = ReadOptions::default();
         range.set_iterate_upper_bound(Cut::PREFIX_END);
-        copy.db.iterator_opt(IteratorMode::End, range).next().transpose()
+        let newest = copy.db.iterator_opt(IteratorMode::End, range).next().transpose()?;
+        let newest = newest.filter(|(key, _)| key.starts_with(Cut::PREFIX));
+        let mut cut = newest.and_then(|(key, value)| Cut::parse(&key[Cut::PREFIX.len()..], &value));
+        if let Some(cut) = &mut cut {
+            for tip in tips {
+                cut.has_header.extend(has_header(&copy.db, tip)?.map(|has| (tip.chain, has)));
+            }
+        }
+        Ok(cut)
     });
-    let newest = match newest {
-        Ok(newest) => newest,
-        Err(e) => return Ok(Heights::Damaged(reported(&e))),
-    };
-    let cut = newest.filter(|(key, _)| key.starts_with(Cut::PREFIX));
-    Ok(Heights::Cut(cut.and_then(|(key, value)| Cut::parse(&key[Cut::PREFIX.len()..], &value))))
+    Ok(match cut {
+        Ok(cut) => Heights::Cut(cut),
+        Err(e) => Heights::Damaged(reported(&e)),
+    })
+}
+
+/// Whether the header of a block is there; `None` where there is no table of such headers.
+fn has_header(db: &DB, tip: &Tip) -> std::result::Result<Option<bool>, rocksdb::Error> {
+    let Some(key) = tip.header_key() else { return Ok(None) };
+    for table in tip.header_tables() {
+        let from = IteratorMode::From(table.as_bytes(), rocksdb::Direction::Forward);
+        let first = db.iterator(from).next().transpose()?;
+        if first.is_some_and(|(first, _)| first.starts_with(table.as_bytes())) {
+            return Ok(Some(db.get([table.as_bytes(), &key].concat())?.is_some()));
+        }
+    }
+    Ok(None)
 }
 
 /// Reads every block of every column family of a finished copy and checks its checksum. Of a column family with damage, what

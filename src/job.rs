@@ -2,11 +2,13 @@
 //!
 //! Order of capture: the Pact databases first, one after the other, RocksDB last. Every Pact database is then at or behind
 //! RocksDB, which the node repairs by replaying blocks; nothing is held open longer than one database takes. A node may
-//! commit Pact a moment before the block reaches RocksDB: so the heights are compared in the finished copies, and RocksDB
-//! is captured again while Pact is ahead, a stated number of times.
+//! commit Pact a moment before the block reaches RocksDB: so the blocks are compared in the finished copies, and RocksDB is
+//! captured again while Pact is ahead by a block or two and less each time. A distance that is larger, or does not shrink, is
+//! no matter of a moment: it is a warning. On another file system, the capture that is discarded is the next one's earlier
+//! backup, put aside in `0.partial` until then: nothing is copied twice.
 //!
-//! Invariants: when this returns, every file that is not a link is synced, or is in the batch that is returned to be. The
-//! first error ends the job.
+//! Invariants: when this returns, every file is synced, links too, or is in the batch that is returned to be. The first error
+//! ends the job.
 
 use std::path::Path;
 use std::thread::sleep;
@@ -16,7 +18,7 @@ use crate::catalog::Catalog;
 use crate::commit::Unfinished;
 use crate::config::Config;
 use crate::control::{Control, Phase};
-use crate::cut::Cut;
+use crate::cut::{Cut, Standing, Tip};
 use crate::disk;
 use crate::engine;
 use crate::error::{Error, Kind, Result};
@@ -32,17 +34,21 @@ use crate::source::{RocksSource, Sources, resolve};
 use crate::sqlite;
 use crate::sqlite_attempt::How;
 use crate::sum::{self, Known};
-use crate::unsynced::Batch;
+use crate::unsynced::{Batch, Links};
 use crate::version_edit::LiveFile;
 
 /// How often RocksDB is captured while Pact is ahead of it: once, and three times again.
 const MAX_CAPTURES: u32 = 4;
 
-/// What a node may need to bring a committed Pact block into RocksDB, before the next capture.
-const PACT_AHEAD_PAUSE: Duration = Duration::from_millis(250);
+/// How many blocks ahead Pact may be for another capture to be worth it.
+const MAX_BLOCKS_AHEAD: u64 = 2;
 
-/// The same for a program that cannot read RocksDB's heights, once.
-const BLIND_PAUSE: Duration = Duration::from_secs(1);
+/// What a node may need to bring a committed Pact block into RocksDB: before the next capture, and once for a program that
+/// cannot read RocksDB's heights.
+const PACT_AHEAD_PAUSE: Duration = Duration::from_secs(1);
+
+/// Where a capture that is discarded waits in `0.partial`, until the next one has taken its files.
+const ASIDE: &str = ".discarded";
 
 /// The reserve where none is configured: the smaller of this and a twentieth of the file system.
 const DEFAULT_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
@@ -96,42 +102,19 @@ pub(crate) fn fill(
 
     if backup.record.scope.has_pact() && engine::require("the heights").is_err() {
         // Nobody can see whether Pact is ahead: what the node committed to it shall have reached RocksDB.
-        sleep(BLIND_PAUSE);
+        sleep(PACT_AHEAD_PAUSE);
     }
-    let rocksdb = partial.join("rocksDb");
-    let mut captures_count = 0;
     let program = config.heights_program.as_deref();
     let capturing = Capturing { sources, catalog, program, owner, now_ms, control };
-    let (capture, cut) = loop {
-        captures_count += 1;
-        let (capture, cut) = capturing.run(&rocksdb, &mut base, &mut backup.record.warnings)?;
-        if let Err(e) = engine::require("reading the heights") {
-            let unknown = "the height of RocksDB is unknown, and whether Pact is ahead of it";
-            backup.record.warnings.push(format!("{unknown}: {}", e.chain()));
-            break (capture, None);
-        }
-        let Some(ahead) = cut.as_ref().and_then(|cut| pact_ahead(&backup.record.pact, cut)) else {
-            break (capture, cut);
-        };
-        // A node that is down will not write the missing block either.
-        let is_down = matches!(sources.rocksdb, RocksSource::Directory(_)) && !sources.rocksdb.is_held_by_another()?;
-        if is_down || captures_count == MAX_CAPTURES {
-            let warning =
-                format!("{ahead} after {captures_count} capture(s) of RocksDB: the node must rewind Pact at its start");
-            backup.record.warnings.push(warning);
-            break (capture, cut);
-        }
-        log::info!("capturing rocksdb again id={} reason={ahead:?}", backup.id());
-        disk::remove_tree(&rocksdb, &|| true)?;
-        sleep(PACT_AHEAD_PAUSE);
-    };
+    let Captured { capture, cut, captures_count } = capture_rocksdb(backup, &capturing, base)?;
 
-    drop(base);
+    let rocksdb = partial.join("rocksDb");
     backup.record.warnings.extend_from_slice(&capture.warnings);
     control.enter(Phase::Sync);
     let pact = backup.record.pact.clone();
     let mut manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;
     require_whole(&manifest, &pact, &rocksdb)?;
+    sync_links(&manifest, &partial, control)?;
     modes::keep(sources, &partial, &manifest)?;
     sum_logs(&mut manifest, &partial, control)?;
     know_tables(&mut manifest, &capture, now_ms);
@@ -139,6 +122,71 @@ pub(crate) fn fill(
     backup.record.versions.rocksdb = rocks::version_in(&rocksdb).unwrap_or_default();
     backup.record.rocksdb = Some(rocksdb_part(&manifest, &capture, captures_count, cut));
     Ok((manifest, capture.unsynced))
+}
+
+/// What the captures of RocksDB came to.
+struct Captured {
+    capture: Capture,
+    cut: Option<Cut>,
+    captures_count: u32,
+}
+
+/// Captures RocksDB, again while Pact is a little ahead of it. What is to be said of that comes into the record.
+fn capture_rocksdb(backup: &mut Unfinished, capturing: &Capturing<'_>, mut base: Option<Base>) -> Result<Captured> {
+    let (rocksdb, aside) = (backup.partial().join("rocksDb"), backup.partial().join(ASIDE));
+    let source = &capturing.sources.rocksdb;
+    let (mut captures_count, mut blocks_before, mut brought_before) = (0, u64::MAX, None);
+    let (capture, cut) = loop {
+        captures_count += 1;
+        let (mut capture, cut) = capturing.run(&rocksdb, &mut base, &mut backup.record.warnings)?;
+        brought_before.iter().for_each(|before| capture.brought.count_from(before));
+        if let Err(e) = engine::require("reading the heights") {
+            let unknown = "the height of RocksDB is unknown, and whether Pact is ahead of it";
+            backup.record.warnings.push(format!("{unknown}: {}", e.chain()));
+            break (capture, None);
+        }
+        let Some(ahead) = cut.as_ref().and_then(|cut| Ahead::of(&backup.record.pact, cut)) else {
+            break (capture, cut);
+        };
+        // A node that is down will not write the missing block either.
+        let is_down = matches!(source, RocksSource::Directory(_)) && !source.is_held_by_another()?;
+        let may_pass = ahead.blocks_max <= MAX_BLOCKS_AHEAD && ahead.blocks_sum < blocks_before;
+        if is_down || !may_pass || captures_count == MAX_CAPTURES {
+            backup.record.warnings.push(ahead.warning(captures_count));
+            break (capture, cut);
+        }
+        log::info!("capturing rocksdb again id={} reason={:?}", backup.id(), ahead.what);
+        blocks_before = ahead.blocks_sum;
+        if capture.linked {
+            disk::remove_tree(&rocksdb, &|| true)?;
+        } else {
+            // Nobody else will sync what the next capture takes of it.
+            capture.unsynced.sync()?;
+            disk::remove_tree(&aside, &|| true)?;
+            disk::rename(&rocksdb, &aside)?;
+            base = Base::discarded(backup.id(), &aside, &capture.brought, capturing.now_ms);
+            brought_before = Some(capture.brought);
+        }
+        sleep(PACT_AHEAD_PAUSE);
+    };
+    drop(base);
+    disk::remove_tree(&aside, &|| true)?;
+    Ok(Captured { capture, cut, captures_count })
+}
+
+/// Makes the links durable: the node's files, which an operator may have copied here a moment ago, and those of an earlier
+/// backup, for the same reason.
+fn sync_links(manifest: &Manifest, partial: &Path, control: &Control) -> Result<()> {
+    let directory = partial.join("rocksDb");
+    let mut links = Links::of(&directory)?;
+    for file in manifest.files().filter(|file| matches!(file.method, Method::Linked | Method::Reused)) {
+        control.check()?;
+        control.step();
+        if let Some(name) = file.path.strip_prefix("0/rocksDb/") {
+            links.sync(Path::new(name))?;
+        }
+    }
+    links.finish()
 }
 
 /// Checksums of RocksDB's files that are no SSTs: they are small, always copied, and RocksDB itself takes a WAL that is
@@ -241,20 +289,48 @@ fn missing_databases(catalog: &Catalog, pact: &[PactPart]) -> Result<Option<Stri
     Ok((!missing.is_empty()).then(warning))
 }
 
-/// Says by how much Pact is ahead of RocksDB, where it is.
-fn pact_ahead(pact: &[PactPart], cut: &Cut) -> Option<String> {
-    let distance = |part: &PactPart| {
-        let block = cut.chains.get(&part.chain?)?;
-        part.block_height?.checked_sub(*block).filter(|blocks| *blocks > 0)
-    };
-    let worst = pact.iter().filter_map(|p| Some((distance(p)?, p.chain?))).max()?;
-    Some(format!("pact is {} blocks ahead of rocksdb on chain {}", worst.0, worst.1))
+/// How far Pact is ahead of a capture of RocksDB.
+struct Ahead {
+    /// Of the chain that is furthest.
+    blocks_max: u64,
+    /// Of all chains.
+    blocks_sum: u64,
+    /// In words.
+    what: String,
+}
+
+impl Ahead {
+    /// `None` where every Pact database is at or behind the cut, as far as can be seen.
+    fn of(pact: &[PactPart], cut: &Cut) -> Option<Ahead> {
+        let standings = pact.iter().filter_map(|part| Some((standing(part, cut)?, part)));
+        let ahead: Vec<(Standing, &PactPart)> = standings.filter(|(s, _)| s.blocks_ahead() > 0).collect();
+        let (worst, part) = ahead.iter().max_by_key(|(standing, _)| *standing)?;
+        let (height, hash) = (part.block_height.unwrap_or(0), part.block_hash.as_deref().unwrap_or("of no hash"));
+        let what = match worst {
+            Standing::Above(blocks) => format!("pact is {blocks} blocks ahead of rocksdb"),
+            _ => format!("pact is on a block that rocksdb does not have ({hash})"),
+        };
+        let others = if ahead.len() > 1 { format!(" and {} more", ahead.len() - 1) } else { String::new() };
+        let what = format!("{what}, at height {height}, on chain {}{others}", part.chain.unwrap_or(0));
+        let blocks = || ahead.iter().map(|(standing, _)| standing.blocks_ahead());
+        Some(Ahead { blocks_max: blocks().max()?, blocks_sum: blocks().sum(), what })
+    }
+
+    fn warning(&self, captures_count: u32) -> String {
+        let promise = "Pact is to be at or behind RocksDB in a backup, but";
+        let then = "the node must rewind Pact at its start";
+        format!("{promise} {} after {captures_count} capture(s) of RocksDB: {then}", self.what)
+    }
+}
+
+fn standing(part: &PactPart, cut: &Cut) -> Option<Standing> {
+    cut.standing(&Tip { chain: part.chain?, height: part.block_height?, hash: part.block_hash.clone() })
 }
 
 /// The largest number of blocks that a Pact database is behind the cut.
 fn replay_blocks(pact: &[PactPart], cut: &Cut) -> Option<u64> {
-    let behind = |p: &PactPart| Some(cut.chains.get(&p.chain?)?.saturating_sub(p.block_height?));
-    pact.iter().filter_map(behind).max()
+    let behind = |standing| if let Standing::Behind(blocks) = standing { blocks } else { 0 };
+    pact.iter().filter_map(|part| standing(part, cut).map(behind)).max()
 }
 
 fn method_of(path: &str, pact: &[PactPart], capture: &Capture) -> Method {

@@ -11,6 +11,7 @@
 //!
 //! A backup with known damage still serves as the earlier one, but for its damaged files.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::catalog::{Catalog, Found};
@@ -24,7 +25,7 @@ use crate::in_use;
 use crate::manifest::{self, Entry, MANIFEST_FILE};
 use crate::nofollow;
 use crate::record::{Method, Record, Status};
-use crate::reuse::Earlier;
+use crate::reuse::{Brought, Earlier};
 use crate::sum::{self, Known};
 use crate::sums;
 use crate::version_edit::LiveFile;
@@ -40,6 +41,8 @@ const ROCKSDB: &str = "0/rocksDb/";
 pub(crate) struct Base {
     pub(crate) id: BackupId,
     pub(crate) files: Earlier,
+    /// Whether it is finished; otherwise it is a capture of the backup that is being made.
+    is_finished: bool,
 }
 
 impl Base {
@@ -58,11 +61,18 @@ impl Base {
         Ok(None)
     }
 
+    /// A capture of the backup `id` that was discarded and lies in `directory`; `None` where it cannot be read.
+    pub(crate) fn discarded(id: &BackupId, directory: &Path, brought: &Brought, now_ms: u64) -> Option<Base> {
+        let mut files = Earlier::open(directory, None)?;
+        brought.known(now_ms).for_each(|(number, known)| files.know(number, known));
+        Some(Base { id: id.clone(), files, is_finished: false })
+    }
+
     fn open(catalog: &Catalog, found: &Found) -> Option<Base> {
         let path = catalog.path(&found.id);
         let in_use = in_use::share(&path).ok()??;
-        let files = Earlier::open(&path.join(WHOLE).join("rocksDb"), in_use)?;
-        Some(Base { id: found.id.clone(), files })
+        let files = Earlier::open(&path.join(WHOLE).join("rocksDb"), Some(in_use))?;
+        Some(Base { id: found.id.clone(), files, is_finished: true })
     }
 
     /// Takes what the backup knows of its files. That it cannot be read is no reason not to use them: then they are compared.
@@ -162,6 +172,9 @@ impl Base {
         for fault in faults {
             log::error!("backup damaged id={} reason={:?}", self.id, fault.to_string());
         }
+        if !self.is_finished {
+            return;
+        }
         // The new backup does without these files in any case.
         if let Err(e) = damage::note_tables(catalog, &self.id, faults, now_ms) {
             log::warn!("damage not noted id={} reason={:?}", self.id, e.chain());
@@ -170,6 +183,9 @@ impl Base {
 
     /// What a new backup says of a file of this one that was copied anew.
     pub(crate) fn warning(&self, fault: &Fault) -> String {
+        if !self.is_finished {
+            return format!("{fault}, in a capture that was discarded; this backup has the file anew from the node");
+        }
         format!("backup {} is damaged, {fault}; this one has the file anew from the node", self.id)
     }
 }

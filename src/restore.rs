@@ -40,7 +40,7 @@ use crate::node_locks::{self, NodeLocks};
 use crate::nofollow;
 use crate::permissions;
 use crate::source::{SqliteSource, is_same, require_no_file, resolve};
-use crate::unsynced::Batch;
+use crate::unsynced::{Batch, Links};
 use crate::verify::Depth;
 use crate::{gate, sqlite, sums};
 
@@ -345,11 +345,15 @@ impl Filling<'_> {
         control.set_total(needed_bytes);
         require_room(staging, needed_bytes)?;
         let mut unsynced = Batch::default();
+        let mut linked = Vec::new();
         for file in files {
             control.check()?;
-            self.bring(&file, &mut unsynced)?;
+            if self.bring(&file, &mut unsynced)? {
+                linked.push(file.to);
+            }
         }
         unsynced.sync()?;
+        sync_links(staging, &linked, control)?;
         for (path, mode) in directories.iter().rev() {
             permissions::set_of_directory(path, *mode)?;
         }
@@ -374,11 +378,12 @@ impl Filling<'_> {
         Ok(())
     }
 
-    fn bring(&mut self, Item { from, to, bytes, mode, may_link }: &Item, unsynced: &mut Batch) -> Result<()> {
+    /// Brings a file; whether that is a link.
+    fn bring(&mut self, Item { from, to, bytes, mode, may_link }: &Item, unsynced: &mut Batch) -> Result<bool> {
         let (owner, control) = (self.owner, self.control);
         if *may_link && disk::link(from, to).is_ok() {
             self.restored.linked_count += 1;
-            return Ok(());
+            return Ok(true);
         }
         let file = nofollow::open_regular(from).context(|| format!("cannot open {}", from.display()))?;
         let cloned = if self.copy { None } else { copy::clone(file.as_fd(), to, owner, control, &|| Ok(()))? };
@@ -389,8 +394,25 @@ impl Filling<'_> {
         // A node writes to it, whatever became of the mode in the backup.
         copied.set_mode(mode | 0o600)?;
         self.restored.copied_count += 1;
-        unsynced.add(copied)
+        unsynced.add(copied).map(|()| false)
     }
+}
+
+/// Makes the links to the backup's files durable: an operator may have brought the backup here a moment ago, by `rsync`.
+fn sync_links(staging: &Path, linked: &[PathBuf], control: &Control) -> Result<()> {
+    for directory in ["rocksDb", "sqlite"].map(|name| staging.join(name)) {
+        let mut of_directory = linked.iter().filter(|path| path.parent() == Some(&directory)).peekable();
+        if of_directory.peek().is_none() {
+            continue;
+        }
+        let mut links = Links::of(&directory)?;
+        for name in of_directory.filter_map(|path| path.file_name().map(Path::new)) {
+            control.check()?;
+            links.sync(name)?;
+        }
+        links.finish()?;
+    }
+    Ok(())
 }
 
 fn mode_of(path: &Path) -> Result<u32> {

@@ -84,12 +84,13 @@ pub(crate) struct Earlier {
     doubted: BTreeSet<u64>,
     /// The numbers of those that must not be used.
     damaged: BTreeSet<u64>,
-    _in_use: InUse,
+    _in_use: Option<InUse>,
 }
 
 impl Earlier {
-    /// The RocksDB in `directory` of a backup that `in_use` holds; `None` where its MANIFEST cannot be read.
-    pub(crate) fn open(directory: &Path, in_use: InUse) -> Option<Earlier> {
+    /// The RocksDB in `directory` of a backup that `in_use` holds; `None` where its MANIFEST cannot be read. What lies in a backup
+    /// that is being made is held by its job.
+    pub(crate) fn open(directory: &Path, in_use: Option<InUse>) -> Option<Earlier> {
         let is_there = |file: &LiveFile| {
             let meta = nofollow::look(&directory.join(file.name())).ok().flatten();
             meta.is_some_and(|meta| meta.is_file() && meta.len() == file.bytes)
@@ -225,6 +226,23 @@ impl Brought {
     pub(crate) fn find(&self, number: u64) -> Option<&Came> {
         let at = self.0.binary_search_by_key(&number, |came| came.number).ok()?;
         Some(&self.0[at])
+    }
+
+    /// Makes it what came by this job and by the capture `before`, from whose files it took some: what that had copied was not
+    /// reused.
+    pub(crate) fn count_from(&mut self, before: &Brought) {
+        for came in &mut self.0 {
+            came.reused &= before.find(came.number).is_some_and(|before| before.reused);
+        }
+    }
+
+    /// What is known of each file.
+    pub(crate) fn known(&self, now_ms: u64) -> impl Iterator<Item = (u64, Known)> {
+        let known = move |came: &Came| {
+            let known = came.known?;
+            Some((came.number, if came.reused { known } else { Known { read_ms: now_ms, ..known } }))
+        };
+        self.0.iter().filter_map(known)
     }
 
     /// The numbers of those that are links to an earlier backup's.

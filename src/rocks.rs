@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::control::Control;
 use crate::copy;
-use crate::cut::Heights;
+use crate::cut::{Heights, Tip};
 use crate::disk::{self, Lock, Owner};
 use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -27,7 +27,8 @@ use crate::live;
 use crate::live_files::{MAX_TEXT_BYTES, is_immutable, is_options, not_permitted, total_bytes as directory_bytes};
 use crate::nofollow;
 use crate::reuse::{self, Bringing, Brought, Earlier};
-use crate::source::{PIN_DIRECTORY, RocksSource, Sources, resolve};
+use crate::source::{PIN_DIRECTORY, RocksSource, Sources, SqliteSource, chain_of, resolve};
+use crate::sqlite;
 use crate::unsynced::{Batch, Unsynced};
 
 /// How long the child that reads the heights may take; replaying a large WAL takes seconds.
@@ -230,16 +231,28 @@ fn file_names(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Str
     Ok(names)
 }
 
-/// Reads the newest cut of a finished copy; `None` where the database has no cuts. With a `program`, it reads them in a
+/// Reads the newest cut of a finished copy, and what it knows of the newest blocks of the Pact databases beside it, in
+/// `../sqlite`; `None` where the database has no cuts. With a `program`, it reads them in a
 /// child process (`program heights DIR`), so that neither a damaged file nor a large WAL harms this one.
 pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Heights> {
     match program {
-        None => engine::read_cut(copy),
+        None => engine::read_cut(copy, &tips_beside(copy)?),
         Some(program) => {
             let said: Option<Heights> = ask_child(program, &["heights"], copy, HEIGHTS_TIME_LIMIT, control)?;
             Ok(said.unwrap_or(Heights::Cut(None)))
         }
     }
+}
+
+/// The newest blocks of the Pact databases that lie beside a finished copy of RocksDB. One that cannot be read has none here:
+/// that it is damaged is for a verification to tell.
+fn tips_beside(copy: &Path) -> Result<Vec<Tip>> {
+    let databases = SqliteSource::Foreign(copy.with_file_name("sqlite")).databases()?;
+    let tip = |database: &PathBuf| {
+        let (height, hash) = sqlite::newest_block(database).ok()??;
+        Some(Tip { chain: chain_of(database)?, height, hash })
+    };
+    Ok(databases.iter().filter_map(tip).collect())
 }
 
 /// Reads every block of every column family of a finished copy and checks its checksum. With a `program`, a child
@@ -331,7 +344,7 @@ fn spawn(command: &mut Command) -> io::Result<Child> {
 /// # Errors
 /// Fails where there is no RocksDB in the directory, or none is built in.
 pub fn heights_json(directory: &Path) -> Result<String> {
-    let heights = engine::read_cut(directory)?;
+    let heights = engine::read_cut(directory, &tips_beside(directory)?)?;
     Ok(serde_json::to_string(&heights).expect("a cut has keys that JSON can spell"))
 }
 

@@ -1,18 +1,31 @@
 //! What a node feels: the latency of its commits while nobody, we, or a peer backs it up, by turns in one run.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::Scale;
-use crate::measure::{Table, quantile, run, settle};
+use crate::measure::{Table, quantile, settle};
 
 /// How many times as long as its runs an act may take in all.
 const MAX_OVERHEAD: u32 = 3;
 
-/// One thing to do again and again while the writer writes; `None` is to leave it alone.
-pub type Act<'a> = (&'a str, Option<Box<dyn Fn() + 'a>>);
+/// One thing to do again and again while the writer writes; `None` is to leave it alone. It says whether it was done by the
+/// given time: some peers begin again at each commit of the writer, and never end.
+pub type Act<'a> = (&'a str, Option<Box<dyn Fn(Instant) -> bool + 'a>>);
+
+/// Runs a peer until `deadline` at most; whether it was done by then.
+fn finishes<S: AsRef<OsStr>>(deadline: Instant, program: &str, arguments: &[S]) -> bool {
+    let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64().max(0.01);
+    let mut command = Command::new("timeout");
+    command.arg(format!("{left:.2}")).arg(program).args(arguments);
+    let status = command.stdout(Stdio::null()).status().expect("timeout of coreutils is installed");
+    // 124: the time was up.
+    assert!(status.success() || status.code() == Some(124), "{command:?}: {status}");
+    status.success()
+}
 
 /// A writer in a process of its own, killed when it goes out of scope.
 pub struct Writer {
@@ -58,26 +71,33 @@ fn now_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros().try_into().unwrap()
 }
 
-/// Runs every act for `phase` (at least once, and only whole ones), `rounds` times by turns; adds a row for each.
-/// `clean` comes after each run and does not count.
-pub fn compare(table: &mut Table, writer: Writer, acts: &[Act], phase: Duration, rounds: u32, clean: &dyn Fn()) {
+/// Runs every act for the phase of `scale` (at least once, and only whole ones), its rounds by turns; adds a row for each.
+/// One that takes longer than its limit is ended, and not begun again in this round. `clean` comes after each run and does
+/// not count.
+pub fn compare(table: &mut Table, writer: Writer, acts: &[Act], scale: &Scale, clean: &dyn Fn()) {
+    let phase = scale.phase;
     let mut times: Vec<Vec<(u64, u64)>> = vec![Vec::new(); acts.len()];
-    for _ in 0..rounds {
+    let mut unfinished = vec![0; acts.len()];
+    for _ in 0..scale.rounds {
         for (n, (_, act)) in acts.iter().enumerate() {
             settle();
             let (mut left, begun) = (phase, Instant::now());
             // What comes after each run takes its time too.
             while !left.is_zero() && begun.elapsed() < phase * MAX_OVERHEAD {
                 let (started, from) = (Instant::now(), now_us());
-                match act {
-                    Some(act) => act(),
-                    None => std::thread::sleep(phase),
+                let finished = act.as_ref().is_none_or(|act| act(started + scale.limit));
+                if act.is_none() {
+                    std::thread::sleep(phase);
                 }
                 times[n].push((from, now_us()));
                 left = left.saturating_sub(started.elapsed());
                 if act.is_some() {
                     clean();
                     settle();
+                }
+                if !finished {
+                    unfinished[n] += 1;
+                    break;
                 }
             }
         }
@@ -95,7 +115,10 @@ pub fn compare(table: &mut Table, writer: Writer, acts: &[Act], phase: Duration,
         table.row(&[
             (*name).to_owned(),
             format!("{}", times[n].len()),
-            format!("{:.1}", seconds / times[n].len() as f64),
+            match unfinished[n] {
+                0 => format!("{:.1}", seconds / times[n].len() as f64),
+                count => format!("{count} did not finish in {} s", scale.limit.as_secs()),
+            },
             format!("{:.0}", latencies.len() as f64 / seconds),
             format!("{p50:.2}"),
             format!("{p90:.2}"),
@@ -118,27 +141,29 @@ pub fn pact(scale: &Scale) {
     let clean = || {
         let _ = fs::remove_dir_all(&out);
     };
-    let make = || {
+    let make = |_| {
         crate::speed::make(scale, &node, &out, true);
+        true
     };
     let all = |verb: &str| {
         fs::create_dir_all(&out).unwrap();
         let each = |d: &PathBuf| (d.clone(), out.join(d.file_name().unwrap()), verb.to_owned());
         databases.iter().map(each).collect::<Vec<_>>()
     };
-    let cp = || {
-        for (from, to, _) in all("") {
-            run("cp", &[&from, &to]);
-            run("sync", &[&to]);
-        }
+    let cp = |deadline| {
+        all("").iter().all(|(from, to, _)| finishes(deadline, "cp", &[from, to]) && finishes(deadline, "sync", &[to]))
     };
-    let one = |(from, to, verb): &(PathBuf, PathBuf, String)| {
-        run("sqlite3", &[from.to_str().unwrap(), ".timeout 60000", &format!("{verb} '{}'", to.display())]);
+    let one = |deadline: Instant, (from, to, verb): &(PathBuf, PathBuf, String)| {
+        let order = format!("{verb} '{}'", to.display());
+        finishes(deadline, "sqlite3", &[from.to_str().unwrap(), ".timeout 60000", &order])
     };
-    let backup = || all(".backup").iter().for_each(one);
-    let reference = || {
+    let backup = |deadline| all(".backup").iter().all(|job| one(deadline, job));
+    let reference = |deadline| {
         let jobs = all("VACUUM INTO");
-        std::thread::scope(|scope| jobs.iter().for_each(|job| drop(scope.spawn(|| one(job)))));
+        std::thread::scope(|scope| {
+            let jobs: Vec<_> = jobs.iter().map(|job| scope.spawn(move || one(deadline, job))).collect();
+            jobs.into_iter().all(|job| job.join().unwrap())
+        })
     };
     let mut acts: Vec<Act> =
         vec![("nothing", None), ("ours", Some(Box::new(make))), ("`cp` and `sync`", Some(Box::new(cp)))];
@@ -153,7 +178,7 @@ pub fn pact(scale: &Scale) {
     );
     let mut table = Table::new(title, &COLUMNS);
     let writer = Writer::start("pact", &sqlite, &scale.dir.join("pact.log"), Duration::from_millis(15));
-    compare(&mut table, writer, &acts, scale.phase, scale.rounds, &clean);
+    compare(&mut table, writer, &acts, scale, &clean);
     table.print();
 }
 
@@ -169,16 +194,18 @@ pub fn rocksdb(scale: &Scale) {
         let clean = || {
             let _ = fs::remove_dir_all(&out);
         };
-        let make = || {
+        let make = |_| {
             crate::speed::make(scale, &node, &out, false);
+            true
         };
         // A way that gives no good copy, but costs what links cost. Files vanish under it.
-        let cp = || {
-            let _ = Command::new("cp").arg("-al").args([&database, &out]).stderr(std::process::Stdio::null()).status();
+        let cp = |_| {
+            let _ = Command::new("cp").arg("-al").args([&database, &out]).stderr(Stdio::null()).status();
+            true
         };
         let acts: [Act; 3] = [("nothing", None), ("ours", Some(Box::new(make))), ("`cp -al`", Some(Box::new(cp)))];
         let mut table = Table::new(format!("A node's batches of 10 kB to RocksDB, {what}"), &COLUMNS);
-        compare(&mut table, writer, &acts, scale.phase, scale.rounds, &clean);
+        compare(&mut table, writer, &acts, scale, &clean);
         table.print();
         fs::remove_dir_all(&node).unwrap();
     }

@@ -31,6 +31,8 @@ pub struct Scale {
     pub growing_pact_mb: Vec<u32>,
     pub phase: Duration,
     pub rounds: u32,
+    /// How long a peer may take.
+    pub limit: Duration,
     pub peers: bool,
 }
 
@@ -98,6 +100,7 @@ fn main() {
         growing_pact_mb: numbers("GROWTH_PACT_MB", "250 500 1000 2000"),
         phase: Duration::from_secs(number("PHASE_SECONDS", 6)),
         rounds: number("ROUNDS", 3) as u32,
+        limit: Duration::from_secs(number("LIMIT_SECONDS", 120)),
         peers: number("PEERS", 1) > 0,
     };
     std::fs::create_dir_all(&scale.dir).unwrap();

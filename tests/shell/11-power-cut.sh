@@ -1,14 +1,18 @@
 #!/bin/sh
 # Power cuts, rehearsed on a loop-mounted file system, during a backup, a restore (also over an old database), a delete, a
 # prune. After each one: an identifier that was handed out is known and terminal, what is called done is whole, a good
-# backup is not lost, a target is wholly there or not at all. CUTS says how many (18), SEED which moments.
+# backup is not lost, a target is wholly there or not at all. CUTS says how many (30), SEED which moments.
+#
+# Sources that nobody has synced are among them: a database, or a backup, that cp, tar or rsync brought there a moment ago.
+# Half of these cuts come right after the program has said that it is done. WITHOUT_CACHESTAT=1: on a kernel that cannot be asked
+# which pages are written.
 #
 # The file system's disk is an image on an xfs, the pool, and it is the pool that is shut down without writing its log: so
 # the disk loses also what it was sent, but not told to flush, as a real one with a cache does. What the pool had written
 # back by itself survives, in no order. From then on the file system above gets EIO for each write and flush.
 . "$(dirname -- "$0")/lib.sh"
 
-CUTS=${CUTS:-18} SEED=${SEED:-$(date +%s)}
+CUTS=${CUTS:-30} SEED=${SEED:-$(date +%s)}
 mount_point=$DIR/mnt
 mkdir "$mount_point" pool
 
@@ -36,6 +40,25 @@ serve() {
   start serve.log chainweb-backup serve --database-directory "$mount_point/node" --enable-backup-api --reserve-bytes 1MiB
 }
 
+# program COMMAND...: the program under test, on the kernel that was asked for.
+program() {
+  if [ -n "${WITHOUT_CACHESTAT:-}" ]; then LD_PRELOAD=$DIR/no-cachestat.so chainweb-backup "$@"; else chainweb-backup "$@"; fi
+}
+
+if [ -n "${WITHOUT_CACHESTAT:-}" ]; then
+  cc -shared -fPIC -O2 -o no-cachestat.so "$ROOT/tests/shell/no-cachestat.c" -ldl || { echo 'Bail out! no compiler' && exit 1; }
+fi
+
+# bring FROM TO: copies what is in a directory, and syncs nothing.
+bring() {
+  mkdir -p "$2"
+  case $((round / 3 % 3)) in
+    0) cp -r --reflink=never "$1/." "$2" ;;
+    1) tar -C "$1" -cf - . | tar -C "$2" -xf - ;;
+    2) rsync -a "$1/" "$2" ;;
+  esac
+}
+
 # prepare: an empty file system of this kind, mounted.
 prepare() {
   disk=pool/$kind.img
@@ -46,10 +69,9 @@ prepare() {
 # cut: no power, then power again.
 cut() {
   xfs_io -x -c shutdown pool >cut.log 2>&1 || problem "no shutdown: $(cat cut.log)"
-  kill -9 "$pid" 2>/dev/null
-  wait "$pid" 2>/dev/null
+  for pid in $pids; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
   pids=''
-  wait "$asking"
+  wait "$asking" 2>/dev/null
   # A child that reads the heights may take a moment to notice.
   tries=0
   for place in "$mount_point" pool; do
@@ -62,26 +84,81 @@ cut() {
     problem "the file system did not come back: $(cat umount.log)"
 }
 
-# good ID: says nothing, or what is wrong with a backup that is called done.
+# good ID [DIRECTORY]: says nothing, or what is wrong with a backup that is called done.
 good() {
-  chainweb-backup verify --backup-directory "$mount_point/node/backups" "$1" --deep >verified 2>&1 &&
-    demo-node verify "$mount_point/node/backups/$1" >verified 2>&1 && return
+  chainweb-backup verify --backup-directory "${2:-$mount_point/node/backups}" "$1" --deep >verified 2>&1 &&
+    demo-node verify "${2:-$mount_point/node/backups}/$1" >verified 2>&1 && return
   tail -n 1 verified
 }
 
+# judge_backup DIRECTORY: the backup whose identifier is in the file answer, where there is one; leaves $id and $word.
+judge_backup() {
+  id=$(head -n 1 answer)
+  [ -n "$id" ] || return
+  http GET "/check-backup/$id"
+  word=$(cat body)
+  case $word in
+    backup-done) fault=$(good "$id" "$1") && [ -z "$fault" ] || problem "$id is called done, but $fault" ;;
+    backup-failed)
+      await_garbage "$1"
+      [ "$(ls -A "$1/$id" | tr '\n' ' ')" = '.use backup.json status ' ] || problem "$id failed and has more"
+      ;;
+    *) problem "the status of $id is $code $word" ;;
+  esac
+}
+
+# make_of_fresh: a backup of a database that was brought here a moment ago, which nobody has open, or the node that is embedded
+# in or beside the program; until it is done, or less.
+make_of_fresh() {
+  bring "$mount_point/node/0" "$fresh/0"
+  case $(((round / 10 + round) % 3)) in
+    0) start fresh.log demo-node --database-directory "$fresh" --rate 0 --backup-directory "$fresh_backups" ;;
+    1) start fresh.log demo-node --database-directory "$fresh" --rate 0 --disable-backup-api ;;
+  esac
+  case $(((round / 10 + round) % 3)) in
+    0) curl -fsS -X POST -o answer "http://$address/make-backup?backupPact" 2>curl.err ;;
+    *)
+      program make --database-directory "$fresh" --backup-directory "$fresh_backups" --backup-pact --sums none \
+        --reserve-bytes 1MiB >answer 2>make.log &
+      ;;
+  esac
+  asking=$!
+  moment=$(random_ms "$((SEED + round))" 600)
+  [ $((round / 5 % 2)) -eq 1 ] && moment=end || { sleep "$moment" && return; }
+  case $(((round / 10 + round) % 3)) in
+    0) await "$(cat answer)" ;;
+    *) wait "$asking" || problem "make failed: $(tail -n 1 make.log)" ;;
+  esac
+}
+
+# restore_of_fresh: a restore of a backup that was brought here a moment ago.
+restore_of_fresh() {
+  bring "$backups/$keeper" "$fresh_backups/$keeper"
+  program restore --backup-directory "$fresh_backups" "$keeper" --to "$mount_point/restored" >restore.log 2>&1 &
+  asking=$!
+  moment=$(random_ms "$((SEED + round))" 300)
+  [ $((round / 5 % 2)) -eq 1 ] && moment=end || { sleep "$moment" && return; }
+  wait "$asking" || problem "restore failed: $(tail -n 1 restore.log)"
+}
+
 one_cut() {
-  problems='' id='' word='' round=$1 backups=$mount_point/node/backups
-  case $((round % 6)) in
-    5) what=prune ;;
-    4) what=restore replace=--replace ;;
-    3) what=delete ;;
-    2) what=restore replace='' ;;
-    *) what=backup ;;
+  problems='' id='' word='' round=$1 backups=$mount_point/node/backups replace=''
+  fresh=$mount_point/fresh fresh_backups=$mount_point/fresh-backups
+  case $((round % 10)) in
+    9) what=prune ;;
+    3 | 8) what='restore of a fresh copy' ;;
+    1 | 4 | 6) what='backup of a fresh copy' ;;
+    7) what=restore replace=--replace ;;
+    5) what=delete ;;
+    2) what=restore ;;
+    0) what=backup ;;
   esac
   serve
   moment=$(random_ms "$((SEED + round))" 400)
   : >answer
   case $what in
+    'backup of a fresh copy') make_of_fresh ;;
+    'restore of a fresh copy') restore_of_fresh ;;
     backup) curl -fsS -X POST -o answer "http://$address/make-backup?backupPact" 2>curl.err & ;;
     restore)
       moment=$(random_ms "$((SEED + round))" 120)
@@ -107,33 +184,29 @@ one_cut() {
       moment=$(random_ms "$((SEED + round))" 25)
       ;;
   esac
-  asking=$!
-  sleep "$moment"
+  case $what in
+    *fresh*) ;;
+    *) asking=$! && sleep "$moment" ;;
+  esac
   cut
+  if [ "$what" = 'backup of a fresh copy' ]; then
+    start fresh.log chainweb-backup serve --database-directory "$mount_point/node" --backup-directory "$fresh_backups" \
+      --enable-backup-api --reserve-bytes 1MiB
+    judge_backup "$fresh_backups"
+    [ "$moment$word" != endbackup-failed ] || problem "$id was done"
+    stop TERM
+  fi
   serve
   case $what in
-    backup)
-      id=$(cat answer)
-      if [ -n "$id" ]; then
-        http GET "/check-backup/$id"
-        word=$(cat body)
-        case $word in
-          backup-done) fault=$(good "$id") && [ -z "$fault" ] || problem "$id is called done, but $fault" ;;
-          backup-failed)
-            await_garbage
-            [ "$(ls -A "$backups/$id" | tr '\n' ' ')" = '.use backup.json status ' ] || problem "$id failed and has more"
-            ;;
-          *) problem "the status of $id is $code $word" ;;
-        esac
-      fi
-      ;;
-    restore)
+    backup) judge_backup "$backups" ;;
+    restore*)
       word=absent
       if [ -d "$mount_point/restored/0" ]; then
         word=restored
         demo-node verify "$mount_point/restored" >verified 2>&1 || problem "half a restore: $(tail -n 1 verified)"
       fi
       [ -z "$replace" ] || [ "$word" = restored ] || problem 'the old database is gone'
+      [ "$moment$word" != endabsent ] || problem 'it was restored'
       rm -rf "$mount_point/restored"
       ;;
     delete | prune)
@@ -145,7 +218,7 @@ one_cut() {
       word="$code $(cat body)"
       case $word in
         '200 backup-done') fault=$(good "$victim") && [ -z "$fault" ] || problem "$victim is half deleted: $fault" ;;
-        404*) await_garbage ;;
+        404*) await_garbage "$backups" ;;
         *) problem "after a delete it is $word" ;;
       esac
       ;;
@@ -157,15 +230,17 @@ one_cut() {
   for old in $(ls "$backups"); do
     [ "$old" = "$keeper" ] || rm -rf "${backups:?}/$old"
   done
+  rm -rf "$fresh" "$fresh_backups"
   sync -f "$mount_point"
   check "$kind, cut $round: $what after $moment s, then ${word:-no answer}" [ -z "$problems" ]
   [ -z "$problems" ] || echo "#${problems#;}"
   stop TERM
 }
 
+# await_garbage DIRECTORY
 await_garbage() {
   tries=0
-  while find "$backups" -maxdepth 1 -name '.deleting-*' | grep -q . && [ "$tries" -lt 200 ]; do
+  while find "$1" -maxdepth 1 -name '.deleting-*' | grep -q . && [ "$tries" -lt 200 ]; do
     tries=$((tries + 1))
     sleep 0.02
   done

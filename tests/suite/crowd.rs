@@ -137,7 +137,7 @@ fn where_threads_are_scarce_clients_are_answered_and_the_running_backup_is_done(
     // Enough for a backup and a few clients.
     let uid = 2_000_000_000 + std::process::id();
     let Some(command) = limited(uid, THREADS + 8) else {
-        return eprintln!("SKIP: not root, or cannot be another user by setpriv");
+        return crate::fixture::skip("not root, or cannot be another user by setpriv");
     };
     let mut node = Node::with_chains(4);
     node.close();

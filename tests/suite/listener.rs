@@ -18,11 +18,12 @@ use rouille::Response;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::client::{Client, get, request};
+use crate::fixture::skip;
 
 /// Set for the child: what it is told, see [`child`].
 const CHILD: &str = "CHAINWEB_BACKUP_LISTENER_CHILD";
-/// A deadline short enough to be waited for.
-const SHORT: Duration = Duration::from_millis(300);
+/// A deadline short enough to be waited for, and long enough for a busy machine to do in it what takes no time.
+const SHORT: Duration = Duration::from_secs(1);
 /// What an attack may cost the server in memory.
 const GROWTH_BYTES: u64 = 20 * 1024 * 1024;
 const HEALTH: &str = "GET /health-check HTTP/1.1\r\nHost: h\r\n\r\n";
@@ -95,11 +96,11 @@ impl Drop for Server {
     }
 }
 
-/// Not a test but the server process of the others: returns at once unless it is told its limits, in words such as
-/// `deadline_ms=300 nofile=64`. Lines on its standard input change the limits of the process while it runs.
+/// The server process of the others, which is told its limits in words such as `deadline_ms=300 nofile=64`. Lines on its standard input change the limits of the process while it runs.
 #[test]
+#[ignore = "no test: another one runs it as a process of its own"]
 fn child() {
-    let Ok(words) = std::env::var(CHILD) else { return };
+    let words = std::env::var(CHILD).expect("its limits");
     let mut limits = Limits::default();
     for word in words.split_whitespace() {
         match word.strip_prefix("deadline_ms=") {
@@ -150,7 +151,7 @@ fn start(words: &str, nobody: bool) -> Option<Child> {
         }
         false => Command::new(exe),
     };
-    command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(CHILD, words);
+    command.args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"]).env(CHILD, words);
     let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the child");
     let mut output = BufReader::new(process.stdout.take().expect("it is piped"));
     let address = output.by_ref().lines().map_while(Result::ok).find_map(|line| {
@@ -556,7 +557,7 @@ fn lives_with_few_descriptors() {
 #[test]
 fn lives_without_threads() {
     let Some(mut child) = start("", true) else {
-        return eprintln!("SKIP: root, and cannot be another user by setpriv");
+        return skip("root, and cannot be another user by setpriv");
     };
     assert!(healthy(child.address), "its threads in reserve are there");
     child.tell("nproc=1");
@@ -685,7 +686,7 @@ fn survives_slow_clients() {
 
 #[test]
 fn survives_floods() {
-    let child = start("deadline_ms=300", false).expect("start the child");
+    let child = start("deadline_ms=1000", false).expect("start the child");
     let (before, address) = (child.rss_bytes(), child.address);
 
     // Requests without end, of small and of large answers, none of which is read.

@@ -3,6 +3,8 @@
 //! `gate`, with which `scripts/test.sh` runs everything.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
+#[cfg(feature = "gate")]
+mod ahead;
 mod client;
 mod config;
 mod crowd;

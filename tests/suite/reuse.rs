@@ -34,7 +34,7 @@ impl Stage {
         let shm = Path::new("/dev/shm");
         let made = tempfile::Builder::new().prefix("chainweb-backup-test-").tempdir_in(shm).ok();
         let Some(other) = made.filter(|_| device(shm) != device(node.path())) else {
-            println!("SKIPPED {test}: /dev/shm is not another file system");
+            crate::fixture::skip(&format!("{test}: /dev/shm is not another file system"));
             return None;
         };
         let mut options = Options::default();

@@ -442,33 +442,6 @@ fn a_source_that_is_not_there_is_refused_at_the_start() {
 }
 
 #[test]
-fn rocksdb_is_captured_again_while_pact_is_ahead() {
-    let node = Node::ahead();
-    let service = node.start();
-    let id = make_done(&service, PACT);
-    let far = record(&service, &id);
-    assert_eq!(far.rocksdb.unwrap().captures_count, 4);
-    assert!(far.warnings.len() == 1 && far.warnings[0].contains("5 blocks ahead"), "{:?}", far.warnings);
-    assert_eq!(whole(&node.backups().join(id.as_str())), (BLOCKS, vec![BLOCKS + 5]));
-
-    // Without Pact there is nothing to compare.
-    let id = make_done(&service, ROCKSDB);
-    assert_eq!(record(&service, &id).rocksdb.unwrap().captures_count, 1);
-
-    // RocksDB catches up in time.
-    let id = service.make_backup(PACT).unwrap();
-    let captured = || service.details(&id).unwrap().unwrap().progress.is_some_and(|p| p.phase == Phase::Heights);
-    wait_until("RocksDB is captured once", captured);
-    (BLOCKS + 1..=BLOCKS + 7).for_each(|height| node.rocksdb_block(height));
-    assert_eq!(wait_end(&service, &id), Status::Done);
-    let near = record(&service, &id);
-    assert!((2..4).contains(&near.rocksdb.unwrap().captures_count));
-    assert!(near.warnings.is_empty(), "{:?}", near.warnings);
-    assert_eq!(near.replay_blocks, Some(2));
-    assert_eq!(whole(&node.backups().join(id.as_str())), (BLOCKS + 7, vec![BLOCKS + 5]));
-}
-
-#[test]
 fn the_blocks_that_a_node_will_replay_are_counted() {
     let mut node = Node::with_chains(2);
     (BLOCKS + 1..=BLOCKS + 4).for_each(|height| node.rocksdb_block(height));

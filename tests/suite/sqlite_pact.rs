@@ -184,7 +184,7 @@ impl Writer {
 
     /// Starts it through a command that ends with this executable.
     pub fn start_with(mut command: Command) -> Writer {
-        command.args(["--exact", "sqlite_pact::child", "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+        command.args(["--exact", "sqlite_pact::child", "--ignored", "--nocapture", "--test-threads=1"]).env(CHILD, "1");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (stdin, stdout) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
         Writer { child, stdin, stdout }
@@ -246,10 +246,9 @@ pub fn acknowledged(ack: &Path) -> i64 {
 }
 
 #[test]
+#[ignore = "no test: another one runs it as a process of its own"]
 fn child() {
-    if std::env::var_os(CHILD).is_none() {
-        return;
-    }
+    std::env::var(CHILD).unwrap();
     let mut state = State { connection: None, path: PathBuf::new(), shape: SMALL, kept: Vec::new() };
     for line in std::io::stdin().lines() {
         let answer = state.obey(&line.unwrap());

@@ -133,7 +133,7 @@ fn a_large_wal_leaves_the_page_cache_again() {
     rustix::fs::fadvise(&wal, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     let (before, bytes) = (testing::cached_bytes(&wal), wal.metadata().unwrap().len());
     if before.is_none_or(|before| before > bytes / 8) {
-        println!("SKIPPED: the page cache does not tell, or keeps it: {before:?} of {bytes}");
+        crate::fixture::skip(&format!("the page cache does not tell, or keeps it: {before:?} of {bytes}"));
         return;
     }
     assert_eq!(stage.copy(true), Ok(Method::RawCopy));
@@ -176,7 +176,7 @@ impl Mount {
         let mounted = mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"]).arg(at).status();
         let is_mounted = mounted.is_ok_and(|status| status.success());
         if !is_mounted {
-            println!("SKIPPED: cannot mount here");
+            crate::fixture::skip("cannot mount here");
         }
         is_mounted.then(|| Mount(at.to_owned()))
     }
@@ -357,7 +357,7 @@ fn a_node_whose_locks_may_not_reach_us() {
     let (scratch, elsewhere) = (scratch(), scratch_on_disk());
     let device = |path: &Path| fs::metadata(path).unwrap().dev();
     if device(scratch.path()) == device(elsewhere.path()) {
-        println!("SKIPPED: there is one file system only");
+        crate::fixture::skip("there is one file system only");
         return;
     }
     let directory = node_directory(scratch.path());

@@ -317,11 +317,9 @@ fn sizes_that_are_taken_too_late_are_seen_to_fail() {
 
 /// `CHAINWEB_BACKUP_SOAK` is `COPIES`, or `COPIES;SCENARIO;WAY`.
 #[test]
+#[ignore = "takes as long as CHAINWEB_BACKUP_SOAK says: tests/soak/run.sh own"]
 fn soak() {
-    let Ok(text) = std::env::var("CHAINWEB_BACKUP_SOAK") else {
-        eprintln!("not run: takes as long as CHAINWEB_BACKUP_SOAK says");
-        return;
-    };
+    let text = std::env::var("CHAINWEB_BACKUP_SOAK").unwrap();
     let parts: Vec<&str> = text.split(';').collect();
     let copies = parts[0].parse().unwrap();
     let wanted = |at: usize, name: String| parts.get(at).is_none_or(|part| *part == name);
