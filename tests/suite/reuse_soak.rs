@@ -89,12 +89,14 @@ impl Soak {
     }
 
     fn save_or_restore(&mut self) {
-        if self.older.len() < KEPT {
+        if self.older.len() < KEPT && (self.older.is_empty() || self.random.bool()) {
             let copy = self.stage.save(&format!("older-{}", self.older.len()));
             self.older.push(copy);
         } else {
             let from = self.older[self.random.usize(..self.older.len())].clone();
             self.stage.restore(&from);
+            // From there on it goes another way, with the same numbers.
+            self.write();
             self.note("restores of the node");
         }
     }
@@ -177,8 +179,8 @@ fn soak() {
         for _ in 0..soak.random.usize(0..4) {
             match soak.random.u8(..10) {
                 0..=4 => soak.write(),
-                5..=6 => soak.ingest(),
-                7 => soak.save_or_restore(),
+                5 => soak.ingest(),
+                6..=7 => soak.save_or_restore(),
                 _ => soak.rot(),
             }
         }
