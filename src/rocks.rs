@@ -10,6 +10,7 @@
 //! Invariant: a linked file is never written to, given away or synced.
 
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -127,8 +128,13 @@ pub(crate) fn capture(
             engine::checkpoint(db, to)?;
             let mut unsynced = Batch::default();
             for name in file_names(to, &|name| !is_immutable(name))? {
-                disk::give(&to.join(&name), owner)?;
-                unsynced.add(Unsynced::open(&to.join(&name))?)?;
+                let path = to.join(&name);
+                let meta = nofollow::look(&path).context(|| format!("cannot look at {}", path.display()))?;
+                // RocksDB links its OPTIONS file, too: that one is the node's, and keeps its owner.
+                if meta.is_none_or(|meta| meta.nlink() == 1) {
+                    disk::give(&path, owner)?;
+                }
+                unsynced.add(Unsynced::open(&path)?)?;
             }
             disk::give(to, owner)?;
             Ok(Capture::checkpoint(Brought::default(), unsynced, linked))
