@@ -1,17 +1,17 @@
 //! Reading that keeps out of the node's way: the page cache is the node's, and what we read once is not worth a place in it.
 //!
-//! A file that nobody writes to (SSTs, backups, the databases of a node that is down) is read past the page cache: straight
+//! A file without a writer (SSTs, backups, the databases of a node that is down) is read past the page cache: straight
 //! from the disk, but for what the cache has. That takes a third of the processor time, and leaves the cache to the node.
 //! A file that the node may write to is never read so: a direct read keeps every writer of the file waiting until the disk has
 //! answered, and with our idle I/O class that may be long (a checkpoint of SQLite: 5 ms became 550 ms beside a busy
 //! mq-deadline, 1,070 ms beside bfq).
 //!
 //! Invariants
-//! - What was in the page cache stays there, and what was not is not there afterwards: it is read past it, or leaves it again
-//!   as soon as it was read. Exceptions: what shares [`GRAIN_BYTES`] with something that was there, a few megabytes where
+//! - What was in the page cache is there afterwards, and nothing else of the file: that is read past it, or leaves it again as
+//!   soon as it was read. Exceptions: what shares [`GRAIN_BYTES`] with something that was there, a few megabytes where
 //!   reading ends before the end of the file, and kernels that do not tell us what the page cache has.
 //! - Nothing here makes the kernel write: what the node has written waits for the node's own fsync.
-//! - The flags of a descriptor that somebody else uses too are not touched.
+//! - The flags of a descriptor that is used elsewhere too are not touched.
 //! - A large file is read by a thread of its own, [`WINDOWS`] ahead at most, so that one disk reads while another writes.
 
 use std::collections::VecDeque;
@@ -59,8 +59,8 @@ pub(crate) struct QuietReader<'a> {
     at: u64,
     /// Whether it may and can be read past the page cache.
     direct: bool,
-    /// Whether what is read shall stay in the page cache.
-    stays: bool,
+    /// Whether the page cache keeps what is read.
+    keeps: bool,
     /// Up to where the kernel was asked to read ahead.
     ahead: u64,
     /// What the page cache did not have before that, and will not have when it was read; in the order of the file.
@@ -68,19 +68,19 @@ pub(crate) struct QuietReader<'a> {
 }
 
 impl<'a> QuietReader<'a> {
-    /// Reads a file that nobody writes to, from the beginning. Nobody else uses its descriptor meanwhile.
+    /// Reads a file without a writer, from the beginning. Its descriptor is not used elsewhere meanwhile.
     pub(crate) fn past_cache(file: &'a File) -> QuietReader<'a> {
         QuietReader { direct: true, ..QuietReader::through_cache(file.as_fd()) }
     }
 
     /// Reads a file that the node may write to, from the beginning.
     pub(crate) fn through_cache(fd: BorrowedFd<'a>) -> QuietReader<'a> {
-        QuietReader { fd, at: 0, direct: false, stays: false, ahead: 0, passing: VecDeque::new() }
+        QuietReader { fd, at: 0, direct: false, keeps: false, ahead: 0, passing: VecDeque::new() }
     }
 
-    /// Reads a file that is soon read again, from the beginning: it stays in the page cache.
+    /// Reads a file that is soon read again, from the beginning: the page cache keeps it.
     pub(crate) fn into_cache(file: &'a File) -> QuietReader<'a> {
-        QuietReader { stays: true, ..QuietReader::through_cache(file.as_fd()) }
+        QuietReader { keeps: true, ..QuietReader::through_cache(file.as_fd()) }
     }
 
     /// The same from another place on.
@@ -121,7 +121,7 @@ impl<'a> QuietReader<'a> {
         // What is read past the cache shall find nothing of the next windows there.
         if !self.direct && self.at + AHEAD_BYTES > self.ahead {
             let from = self.ahead.max(self.at) / GRAIN_BYTES * GRAIN_BYTES;
-            if !self.stays {
+            if !self.keeps {
                 self.note_passing(from, AHEAD_BYTES);
             }
             let _ = rustix::fs::fadvise(self.fd, from, NonZeroU64::new(AHEAD_BYTES), Advice::WillNeed);
@@ -145,8 +145,8 @@ impl<'a> QuietReader<'a> {
     }
 
     /// Lets what was read up to `end` leave the page cache, if it was not there before. Where the node has written there in the
-    /// moment between, it stays: the kernel would write it to the disk first, with our I/O class, and the node's fsync would
-    /// wait for that. And where the page cache is another one than that which we can see (overlayfs), all stays.
+    /// moment between, the cache keeps it: the kernel would write it to the disk first, with our I/O class, and the node's
+    /// fsync would wait for that. And where the page cache is another one than that which we can see (overlayfs), it keeps all.
     fn let_pass(&mut self, end: u64) {
         while let Some(range) = self.passing.front_mut().filter(|range| range.start < end) {
             let (start, bytes) = (range.start, range.end.min(end) - range.start);
@@ -233,7 +233,7 @@ fn each_window_ahead(
                     }
                     Err(e) => Err(e),
                 };
-                // Nobody takes it any more: an error, or cancelled.
+                // It is not taken any more: an error, or cancelled.
                 if give.send(result).is_err() || left == 0 {
                     break;
                 }

@@ -9,8 +9,8 @@
 //!    the database beyond that commit, and the WAL is not started anew.
 //! 3. With READ0 the database file alone is what we see, and no checkpoint writes to it: the WAL is not read at all.
 //!    Otherwise M = the frames that the WAL index knows of (`mxFrame`), which is our commit or a later one. All M must be
-//!    whole, by their chain of checksums: the node never reads a frame again that a checkpoint has moved, so a rotten one is
-//!    its secret, and what follows it would be missing in the copy. (Where SQLite cannot use the `-shm` of a crashed node,
+//!    whole, by their chain of checksums: the node never reads a frame again that a checkpoint has moved, so it does not
+//!    notice a rotten one, and what follows that would be missing in the copy. (Where SQLite cannot use the `-shm` of a crashed node,
 //!    M is where the chain ends, as for SQLite itself.)
 //! 4. Copy the database through SQLite's own descriptor: closing one of ours would drop SQLite's locks. Pages that a
 //!    checkpoint writes meanwhile come from frames up to M, which are applied again later.
@@ -86,7 +86,7 @@ pub(crate) fn attempt(
     let connection = open(database).map_err(|e| unreadable(database, e))?;
     // Before anything is read: in another database than the one that was looked at SQLite might create a -wal.
     if lock.is_some_and(|lock| !lock.is_at(database)) {
-        return Err(lost_hold(database, if database.exists() { Missing::Replaced } else { Missing::Name }));
+        return Err(lost_hold(database, if is_gone(database) { Missing::Name } else { Missing::Replaced }));
     }
     if std::mem::take(&mut burden.is_too_much) {
         await_checkpoint(&connection, database, how.control)?;
@@ -95,7 +95,8 @@ pub(crate) fn attempt(
     if journal_mode(&connection, database)? != "wal" {
         return Ok(None);
     }
-    let held = Held::find(&connection, database)?;
+    let held = Held::find(&connection, database);
+    let held = held.map_err(|e| if is_gone(database) { removed(database).because(e) } else { e })?;
     gate::point("raw-held", database);
     let copied = copy_held(&held, database, to, how, burden);
     burden.is_too_much = matches!(copied, Err(Lost::WalGrew | Lost::SourceFull(_)));
@@ -267,10 +268,14 @@ fn lost_hold(database: &Path, missing: Missing) -> Lost {
     Lost::Raced(format!("{lock} was lost: this process has opened and closed the file, not through SQLite"))
 }
 
+fn is_gone(database: &Path) -> bool {
+    matches!(database.try_exists(), Ok(false))
+}
+
 fn removed(database: &Path) -> Error {
     let context = format!(
-        "{} was removed while it was backed up; a node that has it open goes on writing to what nobody can find any more: \
-         restart the node",
+        "{} was removed while it was backed up; a node that has it open still writes to it, and loses that when it stops: \
+         restart the node, then make the backup again",
         database.display()
     );
     Error::new(Kind::Refused, context)
@@ -360,14 +365,13 @@ fn await_checkpoint(connection: &Connection, database: &Path, control: &Control)
 /// What SQLite's error means to the operator.
 pub(crate) fn unreadable(database: &Path, e: rusqlite::Error) -> Error {
     let code = e.sqlite_error().map(|e| (e.code, e.extended_code));
-    let is_gone = matches!(database.try_exists(), Ok(false));
     let (kind, why) = match code {
         Some((_, SQLITE_READONLY_ROLLBACK)) => {
             (Kind::Refused, "it has a hot journal: start the node once, so that it repairs the database")
         }
         Some((ErrorCode::DatabaseBusy, _)) => (Kind::Refused, LOCKED),
         Some((ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied, _)) => {
-            if is_gone {
+            if is_gone(database) {
                 return removed(database).because(e);
             }
             (Kind::Refused, "run as the node's user or as root")

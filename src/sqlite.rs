@@ -83,7 +83,7 @@ pub(crate) fn needed_bytes(database: &Path) -> Result<u64> {
 pub(crate) fn copy(source: &SqliteSource, database: &Path, to: &Path, how: &How<'_>) -> Result<PactPart> {
     let name = database.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| refused(database, "its name is not UTF-8; rename it"))?;
-    let method = try_again_and_again(source, database, to, how)?;
+    let method = copy_by_attempts(source, database, to, how)?;
     let newest = newest_block(to).map_err(|e| match e.kind() {
         Kind::Damaged => {
             let why = "cannot be read, nor can its copy: it is damaged, or cut off; restore it from a backup";
@@ -102,7 +102,7 @@ pub(crate) fn copy(source: &SqliteSource, database: &Path, to: &Path, how: &How<
 }
 
 /// The method of the first attempt that gave a copy.
-fn try_again_and_again(source: &SqliteSource, database: &Path, to: &Path, how: &How<'_>) -> Result<Method> {
+fn copy_by_attempts(source: &SqliteSource, database: &Path, to: &Path, how: &How<'_>) -> Result<Method> {
     let mut burden = Burden::default();
     let mut attempts = 1;
     loop {
@@ -273,7 +273,7 @@ fn wal_of(database: &Path) -> PathBuf {
 fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Attempt<Method> {
     let fingerprint = |m: &Metadata| (m.len(), m.ino(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
     let before = fingerprint(&lock.meta);
-    // Looked at all the time: who has just opened it shall not have to share the disk with a copy that is lost.
+    // Asked at every window: a node that has just opened it shall not share the disk with a copy that is lost.
     let used = Cell::new(false);
     let watch = || {
         gate::point("file-window", database);
@@ -358,7 +358,7 @@ pub(crate) fn integrity_fault(copy: &Path, control: &Control) -> Result<Option<S
     })
 }
 
-/// Opens a file that nobody writes any more, without leaving anything beside it.
+/// Opens a finished file, without leaving anything beside it.
 fn open_finished(copy: &Path) -> rusqlite::Result<Connection> {
     let path = std::path::absolute(copy).unwrap_or_else(|_| copy.to_owned());
     let encoded = percent_encode(path.as_os_str().as_encoded_bytes(), URI_PATH);

@@ -109,7 +109,7 @@ fn is_locked_by_another(path: &Path, start: u64, length: u64) -> Result<bool> {
     };
     let probe = Flock { start, length, ..Flock::from(FlockType::WriteLock) };
     let holder = rustix::process::fcntl_getlk(&file, &probe);
-    Ok(holder.context(|| format!("cannot ask who uses {}", path.display()))?.is_some())
+    Ok(holder.context(|| format!("cannot ask for the locks on {}", path.display()))?.is_some())
 }
 
 /// What a read transaction no longer has.

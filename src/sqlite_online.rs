@@ -1,4 +1,4 @@
-//! The online backup: databases with a rollback journal, whose writer has to wait while anybody reads.
+//! The online backup: databases with a rollback journal, whose writer waits while another process reads.
 //!
 //! 1. In small steps; between them the lock is given up, and there the limit of bytes per second is waited for. A writer waits
 //!    for one step at most, some milliseconds. When it has written, SQLite starts the copy again, by itself.
@@ -86,7 +86,7 @@ impl Copying<'_> {
         let unsynced = Unsynced::of(disk::create_new("create", to, self.how.owner)?, to, 0);
         disk::written_by_library(to)?;
         let mut target = Connection::open(to).map_err(failed)?;
-        // Nobody sees the file before it is whole and synced: no journal, no sync on the way.
+        // It is not part of a backup before it is whole and synced: no journal, no sync on the way.
         target.execute_batch("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF").map_err(failed)?;
         let ends = self.run(source, &mut target, is_pinned)?;
         let closed = target.close();

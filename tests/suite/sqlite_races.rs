@@ -215,7 +215,7 @@ fn the_nodes_own_disk_is_watched_while_pact_is_copied() {
     println!("{reason}; {} bytes are free", free());
     assert!(kind == Kind::NoSpace && reason.contains("on the node's file system"), "{kind:?} {reason}");
     assert!(!stage.to().exists());
-    // What had to be kept free is enough for the next attempt, once somebody has made room.
+    // What had to be kept free is enough for the next attempt, once there is room again.
     fs::remove_file(fill).unwrap();
     gate::forget_points(&stage.database);
     assert_eq!(stage.copy_with(true, &testing::control(0, 1024 * 1024 * 1024)), Ok(Method::RawCopy));
@@ -350,7 +350,7 @@ fn a_database_that_a_running_node_does_not_have_open() {
     }
 }
 
-/// The Pact databases lie on another file system than RocksDB, and nobody is seen there: the locks may not reach us, and SQLite
+/// The Pact databases lie on another file system than RocksDB, and no process is seen there: the locks may not reach us, and SQLite
 /// would empty the `-shm` of a node that it does not see. Looked at again for a time: a node may just be starting.
 #[test]
 fn a_node_whose_locks_may_not_reach_us() {
