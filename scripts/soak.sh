@@ -9,6 +9,7 @@
 #   scripts/soak.sh restores [N] [SEED]             N times kill -9 at a random moment of a restore (240)
 #   scripts/soak.sh restarts [N]                    N restores while the target's node starts again and again (60)
 #   scripts/soak.sh mutations [SECONDS] [SEED]      mutations of everything that is parsed, for each parser so long (60)
+#   scripts/soak.sh hostile [N] [SEED]              N random trees of links, FIFOs, devices, huge files; run as root (10000)
 #   scripts/soak.sh clone-life [MINUTES]            what a clone costs Pact's writer while it lives, xfs and btrfs (60)
 #   scripts/soak.sh raw [N]                         N raw copies of SQLite under load, for each scenario (130)
 #   scripts/soak.sh live [N] [SCENARIO [WAY]]       N live copies under load, for each scenario, twice (100)
@@ -33,6 +34,7 @@ case ${1:-} in
   restarts) RESTORES=${2:-60} exec sh "$ROOT/tests/shell/19-restart.sh" ;;
   raw) exec sh "$ROOT/tests/soak/run.sh" raw "${2:-130}" ;;
   mutations) exec sh "$ROOT/tests/soak/run.sh" mutations "${2:-60}" "${3:-$(date +%s)}" ;;
+  hostile) exec sh "$ROOT/tests/soak/run.sh" hostile "${2:-10000}" "${3:-$(date +%s)}" ;;
   clone-life) exec sh "$ROOT/tests/soak/run.sh" clone-life "${2:-60}" ;;
   other-disk) exec sh "$ROOT/tests/soak/run.sh" other-disk "${2:-500}" "${3:-$(date +%s)}" ;;
   live) shift && exec sh "$ROOT/tests/soak/run.sh" own "$@" ;;

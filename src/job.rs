@@ -243,7 +243,7 @@ fn pre_flight(
             control.check().is_ok()
         };
         if let Err(e) = catalog.sweep(&go_on) {
-            log::warn!("garbage stays reason={:?}", e.chain());
+            log::warn!("garbage not removed reason={:?}", e.chain());
         }
         control.check()?;
         free_bytes = disk::free_bytes(partial)?.0;

@@ -12,12 +12,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType};
 
 use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::nofollow;
 use crate::source::doubtful_name;
 use crate::version_edit::LiveFile;
 
@@ -266,14 +267,13 @@ const WAL_PIN: &str = "pin.";
 
 impl Staging {
     pub(crate) fn open(path: &Path) -> Result<Staging> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::openat(CWD, path, flags, Mode::empty())
-            .context(|| format!("cannot open {}", path.display()))?;
-        Ok(Staging { path: path.to_owned(), directory, wals: RefCell::default() })
+        let directory = nofollow::open_directory(path).context(|| format!("cannot open {}", path.display()))?;
+        Ok(Staging { path: path.to_owned(), directory: directory.into(), wals: RefCell::default() })
     }
 
     fn names(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
-        Source::at(&self.path)?.names(wanted)
+        let directory = self.directory.try_clone().context(|| format!("cannot list {}", self.path.display()))?;
+        Source { path: self.path.clone(), directory }.names(wanted)
     }
 
     pub(crate) fn stat(&self, name: &str) -> Result<Option<Stat>> {

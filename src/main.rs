@@ -204,7 +204,7 @@ fn make(plan: MakePlan) -> Result<i32> {
         service.shutdown();
         // Nobody else may come by for long.
         if let Err(e) = sweep_backups(&backup_directory) {
-            log::warn!("garbage stays reason={:?}", e.chain());
+            log::warn!("garbage not removed reason={:?}", e.chain());
         }
     }
     match details.map(|d| d.status) {

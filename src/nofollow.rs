@@ -22,8 +22,9 @@
 //! - Only ENOENT means that something is not there. Every other error is one.
 //!
 //! # Limitations
-//! RocksDB and SQLite open files by path. What they are given was looked at before; an attacker who exchanges a file for
-//! a link in the moment between makes them read another file, in which they find no database.
+//! RocksDB and SQLite open files by path. What they are given was looked at before; an attacker who exchanges a file in the
+//! moment between makes them read another one, in which they find no database, or wait for a FIFO: the service then ends the
+//! job as one that makes no progress, and the child in which RocksDB runs has a time limit.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

@@ -321,7 +321,7 @@ impl Shared {
     fn work(self: &Arc<Self>, requests: &Receiver<Request>) {
         sys::step_back();
         if let Err(e) = rocks::clear_pins(&self.sources) {
-            log::warn!("pins stay reason={:?}", e.chain());
+            log::warn!("pins not removed reason={:?}", e.chain());
         }
         self.count_exclusive_bytes();
         let (mut garbage, mut unsummed) = (true, true);
@@ -375,7 +375,7 @@ impl Shared {
         match self.catalog.sweep(&nobody_waits) {
             Ok(finished) => !finished && nobody_waits(),
             Err(e) => {
-                log::warn!("garbage stays reason={:?}", e.chain());
+                log::warn!("garbage not removed reason={:?}", e.chain());
                 false
             }
         }

@@ -44,6 +44,7 @@ pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(&str, Sum) -> Result<b
     let failed = || format!("cannot read {}", path.display());
     let mut lines = match nofollow::open_regular(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) if is_unfit(&e) => return Err(Error::new(Kind::Damaged, format!("{}: {e}", path.display()))),
         other => BufReader::new(other.context(failed)?),
     };
     let mut line = Vec::new();

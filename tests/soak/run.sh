@@ -8,6 +8,7 @@
 #   tests/soak/run.sh mutations [SECONDS] [SEED]      mutations of everything that is parsed (default 60 for each parser)
 #   tests/soak/run.sh other-disk [BACKUPS] [SEED]     backups on another file system, one after the other (default 500), by the
 #                                                     program and, if SLIM names it, by the one without RocksDB by turns
+#   tests/soak/run.sh hostile [TREES] [SEED]          see tests/suite/hostile.rs (default 10000)
 #   tests/soak/run.sh clone-life [MINUTES]            see clone-life.sh (default 60)
 # Needs a build: cargo test --release --features gate --no-run, and cargo build --release --bins --benches.
 set -eu
@@ -47,6 +48,11 @@ other-disk)
   fi
   export CHAINWEB_BACKUP_OTHER_DISK="${2:-500};${3:-7}" CHAINWEB_BACKUP_PROGRAMS="$programs"
   suite --exact reuse_soak::soak --ignored
+  ;;
+hostile)
+  export CHAINWEB_BACKUP_TREES="${2:-10000}" CHAINWEB_BACKUP_SEED="${3:-11}"
+  echo "seed $CHAINWEB_BACKUP_SEED"
+  suite random_trees
   ;;
 clone-life)
   newest=$(ls -t "$target"/release/deps/peers-* | grep -v '\.d$' | head -n 1)

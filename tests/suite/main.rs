@@ -11,6 +11,8 @@ mod crowd;
 mod damage;
 mod faults;
 mod fixture;
+#[cfg(feature = "gate")]
+mod hostile;
 mod http;
 #[cfg(feature = "gate")]
 mod in_use;
