@@ -36,7 +36,7 @@ fn write(catalog: &Catalog, id: &BackupId, verified: &Verified) -> Result<()> {
     disk::replace(&catalog.path(id), VERIFIED_FILE, &bytes, catalog.owner())
 }
 
-/// The SSTs of a backup that are known to be damaged; `None` if there is other damage, too, or nobody knows where.
+/// The SSTs of a backup that are known to be damaged; `None` if there is other damage, too, or its place is unknown.
 pub(crate) fn tables(catalog: &Catalog, id: &BackupId) -> Result<Option<BTreeSet<String>>> {
     Ok(match catalog.verified(id)? {
         None => Some(BTreeSet::new()),

@@ -30,8 +30,8 @@ pub struct Details {
     pub pinned: bool,
     /// How it was last verified; absent where it was not.
     pub verified: Option<Verified>,
-    /// When the file was last read whole that was not read for the longest time, milliseconds since the epoch; 0 if nobody
-    /// knows. Absent where the files are the node's own, which it reads itself.
+    /// When the file was last read whole that was not read for the longest time, milliseconds since the epoch; 0 if that is
+    /// unknown. Absent where the files are the node's own, which it reads itself.
     pub oldest_unread_ms: Option<u64>,
     /// The directories below its `0` that have checksums of all their files: `rocksDb`, `sqlite`.
     pub sums: Vec<&'static str>,

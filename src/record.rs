@@ -149,8 +149,8 @@ pub struct RocksdbPart {
     pub window_us: Option<u64>,
     /// Height of the newest cut, where the database has cuts.
     pub cut_height: Option<u64>,
-    /// When the file was read whole whose last reading was the longest ago, in milliseconds since the epoch; 0 if nobody knows
-    /// when. Absent where files are the node's own.
+    /// When the file was read whole whose last reading was the longest ago, in milliseconds since the epoch; 0 if that is unknown.
+    /// Absent where files are the node's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_read_ms: Option<u64>,
 }

@@ -151,7 +151,7 @@ impl Base {
         Ok(Some(Fault { file: format!("{ROCKSDB}{name}"), why }))
     }
 
-    /// Whether a file is not what was backed up; `None` if nobody knows what that was.
+    /// Whether a file is not what was backed up; `None` if that is unknown.
     pub(crate) fn is_bad(&mut self, number: u64, control: &Control) -> Result<Option<bool>> {
         let found = self.files.files().find(|(file, _)| file.number == number);
         let Some((name, known)) = found.and_then(|(file, known)| Some((file.name(), known?))) else { return Ok(None) };

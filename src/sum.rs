@@ -20,7 +20,7 @@ use crate::quiet::{QuietReader, Sink, each_window};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sum([u8; OUTBYTES]);
 
-/// What is known of a file: its checksum, and when it was last read whole, in milliseconds since the epoch; 0 if nobody knows.
+/// What is known of a file: its checksum, and when it was last read whole, in milliseconds since the epoch; 0 if that is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Known {
     pub(crate) sum: Sum,
