@@ -25,22 +25,19 @@ use std::time::UNIX_EPOCH;
 
 use rustix::fs::FileType;
 
-use crate::commit::{self, PARTIAL, USE_FILE, WHOLE};
+use crate::commit;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::gate;
 use crate::id::BackupId;
-use crate::manifest::MANIFEST_FILE;
+use crate::layout::{
+    CREATING, DELETING, JOB_LOCK, MANIFEST_FILE, PARTIAL, PIN_FILE, RECORD_FILE, SERVICE_LOCK, STATUS_FAILED_FILE,
+    STATUS_FILE, USE_FILE, VERIFIED_FILE, WHOLE,
+};
 use crate::nofollow::{self, is_unfit};
-use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status, VERIFIED_FILE, Verified};
+use crate::record::{Record, Scope, Status, Verified};
 use crate::roomy;
 use crate::source::{require_no_file, resolve};
-
-const JOB_LOCK: &str = ".lock";
-const SERVICE_LOCK: &str = ".service";
-const PIN_FILE: &str = ".pinned";
-const CREATING: &str = ".creating-";
-const DELETING: &str = ".deleting-";
 
 /// Why a backup in progress is a failed one where no process works on it.
 const INTERRUPTED: &str = "interrupted: the process that made the backup ended before it was finished";

@@ -29,18 +29,12 @@ use crate::control::{Control, Phase};
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, Kind, Result};
 use crate::id::BackupId;
-use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::record::{RECORD_FILE, Record, STATUS_FAILED_FILE, STATUS_FILE, Scope, Status, Versions};
+use crate::layout::{
+    CANCEL_FILE, MANIFEST_FILE, PARTIAL, RECORD_FILE, STATUS_FAILED_FILE, STATUS_FILE, USE_FILE, WHOLE,
+};
+use crate::manifest::Manifest;
+use crate::record::{Record, Scope, Status, Versions};
 use crate::unsynced::Batch;
-use crate::watchdog::CANCEL_FILE;
-
-/// Where a backup is filled.
-pub(crate) const PARTIAL: &str = "0.partial";
-
-/// Where a whole backup stands.
-pub(crate) const WHOLE: &str = "0";
-
-pub(crate) use crate::in_use::USE_FILE;
 
 /// How many identifiers are tried when directories of that name stand in the way.
 const MAX_ID_TRIES: u64 = 1000;

@@ -26,7 +26,8 @@ use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::control::Control;
-use crate::disk::{Owner, create_new, failed, remove_file, require_room};
+use crate::disk::{Owner, create_new, remove_file, require_room};
+use crate::error::failed;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::quiet::{ALIGNMENT, QuietReader, Sink, each_window};
 use crate::sys::{self, Flush};

@@ -7,12 +7,12 @@
 use std::collections::BTreeSet;
 
 use crate::catalog::{Catalog, shared_identity};
-use crate::commit::WHOLE;
 use crate::disk;
 use crate::error::Result;
 use crate::fault::Fault;
 use crate::id::BackupId;
-use crate::record::{VERIFIED_FILE, Verified};
+use crate::layout::{VERIFIED_FILE, WHOLE};
+use crate::record::Verified;
 use crate::verify::Depth;
 
 /// How many damaged files a note names. A backup with more serves no later one.

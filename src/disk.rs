@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 use rustix::io::Errno;
 
-use crate::error::{Error, IoContext, Kind, Result};
+use crate::error::{Error, IoContext, Kind, Result, failed};
 use crate::gate::pass;
 use crate::nofollow::{self, Place, is_unfit};
 use crate::unsynced::Unsynced;
@@ -66,10 +66,6 @@ impl Owner {
     fn ids(self) -> (Option<Uid>, Option<Gid>) {
         (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
     }
-}
-
-pub(crate) fn failed(verb: &str, path: &Path) -> String {
-    format!("cannot {verb} {}", path.display())
 }
 
 /// Creates a directory that must not exist yet.
@@ -202,7 +198,7 @@ pub(crate) fn end_replace(directory: &Path, name: &str) -> Result<()> {
 }
 
 fn temporary_of(directory: &Path, name: &str) -> PathBuf {
-    directory.join(format!(".{name}.tmp"))
+    directory.join(temporary(name))
 }
 
 /// Renames over whatever `to` is. Durable once both directories are synced.
@@ -544,4 +540,14 @@ pub(crate) fn require_room(path: &Path, reserve_bytes: u64) -> Result<()> {
         path.display()
     );
     Err(Error::new(Kind::NoSpace, context))
+}
+
+/// The name under which `name` is written before it is renamed. After a crash the next writer replaces it.
+pub(crate) fn temporary(name: &str) -> String {
+    format!(".{name}.tmp")
+}
+
+/// The name that a temporary one is for.
+pub(crate) fn of_temporary(temporary: &str) -> Option<&str> {
+    temporary.strip_prefix('.')?.strip_suffix(".tmp")
 }

@@ -7,6 +7,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+use std::path::Path;
 
 /// The result of every fallible call of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -128,4 +129,9 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         Failure::Final(e)
     }
+}
+
+/// The context of an operation on a path that has failed.
+pub(crate) fn failed(verb: &str, path: &Path) -> String {
+    format!("cannot {verb} {}", path.display())
 }

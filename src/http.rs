@@ -15,13 +15,14 @@ use rouille::{Request, Response, ResponseBody};
 
 use crate::accept;
 use crate::answers::{Held, Page};
+use crate::clock::now_ms;
 use crate::config::suggest;
 use crate::details::Details;
 use crate::error::{Error, Kind};
 use crate::id::BackupId;
 use crate::listing::{MAX_PAGE_COUNT, PAGE_COUNT};
 use crate::record::Scope;
-use crate::service::{MakeRequest, Service, now_ms};
+use crate::service::{MakeRequest, Service};
 
 const TEXT: &str = "text/plain;charset=utf-8";
 const JSON: &str = "application/json";

@@ -19,10 +19,8 @@ use std::time::{Duration, Instant};
 use crate::control::{Control, Stop};
 use crate::disk::{Lock, Owner};
 use crate::error::{IoContext, Result};
+use crate::layout::USE_FILE;
 use crate::nofollow;
-
-/// The lock of one backup.
-pub(crate) const USE_FILE: &str = ".use";
 
 /// How long a delete waits for work that can wait to end, and the pause between two looks.
 const YIELD_LIMIT: Duration = Duration::from_secs(5);

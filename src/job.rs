@@ -22,6 +22,7 @@ use crate::cut::{Cut, Standing, Tip};
 use crate::disk;
 use crate::engine;
 use crate::error::{Error, Kind, Result};
+use crate::layout::DISCARDED;
 use crate::live_files::is_immutable;
 use crate::manifest::Manifest;
 use crate::modes;
@@ -46,9 +47,6 @@ const MAX_BLOCKS_AHEAD: u64 = 2;
 /// What a node may need to bring a committed Pact block into RocksDB: before the next capture, and once for a program that
 /// cannot read RocksDB's heights.
 const PACT_AHEAD_PAUSE: Duration = Duration::from_secs(1);
-
-/// Where a capture that is discarded waits in `0.partial`, until the next one has taken its files.
-const ASIDE: &str = ".discarded";
 
 /// The reserve where none is configured: the smaller of this and a twentieth of the file system.
 const DEFAULT_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
@@ -133,7 +131,7 @@ struct Captured {
 
 /// Captures RocksDB, again while Pact is a little ahead of it. What is to be said of that comes into the record.
 fn capture_rocksdb(backup: &mut Unfinished, capturing: &Capturing<'_>, mut base: Option<Base>) -> Result<Captured> {
-    let (rocksdb, aside) = (backup.partial().join("rocksDb"), backup.partial().join(ASIDE));
+    let (rocksdb, aside) = (backup.partial().join("rocksDb"), backup.partial().join(DISCARDED));
     let source = &capturing.sources.rocksdb;
     let (mut captures_count, mut blocks_before, mut brought_before) = (0, u64::MAX, None);
     let (capture, cut) = loop {

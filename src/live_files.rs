@@ -18,6 +18,7 @@ use rustix::process::{Flock, FlockType};
 
 use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::layout::WAL_PIN;
 use crate::nofollow;
 use crate::source::doubtful_name;
 use crate::version_edit::LiveFile;
@@ -261,9 +262,6 @@ pub(crate) struct Staging {
     /// The WALs that are linked now.
     wals: RefCell<Vec<String>>,
 }
-
-/// A WAL's link has another name than its copy will have.
-const WAL_PIN: &str = "pin.";
 
 impl Staging {
     pub(crate) fn open(path: &Path) -> Result<Staging> {

@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::catalog::{Catalog, Found, is_there};
+use crate::clock::now_ms;
 use crate::config::Sums;
 use crate::control::Control;
 use crate::damage;
@@ -17,12 +18,11 @@ use crate::disk;
 use crate::error::{Error, Kind, Result};
 use crate::id::BackupId;
 use crate::in_use::{self, InUse};
-use crate::record::{RECORD_FILE, Status};
+use crate::layout::{CANCEL_FILE, RECORD_FILE};
+use crate::record::Status;
 use crate::restore::{self, RestoreOptions, Restored};
 use crate::retention::{Candidate, Policy, Verdict, judge};
-use crate::service::now_ms;
 use crate::verify::{self, Depth, Verification};
-use crate::watchdog::CANCEL_FILE;
 use crate::{gate, sums};
 
 /// How long a cancelled job has to end, and the pause between two looks whether it did.

@@ -18,9 +18,6 @@ use crate::roomy;
 use crate::seal;
 use crate::sum::{Known, Sum};
 
-/// Name of the file, beside `backup.json`.
-pub(crate) const MANIFEST_FILE: &str = "manifest.json";
-
 /// One file of a backup, as it stands in `manifest.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Entry<Text> {

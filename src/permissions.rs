@@ -6,8 +6,7 @@ use std::path::Path;
 
 use rustix::fs::Mode;
 
-use crate::disk::failed;
-use crate::error::{IoContext, Result};
+use crate::error::{IoContext, Result, failed};
 use crate::gate::pass;
 use crate::nofollow;
 

@@ -15,18 +15,6 @@ use crate::seal;
 /// Our mark in `backup.json` and `manifest.json`.
 pub(crate) const FORMAT: &str = "chainweb-backup/1";
 
-/// Name of the file that decides.
-pub(crate) const STATUS_FILE: &str = "status";
-
-/// A ready-made status that only needs a rename, so that failing works on a full disk.
-pub(crate) const STATUS_FAILED_FILE: &str = "status.failed";
-
-/// Name of the file that explains.
-pub(crate) const RECORD_FILE: &str = "backup.json";
-
-/// Name of the note about the last verification.
-pub(crate) const VERIFIED_FILE: &str = "verified.json";
-
 /// How the last verification of a backup went, or the last deep one, where a quick one after it found nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {

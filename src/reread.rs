@@ -15,14 +15,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::catalog::{Catalog, Found};
-use crate::commit::WHOLE;
 use crate::control::Control;
 use crate::damage;
 use crate::error::{Kind, Result};
 use crate::fault::Fault;
 use crate::id::BackupId;
 use crate::in_use;
-use crate::manifest::{self, Entry, MANIFEST_FILE};
+use crate::layout::{MANIFEST_FILE, WHOLE};
+use crate::manifest::{self, Entry};
 use crate::nofollow;
 use crate::record::{Method, Record, Status};
 use crate::reuse::{Brought, Earlier};

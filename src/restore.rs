@@ -30,11 +30,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FileType;
 
 use crate::catalog::lies_in_backup;
-use crate::commit::WHOLE;
 use crate::control::Control;
 use crate::copy;
 use crate::disk::{self, Lock, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::layout::{EXCHANGING, REPLACED, RESTORING, WHOLE};
 use crate::live_files::is_immutable;
 use crate::node_locks::{self, NodeLocks};
 use crate::nofollow;
@@ -43,10 +43,6 @@ use crate::source::{SqliteSource, is_same, require_no_file, resolve};
 use crate::unsynced::{Batch, Links};
 use crate::verify::Depth;
 use crate::{gate, sqlite, sums};
-
-const RESTORING: &str = ".restoring-";
-const EXCHANGING: &str = ".exchanging-";
-const ASIDE: &str = "0.bak-";
 
 /// Bytes that must stay free on the target's file system.
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
@@ -119,7 +115,7 @@ impl Names {
             place: target.join(WHOLE),
             staging: target.join(format!("{RESTORING}{stamp}")),
             exchanging: target.join(format!("{EXCHANGING}{stamp}")),
-            aside: target.join(format!("{ASIDE}{stamp}")),
+            aside: target.join(format!("{REPLACED}{stamp}")),
         };
         let is_free = |names: &Names| {
             [&names.staging, &names.exchanging, &names.aside].iter().all(|path| path.symlink_metadata().is_err())
@@ -279,7 +275,7 @@ fn clear(target: &Path) -> Result<()> {
         if name.strip_prefix(RESTORING).is_some_and(is_stamp) {
             disk::remove_tree(&path, &|| true)?;
         } else if let Some(stamp) = name.strip_prefix(EXCHANGING).filter(|stamp| is_stamp(stamp)) {
-            disk::rename(&path, &target.join(format!("{ASIDE}{stamp}")))?;
+            disk::rename(&path, &target.join(format!("{REPLACED}{stamp}")))?;
         }
     }
     Ok(())

@@ -24,11 +24,12 @@ use crate::disk::{self, Lock, Owner};
 use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Inspected;
+use crate::layout::{PIN_DIRECTORY, PROBE};
 use crate::live;
 use crate::live_files::{MAX_TEXT_BYTES, is_immutable, is_options, not_permitted, total_bytes as directory_bytes};
 use crate::nofollow;
 use crate::reuse::{self, Bringing, Brought, Earlier};
-use crate::source::{PIN_DIRECTORY, RocksSource, Sources, SqliteSource, chain_of, resolve};
+use crate::source::{RocksSource, Sources, SqliteSource, chain_of, resolve};
 use crate::sqlite;
 use crate::unsynced::{Batch, Unsynced};
 
@@ -85,7 +86,7 @@ impl Capture {
 
 /// Whether hard links from the database's directory to `directory` work.
 pub(crate) fn can_link(database: &Path, directory: &Path) -> Result<bool> {
-    let probe = directory.join(".probe");
+    let probe = directory.join(PROBE);
     disk::remove_file(&probe)?;
     let database = &resolve(database)?;
     match disk::link(&database.join("CURRENT"), &probe) {

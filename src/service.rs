@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use parking_lot::Mutex;
@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use crate::answers::Listings;
 use crate::attempt::Making;
 use crate::catalog::{Catalog, Found};
+use crate::clock::now_ms;
 use crate::commit::Unfinished;
 use crate::config::Config;
 use crate::control::{Control, Stop};
@@ -520,9 +521,4 @@ impl Job {
     fn progress(&self) -> Progress {
         Progress::of(&self.control, self.started.elapsed())
     }
-}
-
-/// Milliseconds since the epoch; a clock before it counts as the epoch.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

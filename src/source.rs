@@ -13,10 +13,8 @@ use rustix::process::{Flock, FlockType};
 
 use crate::engine::{self, Db};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::layout::PIN_DIRECTORY;
 use crate::nofollow;
-
-/// Holds the links to files that are copied to another file system, a sibling of the node's `0`.
-pub(crate) const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
 
 /// File systems whose view of a file is cached, or is another file system's: magic numbers of statfs(2).
 const REFUSED_FILE_SYSTEMS: [(i64, &str); 9] = [

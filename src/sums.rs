@@ -9,21 +9,18 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::catalog::{Catalog, shared_identity};
-use crate::commit::WHOLE;
 use crate::config::Sums;
 use crate::control::Control;
 use crate::disk;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::BackupId;
 use crate::in_use;
-use crate::manifest::{self, Entry, MANIFEST_FILE, Manifest};
+use crate::layout::{MANIFEST_FILE, SUMS_FILE, WHOLE};
+use crate::manifest::{self, Entry, Manifest};
 use crate::nofollow::{self, is_unfit};
 use crate::record::Method;
 use crate::roomy;
 use crate::sum::{self, Sum};
-
-/// Name of the file, as the community has it.
-pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
 
 /// What a backup has below its `0`.
 const DIRECTORIES: [&str; 2] = ["rocksDb", "sqlite"];
@@ -33,7 +30,7 @@ const MAX_LINE_BYTES: u64 = 1024;
 
 /// Whether this is the name of the file, or of what becomes it ([`disk::replace`]).
 pub(crate) fn is_ours(name: &str) -> bool {
-    let temporary = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp"));
+    let temporary = disk::of_temporary(name);
     temporary.unwrap_or(name) == SUMS_FILE
 }
 

@@ -18,8 +18,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, Mode, OFlags};
 
-use crate::disk::failed;
-use crate::error::{IoContext, Result};
+use crate::error::{IoContext, Result, failed};
 use crate::gate::pass;
 use crate::nofollow;
 use crate::permissions;

@@ -24,19 +24,19 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::catalog::MAX_RECORD_BYTES;
-use crate::commit::WHOLE;
 use crate::config::Verify;
 use crate::control::Control;
 use crate::cut::Heights;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::{Fault, Inspected};
+use crate::layout::{MANIFEST_FILE, RECORD_FILE, SUMS_FILE, WHOLE};
 use crate::live_files::{MAX_TEXT_BYTES, is_immutable, is_options};
 use crate::log_format::End;
-use crate::manifest::{self, Entry, MANIFEST_FILE, Manifest};
+use crate::manifest::{self, Entry, Manifest};
 use crate::nofollow::{self, is_unfit};
-use crate::record::{RECORD_FILE, Record};
+use crate::record::Record;
 use crate::sum::{self, Sum};
-use crate::sums::{self, SUMS_FILE};
+use crate::sums;
 use crate::version_edit::Versions;
 use crate::{engine, live, quiet, rocks, roomy, seal, sqlite};
 

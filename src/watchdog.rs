@@ -12,10 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::control::{Control, Stop};
 use crate::error::{IoContext, Result};
+use crate::layout::CANCEL_FILE;
 use crate::nofollow;
-
-/// Where this file stands in a backup that is being made, its job shall end. Created by `cancel`.
-pub(crate) const CANCEL_FILE: &str = ".cancel";
 
 /// How long a cancelled job may go on unnoticed.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(200);

@@ -1,0 +1,86 @@
+//! Every name that this crate gives to a file or directory, with its maker, its remover, and the state after a crash.
+//!
+//! ```text
+//! BACKUPS/.lock  .service  .creating-<id>/  .deleting-<id>.<n>/
+//! BACKUPS/<id>/status  backup.json  manifest.json  0.partial/ or 0/  .use  status.failed  verified.json  .pinned  .cancel
+//! BACKUPS/<id>/0/rocksDb/BLAKE2SUMS  0/sqlite/BLAKE2SUMS
+//! TARGET/.restoring-<time>/  .exchanging-<time>/  0.bak-<time>/
+//! DATABASE/.chainweb-backup-pin/
+//! ```
+//! Invariant: a name of ours stands nowhere else in the source. The names of the node's files are in `chainweb`, those of RocksDB
+//! and SQLite in the rooms that read them.
+
+/// `BACKUPS/.lock`: flock while a job is created and runs; its content is the last identifier that was given out. Made by the
+/// first job, never removed. A crash releases the lock and keeps the content.
+pub(crate) const JOB_LOCK: &str = ".lock";
+
+/// `BACKUPS/.service`: flock of the one service of the directory. Made by the first service, never removed.
+pub(crate) const SERVICE_LOCK: &str = ".service";
+
+/// `BACKUPS/.creating-<id>/`: a backup whose identifier has not been given out. Made and renamed to `<id>` by the job; after a
+/// crash `recover` moves it to the garbage.
+pub(crate) const CREATING: &str = ".creating-";
+
+/// `BACKUPS/.deleting-<id>.<n>/`: data to be removed. Made by a failure, a delete or `recover`, by a rename; removed by the sweep,
+/// which continues after a crash.
+pub(crate) const DELETING: &str = ".deleting-";
+
+/// `BACKUPS/<id>/status`: `backup-in-progress`, `backup-done` or `backup-failed`; decides. Made with the backup, replaced
+/// atomically; after a crash `recover` turns "in progress" into "failed".
+pub(crate) const STATUS_FILE: &str = "status";
+
+/// `BACKUPS/<id>/status.failed`: a ready-made status that needs only a rename, so that failing works on a full disk. Made with the
+/// backup; renamed by a failure, removed by the commit or by `recover`.
+pub(crate) const STATUS_FAILED_FILE: &str = "status.failed";
+
+/// `BACKUPS/<id>/backup.json`: the record, which explains. Made with the backup, replaced atomically at its end.
+pub(crate) const RECORD_FILE: &str = "backup.json";
+
+/// `BACKUPS/<id>/manifest.json`: every file of the backup. Made by the commit; after a crash before the commit it is removed with
+/// the data.
+pub(crate) const MANIFEST_FILE: &str = "manifest.json";
+
+/// `BACKUPS/<id>/verified.json`: the last verification. Made and replaced by `verify` and by the end of a job.
+pub(crate) const VERIFIED_FILE: &str = "verified.json";
+
+/// `BACKUPS/<id>/.use`: the lock of one backup, see `in_use`. Made with the backup.
+pub(crate) const USE_FILE: &str = ".use";
+
+/// `BACKUPS/<id>/.pinned`: the operator keeps this backup. Made by `pin`, removed by `unpin`.
+pub(crate) const PIN_FILE: &str = ".pinned";
+
+/// `BACKUPS/<id>/.cancel`: the operator wants the job to end. Made by `cancel`, removed by it or by the end of the job.
+pub(crate) const CANCEL_FILE: &str = ".cancel";
+
+/// `BACKUPS/<id>/0.partial/`: the data while the backup is filled. Renamed to [`WHOLE`] by the commit; after a crash `recover` moves
+/// it to the garbage.
+pub(crate) const PARTIAL: &str = "0.partial";
+
+/// `BACKUPS/<id>/0/`: the data of a finished backup; it has the name that the node's own directory has.
+pub(crate) const WHOLE: &str = "0";
+
+/// `BACKUPS/<id>/0.partial/.discarded/`: a capture of RocksDB that was taken too early, until the next one has taken its files.
+pub(crate) const DISCARDED: &str = ".discarded";
+
+/// `BLAKE2SUMS` in `0/rocksDb` and `0/sqlite`: checksums for `b2sum -c`, under the community's name. Made after the commit.
+pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
+
+/// A link whose making shows whether hard links work; removed at once, and before the next look.
+pub(crate) const PROBE: &str = ".probe";
+
+/// The prefix of a link to a WAL in a directory that gets a copy of it under its own name. Removed when it is copied.
+pub(crate) const WAL_PIN: &str = "pin.";
+
+/// `DATABASE/.chainweb-backup-pin/`: links to files that are copied to another file system. Made by the first such backup,
+/// emptied by each and at the start of a service.
+pub(crate) const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
+
+/// `TARGET/.restoring-<time>/`: a restore that is not finished. After a crash the next restore removes it.
+pub(crate) const RESTORING: &str = ".restoring-";
+
+/// `TARGET/.exchanging-<time>/`: a restored database that is about to be exchanged with the old one, or the old one. Never
+/// removed; the next restore calls it `0.bak-<time>`.
+pub(crate) const EXCHANGING: &str = ".exchanging-";
+
+/// `TARGET/0.bak-<time>/`: the database that a restore replaced. Only the operator removes it.
+pub(crate) const REPLACED: &str = "0.bak-";
