@@ -21,121 +21,78 @@
 //! here, re-exported as `rocksdb` and `rusqlite`: a second SQLite in one process loses its file locks.
 //!
 //! # Architecture
-//! A functional core with one dirty hand. Each file uses only rows below its own:
+//! A functional core with one dirty hand, in rooms with names on the doors. A folder uses only itself and folders above it in
+//! this table, and no files use each other in a circle:
 //! ```text
-//! row 6  main, cli, typed, operate, terminal, http, http_head, listener   faces: words in, words out
-//! row 5  service, listing, details, metrics, manage   the one thread, the channel, the status map
-//! row 4  attempt, job                  one backup, start to end
-//! row 3  catalog, commit               what is on disk, and the one commit point
-//!        verify, damage, repair, reread, sums, restore, retention   finished backups
-//! row 2  rocks, engine, no_engine, live, live_files, live_wals, reuse   a source -> synced files
-//!        sqlite, sqlite_online, raw_copy, sqlite_fold, sqlite_locks, sqlite_attempt
-//!        source, record, manifest      what is read; durable formats
-//!        node_locks, in_use, modes     who uses, and may read, a node's databases, or a backup
-//! row 1  copy, disk, nofollow, permissions, unsynced, quiet, sum, sys, watchdog   every change that we make to the file system
-//! row 0  id, error, fault, config, config_tree, control, gate, seal,
-//!        cut, log_format, version_edit, sqlite_wal, roomy, accept, answers   no I/O
+//! words     no I/O
+//!           clock control error fault id
+//! config    what was configured
+//!           tree
+//! disk      every change that we make to the file system
+//!           copy fault_gate lock nofollow off_heap permissions quiet_reader sum sys unsynced
+//! format    our own names and durable formats
+//!           layout manifest record seal
+//! capture   a source becomes a directory of synced files
+//!           in_use modes node_locks rocksdb::chain_cut rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
+//!           rocksdb::live_directories rocksdb::live_files rocksdb::live_wals rocksdb::log_format rocksdb::mod
+//!           rocksdb::no_engine rocksdb::version_edit source sqlite::attempt sqlite::fold sqlite::locks sqlite::mod
+//!           sqlite::online sqlite::raw_copy sqlite::wal
+//! backups   finished backups, and how one becomes finished
+//!           catalog commit damage details operations recover reread restore retention sums verify
+//! service   the one thread, the channel, the status map; one backup from start to end
+//!           answers attempt job listing metrics repair watchdog
+//! http      words in, words out
+//!           accept head listener routes
 //! ```
-//! Only `disk`, `permissions` and `copy` change the file system; RocksDB and SQLite write by themselves inside the
-//! unfinished backup and nowhere else. Only `engine` names the `rocksdb` crate, only the files of SQLite name `rusqlite`, only `http`, `http_head` and
-//! `listener` name `rouille`, only `service` names `crossbeam-channel`. The protocol of each part stands at the top of its file.
+//! The program is `src/bin/chainweb-backup`: `args` (what was typed), `plan` (what it means), `commands`, `terminal`.
+//!
+//! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere else.
+//! Only `capture::rocksdb::engine` names the `rocksdb` crate, only `capture::sqlite` names `rusqlite`, only `http` names `rouille`, only
+//! `service` names `crossbeam-channel`, and only `disk::sys` holds `unsafe`. The protocol of each part stands at the top of its file.
 
-mod accept;
-mod answers;
-mod attempt;
-mod catalog;
+mod backups;
+mod capture;
 mod clock;
-mod commit;
 mod config;
-mod config_tree;
 mod control;
-mod copy;
-mod cut;
-mod damage;
-mod details;
 mod disk;
-#[cfg_attr(not(feature = "engine"), path = "no_engine.rs")]
-mod engine;
 mod error;
 mod fault;
-#[cfg_attr(feature = "gate", doc(hidden))]
-#[cfg(feature = "gate")]
-pub mod gate;
-#[cfg(not(feature = "gate"))]
-mod gate;
+mod format;
 mod http;
-mod http_head;
 mod id;
-mod in_use;
-mod job;
-mod layout;
-mod listener;
-mod listing;
-mod live;
-mod live_files;
-mod live_wals;
-mod log_format;
-mod manage;
-mod manifest;
-mod metrics;
-mod modes;
-mod node_locks;
-mod nofollow;
-mod permissions;
-mod quiet;
-mod raw_copy;
-mod record;
-mod repair;
-mod reread;
-mod restore;
-mod retention;
-mod reuse;
-mod rocks;
-mod roomy;
-mod seal;
 mod service;
-mod source;
-mod sqlite;
-mod sqlite_attempt;
-mod sqlite_fold;
-mod sqlite_locks;
-mod sqlite_online;
-mod sqlite_wal;
-mod sum;
-mod sums;
-mod sys;
 #[cfg(feature = "gate")]
 #[doc(hidden)]
 pub mod testing;
-mod unsynced;
-mod verify;
-mod version_edit;
-mod watchdog;
 
+pub use backups::details::{Details, Progress};
+pub use backups::operations::{
+    Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups,
+    restore_backup, sum_backup, sweep_backups, verify_backup,
+};
+pub use backups::restore::{RestoreOptions, Restored};
+pub use backups::retention::{Candidate, Policy, Verdict, judge};
+pub use backups::verify::{Depth, Verification};
+pub use capture::rocksdb::{heights_json, inspect_json};
+pub use capture::source::{RocksSource, Sources, SqliteSource};
+pub use config::tree::FILE_BYTES_MAX;
 pub use config::{
     Config, FileConfig, PactMethod, Sums, Verify, parse_count, parse_file, parse_interface, parse_name,
     parse_pact_method, parse_port, parse_seconds, parse_size, parse_sums, parse_verify, require_no_tilde, suggest,
 };
-pub use config_tree::FILE_BYTES_MAX;
 pub use control::{Control, Phase, Stop};
-pub use details::{Details, Progress};
+#[cfg(feature = "gate")]
+#[doc(hidden)]
+pub use disk::fault_gate as gate;
+pub use disk::sys::step_back;
 pub use error::{Error, Kind, Result};
 pub use fault::Fault;
-pub use http::ROUTES;
+pub use format::record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
+pub use http::listener::{Decorate, Handler, Limits, Listener, Stopper};
+pub use http::routes::ROUTES;
 pub use id::BackupId;
-pub use listener::{Decorate, Handler, Limits, Listener, Stopper};
-pub use manage::{
-    Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups,
-    restore_backup, sum_backup, sweep_backups, verify_backup,
-};
-pub use record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
-pub use restore::{RestoreOptions, Restored};
-pub use retention::{Candidate, Policy, Verdict, judge};
-pub use rocks::{heights_json, inspect_json};
 pub use service::{MakeRequest, Service};
-pub use source::{RocksSource, Sources, SqliteSource};
-pub use sys::step_back;
-pub use verify::{Depth, Verification};
 
 #[cfg(feature = "engine")]
 pub use rocksdb;

@@ -7,23 +7,26 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use crate::capture::rocksdb::live_copy;
+use crate::capture::rocksdb::live_directories;
+use crate::capture::rocksdb::log_format::{self, End, Fragments, Records};
+use crate::capture::rocksdb::version_edit::Versions;
+use crate::capture::source::SqliteSource;
+use crate::capture::sqlite;
+use crate::capture::sqlite::attempt::How;
+use crate::capture::sqlite::wal::{HEADER_BYTES, Header, Index};
 use crate::config::PactMethod;
 use crate::control::Control;
+use crate::disk::sys;
 use crate::error::Result;
-use crate::log_format::{self, End, Fragments, Records};
-use crate::record::PactPart;
-use crate::source::SqliteSource;
-use crate::sqlite_attempt::How;
-use crate::sqlite_wal::{HEADER_BYTES, Header, Index};
-use crate::version_edit::Versions;
-use crate::{live, live_files, sqlite, sys};
+use crate::format::record::PactPart;
 
 /// One live copy of the database in `source` to the new directory `to`, by links in `pins`; rounds and window.
 ///
 /// # Errors
 /// As the live copy.
 pub fn live_copy(source: &Path, to: &Path, pins: &Path) -> Result<(u32, Duration)> {
-    let mut copied = live::copy(source, to, pins, None, None, &Control::default())?;
+    let mut copied = live_copy::copy(source, to, pins, None, None, &Control::default())?;
     copied.unsynced.sync()?;
     Ok((copied.run.rounds_count, copied.run.window))
 }
@@ -33,14 +36,14 @@ pub fn live_copy(source: &Path, to: &Path, pins: &Path) -> Result<(u32, Duration
 /// # Errors
 /// As the live copy.
 pub fn live_copy_warned(source: &Path, to: &Path) -> Result<Vec<String>> {
-    let mut copied = live::copy(source, to, to, None, None, &Control::default())?;
+    let mut copied = live_copy::copy(source, to, to, None, None, &Control::default())?;
     copied.unsynced.sync()?;
     Ok(copied.warnings)
 }
 
 /// Whether the live copy links this file instead of copying it.
 pub fn is_immutable(name: &str) -> bool {
-    live_files::is_immutable(name)
+    live_directories::is_immutable(name)
 }
 
 fn word(end: End) -> &'static str {

@@ -56,13 +56,13 @@ stop TERM
 block rust 1 >example
 sed -n 's|^//! \{0,1\}||p' "$ROOT/src/lib.rs" | awk '/^```no_run/ { inside = 1; next } /^```/ { inside = 0 } inside' >compiled
 check 'the example of embedding is the one that is compiled' diff example compiled
-sed -n '/pub const ROUTES/,/];/p' "$ROOT/src/http.rs" | grep -o '"[A-Z]* /[^"]*"' | tr -d '"' >routes
+sed -n '/pub const ROUTES/,/];/p' "$ROOT/src/http/routes.rs" | grep -o '"[A-Z]* /[^"]*"' | tr -d '"' >routes
 check 'there are routes' [ -s routes ]
 while read -r route; do has "the README has the route $route" "$readme" "\`$route\`"; done <routes
 chainweb-backup --help >help
 for flag in $(grep -o -- '--[a-z][a-z-]*' help | sort -u | grep -v -e '^--help$' -e '^--version$'); do
   has "the README has the flag $flag" "$readme" "$flag"
 done
-sed -n 's|^[^(]*metric("\([a-z_]*\)".*|\1|p' "$ROOT/src/metrics.rs" >metrics
+sed -n 's|^[^(]*metric("\([a-z_]*\)".*|\1|p' "$ROOT/src/service/metrics.rs" >metrics
 for metric in $(cat metrics); do has "the README has the metric $metric" "$readme" "$metric"; done
 end

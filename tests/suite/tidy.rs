@@ -1,4 +1,4 @@
-//! The rules of the house that a compiler does not hold: rows, one crate one module, file lengths, a duty at the top of
+//! The rules of the house that a compiler does not hold: folders and circles, one crate one module, file lengths, a duty at the top of
 //! each file, and a README that knows every route.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,38 +12,51 @@ use crate::fixture::paths;
 /// The longest source file.
 const MAX_LINES: usize = 550;
 
-/// Crates that only these modules name.
-const ONLY_IN: [(&str, &[&str]); 5] = [
-    ("rouille", &["http", "http_head", "listener"]),
-    ("rusqlite", &["sqlite", "raw_copy", "sqlite_fold", "sqlite_locks", "sqlite_online"]),
-    ("rocksdb", &["engine"]),
-    ("crossbeam_channel", &["service"]),
-    ("httparse", &["http_head"]),
+/// Crates that only these modules, and those below them, name.
+const ONLY_IN: [(&str, &str); 5] = [
+    ("rouille", "http"),
+    ("rusqlite", "capture::sqlite"),
+    ("rocksdb", "capture::rocksdb::engine"),
+    ("crossbeam_channel", "service"),
+    ("httparse", "http::head"),
 ];
 
-/// The row of the faces, where the program is.
-const PROGRAM_ROW: u32 = 6;
+/// The module that may hold `unsafe`.
+const UNSAFE_IN: &str = "disk::sys";
 
-/// Modules that may hold `unsafe`.
-const UNSAFE_IN: [&str; 1] = ["sys"];
+/// The folders, each of which uses only itself and those before it; the first is the files that are in none.
+const FOLDERS: [&str; 8] = ["words", "config", "disk", "format", "capture", "backups", "service", "http"];
 
 /// Cargo runs tests there; the directory of the compilation may be another checkout that shares the target directory.
 fn root() -> &'static Path {
     Path::new(".")
 }
 
-/// Every source file of the library and the program, but the demo node's.
+/// Every source file below `src`, but the demo node's.
 fn sources() -> Vec<PathBuf> {
     let all = paths(&root().join("src"));
     let files: Vec<PathBuf> = all.into_iter().filter(|p| p.extension().is_some_and(|e| e == "rs")).collect();
     assert!(files.len() > 20);
-    files.into_iter().filter(|p| !p.starts_with(root().join("src/bin"))).collect()
+    files.into_iter().filter(|p| !p.starts_with(root().join("src/bin/demo-node"))).collect()
 }
 
-/// The module that a file belongs to: `cli` for `src/cli/tests.rs`.
+/// The modules of the library, `disk::copy` for `src/disk/copy.rs`, with their files; what is for tests only is in none.
+fn modules() -> BTreeMap<String, PathBuf> {
+    let library = sources().into_iter().filter(|file| !file.starts_with(root().join("src/bin")));
+    let named = library.map(|file| (module(&file), file));
+    named.filter(|(name, _)| !["lib", "testing"].contains(&name.as_str())).collect()
+}
+
 fn module(file: &Path) -> String {
-    let below = file.strip_prefix(root().join("src")).unwrap();
-    Path::new(below.iter().next().unwrap()).file_stem().unwrap().to_str().unwrap().to_owned()
+    let below = file.strip_prefix(root().join("src")).unwrap().with_extension("");
+    let parts: Vec<&str> = below.iter().map(|part| part.to_str().unwrap()).filter(|part| *part != "mod").collect();
+    parts.join("::")
+}
+
+/// The place of a module's folder in [`FOLDERS`].
+fn row(module: &str) -> usize {
+    let (folder, _) = module.split_once("::").unwrap_or((module, ""));
+    FOLDERS.iter().position(|known| *known == folder).unwrap_or(0)
 }
 
 /// A file without its comments.
@@ -66,112 +79,147 @@ fn names_word(code: &str, word: &str) -> bool {
     })
 }
 
-/// The modules that a file names as `crate::x` or `crate::{x, y::Z}`.
+/// The paths that a file names as `crate::x::y` or `crate::x::{y, z::Z}`, without `crate`.
 fn uses(code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::").filter(|(at, _)| !code[..*at].ends_with(is_word)) {
-        let rest = &code[at + "crate::".len()..];
-        let word = |text: &str| text.trim_start().chars().take_while(|c| is_word(*c)).collect::<String>();
-        let Some(group) = rest.strip_prefix('{') else {
-            found.insert(word(rest));
-            continue;
-        };
-        let mut depth = 0;
-        let end = group.find(|c| {
-            depth += i32::from(c == '{') - i32::from(c == '}');
-            depth < 0
-        });
-        let mut depth = 0;
-        let split = group[..end.unwrap()].split(|c| {
-            depth += i32::from(c == '{') - i32::from(c == '}');
-            depth == 0 && c == ','
-        });
-        found.extend(split.map(word).filter(|name| !name.is_empty()));
+    for (at, _) in code.match_indices("crate::").filter(|(at, _)| !code[..*at].ends_with(|c| is_word(c) || c == '$')) {
+        expand("", &code[at + "crate::".len()..], &mut found);
     }
     found
 }
 
-/// The table of rows in the documentation of the crate: module and row.
-fn rows() -> BTreeMap<String, u32> {
+/// Adds the path at the beginning of `text`, or all of those in the braces that end it.
+fn expand(before: &str, text: &str, found: &mut BTreeSet<String>) {
+    let end = text.find(|c| !is_word(c) && c != ':').unwrap_or(text.len());
+    let (path, rest) = text.split_at(end);
+    let Some(group) = rest.strip_prefix('{') else {
+        found.insert(format!("{before}{path}"));
+        return;
+    };
+    let mut depth = 0;
+    let end = group.find(|c| {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        depth < 0
+    });
+    let mut depth = 0;
+    let parts = group[..end.unwrap()].split(|c| {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        depth == 0 && c == ','
+    });
+    for part in parts.map(str::trim).filter(|part| !part.is_empty()) {
+        expand(&format!("{before}{path}"), part, found);
+    }
+}
+
+/// The modules that a file uses: the longest beginning of each path that is one.
+fn used_modules(file: &Path, modules: &BTreeMap<String, PathBuf>) -> BTreeSet<String> {
+    let mut used = BTreeSet::new();
+    for path in uses(&code(file)) {
+        let mut name = path.trim_end_matches("::self");
+        while !modules.contains_key(name) {
+            name = name.rsplit_once("::").map_or("", |(above, _)| above);
+            if name.is_empty() {
+                break;
+            }
+        }
+        used.extend((!name.is_empty()).then(|| name.to_owned()));
+    }
+    used.remove(&module(file));
+    used
+}
+
+#[test]
+fn the_table_of_folders_is_complete() {
     let text = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let table =
-        text.split("```text\n//! row ").nth(1).expect("lib.rs has the table of rows").split("```").next().unwrap();
-    let mut rows = BTreeMap::new();
-    let mut row = 0;
-    for line in format!("//! row {table}").lines() {
-        let mut line = line.trim_start_matches("//!").trim();
-        if let Some((number, rest)) = line.strip_prefix("row ").and_then(|l| l.split_once(' ')) {
-            row = number.parse().unwrap();
-            line = rest.trim();
-        }
-        // What a row is for stands behind two spaces.
-        for name in line.split("   ").next().unwrap().split(',').map(str::trim).filter(|name| !name.is_empty()) {
-            assert!(name.chars().all(is_word), "{name:?} in the table of rows");
-            assert!(rows.insert(name.to_owned(), row).is_none(), "{name} stands twice in the table of rows");
+        text.split("# Architecture").nth(1).unwrap().split("```").nth(1).expect("lib.rs has the table of folders");
+    let (mut listed, mut order, mut folder) = (BTreeSet::new(), Vec::new(), "");
+    for line in table.lines().skip(1).map(|line| line.trim_start_matches("//!").strip_prefix(' ').unwrap_or("")) {
+        if let Some(name) = line.split_whitespace().next().filter(|_| !line.starts_with(' ')) {
+            folder = name;
+            order.push(folder);
+        } else {
+            let full = |name: &str| if folder == FOLDERS[0] { name.to_owned() } else { format!("{folder}::{name}") };
+            listed.extend(line.split_whitespace().map(|name| full(name).trim_end_matches("::mod").to_owned()));
         }
     }
-    rows
+    assert_eq!(order, FOLDERS);
+    let is_folder = |name: &String| FOLDERS.contains(&name.as_str());
+    let there: BTreeSet<String> = modules().into_keys().filter(|name| !is_folder(name)).collect();
+    assert_eq!(listed, there);
 }
 
 #[test]
-fn the_table_of_rows_is_complete() {
-    let modules: BTreeSet<String> = sources().iter().map(|f| module(f)).collect();
-    let outside = ["lib".to_owned(), "testing".to_owned()];
-    let expected: BTreeSet<String> = modules.into_iter().filter(|m| !outside.contains(m)).collect();
-    assert_eq!(rows().into_keys().collect::<BTreeSet<_>>(), expected);
-}
-
-#[test]
-fn each_file_uses_its_own_row_and_those_below_only() {
-    let rows = rows();
+fn a_folder_uses_itself_and_those_before_it_only() {
+    let modules = modules();
     let mut uses_count = 0;
-    for file in sources() {
-        let name = module(&file);
-        // What is for tests only may use everything; what it is used by is a row like the others.
-        let Some(row) = rows.get(&name) else { continue };
-        // The program is a crate of its own, whose modules share what stands in main.rs.
-        let of_main = |used: &String| row == &PROGRAM_ROW && !used.starts_with(|c: char| c.is_lowercase());
-        for used in uses(&code(&file)).iter().filter(|used| !of_main(used)) {
-            let Some(other) = rows.get(used) else {
-                panic!("{} uses crate::{used}, which is in no row", file.display());
-            };
-            assert!(other <= row, "{} (row {row}) uses {used} (row {other})", file.display());
+    for (name, file) in &modules {
+        for used in used_modules(file, &modules) {
+            assert!(row(&used) <= row(name), "{} uses {used}, which is in a later folder", file.display());
             uses_count += 1;
         }
     }
-    assert!(uses_count > 50, "only {uses_count} uses were found");
+    assert!(uses_count > 100, "only {uses_count} uses were found");
+}
+
+#[test]
+fn no_modules_use_each_other_in_a_circle() {
+    let modules = modules();
+    let mut left: BTreeMap<String, BTreeSet<String>> =
+        modules.iter().map(|(name, file)| (name.clone(), used_modules(file, &modules))).collect();
+    // What uses nothing that is left is in no circle.
+    while let Some(free) =
+        left.iter().find(|(_, used)| used.iter().all(|u| !left.contains_key(u))).map(|(n, _)| n.clone())
+    {
+        left.remove(&free);
+    }
+    assert!(left.is_empty(), "a circle is among {left:#?}");
+}
+
+#[test]
+fn only_disk_may_change_the_file_system() {
+    for (name, file) in modules() {
+        let allows = fs::read_to_string(&file).unwrap().contains("#![allow(clippy::disallowed_methods)]");
+        assert!(!allows || row(&name) == 2, "{} allows itself to change the file system", file.display());
+    }
 }
 
 #[test]
 fn the_parts_of_this_test_see_what_they_look_for() {
-    let found = uses("use crate::a::B;\nuse crate::{c, d::{E, F}, g};\nx(crate::h::i()); $crate::j; mycrate::k;");
-    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["a", "c", "d", "g", "h", "j"]);
+    let found = uses("use crate::a::B;\nuse crate::c::{self, d::{E, F}, g};\nx(crate::h::i()); $crate::j; mycrate::k;");
+    let expected = ["a::B", "c::d::E", "c::d::F", "c::g", "c::self", "h::i"];
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), expected);
     assert!(names_word("use rocksdb::DB;", "rocksdb") && names_word("(rocksdb)", "rocksdb"));
     assert!(!names_word("my_rocksdb::DB; rocksdbx; Rocksdb", "rocksdb"));
 }
 
 #[test]
 fn a_crate_is_named_only_where_it_belongs() {
-    for file in sources() {
-        let (name, code) = (module(&file), code(&file));
-        if name == "lib" {
-            continue;
-        }
-        for (krate, modules) in ONLY_IN {
+    for (name, file) in modules() {
+        let code = code(&file);
+        for (krate, only_in) in ONLY_IN {
+            // A module of ours may have the name of the crate that it is about.
+            let code = if only_in.ends_with("engine") { without_own_paths(&code, krate) } else { code.clone() };
             let path = format!("{krate}::");
-            let imported = code.lines().any(|l| l.trim_start().starts_with("use ") && names_word(l, krate));
-            let at = code.match_indices(&path).any(|(at, _)| !code[..at].ends_with(|c| is_word(c) || c == ':'));
-            let named = at || (imported && code.contains(&path));
-            assert!(!named || modules.contains(&name.as_str()), "{} names {krate}", file.display());
+            let named = code.match_indices(&path).any(|(at, _)| !code[..at].ends_with(|c| is_word(c) || c == ':'));
+            let is_below = name == only_in || name.starts_with(&format!("{only_in}::"));
+            assert!(!named || is_below, "{} names {krate}", file.display());
         }
     }
+}
+
+/// Code in which a module `krate` of ours is not taken for the crate.
+fn without_own_paths(code: &str, krate: &str) -> String {
+    let imports = code.lines().any(|l| l.trim_start().starts_with("use crate::") && names_word(l, krate));
+    let use_line = |line: &&str| line.trim_start().starts_with("use ");
+    if imports { code.lines().filter(use_line).collect::<Vec<_>>().join("\n") } else { code.to_owned() }
 }
 
 #[test]
 fn unsafe_is_only_where_it_may_be() {
     for file in sources() {
         let code = code(&file).replace("unsafe_code", "");
-        assert!(UNSAFE_IN.contains(&module(&file).as_str()) || !names_word(&code, "unsafe"), "{}", file.display());
+        assert!(module(&file) == UNSAFE_IN || !names_word(&code, "unsafe"), "{}", file.display());
     }
 }
 

@@ -1,0 +1,454 @@
+//! The catalog: all backups below the backup directory, as they are on disk at this moment.
+//!
+//! Nothing is cached, so a backup that was deleted by hand is unknown from then on. Only directories that carry our mark
+//! are recovered or swept; everything else (the node's own API may write to the same place) is served as found, called
+//! foreign, and never changed. Names with a dot are ours only in the form that we give them, see `layout`.
+//!
+//! Only what is not there (ENOENT) is no backup. A disk error, a missing permission, no descriptor left: each is an error. What
+//! is no regular file of the size of ours (see `nofollow`) says nothing, as if somebody else had written it.
+//!
+//! ```text
+//! BACKUPS/.lock            flock while a job is created and runs; holds the last id that was given out
+//! BACKUPS/.service         flock of the one service of this directory
+//! BACKUPS/.creating-<id>/  a backup that has not got its name yet
+//! BACKUPS/.deleting-<id>.<n>/  data on its way out
+//! BACKUPS/<id>/            see `commit`
+//! ```
+//! What a crash left is settled by `recover`; the sweep removes data afterwards.
+
+use std::fs::Metadata;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use rustix::fs::FileType;
+
+use crate::capture::source::{require_no_file, resolve};
+use crate::disk::lock::Lock;
+use crate::disk::nofollow::{self, is_unfit};
+use crate::disk::off_heap;
+use crate::disk::{self, Owner};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::layout::{
+    DELETING, JOB_LOCK, PIN_FILE, RECORD_FILE, SERVICE_LOCK, STATUS_FILE, USE_FILE, VERIFIED_FILE, WHOLE,
+};
+use crate::format::record::{Record, Scope, Status, Verified};
+use crate::id::BackupId;
+
+/// The reason of a backup in progress that no process works on.
+pub(crate) const INTERRUPTED: &str = "interrupted: the process that made the backup ended before it was finished";
+
+/// The largest `status` and `backup.json` that are read; ours are far smaller.
+const MAX_STATUS_BYTES: u64 = 64;
+pub(crate) const MAX_RECORD_BYTES: u64 = 1024 * 1024;
+
+/// What stat(2) counts the blocks of a file in.
+const BLOCK_BYTES: u64 = 512;
+
+/// How many names below `.deleting-` one backup can have at a time.
+const MAX_GARBAGE_NAMES: u32 = 1000;
+
+/// The backup directory.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    /// Without links: below it none is followed.
+    directory: PathBuf,
+    /// Device and inode of the directory when it was opened.
+    identity: (u64, u64),
+    owner: Option<Owner>,
+}
+
+/// One backup as found on disk.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) id: BackupId,
+    pub(crate) status: Status,
+    /// Present when the backup is ours.
+    pub(crate) record: Option<Record>,
+    pub(crate) scope: Scope,
+    /// When it began: of a foreign backup, what its identifier says, unless its directory was last changed before.
+    pub(crate) started_ms: u64,
+}
+
+impl Catalog {
+    /// Opens the backup directory, creating it where it is missing. `source` is the database whose owner what we create
+    /// shall follow.
+    pub(crate) fn open(directory: &Path, source: &Path) -> Result<Catalog> {
+        let directory = &resolve(directory)?;
+        if lies_in_backup(directory)? {
+            let context = format!(
+                "the backup directory {} lies among the files of a backup: name one outside of it",
+                directory.display()
+            );
+            return Err(Error::new(Kind::Usage, context));
+        }
+        let owner = Owner::following(source)?;
+        let remedy = |e: Error| {
+            let context = format!(
+                "cannot use {} as backup directory; create it for the user that runs this, or name another with \
+                 --backup-directory",
+                directory.display()
+            );
+            Error::new(e.kind(), context).because(e)
+        };
+        disk::ensure_dir(directory, owner).map_err(remedy)?;
+        let catalog = Catalog { directory: directory.to_owned(), identity: identity_of(directory)?, owner };
+        // Opening the lock file proves that the directory can be written before anybody relies on it.
+        drop(Lock::try_take(&catalog.job_lock_path(), owner).map_err(remedy)?);
+        Ok(catalog)
+    }
+
+    /// A view for reading only: nothing is created, nothing is checked.
+    pub(crate) fn view(directory: &Path) -> Result<Catalog> {
+        require_no_file(directory, "backup directory", "--backup-directory")?;
+        if !directory.is_dir() {
+            let context =
+                format!("there is no backup directory {}; name it with --backup-directory", directory.display());
+            return Err(Error::new(Kind::Usage, context));
+        }
+        let directory = resolve(directory)?;
+        // What cannot be listed would seem to be empty.
+        drop(
+            nofollow::entries(&directory)
+                .context(|| format!("cannot list {}; run as its owner or as root", directory.display()))?,
+        );
+        let identity = identity_of(&directory)?;
+        Ok(Catalog { directory, identity, owner: None })
+    }
+
+    /// The catalog of a backup directory that is there, to change it without a source; what is created follows its owner.
+    pub(crate) fn manage(directory: &Path) -> Result<Catalog> {
+        let catalog = Catalog::view(directory)?;
+        Ok(Catalog { owner: Owner::following(directory)?, ..catalog })
+    }
+
+    /// Fails where the backup directory is not the one that was opened: what was mounted there is gone, and what lies below
+    /// the mount, or took its name, is no place for backups.
+    pub(crate) fn require_same(&self) -> Result<()> {
+        if identity_of(&self.directory)? == self.identity {
+            return Ok(());
+        }
+        let context = format!(
+            "{} is not the backup directory that this process opened (unmounted, or replaced?): mount it again, or restart \
+             this process to use the new one",
+            self.directory.display()
+        );
+        Err(Error::new(Kind::Io, context))
+    }
+
+    /// The file whose presence pins a backup.
+    pub(crate) fn pin_path(&self, id: &BackupId) -> PathBuf {
+        self.path(id).join(PIN_FILE)
+    }
+
+    /// Whether an operator pinned the backup.
+    pub(crate) fn is_pinned(&self, id: &BackupId) -> Result<bool> {
+        is_there(&self.pin_path(id))
+    }
+
+    /// How the backup was last verified, where it was.
+    pub(crate) fn verified(&self, id: &BackupId) -> Result<Option<Verified>> {
+        let bytes = read_small(&self.path(id).join(VERIFIED_FILE), MAX_RECORD_BYTES)?;
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(crate) fn owner(&self) -> Option<Owner> {
+        self.owner
+    }
+
+    pub(crate) fn path(&self, id: &BackupId) -> PathBuf {
+        self.directory.join(id.as_str())
+    }
+
+    pub(crate) fn job_lock_path(&self) -> PathBuf {
+        self.directory.join(JOB_LOCK)
+    }
+
+    /// The lock that makes a service the only one of this directory.
+    pub(crate) fn lock_service(&self) -> Result<Lock> {
+        Lock::try_take(&self.directory.join(SERVICE_LOCK), self.owner)?.ok_or_else(|| {
+            let context = format!(
+                "another service uses the backup directory {}; stop it, or name another with --backup-directory",
+                self.directory.display()
+            );
+            Error::new(Kind::Busy, context)
+        })
+    }
+
+    /// The backup of this name; `None` where there is none (any more).
+    ///
+    /// # Errors
+    /// [`Kind::Io`]: it cannot be read, or the backup directory is another one: whether there is one is unknown.
+    pub(crate) fn find(&self, id: &BackupId) -> Result<Option<Found>> {
+        self.require_same()?;
+        let path = self.path(id);
+        let Some(meta) = look(&path)?.filter(Metadata::is_dir) else { return Ok(None) };
+        let mut record = read_record(&path, id)?;
+        let Some(mut status) = read_status(&path)? else { return Ok(None) };
+        if let Some(record) = &mut record {
+            // Somebody removed the data of a finished backup: there is no backup any more.
+            if status == Status::Done && !look(&path.join(WHOLE))?.is_some_and(|whole| whole.is_dir()) {
+                return Ok(None);
+            }
+            // The process that worked on it is gone, and no service has recovered it yet.
+            if status == Status::InProgress && !Lock::is_held(&path.join(USE_FILE))? {
+                // It may have been finished between the two looks.
+                status = match read_status(&path)? {
+                    None => return Ok(None),
+                    Some(Status::InProgress) => Status::Failed,
+                    Some(settled) => settled,
+                };
+                if status == Status::Failed {
+                    record.reason.get_or_insert_with(|| INTERRUPTED.to_owned());
+                }
+            }
+        }
+        let scope = match &record {
+            Some(record) => record.scope,
+            None if has_sqlite(&path)? => Scope::RocksdbAndPact,
+            None => Scope::Rocksdb,
+        };
+        let named_ms = id.millis().unwrap_or(u64::MAX);
+        let started_ms = record.as_ref().map_or_else(|| modified_ms(&meta).min(named_ms), |r| r.started_ms);
+        Ok(Some(Found { id: id.clone(), status, record, scope, started_ms }))
+    }
+
+    /// Every backup, newest first: ours by their identifiers, whatever the clock said when they were made, and foreign ones
+    /// among them by their times. Fails where one cannot be read: the list would be wrong without it.
+    pub(crate) fn list(&self) -> Result<Vec<Found>> {
+        self.each()?.collect()
+    }
+
+    /// The same, each read when it is its turn: a catalog of any length takes the memory of one record.
+    pub(crate) fn each(&self) -> Result<impl Iterator<Item = Result<Found>>> {
+        Ok(self.ids_newest_first()?.into_iter().filter_map(|id| self.find(&id).transpose()))
+    }
+
+    /// Every backup that can be read, newest first, for those whom one bad one must not stop; the log tells of the others.
+    pub(crate) fn readable(&self) -> Result<impl Iterator<Item = Found>> {
+        Ok(self.ids_newest_first()?.into_iter().filter_map(|id| {
+            self.find(&id).unwrap_or_else(|e| {
+                log::warn!("backup not read id={id} reason={:?}", e.chain());
+                None
+            })
+        }))
+    }
+
+    /// The identifiers of all that may be backups, newest first. No record is read for that.
+    pub(crate) fn ids_newest_first(&self) -> Result<Vec<BackupId>> {
+        let mut ids: Vec<(u64, BackupId)> = self.ids()?.into_iter().map(|id| (self.age(&id), id)).collect();
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(ids.into_iter().map(|(_, id)| id).collect())
+    }
+
+    /// What orders the backups: of ours the identifier, which always rises; of a foreign one what its identifier says,
+    /// unless its directory was last changed before. One that is gone counts by its identifier.
+    fn age(&self, id: &BackupId) -> u64 {
+        let path = self.path(id);
+        let number = id.number();
+        let is_foreign = path.join(RECORD_FILE).symlink_metadata().is_err();
+        match path.symlink_metadata() {
+            Ok(meta) if is_foreign || number.is_none() => modified_ms(&meta).min(id.millis().unwrap_or(u64::MAX)),
+            _ => number.unwrap_or(0),
+        }
+    }
+
+    /// What of `ids`, which [`Catalog::ids_newest_first`] has returned, is older than `id`, whether that is there or not.
+    pub(crate) fn older_than<'a>(&self, id: &BackupId, ids: &'a [BackupId]) -> &'a [BackupId] {
+        match ids.iter().position(|other| other == id) {
+            Some(at) => &ids[at + 1..],
+            None => {
+                let here = (self.age(id), id);
+                &ids[ids.partition_point(|other| (self.age(other), other) > here)..]
+            }
+        }
+    }
+
+    /// The newest good backup of ours in which no verification found damage.
+    pub(crate) fn newest_good(&self) -> Result<Option<Found>> {
+        // One of which that cannot be read is passed over: there may be an older one.
+        let is_sound = |f: &Found| !self.is_damaged(&f.id).unwrap_or(true);
+        let is_good = |f: &Found| f.status == Status::Done && f.record.is_some() && is_sound(f);
+        Ok(self.readable()?.find(is_good))
+    }
+
+    /// Whether the last verification of a backup found damage.
+    pub(crate) fn is_damaged(&self, id: &BackupId) -> Result<bool> {
+        Ok(self.verified(id)?.is_some_and(|verified| verified.faults_count > 0))
+    }
+
+    /// The job that a living process, perhaps another one, runs here.
+    pub(crate) fn running(&self) -> Result<Option<BackupId>> {
+        let in_progress = |f: &Found| f.status == Status::InProgress && f.record.is_some();
+        Ok(self.readable()?.find(in_progress).map(|f| f.id))
+    }
+
+    /// Bytes of disk that only this backup holds: of its files, those all of whose names lie in it.
+    pub(crate) fn exclusive_bytes(&self, id: &BackupId) -> u64 {
+        let mut bytes = 0;
+        // Of those with several names: device, inode, number of names, blocks; once for each name in this backup.
+        let mut shared = off_heap::list();
+        let mut pending = vec![self.path(id)];
+        while let Some(directory) = pending.pop() {
+            // What disappears while we look is no longer held by this backup.
+            for (name, stat) in nofollow::entries(&directory).into_iter().flatten().flatten() {
+                let blocks = stat.st_blocks.cast_unsigned();
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    pending.push(directory.join(name));
+                } else if stat.st_nlink == 1 {
+                    bytes += blocks * BLOCK_BYTES;
+                } else {
+                    shared.push((stat.st_dev, stat.st_ino, stat.st_nlink, blocks));
+                }
+            }
+        }
+        shared.sort_unstable();
+        for names in shared.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+            let (_, _, links, blocks) = names[0];
+            #[allow(clippy::unnecessary_cast)] // its type differs between architectures
+            let is_all = names.len() as u64 >= links as u64;
+            bytes += if is_all { blocks * BLOCK_BYTES } else { 0 };
+        }
+        bytes
+    }
+
+    /// Removes what was moved to `.deleting-*`, as long as `keep_going` says so; `Ok(false)` when it was told to stop. What
+    /// cannot be removed keeps nothing else from it; the first such error is returned.
+    pub(crate) fn sweep(&self, keep_going: &dyn Fn() -> bool) -> Result<bool> {
+        let mut result = Ok(true);
+        for name in self.names()?.iter().filter(|name| is_garbage(name)) {
+            match disk::remove_tree(&self.directory.join(name), keep_going) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(e) => result = result.and(Err(e)),
+            }
+        }
+        result
+    }
+
+    /// Sweeps for a command whose own work is done: what cannot be removed is a warning, and the next sweep tries again.
+    pub(crate) fn sweep_or_warn(&self) {
+        if let Err(e) = self.sweep(&|| true) {
+            log::warn!("garbage not removed reason={:?}", e.chain());
+        }
+    }
+
+    /// A name below which the data of a backup can wait for the sweep.
+    pub(crate) fn free_garbage_path(&self, id: &BackupId) -> Result<PathBuf> {
+        for n in 0..MAX_GARBAGE_NAMES {
+            let path = self.directory.join(format!("{DELETING}{id}.{n}"));
+            if !is_there(&path)? {
+                return Ok(path);
+            }
+        }
+        let context = format!("{MAX_GARBAGE_NAMES} names like {DELETING}{id}.0 are taken; remove them");
+        Err(Error::new(Kind::Io, context))
+    }
+
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        let failed = || format!("cannot list the backup directory {}", self.directory.display());
+        let mut names = Vec::new();
+        self.require_same()?;
+        for entry in nofollow::entries(&self.directory).context(failed)? {
+            // A name that is not UTF-8 is neither an identifier nor one of our own.
+            names.extend(entry.context(failed)?.0.into_string());
+        }
+        Ok(names)
+    }
+
+    pub(crate) fn ids(&self) -> Result<Vec<BackupId>> {
+        Ok(self.names()?.iter().filter_map(|n| BackupId::parse(n)).collect())
+    }
+}
+
+/// Whether this is a name that we give to data on its way out: `.deleting-<id>.<n>`.
+fn is_garbage(name: &str) -> bool {
+    let parts = name.strip_prefix(DELETING).and_then(|rest| rest.rsplit_once('.'));
+    parts.is_some_and(|(id, n)| {
+        BackupId::parse(id).is_some_and(|id| id.millis().is_some())
+            && n.parse::<u32>().is_ok_and(|of| of.to_string() == n)
+    })
+}
+
+fn identity_of(directory: &Path) -> Result<(u64, u64)> {
+    let meta = directory.symlink_metadata();
+    let meta = meta.context(|| format!("cannot look at the backup directory {}", directory.display()))?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+pub(crate) fn look(path: &Path) -> Result<Option<Metadata>> {
+    nofollow::look(path).context(|| format!("cannot look at {}", path.display()))
+}
+
+/// Whether anything has this name.
+pub(crate) fn is_there(path: &Path) -> Result<bool> {
+    Ok(look(path)?.is_some())
+}
+
+/// A small file of a backup; `None` where there is none. One that none of ours can be is empty.
+fn read_small(path: &Path, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
+    match nofollow::read_small(path, limit_bytes) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) if is_unfit(&e) => {
+            log::warn!("file not read path={} reason={:?}", path.display(), e.to_string());
+            Ok(Some(Vec::new()))
+        }
+        other => other.map(Some).context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+pub(crate) fn read_status(path: &Path) -> Result<Option<Status>> {
+    let bytes = read_small(&path.join(STATUS_FILE), MAX_STATUS_BYTES)?;
+    Ok(bytes.and_then(|bytes| Status::parse(std::str::from_utf8(&bytes).ok()?)))
+}
+
+/// The record, if it carries our mark and was written for this directory: a copy under another name is not ours.
+pub(crate) fn read_record(path: &Path, id: &BackupId) -> Result<Option<Record>> {
+    let bytes = read_small(&path.join(RECORD_FILE), MAX_RECORD_BYTES)?;
+    Ok(bytes.and_then(|bytes| Record::parse(&bytes)).filter(|r| r.id == *id))
+}
+
+/// Whether a path without links is a backup of ours, or lies in one.
+pub(crate) fn lies_in_backup(resolved: &Path) -> Result<bool> {
+    let id_of = |directory: &Path| BackupId::parse(directory.file_name()?.to_str()?);
+    for above in resolved.ancestors() {
+        if let Some(id) = id_of(above)
+            && nofollow::is_directory(above).unwrap_or(false)
+            && read_record(above, &id)?.is_some()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Device and inode of a file that has other names, too.
+pub(crate) fn shared_identity(path: &Path) -> Option<(u64, u64)> {
+    path.symlink_metadata().ok().filter(|meta| meta.nlink() > 1).map(|meta| (meta.dev(), meta.ino()))
+}
+
+fn has_sqlite(path: &Path) -> Result<bool> {
+    let directory = path.join(WHOLE).join("sqlite");
+    let names = match nofollow::entries(&directory) {
+        // Not there, or no directory: somebody else's backup may look like that.
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) || is_loop(&e) => {
+            return Ok(false);
+        }
+        other => other.context(|| format!("cannot list {}", directory.display()))?,
+    };
+    Ok(names.flatten().any(|(name, _)| name.to_string_lossy().ends_with(".sqlite")))
+}
+
+fn is_loop(e: &std::io::Error) -> bool {
+    e.raw_os_error() == Some(libc::ELOOP)
+}
+
+fn modified_ms(meta: &Metadata) -> u64 {
+    let since = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,264 @@
+//! One unfinished backup, from its directory's birth to the one commit point, or to its end as a failure.
+//!
+//! ```text
+//! step                                                    a crash after it leaves
+//! 1  lock .lock; write the id into it                     nothing
+//! 2  .creating-<id>: lock .use, write backup.json,        .creating-<id>, which recover removes;
+//!    status.failed, status (in progress), sync            the id was not handed out
+//! 3  rename .creating-<id> -> <id>, sync the parent       an in-progress backup, which recover fails;
+//!    ONLY NOW IS THE ID HANDED OUT                        the same after each step up to 6
+//! 4  fill 0.partial
+//! 5  write manifest.json, and what will be backup.json
+//!    and status; sync these, the files of step 4 that
+//!    are no links, and its directories, bottom-up
+//! 6  rename backup.json, then 0.partial -> 0, sync <id>
+//! 7  rename status, which becomes backup-done, sync:      a good backup
+//!    THE COMMIT
+//! 8  remove status.failed                                 (recover removes it)
+//! ```
+//! Failing: first `status.failed` is renamed to `status` (it needs no space), then the reason is written, then the data is
+//! moved to `.deleting-*`, where the sweep of the catalog finds it. So no instant shows a failed backup as anything else,
+//! and a backup whose status could not be changed keeps its data, which is then still what its status says.
+//!
+//! Invariants: `.lock` and `<id>/.use` are held while an [`Unfinished`] lives. Every error of a sync is final.
+
+use std::path::{Path, PathBuf};
+
+use crate::backups::catalog::{Catalog, is_there, read_record};
+use crate::control::{Control, Phase};
+use crate::disk::lock::Lock;
+use crate::disk::unsynced::Batch;
+use crate::disk::{self, Owner};
+use crate::error::{Error, Kind, Result};
+use crate::format::layout::{
+    CANCEL_FILE, MANIFEST_FILE, PARTIAL, RECORD_FILE, STATUS_FAILED_FILE, STATUS_FILE, USE_FILE, WHOLE,
+};
+use crate::format::manifest::Manifest;
+use crate::format::record::{Record, Scope, Status, Versions};
+use crate::id::BackupId;
+
+/// How many identifiers are tried when directories of that name stand in the way.
+const MAX_ID_TRIES: u64 = 1000;
+
+/// How far ahead of all that is known a clock may have been that named a directory.
+const MAX_CLOCK_ERROR_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// A backup that is being made.
+#[derive(Debug)]
+#[must_use = "an unfinished backup is committed or abandoned"]
+pub(crate) struct Unfinished {
+    /// What will be written to `backup.json`.
+    pub(crate) record: Record,
+    path: PathBuf,
+    owner: Option<Owner>,
+    _use_lock: Lock,
+    _job_lock: Lock,
+}
+
+impl Unfinished {
+    /// Steps 1 to 3. Fails with [`Kind::Busy`] while another process makes a backup here.
+    pub(crate) fn create(catalog: &Catalog, scope: Scope, now_ms: u64, versions: Versions) -> Result<Unfinished> {
+        catalog.require_same()?;
+        let lock_path = catalog.job_lock_path();
+        let job_lock = Lock::try_take(&lock_path, catalog.owner())?.ok_or_else(|| {
+            let context = format!("another process makes a backup in {}", catalog.directory().display());
+            Error::new(Kind::Busy, context)
+        })?;
+        // A note that is none of our identifiers says nothing: were it believed, a damaged one could end all backups.
+        let noted = BackupId::parse(job_lock.read_note().trim()).and_then(|id| id.number()).unwrap_or(0);
+        let first = newest_number(catalog, now_ms, noted)?.max(noted).saturating_add(1).max(now_ms);
+        for unix_ms in first..first.saturating_add(MAX_ID_TRIES) {
+            let id = BackupId::from_millis(unix_ms);
+            if is_there(&catalog.path(&id))? {
+                continue;
+            }
+            job_lock.write_note(&lock_path, id.as_str())?;
+            let creating = catalog.directory().join(format!(".creating-{id}"));
+            let record = Record::new(id.clone(), scope, now_ms, versions.clone());
+            let born = birth(&creating, &record, catalog.owner())
+                .and_then(|use_lock| Ok((use_lock, disk::rename_new(&creating, &catalog.path(&id))?)));
+            match born {
+                Ok((use_lock, true)) => {
+                    let path = catalog.path(&id);
+                    let owner = catalog.owner();
+                    let new = Unfinished { record, path, owner, _use_lock: use_lock, _job_lock: job_lock };
+                    // Without this sync the name could be lost after it was handed out.
+                    return match disk::sync_dir(catalog.directory()) {
+                        Ok(()) => Ok(new),
+                        Err(cause) => Err(new.abandon(catalog, cause).1),
+                    };
+                }
+                Ok((_, false)) => disk::remove_tree(&creating, &|| true).map(|_| ())?,
+                Err(cause) => {
+                    // A courtesy; recover does it at the next start.
+                    let _ = disk::remove_tree(&creating, &|| true);
+                    return Err(cause);
+                }
+            }
+        }
+        let context = format!("{MAX_ID_TRIES} identifiers from {first} on are taken; remove what is named like that");
+        Err(Error::new(Kind::Io, context))
+    }
+
+    pub(crate) fn id(&self) -> &BackupId {
+        &self.record.id
+    }
+
+    /// The directory that step 4 fills.
+    pub(crate) fn partial(&self) -> PathBuf {
+        self.path.join(PARTIAL)
+    }
+
+    pub(crate) fn owner(&self) -> Option<Owner> {
+        self.owner
+    }
+
+    /// Steps 5 to 8; of the files of step 4 `unsynced` are left to sync. On an error the backup is still unfinished: abandon
+    /// it. `check` looks at the whole backup between the steps 6 and 7.
+    pub(crate) fn commit(
+        &mut self,
+        manifest: Manifest,
+        mut unsynced: Batch,
+        now_ms: u64,
+        control: &Control,
+        check: &dyn Fn(&Path, &Record) -> Result<()>,
+    ) -> Result<()> {
+        let (path, owner, partial) = (&self.path, self.owner, self.partial());
+        unsynced.add(disk::write_new_by(&path.join(MANIFEST_FILE), owner, &|file| manifest.write(file))?)?;
+        self.record.bytes = manifest.bytes();
+        self.record.files_count = manifest.count() as u64;
+        // The check lists the files anew: two lists are never in memory.
+        drop(manifest);
+        self.record.phase = Phase::Finished;
+        self.record.finished_ms = Some(now_ms);
+        let record = self.record.to_bytes();
+        unsynced.add(disk::begin_replace(path, RECORD_FILE, owner, &|file| file.write_all(&record))?)?;
+        let done = Status::Done.word().as_bytes();
+        unsynced.add(disk::begin_replace(path, STATUS_FILE, owner, &|file| file.write_all(done))?)?;
+        unsynced.sync()?;
+        disk::sync_dirs(&partial)?;
+        disk::put_in_place(path, RECORD_FILE)?;
+        if !disk::rename_new(&partial, &path.join(WHOLE))? {
+            let context = format!("{} appeared while the backup was made", path.join(WHOLE).display());
+            return Err(Error::new(Kind::Damaged, context));
+        }
+        disk::sync_dir(path)?;
+        control.enter(Phase::Verify);
+        check(path, &self.record)?;
+        // The last moment at which a job can be stopped.
+        control.begin_commit()?;
+        disk::put_in_place(path, STATUS_FILE)?;
+        disk::sync_dir(path)?;
+        // Committed: what follows can fail without making the backup worse.
+        let _ = disk::remove_file(&path.join(STATUS_FAILED_FILE));
+        let _ = disk::remove_file(&path.join(CANCEL_FILE));
+        Ok(())
+    }
+
+    /// Back to before step 4, because of damage that the check found: what was filled becomes garbage. The status is in progress
+    /// all the time, so that a crash leaves what a crash in step 4 leaves.
+    pub(crate) fn begin_again(&mut self, catalog: &Catalog, reason: &str) -> Result<()> {
+        for name in [PARTIAL, WHOLE] {
+            let data = self.path.join(name);
+            if data.symlink_metadata().is_ok() {
+                disk::rename(&data, &catalog.free_garbage_path(&self.record.id)?)?;
+            }
+        }
+        disk::end_replace(&self.path, STATUS_FILE)?;
+        disk::remove_file(&self.path.join(MANIFEST_FILE))?;
+        let Record { id, scope, started_ms, versions, .. } = &self.record;
+        self.record = Record::new(id.clone(), *scope, *started_ms, versions.clone());
+        disk::replace(&self.path, RECORD_FILE, &self.record.to_bytes(), self.owner)?;
+        self.record.warnings.push(format!("filled again: the first time, {reason}"));
+        // The room may be needed. What cannot be removed now, the sweep finds later.
+        let _ = catalog.sweep(&|| true);
+        Ok(())
+    }
+
+    /// Ends the job as a failure because of `cause`. Returns whether the disk says so now, and the cause.
+    pub(crate) fn abandon(mut self, catalog: &Catalog, cause: Error) -> (bool, Error) {
+        self.record.phase = Phase::Finished;
+        let settled = fail(catalog, &self.path, &mut self.record, &cause.chain(), self.owner);
+        (settled.is_ok(), cause)
+    }
+}
+
+/// The largest number of an identifier in the directory, ours or not; `now_ms` is the time, `noted` the last one given out. A
+/// name more than a day ahead of these and of all of ours does not count: it would push ours there.
+fn newest_number(catalog: &Catalog, now_ms: u64, noted: u64) -> Result<u64> {
+    let ids = catalog.ids()?.into_iter();
+    let mut numbers: Vec<(u64, BackupId)> = ids.filter_map(|id| Some((id.number()?, id))).collect();
+    numbers.sort_unstable_by(|a, b| b.cmp(a));
+    let known = now_ms.max(noted);
+    // One that cannot be read was noted, as each of ours is.
+    let is_ours = |id: &BackupId| matches!(read_record(&catalog.path(id), id), Ok(Some(_)));
+    let ours = numbers.iter().take_while(|(number, _)| *number > known).find(|(_, id)| is_ours(id));
+    let bound = ours.map_or(known, |(number, _)| *number).saturating_add(MAX_CLOCK_ERROR_MS);
+    Ok(numbers.iter().map(|(number, _)| *number).find(|number| *number <= bound).unwrap_or(0))
+}
+
+/// Step 2.
+fn birth(creating: &Path, record: &Record, owner: Option<Owner>) -> Result<Lock> {
+    disk::create_dir(creating, owner)?;
+    let lock = Lock::try_take(&creating.join(USE_FILE), owner)?
+        .ok_or_else(|| Error::new(Kind::Busy, format!("somebody holds {}", creating.join(USE_FILE).display())))?;
+    let mut unsynced = Batch::default();
+    let mut write = |name: &str, bytes: &[u8]| unsynced.add(disk::write_new(&creating.join(name), bytes, owner)?);
+    write(RECORD_FILE, &record.to_bytes())?;
+    write(STATUS_FAILED_FILE, Status::Failed.word().as_bytes())?;
+    write(STATUS_FILE, Status::InProgress.word().as_bytes())?;
+    unsynced.sync()?;
+    disk::sync_dir(creating)?;
+    Ok(lock)
+}
+
+/// Makes the status of the backup in `path` the failed one, durably, and does nothing else.
+pub(crate) fn call_failed(path: &Path) -> Result<()> {
+    disk::rename(&path.join(STATUS_FAILED_FILE), &path.join(STATUS_FILE)).and_then(|()| disk::sync_dir(path))
+}
+
+/// Makes the backup in `path` a failed one: status, reason, data, in this order. An error means that the status on disk is
+/// unchanged or not durable, and that the data is untouched. Also what recover does with what a crash left.
+pub(crate) fn fail(
+    catalog: &Catalog,
+    path: &Path,
+    record: &mut Record,
+    reason: &str,
+    owner: Option<Owner>,
+) -> Result<()> {
+    if is_there(&path.join(STATUS_FAILED_FILE))? {
+        call_failed(path)?;
+    } else {
+        disk::replace(path, STATUS_FILE, Status::Failed.word().as_bytes(), owner)?;
+    }
+    record.reason.get_or_insert_with(|| reason.to_owned());
+    record.replay_blocks = None;
+    let explain = || disk::replace(path, RECORD_FILE, &record.to_bytes(), owner);
+    let explained = explain();
+    let moved = discard_data(catalog, path, &record.id);
+    if explained.is_err() && moved.is_ok() {
+        // The disk was full: now it may have room for the reason. The status has it right in any case.
+        let _ = catalog.sweep(&|| true).and_then(|_| explain());
+    }
+    if let Err(e) = moved {
+        // The failed backup still holds its data: recover moves it away at the next start.
+        log::warn!("clean-up postponed id={} reason={:?}", record.id, e.chain());
+    }
+    Ok(())
+}
+
+/// Moves the data of a failed backup to where the sweep removes it.
+pub(crate) fn discard_data(catalog: &Catalog, path: &Path, id: &BackupId) -> Result<()> {
+    for name in [PARTIAL, WHOLE] {
+        let data = path.join(name);
+        if is_there(&data)? {
+            disk::rename(&data, &catalog.free_garbage_path(id)?)?;
+        }
+    }
+    disk::end_replace(path, STATUS_FILE)?;
+    disk::end_replace(path, RECORD_FILE)?;
+    disk::remove_file(&path.join(CANCEL_FILE))?;
+    disk::remove_file(&path.join(STATUS_FAILED_FILE))?;
+    // Last: as long as it is there, recover comes back here.
+    disk::remove_file(&path.join(MANIFEST_FILE))
+}

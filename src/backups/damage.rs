@@ -1,0 +1,95 @@
+//! What is known to be damaged: the note about the last verification of a backup (`verified.json`), and the same note in every
+//! other backup that has a damaged file as the same inode.
+//!
+//! Invariant: a backup is noted for a file only if the fault is in the file of exactly that name, and that name is the same
+//! inode there. What is noted of single files adds up; a verification of the whole backup replaces it.
+
+use std::collections::BTreeSet;
+
+use crate::backups::catalog::{Catalog, shared_identity};
+use crate::backups::verify::Depth;
+use crate::disk;
+use crate::error::Result;
+use crate::fault::Fault;
+use crate::format::layout::{VERIFIED_FILE, WHOLE};
+use crate::format::record::Verified;
+use crate::id::BackupId;
+
+/// How many damaged files a note names. A backup with more serves no later one.
+const MAX_NAMES: usize = 1000;
+
+/// Writes down in the backup that it was verified, and how that went. A quick verification without a fault says less than a
+/// deep one before it: it changes nothing then.
+pub(crate) fn note(catalog: &Catalog, id: &BackupId, depth: Depth, faults: &[Fault], at_ms: u64) -> Result<()> {
+    let depth = if depth == Depth::Deep { Verified::DEEP } else { "quick" }.to_owned();
+    if depth != Verified::DEEP && faults.is_empty() && catalog.verified(id)?.is_some_and(|before| before.is_deep()) {
+        return Ok(());
+    }
+    let tables: BTreeSet<String> = faults.iter().filter_map(|fault| fault.table().map(str::to_owned)).collect();
+    let others_count = faults.iter().filter(|fault| fault.table().is_none()).count() as u64;
+    let damaged = if others_count == 0 && tables.len() <= MAX_NAMES { tables } else { BTreeSet::new() };
+    write(catalog, id, &Verified { depth, at_ms, faults_count: faults.len() as u64, damaged })
+}
+
+fn write(catalog: &Catalog, id: &BackupId, verified: &Verified) -> Result<()> {
+    let bytes = serde_json::to_vec(verified).expect("a verification has only string keys");
+    disk::replace(&catalog.path(id), VERIFIED_FILE, &bytes, catalog.owner())
+}
+
+/// The SSTs of a backup that are known to be damaged; `None` if there is other damage, too, or its place is unknown.
+pub(crate) fn tables(catalog: &Catalog, id: &BackupId) -> Result<Option<BTreeSet<String>>> {
+    Ok(match catalog.verified(id)? {
+        None => Some(BTreeSet::new()),
+        Some(verified) if verified.faults_count == 0 || !verified.damaged.is_empty() => Some(verified.damaged),
+        Some(_) => None,
+    })
+}
+
+/// Notes in a backup that these SSTs of it are damaged, besides what is known, and in every other that shares one.
+pub(crate) fn note_tables(catalog: &Catalog, id: &BackupId, faults: &[Fault], at_ms: u64) -> Result<()> {
+    add(catalog, id, &faults.iter().filter_map(Fault::table).collect::<Vec<_>>(), at_ms)?;
+    note_sharers(catalog, id, faults, at_ms).map(|_| ())
+}
+
+/// Adds damaged SSTs to what is known of a backup.
+fn add(catalog: &Catalog, id: &BackupId, names: &[&str], at_ms: u64) -> Result<()> {
+    let known = tables(catalog, id)?;
+    let before_count = catalog.verified(id)?.map_or(0, |verified| verified.faults_count);
+    let new_count =
+        names.iter().filter(|name| known.as_ref().is_none_or(|known| !known.contains(**name))).count() as u64;
+    let mut damaged = known.clone().unwrap_or_default();
+    damaged.extend(names.iter().map(|name| (*name).to_owned()));
+    // Damage that is not in SSTs alone cannot be told file by file.
+    if known.is_none() || damaged.len() > MAX_NAMES {
+        damaged.clear();
+    }
+    write(
+        catalog,
+        id,
+        &Verified { depth: Verified::DEEP.to_owned(), at_ms, faults_count: before_count + new_count, damaged },
+    )
+}
+
+/// Notes the same damage in every other backup that has a damaged SST as the same file: a second name of it is as bad. Returns
+/// in how many.
+pub(crate) fn note_sharers(catalog: &Catalog, id: &BackupId, faults: &[Fault], at_ms: u64) -> Result<usize> {
+    let directory = |id: &BackupId| catalog.path(id).join(WHOLE).join("rocksDb");
+    let names: BTreeSet<&str> = faults.iter().filter_map(Fault::table).collect();
+    let with_identity = names.into_iter().map(|name| Some((name, shared_identity(&directory(id).join(name))?)));
+    let damaged: Vec<_> = with_identity.flatten().collect();
+    if damaged.is_empty() {
+        return Ok(0);
+    }
+    let mut count = 0;
+    for other in catalog.readable()?.filter(|other| other.id != *id && other.record.is_some()) {
+        let path = directory(&other.id);
+        let has = |(name, identity): &&(&str, _)| shared_identity(&path.join(name)) == Some(*identity);
+        let shared: Vec<&str> = damaged.iter().filter(has).map(|(name, _)| *name).collect();
+        if !shared.is_empty() {
+            log::error!("backup damaged id={} reason=\"it shares a file with backup {id}, which is\"", other.id);
+            add(catalog, &other.id, &shared, at_ms)?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}

@@ -1,0 +1,122 @@
+//! What is told of a backup and of the job that makes it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::backups::catalog::{Catalog, Found};
+use crate::backups::sums;
+use crate::control::{Control, Phase};
+use crate::error::Result;
+use crate::format::record::{Record, Scope, Status, Verified};
+use crate::id::BackupId;
+
+/// All that is known of one backup.
+#[derive(Debug, Clone, Serialize)]
+pub struct Details {
+    /// The backup's identifier.
+    pub id: BackupId,
+    /// The word of the contract.
+    pub status: Status,
+    /// What it really covers.
+    pub scope: Scope,
+    /// Whether somebody else made it, the node's own API for one. Such a backup is never changed.
+    pub foreign: bool,
+    /// When it began, milliseconds since the epoch.
+    pub started_ms: u64,
+    /// What its job is doing; absent where no job of this service runs.
+    pub progress: Option<Progress>,
+    /// Whether an operator pinned it, so that neither delete nor prune removes it.
+    pub pinned: bool,
+    /// How it was last verified; absent where it was not.
+    pub verified: Option<Verified>,
+    /// When the file was last read whole that was not read for the longest time, milliseconds since the epoch; 0 if that is
+    /// unknown. Absent where the files are the node's own, which it reads itself.
+    pub oldest_unread_ms: Option<u64>,
+    /// The directories below its `0` that have checksums of all their files: `rocksDb`, `sqlite`.
+    pub sums: Vec<&'static str>,
+    /// Bytes of disk that deleting it would free, as of the end of the last job; absent until that is known.
+    pub exclusive_bytes: Option<u64>,
+    /// What `backup.json` says; absent for a foreign backup.
+    pub record: Option<Record>,
+}
+
+/// How far a running job has come.
+#[derive(Debug, Clone, Serialize)]
+pub struct Progress {
+    /// What it is doing.
+    pub phase: Phase,
+    /// Bytes copied so far; linked files move no bytes.
+    pub bytes_done: u64,
+    /// Bytes to copy in all, as far as known.
+    pub bytes_total: u64,
+    /// Bytes copied per second, on average since the job began.
+    pub bytes_per_second: u64,
+    /// Seconds since the job began.
+    pub elapsed_seconds: u64,
+    /// Seconds until the bytes are copied at that rate; absent before the first byte.
+    pub eta_seconds: Option<u64>,
+}
+
+impl Progress {
+    /// How far a job has come in this time.
+    pub(crate) fn of(control: &Control, elapsed: Duration) -> Progress {
+        let (bytes_done, bytes_total) = control.bytes();
+        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+        let bytes_per_second = bytes_done.saturating_mul(1000) / millis;
+        Progress {
+            phase: control.phase(),
+            bytes_done,
+            bytes_total,
+            bytes_per_second,
+            elapsed_seconds: elapsed.as_secs(),
+            eta_seconds: (bytes_total - bytes_done).checked_div(bytes_per_second),
+        }
+    }
+}
+
+impl Details {
+    /// What is left to say of a job whose directory somebody has removed.
+    pub(crate) fn without_directory(id: &BackupId, status: Status, scope: Scope, started_ms: u64) -> Details {
+        Details {
+            id: id.clone(),
+            status,
+            scope,
+            foreign: false,
+            pinned: false,
+            verified: None,
+            oldest_unread_ms: None,
+            sums: Vec::new(),
+            started_ms,
+            progress: None,
+            exclusive_bytes: None,
+            record: None,
+        }
+    }
+
+    /// What the disk says of a backup; no job of ours runs on it.
+    pub(crate) fn of(catalog: &Catalog, found: Found) -> Result<Details> {
+        let verified = catalog.verified(&found.id)?;
+        Ok(Details {
+            foreign: found.record.is_none(),
+            pinned: catalog.is_pinned(&found.id)?,
+            oldest_unread_ms: oldest_unread_ms(found.record.as_ref(), verified.as_ref()),
+            verified,
+            sums: sums::present(&catalog.path(&found.id))?,
+            exclusive_bytes: None,
+            progress: None,
+            id: found.id,
+            status: found.status,
+            scope: found.scope,
+            started_ms: found.started_ms,
+            record: found.record,
+        })
+    }
+}
+
+/// A deep verification that finds nothing has read everything.
+fn oldest_unread_ms(record: Option<&Record>, verified: Option<&Verified>) -> Option<u64> {
+    let oldest_ms = record?.rocksdb.as_ref()?.oldest_read_ms?;
+    let all_ms = verified.filter(|verified| verified.is_deep() && verified.faults_count == 0).map(|v| v.at_ms);
+    Some(all_ms.map_or(oldest_ms, |all_ms| all_ms.max(oldest_ms)))
+}

@@ -1,0 +1,13 @@
+//! Finished backups, and how one becomes finished: the catalog, the commit point, recovery, verification, restore, retention.
+
+pub(crate) mod catalog;
+pub(crate) mod commit;
+pub(crate) mod damage;
+pub(crate) mod details;
+pub(crate) mod operations;
+pub(crate) mod recover;
+pub(crate) mod reread;
+pub(crate) mod restore;
+pub(crate) mod retention;
+pub(crate) mod sums;
+pub(crate) mod verify;

@@ -1,0 +1,388 @@
+//! What an operator does with finished backups: look, verify, restore, delete, prune, pin. Works on a backup directory,
+//! beside a service or without one; each call does one thing and keeps nothing.
+//!
+//! Invariants: only backups of ours are ever changed. One that is verified or restored is held, so that nobody deletes it
+//! meanwhile (see `in_use`). Deleting renames first and removes afterwards.
+
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::backups::catalog::{Catalog, Found, is_there};
+use crate::backups::damage;
+use crate::backups::details::Details;
+use crate::backups::restore::{self, RestoreOptions, Restored};
+use crate::backups::retention::{Candidate, Policy, Verdict, judge};
+use crate::backups::sums;
+use crate::backups::verify::{self, Depth, Verification};
+use crate::capture::in_use::{self, InUse};
+use crate::clock::now_ms;
+use crate::config::Sums;
+use crate::control::Control;
+use crate::disk;
+use crate::disk::fault_gate;
+use crate::error::{Error, Kind, Result};
+use crate::format::layout::{CANCEL_FILE, RECORD_FILE};
+use crate::format::record::Status;
+use crate::id::BackupId;
+
+/// How long a cancelled job has to end, and the pause between two looks whether it did.
+const CANCEL_LIMIT: Duration = Duration::from_secs(30);
+const CANCEL_PAUSE: Duration = Duration::from_millis(20);
+
+/// The word that stands for the newest good backup; for a restore, the newest in which no verification found damage.
+const LATEST: &str = "latest";
+
+/// Every backup below a backup directory, newest first, without a service: nothing is created or changed.
+///
+/// # Errors
+/// [`Kind::Usage`]: there is no such directory. [`Kind::Io`]: it cannot be listed.
+pub fn list_backups_in(directory: &Path) -> Result<Vec<Details>> {
+    let catalog = Catalog::view(directory)?;
+    catalog.list()?.into_iter().map(|found| viewed(&catalog, found)).collect()
+}
+
+/// One backup below a backup directory, as [`list_backups_in`] tells it; `None` where there is none.
+///
+/// # Errors
+/// [`Kind::Usage`]: there is no such directory. [`Kind::Io`]: it, or the backup, cannot be read.
+pub fn check_backup_in(directory: &Path, id: &BackupId) -> Result<Option<Details>> {
+    let catalog = Catalog::view(directory)?;
+    catalog.find(id)?.map(|found| viewed(&catalog, found)).transpose()
+}
+
+fn viewed(catalog: &Catalog, found: Found) -> Result<Details> {
+    Ok(Details { exclusive_bytes: Some(catalog.exclusive_bytes(&found.id)), ..Details::of(catalog, found)? })
+}
+
+/// The identifier of the backup that `word` stands for: its identifier, or `latest` for the newest good one.
+///
+/// # Errors
+/// [`Kind::NotFound`]; [`Kind::Usage`]: there is no such directory.
+pub fn find_backup(directory: &Path, word: &str) -> Result<BackupId> {
+    Ok(find(&Catalog::view(directory)?, word)?.id)
+}
+
+/// A good backup that is held against deleting.
+struct Held {
+    catalog: Catalog,
+    found: Found,
+    path: PathBuf,
+    _in_use: InUse,
+}
+
+impl Held {
+    fn verify(&self, depth: Depth, program: Option<&Path>, control: &Control) -> Result<Verification> {
+        verify::verify(&self.path, self.found.record.as_ref(), depth, program, control)
+    }
+
+    /// Notes in the backup how its verification went.
+    fn note(&self, depth: Depth, verification: &Verification) {
+        if self.found.record.is_none() {
+            return;
+        }
+        // A reader of somebody else's backups may look without being able to write.
+        let noted = damage::note(&self.catalog, &self.found.id, depth, &verification.faults, now_ms())
+            .and_then(|()| damage::note_sharers(&self.catalog, &self.found.id, &verification.faults, now_ms()));
+        if let Err(e) = noted {
+            log::debug!("verification not noted id={} reason={:?}", self.found.id, e.chain());
+        }
+    }
+}
+
+/// Finds a finished backup by its identifier or by `latest`, and holds it. Where damage was found before, `latest` is an older
+/// one unless `even_damaged`.
+fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
+    let catalog = Catalog::view(directory)?;
+    let found = if word == LATEST {
+        let none = || Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()));
+        let mut done = catalog.readable()?.filter(|f| f.status == Status::Done);
+        let is_sound = |f: &Found| {
+            let doubt = if even_damaged { None } else { doubt(&catalog, f).unwrap_or_else(|e| Some(e.chain())) };
+            if let Some(why) = &doubt {
+                log::warn!("backup passed over id={} reason={why:?}", f.id);
+            }
+            doubt.is_none()
+        };
+        done.find(is_sound).ok_or_else(none)?
+    } else {
+        find(&catalog, word)?
+    };
+    require_done(&found)?;
+    let path = catalog.path(&found.id);
+    let in_use = share(&catalog, &found.id)?;
+    Ok(Held { catalog, found, path, _in_use: in_use })
+}
+
+fn require_done(found: &Found) -> Result<()> {
+    if found.status == Status::Done {
+        return Ok(());
+    }
+    let context = format!("backup {} is no good backup: its status is {}", found.id, found.status.word());
+    Err(Error::new(Kind::Refused, context))
+}
+
+/// Keeps a backup, which is there, from being deleted.
+fn share(catalog: &Catalog, id: &BackupId) -> Result<InUse> {
+    let shared = in_use::share(&catalog.path(id));
+    // Another process may have deleted it before the lock was there, or before it was asked for.
+    find(catalog, id.as_str())?;
+    shared?.ok_or_else(|| is_in_use(id))
+}
+
+/// Why nobody should rely on a finished backup, where that is known.
+fn doubt(catalog: &Catalog, found: &Found) -> Result<Option<String>> {
+    if catalog.is_damaged(&found.id)? {
+        return Ok(Some("a verification found damage in it".to_owned()));
+    }
+    // Without its record it seems to be somebody else's.
+    let lost = found.record.is_none() && is_there(&catalog.path(&found.id).join(RECORD_FILE))?;
+    Ok(lost.then(|| "its record is damaged".to_owned()))
+}
+
+fn find(catalog: &Catalog, word: &str) -> Result<Found> {
+    if word == LATEST {
+        let none =
+            || Error::new(Kind::NotFound, format!("there is no good backup in {}", catalog.directory().display()));
+        return catalog.readable()?.find(|f| f.status == Status::Done).ok_or_else(none);
+    }
+    let found = BackupId::parse(word).map(|id| catalog.find(&id)).transpose()?.flatten();
+    let context =
+        || format!("there is no backup {word:?} in {}; list shows what there is", catalog.directory().display());
+    found.ok_or_else(|| Error::new(Kind::NotFound, context()))
+}
+
+fn is_in_use(id: &BackupId) -> Error {
+    Error::new(Kind::Busy, format!("backup {id} is in use: it is being made, verified, restored or deleted"))
+}
+
+/// Verifies the backup `word`, an identifier or `latest`. With a `program`, RocksDB runs in its child process. How it went
+/// is noted in the backup where that can be written.
+///
+/// # Errors
+/// [`Kind::NotFound`], [`Kind::Refused`] for a backup that is not good, [`Kind::Busy`], [`Kind::Io`] where looking failed.
+/// What is wrong with the backup is no error but a fault in the result.
+pub fn verify_backup(
+    directory: &Path,
+    word: &str,
+    depth: Depth,
+    program: Option<&Path>,
+    control: &Control,
+) -> Result<(BackupId, Verification)> {
+    let held = hold(directory, word, true)?;
+    let verification = held.verify(depth, program, control)?;
+    held.note(depth, &verification);
+    Ok((held.found.id, verification))
+}
+
+/// Puts the `0` of the backup `word` below a database directory, after verifying it.
+///
+/// # Errors
+/// As [`verify_backup`]; [`Kind::Damaged`] where the backup is not good after all, or was found damaged before and is not
+/// verified deeply now; [`Kind::NotEmpty`] where the target has a `0` already and shall not replace it; [`Kind::Usage`]
+/// where the target lies within a database or among the backups; [`Kind::NodeRunning`], [`Kind::NoSpace`]. [`Kind::Busy`] also
+/// where what is there is being backed up. The target is then as it was.
+pub fn restore_backup(
+    directory: &Path,
+    word: &str,
+    options: RestoreOptions<'_>,
+    control: &Control,
+) -> Result<(BackupId, Restored)> {
+    let depth = options.depth;
+    restore::require_target(options.target, directory)?;
+    let held = hold(directory, word, false)?;
+    if depth != Depth::Deep
+        && let Some(why) = doubt(&held.catalog, &held.found)?
+    {
+        let context = format!(
+            "backup {} is not good, {why}: restore another (list shows them), or have every byte of it read again by \
+             restore --deep; by hand, cp -a takes what there is",
+            held.found.id
+        );
+        return Err(Error::new(Kind::Damaged, context));
+    }
+    let verification = held.verify(depth, options.program, &control.another())?;
+    if depth == Depth::Deep || !verification.faults.is_empty() {
+        held.note(depth, &verification);
+    }
+    verify::require_good(&verification)?;
+    let restored = restore::restore(&held.path, options, now_ms(), control)?;
+    Ok((held.found.id, restored))
+}
+
+/// Removes what failed and deleted backups have left.
+///
+/// # Errors
+/// [`Kind::Usage`]: no such directory. [`Kind::Io`]: the first thing that could not be removed.
+pub fn sweep_backups(directory: &Path) -> Result<()> {
+    Catalog::manage(directory)?.sweep(&|| true).map(|_| ())
+}
+
+/// What [`sum_backup`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summed {
+    /// How many files had to be read.
+    pub read_count: u64,
+    /// Files that have no checksum because they are no part of the backup.
+    pub left_out: Vec<String>,
+}
+
+/// Writes the missing `BLAKE2SUMS` of the backup `word`.
+///
+/// # Errors
+/// As [`verify_backup`]; [`Kind::Refused`] for a foreign backup.
+pub fn sum_backup(directory: &Path, word: &str, control: &Control) -> Result<(BackupId, Summed)> {
+    let id = hold(directory, word, true)?.found.id;
+    let catalog = Catalog::manage(directory)?;
+    require_ours(&find(&catalog, id.as_str())?)?;
+    let path = catalog.path(&id);
+    let summed = in_use::yielding(&path, control, || {
+        let read_count = sums::write(&catalog, &path, Sums::All, control)?.unwrap_or(0);
+        Ok(Summed { read_count, left_out: sums::left_out(&path)? })
+    })?;
+    Ok((id.clone(), summed.ok_or_else(|| is_in_use(&id))?))
+}
+
+/// Ends the job that makes the backup `word`, or the one that runs whichever it is, in whatever process; returns its
+/// identifier and how it ended, which is done where it was done already.
+///
+/// # Errors
+/// [`Kind::NotFound`]: no backup is being made. [`Kind::Refused`]: it is foreign. [`Kind::Busy`]: it does not end in time.
+pub fn cancel_backup(directory: &Path, word: Option<&str>) -> Result<(BackupId, Status)> {
+    let catalog = Catalog::manage(directory)?;
+    let none = || Error::new(Kind::NotFound, format!("no backup is being made in {}", directory.display()));
+    let found = match word {
+        Some(word) => find(&catalog, word)?,
+        None => catalog.running()?.map(|id| catalog.find(&id)).transpose()?.flatten().ok_or_else(none)?,
+    };
+    require_ours(&found)?;
+    if found.status != Status::InProgress {
+        return Ok((found.id, found.status));
+    }
+    let path = catalog.path(&found.id);
+    let wish = path.join(CANCEL_FILE);
+    if !is_there(&wish)? {
+        disk::write_new(&wish, b"", catalog.owner())?.sync()?;
+    }
+    let deadline = Instant::now() + CANCEL_LIMIT;
+    while Instant::now() < deadline {
+        sleep(CANCEL_PAUSE);
+        match catalog.find(&found.id)?.ok_or_else(none)?.status {
+            Status::InProgress => {}
+            ended => {
+                // It may have ended by itself, without a look at the wish.
+                disk::remove_file(&wish)?;
+                return Ok((found.id, ended));
+            }
+        }
+    }
+    let seconds = CANCEL_LIMIT.as_secs();
+    Err(Error::new(Kind::Busy, format!("backup {} did not end within {seconds} s; does a disk hang?", found.id)))
+}
+
+/// Deletes one backup, good or failed.
+///
+/// # Errors
+/// [`Kind::NotFound`]; [`Kind::Refused`]: it is foreign or pinned; [`Kind::Busy`]: it is in use.
+pub fn delete_backup(directory: &Path, word: &str) -> Result<BackupId> {
+    let catalog = Catalog::manage(directory)?;
+    let found = find(&catalog, word)?;
+    delete(&catalog, &found)?;
+    catalog.sweep_or_warn();
+    Ok(found.id)
+}
+
+fn require_ours(found: &Found) -> Result<()> {
+    if found.record.is_some() {
+        return Ok(());
+    }
+    let context = format!("backup {} was made by somebody else (the node's own API?): it is never changed", found.id);
+    Err(Error::new(Kind::Refused, context))
+}
+
+fn require_unpinned(catalog: &Catalog, id: &BackupId) -> Result<()> {
+    if catalog.is_pinned(id)? {
+        return Err(Error::new(Kind::Refused, format!("backup {id} is pinned; unpin it first")));
+    }
+    Ok(())
+}
+
+fn delete(catalog: &Catalog, found: &Found) -> Result<()> {
+    require_ours(found)?;
+    require_unpinned(catalog, &found.id)?;
+    if found.status == Status::InProgress {
+        return Err(is_in_use(&found.id));
+    }
+    let _in_use = in_use::take(&catalog.path(&found.id), catalog.owner())?.ok_or_else(|| is_in_use(&found.id))?;
+    // It may have been pinned before the locks were there.
+    require_unpinned(catalog, &found.id)?;
+    disk::rename(&catalog.path(&found.id), &catalog.free_garbage_path(&found.id)?)?;
+    disk::sync_dir(catalog.directory())
+}
+
+/// Pins a backup, so that neither prune nor delete removes it, or takes that back.
+///
+/// # Errors
+/// [`Kind::NotFound`]; [`Kind::Refused`]: it is foreign.
+pub fn pin_backup(directory: &Path, word: &str, pinned: bool) -> Result<BackupId> {
+    let catalog = Catalog::manage(directory)?;
+    let found = find(&catalog, word)?;
+    require_ours(&found)?;
+    let _in_use = if found.status == Status::Done { Some(share(&catalog, &found.id)?) } else { None };
+    let path = catalog.pin_path(&found.id);
+    match (pinned, catalog.is_pinned(&found.id)?) {
+        (true, false) => drop(disk::write_new(&path, b"", catalog.owner())?.sync()?),
+        (false, true) => disk::remove_file(&path)?,
+        _ => return Ok(found.id),
+    }
+    disk::sync_dir(&catalog.path(&found.id))?;
+    Ok(found.id)
+}
+
+/// Judges every backup by `policy`, and deletes what it says unless `dry_run`. What is in use, was pinned meanwhile or cannot be
+/// deleted is kept, and its verdict says so.
+///
+/// # Errors
+/// [`Kind::Usage`]: no such directory. [`Kind::Io`]: it cannot be listed.
+pub fn prune_backups(directory: &Path, policy: Policy, dry_run: bool) -> Result<Vec<(Candidate, Verdict)>> {
+    let catalog = if dry_run { Catalog::view(directory)? } else { Catalog::manage(directory)? };
+    let found: Vec<Found> = catalog.readable()?.collect();
+    let candidates = found.iter().map(|f| candidate(&catalog, f)).collect::<Result<Vec<Candidate>>>()?;
+    let mut verdicts = judge(&candidates, policy);
+    fault_gate::point("prune-judged", directory);
+    if !dry_run {
+        for (found, verdict) in found.iter().zip(&mut verdicts).filter(|(_, v)| **v == Verdict::Delete) {
+            if let Err(e) = delete(&catalog, found) {
+                *verdict = undeleted(&catalog, &found.id, &e);
+            }
+        }
+        catalog.sweep_or_warn();
+    }
+    Ok(candidates.into_iter().zip(verdicts).collect())
+}
+
+/// What is to be said of a backup that could not be deleted. Others are deleted all the same.
+fn undeleted(catalog: &Catalog, id: &BackupId, why: &Error) -> Verdict {
+    if matches!(is_there(&catalog.path(id)), Ok(false)) {
+        return Verdict::Gone;
+    }
+    match why.kind() {
+        Kind::Busy => Verdict::Keep("in use"),
+        Kind::Refused => Verdict::Keep("pinned"),
+        _ => {
+            log::error!("backup not deleted id={id} reason={:?}", why.chain());
+            Verdict::Failed
+        }
+    }
+}
+
+fn candidate(catalog: &Catalog, found: &Found) -> Result<Candidate> {
+    Ok(Candidate {
+        id: found.id.clone(),
+        status: found.status,
+        foreign: found.record.is_none(),
+        pinned: catalog.is_pinned(&found.id)?,
+        damaged: catalog.is_damaged(&found.id)?,
+        started_ms: found.started_ms,
+    })
+}

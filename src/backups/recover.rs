@@ -1,0 +1,104 @@
+//! Settles what a crash left: a backup in progress that no living process works on becomes failed.
+//!
+//! It renames and writes small files only, so that it takes no time; the sweep of the catalog removes the data afterwards.
+//!
+//! Invariants: only directories with our mark, and names that we make, are changed; a backup whose lock a living process holds is
+//! left alone; one that cannot be settled keeps none of the others from it.
+
+use std::path::Path;
+
+use rustix::fs::FileType;
+
+use crate::backups::catalog::{Catalog, INTERRUPTED, is_there, look, read_record, read_status};
+use crate::backups::commit;
+use crate::disk::lock::Lock;
+use crate::disk::{self, fault_gate, nofollow};
+use crate::error::{IoContext, Result};
+use crate::format::layout::{
+    CREATING, MANIFEST_FILE, PARTIAL, RECORD_FILE, STATUS_FAILED_FILE, STATUS_FILE, USE_FILE, WHOLE,
+};
+use crate::format::record::{Record, Status};
+use crate::id::BackupId;
+
+/// Settles every status that a crash left open. Removes nothing: that is the sweep's work.
+pub(crate) fn recover(catalog: &Catalog) -> Result<()> {
+    // While another process makes a backup, what it is creating is not ours to touch.
+    if let Some(_job_lock) = Lock::try_take(&catalog.job_lock_path(), catalog.owner())? {
+        for (name, id) in catalog.names()?.iter().filter_map(|name| Some((name, creating(name)?))) {
+            let path = catalog.directory().join(name);
+            if holds_birth_only(&path)? {
+                disk::rename(&path, &catalog.free_garbage_path(&id)?)?;
+            } else {
+                log::warn!("directory left alone path={} reason=\"it holds files of another program\"", path.display());
+            }
+        }
+    }
+    for id in catalog.ids()? {
+        // One that cannot be settled must not keep the others from being served: the next start tries again.
+        if let Err(e) = settle(catalog, &id) {
+            log::warn!("backup not settled id={id} reason={:?}", e.chain());
+        }
+    }
+    Ok(())
+}
+
+fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
+    let path = catalog.path(id);
+    if !look(&path)?.is_some_and(|meta| meta.is_dir()) || read_record(&path, id)?.is_none() {
+        return Ok(());
+    }
+    match read_status(&path)? {
+        None => {
+            log::warn!("backup left alone id={id} reason=\"its status file is missing or has an unknown content\"");
+        }
+        Some(Status::Done) => disk::remove_file(&path.join(STATUS_FAILED_FILE))?,
+        Some(_) if unsettled(&path, id)?.is_none() => {}
+        Some(_) => {
+            fault_gate::point("settle", &path);
+            // Another process may be making it, or be about to write why it failed.
+            let Some(_use_lock) = Lock::try_take(&path.join(USE_FILE), catalog.owner())? else { return Ok(()) };
+            // Or it was done in the meantime: only what is seen under the lock counts.
+            let Some((mut record, reason)) = unsettled(&path, id)? else { return Ok(()) };
+            commit::fail(catalog, &path, &mut record, reason, catalog.owner())?;
+            log::warn!("backup interrupted id={id}");
+        }
+    }
+    Ok(())
+}
+
+/// The record of a backup whose end is not settled, and what can be said of the reason; `None` for one that is settled.
+fn unsettled(path: &Path, id: &BackupId) -> Result<Option<(Record, &'static str)>> {
+    let (Some(record), Some(status)) = (read_record(path, id)?, read_status(path)?) else { return Ok(None) };
+    let mut is_left = false;
+    for name in [PARTIAL, WHOLE, MANIFEST_FILE] {
+        is_left |= is_there(&path.join(name))?;
+    }
+    Ok(match status {
+        Status::InProgress => Some((record, INTERRUPTED)),
+        Status::Failed if is_left || record.reason.is_none() => {
+            Some((record, "interrupted while it was failing: its reason was not written down"))
+        }
+        Status::Done | Status::Failed => None,
+    })
+}
+
+/// The identifier in the name of a backup that has not got its name yet.
+fn creating(name: &str) -> Option<BackupId> {
+    BackupId::parse(name.strip_prefix(CREATING)?).filter(|id| id.millis().is_some())
+}
+
+/// Whether a directory holds nothing but what a backup has before it gets its name: then nothing is lost with it.
+fn holds_birth_only(path: &Path) -> Result<bool> {
+    let failed = || format!("cannot list {}", path.display());
+    if !look(path)?.is_some_and(|meta| meta.is_dir()) {
+        return Ok(false);
+    }
+    for entry in nofollow::entries(path).context(failed)? {
+        let (name, stat) = entry.context(failed)?;
+        let is_birth = [USE_FILE, RECORD_FILE, STATUS_FAILED_FILE, STATUS_FILE].iter().any(|ours| name == **ours);
+        if !is_birth || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

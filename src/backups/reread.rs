@@ -1,0 +1,191 @@
+//! The files that a backup takes over from an earlier one are read again, a share in each run: they carry their rot along.
+//!
+//! - Which: those whose last whole reading is the longest ago, until they make up the configured share of all bytes that the
+//!   node still has; one file at least. Their order is by the time noted in `manifest.json`; a time in the future, from a clock
+//!   that was wrong, counts as never. With 4 % in each run, every file is read within 25 daily backups.
+//! - When: before anything is captured, quietly, within the limit of bytes a second, and no longer than [`TIME_LIMIT`].
+//! - Against what: the checksum in `manifest.json`, which was taken of what was copied, or, of a backup by an earlier version,
+//!   that in `BLAKE2SUMS`. A file without any is compared with the node's own, once.
+//! - What differs, or cannot be read, is damaged: it is not taken over, so that it is copied anew from the node, and it is noted
+//!   in every backup that has the same inode.
+//!
+//! A backup with known damage still serves as the earlier one, but for its damaged files.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::backups::catalog::{Catalog, Found};
+use crate::backups::damage;
+use crate::backups::sums;
+use crate::capture::in_use;
+use crate::capture::rocksdb::earlier_backup::{Brought, Earlier};
+use crate::capture::rocksdb::version_edit::LiveFile;
+use crate::control::Control;
+use crate::disk::nofollow;
+use crate::disk::sum::{self, Known};
+use crate::error::{Kind, Result};
+use crate::fault::Fault;
+use crate::format::layout::{MANIFEST_FILE, WHOLE};
+use crate::format::manifest::{self, Entry};
+use crate::format::record::{Method, Record, Status};
+use crate::id::BackupId;
+
+/// How long one run reads at most.
+const TIME_LIMIT: Duration = Duration::from_secs(60 * 60);
+
+/// How the paths of RocksDB's files begin.
+const ROCKSDB: &str = "0/rocksDb/";
+
+/// The backup whose files a new one takes over.
+#[derive(Debug)]
+pub(crate) struct Base {
+    pub(crate) id: BackupId,
+    pub(crate) files: Earlier,
+    /// Whether it is finished; otherwise it is a capture of the backup that is being made.
+    is_finished: bool,
+}
+
+impl Base {
+    /// The newest backup of ours whose RocksDB can be used, held; all of it, or all but what is known to be damaged.
+    pub(crate) fn find(catalog: &Catalog) -> Result<Option<Base>> {
+        for found in catalog.readable()? {
+            if let (Status::Done, Some(record)) = (found.status, &found.record)
+                && let Some(damaged) = damage::tables(catalog, &found.id)?
+                && let Some(mut base) = Base::open(catalog, &found)
+            {
+                damaged.iter().filter_map(|name| LiveFile::number_in(name)).for_each(|n| base.files.give_up(n));
+                base.learn(catalog, record)?;
+                return Ok(Some(base));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A capture of the backup `id` that was discarded and lies in `directory`; `None` where it cannot be read.
+    pub(crate) fn discarded(id: &BackupId, directory: &Path, brought: &Brought, now_ms: u64) -> Option<Base> {
+        let mut files = Earlier::open(directory, None)?;
+        brought.known(now_ms).for_each(|(number, known)| files.know(number, known));
+        Some(Base { id: id.clone(), files, is_finished: false })
+    }
+
+    fn open(catalog: &Catalog, found: &Found) -> Option<Base> {
+        let path = catalog.path(&found.id);
+        let in_use = in_use::share(&path).ok()??;
+        let files = Earlier::open(&path.join(WHOLE).join("rocksDb"), Some(in_use))?;
+        Some(Base { id: found.id.clone(), files, is_finished: true })
+    }
+
+    /// Takes what the backup knows of its files. That it cannot be read is no reason not to use them: then they are compared.
+    fn learn(&mut self, catalog: &Catalog, record: &Record) -> Result<()> {
+        let path = catalog.path(&self.id);
+        let files = &mut self.files;
+        // Of an earlier version there are sums at most, taken after the backup was made.
+        let _ = sums::each(&path.join(WHOLE).join("rocksDb"), &mut |name, sum| {
+            LiveFile::number_in(name).into_iter().for_each(|number| files.know(number, Known { sum, read_ms: 0 }));
+            Ok(true)
+        });
+        let mut take = |file: Entry<String>| {
+            let number = file.path.strip_prefix(ROCKSDB).and_then(LiveFile::number_in);
+            if let (Some(number), Some(sum)) = (number, file.blake2b) {
+                let copied_ms = if file.method == Method::Copied { record.started_ms } else { 0 };
+                files.know(number, Known { sum, read_ms: file.read_ms.unwrap_or(copied_ms) });
+            }
+        };
+        let _ = nofollow::open_regular(&path.join(MANIFEST_FILE)).and_then(|file| manifest::read_each(file, &mut take));
+        let verified = catalog.verified(&self.id)?.filter(|verified| verified.is_deep() && verified.faults_count == 0);
+        verified.into_iter().for_each(|verified| files.read_all_at(verified.at_ms));
+        Ok(())
+    }
+
+    /// Reads `percent` of the bytes again that the node's `live` files, as of now, have in common with this backup. What is
+    /// damaged is given up, and noted; it is returned, as are the bytes that were read.
+    pub(crate) fn read_share(
+        &mut self,
+        live: &[LiveFile],
+        percent: u8,
+        now_ms: u64,
+        catalog: &Catalog,
+        control: &Control,
+    ) -> Result<Vec<Fault>> {
+        let shared = self.files.shared(live);
+        let mut due: Vec<(u64, u64, String, Option<Known>)> = Vec::new();
+        for (file, known) in self.files.files().filter(|(file, _)| shared.binary_search(&file.number).is_ok()) {
+            let read_ms = known.map_or(0, |known| known.read_ms);
+            due.push((if read_ms > now_ms { 0 } else { read_ms }, file.bytes, file.name(), known));
+        }
+        due.sort_unstable_by(|a, b| (a.0, &a.2).cmp(&(b.0, &b.2)));
+        let all_bytes: u64 = due.iter().map(|(_, bytes, ..)| bytes).sum();
+        let mut left_bytes = all_bytes / 100 * u64::from(percent) + all_bytes % 100 * u64::from(percent) / 100;
+        let (began, mut read_count, mut faults) = (Instant::now(), 0_u64, Vec::new());
+        for (_, bytes, name, known) in due {
+            if (read_count > 0 && left_bytes == 0) || began.elapsed() > TIME_LIMIT {
+                break;
+            }
+            control.check()?;
+            faults.extend(self.read(&name, known, now_ms, control)?);
+            read_count += 1;
+            left_bytes = left_bytes.saturating_sub(bytes);
+        }
+        log::info!("files of an earlier backup read again id={} files={read_count} damaged={}", self.id, faults.len());
+        self.note(&faults, catalog, now_ms);
+        Ok(faults)
+    }
+
+    /// Reads one file again; says what is wrong with it.
+    fn read(&mut self, name: &str, known: Option<Known>, now_ms: u64, control: &Control) -> Result<Option<Fault>> {
+        let Some(number) = LiveFile::number_in(name) else { return Ok(None) };
+        let Some(known) = known else {
+            self.files.doubt(number);
+            return Ok(None);
+        };
+        let why = match sum::of(&self.files.directory().join(name), true, control) {
+            Ok(sum) if sum == known.sum => {
+                self.files.know(number, Known { read_ms: now_ms, ..known });
+                return Ok(None);
+            }
+            Ok(_) => "it is not what was backed up: its checksum differs".to_owned(),
+            Err(e) if e.kind() == Kind::Io => e.chain(),
+            Err(e) => return Err(e),
+        };
+        self.files.give_up(number);
+        Ok(Some(Fault { file: format!("{ROCKSDB}{name}"), why }))
+    }
+
+    /// Whether a file is not what was backed up; `None` if that is unknown.
+    pub(crate) fn is_bad(&mut self, number: u64, control: &Control) -> Result<Option<bool>> {
+        let found = self.files.files().find(|(file, _)| file.number == number);
+        let Some((name, known)) = found.and_then(|(file, known)| Some((file.name(), known?))) else { return Ok(None) };
+        Ok(Some(self.read(&name, Some(known), known.read_ms, control)?.is_some()))
+    }
+
+    /// Gives up a file that turned out bad, and notes that.
+    pub(crate) fn give_up(&mut self, fault: &Fault, catalog: &Catalog, now_ms: u64) {
+        let number = fault.table().and_then(LiveFile::number_in);
+        number.into_iter().for_each(|number| self.files.give_up(number));
+        self.note(std::slice::from_ref(fault), catalog, now_ms);
+    }
+
+    fn note(&self, faults: &[Fault], catalog: &Catalog, now_ms: u64) {
+        if faults.is_empty() {
+            return;
+        }
+        for fault in faults {
+            log::error!("backup damaged id={} reason={:?}", self.id, fault.to_string());
+        }
+        if !self.is_finished {
+            return;
+        }
+        // The new backup does without these files in any case.
+        if let Err(e) = damage::note_tables(catalog, &self.id, faults, now_ms) {
+            log::warn!("damage not noted id={} reason={:?}", self.id, e.chain());
+        }
+    }
+
+    /// What a new backup says of a file of this one that was copied anew.
+    pub(crate) fn warning(&self, fault: &Fault) -> String {
+        if !self.is_finished {
+            return format!("{fault}, in a capture that was discarded; this backup has the file anew from the node");
+        }
+        format!("backup {} is damaged, {fault}; this one has the file anew from the node", self.id)
+    }
+}

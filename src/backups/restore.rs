@@ -1,0 +1,429 @@
+//! A backup becomes a node's database again: its `0` is put below a database directory.
+//!
+//! ```text
+//! step                                                     a crash after it leaves the target
+//! 1  refuse: node running, target not empty or a mount,    as it was
+//!    no space, no exchange on this file system
+//! 2  quick (or deep) verification                          as it was
+//! 3  fill TARGET/.restoring-<time>, all of it synced       as it was, and that directory, which the next restore removes
+//! 4  rename it to TARGET/0; or, where there is one and     wholly new
+//!    --replace was given:
+//! 5  rename it to TARGET/.exchanging-<time>, sync          as it was; the next restore calls it 0.bak-<time>
+//! 6  lock the old databases against a node that starts     the same
+//! 7  exchange the two, atomically; sync                    wholly new; the next restore calls the old one so
+//! 8  a process opened an old database since 6: exchange    as it was, or wholly new
+//!    them back, remove the new one, fail
+//! 9  rename the old one to TARGET/0.bak-<time>             wholly new
+//! ```
+//! Invariants: what may be an old database is never removed: `.restoring-*` never is one, `.exchanging-*` may be. One restore
+//! at a time works on a target: it holds a lock on the directory. No process has an old database open when it is exchanged,
+//! and none opens it before that is sure: a node that starts at any moment finds all of one of the two. The files of the backup
+//! are only read. SSTs are linked where the file system allows and their owner and mode are those the target needs: RocksDB
+//! never changes one. Everything that a node writes to (WAL, MANIFEST, CURRENT, SQLite) is cloned or copied: a restored database
+//! never shares a writable file with its backup. Files and directories have the modes that they have in the backup.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FileType;
+
+use crate::backups::catalog::lies_in_backup;
+use crate::backups::sums;
+use crate::backups::verify::Depth;
+use crate::capture::node_locks::{self, NodeLocks};
+use crate::capture::rocksdb::live_directories::is_immutable;
+use crate::capture::source::{SqliteSource, is_same, require_no_file, resolve};
+use crate::capture::sqlite;
+use crate::control::Control;
+use crate::disk::copy;
+use crate::disk::fault_gate;
+use crate::disk::lock::Lock;
+use crate::disk::nofollow;
+use crate::disk::permissions;
+use crate::disk::unsynced::{Batch, Links};
+use crate::disk::{self, Owner};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::layout::{EXCHANGING, REPLACED, RESTORING, WHOLE};
+
+/// Bytes that must stay free on the target's file system.
+const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// How many moments are tried for names that are free.
+const MAX_STAMPS: u64 = 1000;
+
+/// What a restore did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// The database directory that a node can be started on.
+    pub database_directory: PathBuf,
+    /// Where what was there before is now.
+    pub replaced: Option<PathBuf>,
+    /// Files that are links to the backup's.
+    pub linked_count: u64,
+    /// Files that were cloned or copied.
+    pub copied_count: u64,
+    /// Whether Pact has lost its old blocks to compaction: the node refuses it unless it is told that this is wished.
+    pub pact_is_compacted: bool,
+}
+
+/// Fails with [`Kind::Usage`] where a database directory cannot be: within a database or a backup, or where the backups are.
+pub(crate) fn require_target(target: &Path, backups: &Path) -> Result<()> {
+    require_no_file(target, "target", "--to")?;
+    let resolved = resolve(target)?;
+    let in_database = |above: &Path| above.join("CURRENT").is_file() || above.join("rocksDb").join("CURRENT").is_file();
+    let whose = if is_same(target, backups) {
+        "is the backup directory"
+    } else if lies_in_backup(&resolved)? {
+        "lies in a backup"
+    } else if resolved.ancestors().any(in_database) {
+        "lies within a database"
+    } else {
+        return Ok(());
+    };
+    let context = format!("the target {} {whose}: name the directory that holds, or gets, the 0", target.display());
+    Err(Error::new(Kind::Usage, context))
+}
+
+/// How a backup is restored.
+#[derive(Debug, Clone, Copy)]
+pub struct RestoreOptions<'a> {
+    /// The database directory that gets the backup's `0`.
+    pub target: &'a Path,
+    /// Keep aside what is there, instead of failing.
+    pub replace: bool,
+    /// Copy every byte: share no file, and no block of one, with the backup.
+    pub copy: bool,
+    /// How thoroughly the backup is verified before.
+    pub depth: Depth,
+    /// In whose child process RocksDB is opened for that; absent, it is opened in this one.
+    pub program: Option<&'a Path>,
+}
+
+/// The names of one restore in its target.
+struct Names {
+    target: PathBuf,
+    place: PathBuf,
+    staging: PathBuf,
+    exchanging: PathBuf,
+    aside: PathBuf,
+}
+
+impl Names {
+    /// Those of the first moment from `now_ms` on that no earlier restore has used.
+    fn free(target: &Path, now_ms: u64) -> Names {
+        let at = |stamp: u64| Names {
+            target: target.to_owned(),
+            place: target.join(WHOLE),
+            staging: target.join(format!("{RESTORING}{stamp}")),
+            exchanging: target.join(format!("{EXCHANGING}{stamp}")),
+            aside: target.join(format!("{REPLACED}{stamp}")),
+        };
+        let is_free = |names: &Names| {
+            [&names.staging, &names.exchanging, &names.aside].iter().all(|path| path.symlink_metadata().is_err())
+        };
+        (now_ms..now_ms.saturating_add(MAX_STAMPS)).map(at).find(is_free).unwrap_or_else(|| at(now_ms))
+    }
+}
+
+/// Steps 1 and 3 to 9; the caller has verified the backup in `backup` and holds it.
+pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, control: &Control) -> Result<Restored> {
+    let (whole, target) = (backup.join(WHOLE), &*resolve(options.target)?);
+    let place = target.join(WHOLE);
+    require_free(&place, options.replace)?;
+    require_no_node(&place)?;
+    let parent = nearest_directory(target)?;
+    let owner = Owner::following(if is_occupied(&place) { &place } else { parent })?;
+    disk::ensure_dir(target, owner)?;
+    let _lock = Lock::try_take_directory(target)?.ok_or_else(|| {
+        Error::new(Kind::Busy, format!("another restore into {} is on its way; wait for it", target.display()))
+    })?;
+    clear(target)?;
+    // Looked at again under the lock.
+    require_free(&place, options.replace)?;
+    let occupied = is_occupied(&place);
+    let names = Names::free(target, now_ms);
+    if occupied {
+        probe_exchange(&names)?;
+    }
+    control.set_reserve(RESERVE_BYTES);
+    let mut restored = Restored {
+        database_directory: options.target.to_owned(),
+        replaced: None,
+        linked_count: 0,
+        copied_count: 0,
+        pact_is_compacted: is_compacted(&whole)?,
+    };
+    let mut filling = Filling { owner, copy: options.copy, control, restored: &mut restored };
+    let put = filling.fill(&whole, &names.staging).and_then(|()| {
+        // A node may have been started while we copied.
+        require_no_node(&place)?;
+        if occupied { exchange(&names, owner) } else { put_in_place(&names) }
+    });
+    if let Err(cause) = put {
+        // The cause is what matters; the next restore removes what this cannot.
+        let _ = disk::remove_tree(&names.staging, &|| true);
+        return Err(cause);
+    }
+    if occupied {
+        disk::rename(&names.exchanging, &names.aside).map_err(|e| in_place(&place, e))?;
+        restored.replaced = Some(names.aside);
+    }
+    disk::sync_dir(target).map_err(|e| in_place(&place, e))?;
+    Ok(restored)
+}
+
+/// Step 4. The kernel renames over nothing, or over an empty directory.
+fn put_in_place(names: &Names) -> Result<()> {
+    disk::rename(&names.staging, &names.place).map_err(|e| {
+        if is_occupied(&names.place) {
+            let context =
+                format!("{} appeared while the backup was copied: was a node started?", names.place.display());
+            return Error::new(Kind::NotEmpty, context).because(e);
+        }
+        e
+    })
+}
+
+/// Steps 5 to 8. On an error the target is as it was, and the new database is where it was filled.
+fn exchange(names: &Names, owner: Option<Owner>) -> Result<()> {
+    let (new, place) = (&names.exchanging, &names.place);
+    // What may be an old database after a crash must not be called like one that never is.
+    disk::rename(&names.staging, new)?;
+    let back = |cause: Error| match disk::rename(new, &names.staging) {
+        Ok(()) => cause,
+        Err(_) => Error::new(cause.kind(), format!("{} can be removed: it is no database of yours", new.display()))
+            .because(cause),
+    };
+    disk::sync_dir(&names.target).map_err(back)?;
+    let locks = NodeLocks::take(place, owner).map_err(back)?;
+    fault_gate::point("restore-locked", &names.target);
+    disk::exchange(new, place).map_err(back)?;
+    fault_gate::point("restore-exchanged", &names.target);
+    let synced = disk::sync_dir(&names.target);
+    if let Err(cause) = locks.require_unused(new) {
+        disk::exchange(new, place).map_err(|e| {
+            let context = format!(
+                "{} is restored, but what was there is used by a process and is in {}: stop that process",
+                place.display(),
+                new.display()
+            );
+            Error::new(e.kind(), context).because(e)
+        })?;
+        let undone = disk::sync_dir(&names.target);
+        return Err(back(undone.err().unwrap_or(cause)));
+    }
+    // From here on it is restored.
+    synced.map_err(|e| in_place(place, e))
+}
+
+/// Fails where the file system cannot exchange two directories, before anything is copied.
+fn probe_exchange(names: &Names) -> Result<()> {
+    let mut other = names.staging.clone().into_os_string();
+    other.push("0");
+    let other = PathBuf::from(other);
+    let probe = || {
+        disk::create_dir(&names.staging, None)?;
+        disk::create_dir(&other, None)?;
+        disk::exchange(&names.staging, &other)
+    };
+    let result = probe();
+    for path in [&names.staging, &other] {
+        disk::remove_tree(path, &|| true)?;
+    }
+    result.map_err(|e| {
+        let context = format!(
+            "the file system of {} cannot exchange two directories: move {} aside yourself, then restore without --replace",
+            names.target.display(),
+            names.place.display()
+        );
+        Error::new(Kind::Refused, context).because(e)
+    })
+}
+
+/// Fails where the new `0` cannot be put: something is there that shall not be replaced, or a file system is mounted there.
+fn require_free(place: &Path, replace: bool) -> Result<()> {
+    if is_occupied(place) && !replace {
+        let context =
+            format!("{} is not empty; name another directory, or give --replace to keep it aside", place.display());
+        return Err(Error::new(Kind::NotEmpty, context));
+    }
+    if !nofollow::is_mount_point(place) {
+        return Ok(());
+    }
+    let context = format!(
+        "a file system is mounted at {}, and what is mounted cannot be replaced: restore into another directory",
+        place.display()
+    );
+    Err(Error::new(Kind::Refused, context))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the target is the operator's, and may be a link of his")]
+fn is_occupied(place: &Path) -> bool {
+    place.symlink_metadata().is_ok() && fs::read_dir(place).is_ok_and(|mut d| d.next().is_some())
+}
+
+fn in_place(place: &Path, cause: Error) -> Error {
+    let context = format!("{} is restored, but perhaps not durably: run sync, or restore again", place.display());
+    Error::new(cause.kind(), context).because(cause)
+}
+
+/// Ends what a restore left that was cut off: removes what it had not finished, keeps what may be an old database.
+fn clear(target: &Path) -> Result<()> {
+    let failed = || format!("cannot list {}", target.display());
+    for entry in nofollow::entries(target).context(failed)? {
+        let (name, _) = entry.context(failed)?;
+        let (path, name) = (target.join(&name), name.to_string_lossy());
+        if name.strip_prefix(RESTORING).is_some_and(is_stamp) {
+            disk::remove_tree(&path, &|| true)?;
+        } else if let Some(stamp) = name.strip_prefix(EXCHANGING).filter(|stamp| is_stamp(stamp)) {
+            disk::rename(&path, &target.join(format!("{REPLACED}{stamp}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether this is what we end the names of our directories with: a time in milliseconds.
+fn is_stamp(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn is_compacted(whole: &Path) -> Result<bool> {
+    let databases = SqliteSource::Foreign(whole.join("sqlite")).databases()?;
+    databases.iter().try_fold(false, |found, database| Ok(found || sqlite::is_compacted(database)?))
+}
+
+/// A database that a process has open is never touched.
+fn require_no_node(place: &Path) -> Result<()> {
+    node_locks::user_of(place)?.map_or(Ok(()), |user| Err(user.into_error()))
+}
+
+fn nearest_directory(path: &Path) -> Result<&Path> {
+    let found = path.ancestors().find(|p| p.is_dir() || p.as_os_str().is_empty());
+    let found = found.map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+    found.ok_or_else(|| Error::new(Kind::Usage, format!("{} lies in no directory", path.display())))
+}
+
+/// Fills the new database.
+struct Filling<'a> {
+    owner: Option<Owner>,
+    copy: bool,
+    control: &'a Control,
+    restored: &'a mut Restored,
+}
+
+/// A file that is restored.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Item {
+    from: PathBuf,
+    to: PathBuf,
+    bytes: u64,
+    mode: u32,
+    may_link: bool,
+}
+
+impl Filling<'_> {
+    /// Step 3.
+    fn fill(&mut self, whole: &Path, staging: &Path) -> Result<()> {
+        let (owner, control) = (self.owner, self.control);
+        // No other user may enter before every file has its mode.
+        disk::create_private_dir(staging, owner)?;
+        let mut directories = vec![(staging.to_owned(), mode_of(whole)?)];
+        let mut files = Vec::new();
+        for name in ["rocksDb", "sqlite"] {
+            let (from, to) = (whole.join(name), staging.join(name));
+            if nofollow::is_directory(&from).context(|| format!("cannot look at {}", from.display()))? {
+                disk::create_dir(&to, owner)?;
+                self.list(&from, &to, &mut files)?;
+                directories.push((to, mode_of(&from)?));
+            }
+        }
+        files.sort();
+        let needed_bytes = files.iter().filter(|file| !file.may_link).map(|file| file.bytes).sum();
+        control.set_total(needed_bytes);
+        require_room(staging, needed_bytes)?;
+        let mut unsynced = Batch::default();
+        let mut linked = Vec::new();
+        for file in files {
+            control.check()?;
+            if self.bring(&file, &mut unsynced)? {
+                linked.push(file.to);
+            }
+        }
+        unsynced.sync()?;
+        sync_links(staging, &linked, control)?;
+        for (path, mode) in directories.iter().rev() {
+            permissions::set_of_directory(path, *mode)?;
+        }
+        disk::sync_dirs(staging)
+    }
+
+    /// Adds the files of one directory.
+    fn list(&self, from: &Path, to: &Path, files: &mut Vec<Item>) -> Result<()> {
+        let failed = || format!("cannot list {}", from.display());
+        for entry in nofollow::entries(from).context(failed)? {
+            let (name, stat) = entry.context(failed)?;
+            let (name, mode) = (PathBuf::from(name), stat.st_mode);
+            let text = name.to_string_lossy();
+            // The checksums are the backup's, whole or not.
+            if FileType::from_raw_mode(mode) != FileType::RegularFile || sums::is_ours(&text) {
+                continue;
+            }
+            let may_link = !self.copy && Owner::fits(self.owner, &stat) && mode & 0o200 != 0 && is_immutable(&text);
+            let bytes = stat.st_size.cast_unsigned();
+            files.push(Item { from: from.join(&name), to: to.join(&name), bytes, mode, may_link });
+        }
+        Ok(())
+    }
+
+    /// Brings a file; whether that is a link.
+    fn bring(&mut self, Item { from, to, bytes, mode, may_link }: &Item, unsynced: &mut Batch) -> Result<bool> {
+        let (owner, control) = (self.owner, self.control);
+        if *may_link && disk::link(from, to).is_ok() {
+            self.restored.linked_count += 1;
+            return Ok(true);
+        }
+        let file = nofollow::open_regular(from).context(|| format!("cannot open {}", from.display()))?;
+        let cloned = if self.copy { None } else { copy::clone(file.as_fd(), to, owner, control, &|| Ok(()))? };
+        let copied = match cloned {
+            Some(cloned) => cloned,
+            None => copy::copy_still(&file, *bytes, to, owner, control)?,
+        };
+        // A node writes to it, whatever became of the mode in the backup.
+        copied.set_mode(mode | 0o600)?;
+        self.restored.copied_count += 1;
+        unsynced.add(copied).map(|()| false)
+    }
+}
+
+/// Makes the links to the backup's files durable: an operator may have brought the backup here a moment ago, by `rsync`.
+fn sync_links(staging: &Path, linked: &[PathBuf], control: &Control) -> Result<()> {
+    for directory in ["rocksDb", "sqlite"].map(|name| staging.join(name)) {
+        let mut of_directory = linked.iter().filter(|path| path.parent() == Some(&directory)).peekable();
+        if of_directory.peek().is_none() {
+            continue;
+        }
+        let mut links = Links::of(&directory)?;
+        for name in of_directory.filter_map(|path| path.file_name().map(Path::new)) {
+            control.check()?;
+            links.sync(name)?;
+        }
+        links.finish()?;
+    }
+    Ok(())
+}
+
+fn mode_of(path: &Path) -> Result<u32> {
+    let directory = nofollow::open_directory(path).and_then(|directory| directory.metadata());
+    Ok(directory.context(|| format!("cannot look at {}", path.display()))?.mode())
+}
+
+fn require_room(staging: &Path, needed_bytes: u64) -> Result<()> {
+    let (free_bytes, _) = disk::free_bytes(staging)?;
+    if free_bytes >= needed_bytes.saturating_add(RESERVE_BYTES) {
+        return Ok(());
+    }
+    let context = format!("not enough space for a restore: {needed_bytes} bytes are needed, {free_bytes} are free");
+    Err(Error::new(Kind::NoSpace, context))
+}

@@ -1,0 +1,106 @@
+//! Which backups to keep: a pure function from what there is and a policy to a verdict for each, with its reason.
+//!
+//! Newest is what has the largest identifier: those of ours always rise. The clock may have been wrong when a backup was made, so
+//! its time only says in which day and week it falls.
+//!
+//! Invariants, for every input: a foreign, a pinned, a running and the newest good backup are kept. Only good backups count
+//! for a rule; one that a verification found damaged is not good, and is kept only while there is no good one. Without a
+//! rule nothing is deleted. To judge again what was kept deletes nothing more.
+
+use std::collections::BTreeSet;
+
+use crate::format::record::Status;
+use crate::id::BackupId;
+
+/// What decides about a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its identifier.
+    pub id: BackupId,
+    /// Its status.
+    pub status: Status,
+    /// Whether it is somebody else's.
+    pub foreign: bool,
+    /// Whether an operator pinned it.
+    pub pinned: bool,
+    /// Whether its last verification found faults.
+    pub damaged: bool,
+    /// When it began, milliseconds since the epoch.
+    pub started_ms: u64,
+}
+
+/// How many good backups to keep. A backup that any rule keeps is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// The newest so many.
+    pub keep_last: u32,
+    /// The newest of each of so many days (UTC) that have one.
+    pub keep_daily: u32,
+    /// The newest of each of so many weeks (Monday to Sunday, UTC) that have one.
+    pub keep_weekly: u32,
+}
+
+/// What becomes of a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stays, because of this.
+    Keep(&'static str),
+    /// It goes.
+    Delete,
+    /// Another process has deleted it meanwhile.
+    Gone,
+    /// It shall go, and cannot be deleted: the log says why.
+    Failed,
+}
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// The verdict for each backup, in the order of the input.
+pub fn judge(backups: &[Candidate], policy: Policy) -> Vec<Verdict> {
+    let mut newest_first: Vec<usize> = (0..backups.len()).collect();
+    newest_first.sort_by_key(|i| std::cmp::Reverse((backups[*i].id.number(), &backups[*i].id)));
+    let is_good = |i: &usize| {
+        let backup = &backups[*i];
+        backup.status == Status::Done && !backup.foreign && !backup.damaged
+    };
+    let good: Vec<usize> = newest_first.into_iter().filter(is_good).collect();
+
+    let mut verdicts = vec![Verdict::Delete; backups.len()];
+    let mut keep = |i: usize, why: &'static str| {
+        if verdicts[i] == Verdict::Delete {
+            verdicts[i] = Verdict::Keep(why);
+        }
+    };
+    for (i, backup) in backups.iter().enumerate() {
+        if backup.foreign {
+            keep(i, "foreign");
+        } else if backup.pinned {
+            keep(i, "pinned");
+        } else if backup.status == Status::InProgress {
+            keep(i, "in progress");
+        } else if policy == Policy::default() {
+            keep(i, "no rule given");
+        } else if backup.damaged && good.is_empty() {
+            keep(i, "damaged, but there is no good one");
+        }
+    }
+    good.iter().take(1).for_each(|i| keep(*i, "last good"));
+    good.iter().take(policy.keep_last as usize).for_each(|i| keep(*i, "keep-last"));
+    let day = |i: usize| backups[i].started_ms / DAY_MS;
+    // The epoch was a Thursday: three days later weeks begin on Monday.
+    let week = |i: usize| (day(i) + 3) / 7;
+    for i in newest_of_each(&good, policy.keep_daily, day) {
+        keep(i, "keep-daily");
+    }
+    for i in newest_of_each(&good, policy.keep_weekly, week) {
+        keep(i, "keep-weekly");
+    }
+    verdicts
+}
+
+/// The first of each period, for the first so many periods.
+fn newest_of_each(good: &[usize], count: u32, period: impl Fn(usize) -> u64) -> Vec<usize> {
+    let mut seen = BTreeSet::new();
+    let is_first = |i: &usize| seen.insert(period(*i));
+    good.iter().copied().filter(is_first).take(count as usize).collect()
+}

@@ -1,0 +1,259 @@
+//! Checksums as the community publishes them: `BLAKE2SUMS` in a directory, in the format of coreutils' `b2sum`, so that
+//! `b2sum -c BLAKE2SUMS` checks it.
+//!
+//! Invariants: the file appears by one atomic rename, with every file of the directory in it, and is the only thing that
+//! is added to a backup after its commit. A file that was summed when it was copied, or that another backup of the catalog has
+//! too, as the same inode, is not read again.
+
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::backups::catalog::{Catalog, shared_identity};
+use crate::capture::in_use;
+use crate::config::Sums;
+use crate::control::Control;
+use crate::disk;
+use crate::disk::nofollow::{self, is_unfit};
+use crate::disk::off_heap;
+use crate::disk::sum::{self, Sum};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::layout::{MANIFEST_FILE, SUMS_FILE, WHOLE};
+use crate::format::manifest::{self, Entry, Manifest};
+use crate::format::record::Method;
+use crate::id::BackupId;
+
+/// What a backup has below its `0`.
+const DIRECTORIES: [&str; 2] = ["rocksDb", "sqlite"];
+
+/// The longest line that is read: a sum and a file name have less.
+const MAX_LINE_BYTES: u64 = 1024;
+
+/// Whether this is the name of the file, or of what becomes it ([`disk::replace`]).
+pub(crate) fn is_ours(name: &str) -> bool {
+    let temporary = disk::of_temporary(name);
+    temporary.unwrap_or(name) == SUMS_FILE
+}
+
+/// Gives each name and sum of a directory's `BLAKE2SUMS` to `take`, line by line; `Ok(false)` where it has none. Fails with
+/// [`Kind::Damaged`] at a line that is none, or has a name that `take` says it has had: such a name was damaged.
+pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(&str, Sum) -> Result<bool>) -> Result<bool> {
+    let path = directory.join(SUMS_FILE);
+    let failed = || format!("cannot read {}", path.display());
+    let mut lines = match nofollow::open_regular(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) if is_unfit(&e) => return Err(Error::new(Kind::Damaged, format!("{}: {e}", path.display()))),
+        other => BufReader::new(other.context(failed)?),
+    };
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        (&mut lines).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).context(failed)?;
+        if line.is_empty() {
+            break;
+        }
+        let parsed = std::str::from_utf8(&line).ok().and_then(|line| parse(line.lines().next()?));
+        let is_new = parsed.map(|(name, sum)| take(name, sum)).transpose()?;
+        if is_new != Some(true) {
+            return Err(Error::new(Kind::Damaged, format!("{} is broken in line {number}", path.display())));
+        }
+    }
+    Ok(true)
+}
+
+/// One line of `b2sum`: the sum, a blank, a blank or an asterisk, the name. The name must be a plain one.
+fn parse(line: &str) -> Option<(&str, Sum)> {
+    let (sum, name) = line.split_once(' ')?;
+    let name = name.strip_prefix([' ', '*'])?;
+    let is_plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
+    Some((name, Sum::parse(sum)?)).filter(|_| is_plain)
+}
+
+/// The directories of a backup that have sums.
+pub(crate) fn present(path: &Path) -> Result<Vec<&'static str>> {
+    let mut present = Vec::new();
+    for name in DIRECTORIES {
+        let directory = path.join(WHOLE).join(name);
+        present.extend(has_sums(&directory)?.then_some(name));
+    }
+    Ok(present)
+}
+
+/// Whether a directory has its `BLAKE2SUMS`; what no file of ours can be is none.
+pub(crate) fn has_sums(directory: &Path) -> Result<bool> {
+    let path = directory.join(SUMS_FILE);
+    match nofollow::open_regular(&path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || is_unfit(&e) => Ok(false),
+        Err(e) => Err(Error::io(format!("cannot open {}", path.display()), e)),
+    }
+}
+
+/// The directories of a finished backup that shall have sums and have none.
+fn missing(path: &Path, which: Sums) -> Result<Vec<&'static str>> {
+    let manifest = path.join(MANIFEST_FILE);
+    let prefixes = DIRECTORIES.map(prefix_of);
+    let mut linked = DIRECTORIES.map(|_| false);
+    let mut look = |file: Entry<String>| {
+        if let Some(at) = prefixes.iter().position(|prefix| file.path.starts_with(prefix)) {
+            linked[at] |= file.method == Method::Linked;
+        }
+    };
+    let read = nofollow::open_regular(&manifest).and_then(|file| manifest::read_each(file, &mut look));
+    if !read.context(|| format!("cannot read {}", manifest.display()))? {
+        return Err(Error::new(Kind::Damaged, format!("{} is not a manifest of ours", manifest.display())));
+    }
+    let wanted = DIRECTORIES.into_iter().zip(linked).filter(|(_, linked)| which == Sums::All || !linked);
+    let mut missing = Vec::new();
+    for (name, _) in wanted {
+        let directory = path.join(WHOLE).join(name);
+        let is_there =
+            nofollow::is_directory(&directory).context(|| format!("cannot look at {}", directory.display()))?;
+        missing.extend((is_there && !has_sums(&directory)?).then_some(name));
+    }
+    Ok(missing)
+}
+
+/// How the paths of the files in a directory begin.
+pub(crate) fn prefix_of(directory: &str) -> String {
+    format!("{WHOLE}/{directory}/")
+}
+
+/// The files of a finished backup that are there.
+struct Files {
+    all: Manifest,
+    /// Of each, whether it is in `manifest.json`.
+    named: Vec<bool>,
+    /// Of each, the checksum that it has there.
+    sums: Vec<Option<Sum>>,
+}
+
+impl Files {
+    fn of(backup: &Path) -> Result<Files> {
+        let (all, _) = Manifest::found(&backup.join(WHOLE))?;
+        let (mut named, mut sums) = (vec![false; all.count()], off_heap::list());
+        sums.resize(all.count(), None);
+        let mut look = |file: Entry<String>| {
+            if let Some(at) = all.find(&file.path) {
+                (named[at], sums[at]) = (true, file.blake2b);
+            }
+        };
+        let manifest = backup.join(MANIFEST_FILE);
+        let read = nofollow::open_regular(&manifest).and_then(|file| manifest::read_each(file, &mut look));
+        read.context(|| format!("cannot read {}", manifest.display()))?;
+        Ok(Files { all, named, sums })
+    }
+}
+
+/// The files that no `BLAKE2SUMS` of a backup names because they are no part of it, as a publisher adds them.
+pub(crate) fn left_out(path: &Path) -> Result<Vec<String>> {
+    let files = Files::of(path)?;
+    let extras = files.all.files().zip(&files.named).filter(|(_, named)| !**named).map(|(file, _)| file.path);
+    Ok(extras.filter(|path| !path.rsplit('/').next().is_some_and(is_ours)).map(str::to_owned).collect())
+}
+
+/// Writes the missing `BLAKE2SUMS` of a finished backup; returns how many files were read for it, `None` where none is
+/// missing. Files that are not in its manifest are left out.
+pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Control) -> Result<Option<u64>> {
+    let missing = missing(path, which)?;
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    log::info!("writing checksums of={}", path.display());
+    let files = Files::of(path)?;
+    let mut read_count = 0;
+    for name in missing {
+        read_count += Directory::of(path, name, &files).write(catalog, control)?;
+    }
+    Ok(Some(read_count))
+}
+
+/// The same for the newest good backup of ours, held meanwhile; `None` where there is nothing to do.
+pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) -> Result<Option<(BackupId, u64)>> {
+    if which == Sums::None {
+        return Ok(None);
+    }
+    let Some(newest) = catalog.newest_good()? else { return Ok(None) };
+    let path = catalog.path(&newest.id);
+    let read_count = in_use::yielding(&path, control, || write(catalog, &path, which, control))?;
+    Ok(read_count.flatten().map(|count| (newest.id, count)))
+}
+
+/// A directory that shall have sums.
+struct Directory<'a> {
+    name: &'a str,
+    path: PathBuf,
+    prefix: String,
+    files: &'a Files,
+    /// Those of the files that lie in it, sorted.
+    here: Vec<usize>,
+}
+
+impl<'a> Directory<'a> {
+    fn of(backup: &Path, name: &'a str, files: &'a Files) -> Directory<'a> {
+        let prefix = prefix_of(name);
+        let is_here = |at: &usize| {
+            let name = files.all.file(*at).path.strip_prefix(&prefix);
+            files.named[*at] && name.is_some_and(|name| !name.contains('/'))
+        };
+        let here = (0..files.all.count()).filter(is_here).collect();
+        Directory { name, path: backup.join(WHOLE).join(name), prefix, files, here }
+    }
+
+    /// The name of the n-th file.
+    fn file(&self, n: usize) -> &'a str {
+        &self.files.all.file(self.here[n]).path[self.prefix.len()..]
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.here.binary_search(&self.files.all.find(&format!("{}{name}", self.prefix))?).ok()
+    }
+
+    /// Writes its `BLAKE2SUMS`; returns how many files were read for it.
+    fn write(&self, catalog: &Catalog, control: &Control) -> Result<u64> {
+        let mut sums = self.known(catalog)?;
+        let mut read_count = 0;
+        for (n, sum) in sums.iter_mut().enumerate().filter(|(_, sum)| sum.is_none()) {
+            read_count += 1;
+            // The page cache is the node's; linked files are in it because the node reads them.
+            *sum = Some(sum::of(&self.path.join(self.file(n)), true, control)?);
+        }
+        let write = |to: &mut dyn Write| {
+            let mut to = BufWriter::new(to);
+            for (n, sum) in sums.iter().flatten().enumerate() {
+                writeln!(to, "{sum}  {}", self.file(n))?;
+            }
+            to.flush()
+        };
+        disk::replace_by(&self.path, SUMS_FILE, catalog.owner(), &write)?;
+        Ok(read_count)
+    }
+
+    /// The sums that need no reading: those of the manifest, taken when the files were copied, and what the catalog has
+    /// already: an SST that several backups link is one file, and has one name.
+    fn known(&self, catalog: &Catalog) -> Result<Vec<Option<Sum>>> {
+        let mut known = off_heap::list();
+        known.extend(self.here.iter().map(|at| self.files.sums[*at]));
+        if known.iter().all(Option::is_some) {
+            return Ok(known);
+        }
+        for found in catalog.readable()? {
+            let other = catalog.path(&found.id).join(WHOLE).join(self.name);
+            let mut taken = Vec::new();
+            let read = each(&other, &mut |name, sum| {
+                if let Some(n) = self.find(name).filter(|n| known[*n].is_none())
+                    && let Some(ours) = shared_identity(&self.path.join(name))
+                    && shared_identity(&other.join(name)) == Some(ours)
+                {
+                    known[n] = Some(sum);
+                    taken.push(n);
+                }
+                Ok(true)
+            });
+            // Sums that cannot all be read are computed anew.
+            if read.is_err() {
+                taken.iter().for_each(|n| known[*n] = None);
+            }
+        }
+        Ok(known)
+    }
+}

@@ -1,0 +1,210 @@
+//! The commands on finished backups: what they print, and the exit code that says how it went.
+
+use std::collections::HashSet;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+
+use chainweb_backup::{
+    Control, Depth, Details, Error, Kind, Policy, Record, RestoreOptions, Restored, Result, Status, Verdict, Verified,
+    cancel_backup, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups,
+    restore_backup, step_back, sum_backup, verify_backup,
+};
+
+use crate::plan::{Action, OURSELVES};
+use crate::terminal::{PROGRESS_INTERVAL, draw, exit_code, print, say, size, utc};
+
+/// Does what an [`Action`] says in a backup directory, reading and copying at most `limit` bytes a second.
+pub fn run(directory: &Path, action: Action, limit: Option<u64>) -> Result<i32> {
+    match action {
+        Action::List { json } => list(directory, json),
+        Action::Check(id) => check(directory, &id),
+        Action::Cancel(id) => {
+            let (id, status) = cancel_backup(directory, id.as_deref())?;
+            print(&format!("{id}: {}", status.word()))?;
+            if status == Status::Done {
+                say("it was done already; delete removes it");
+            }
+            Ok(i32::from(status == Status::Done))
+        }
+        Action::Verify { id, deep } => verify(directory, &id, depth(deep), limit),
+        Action::Restore { id, to, replace, copy, deep } => {
+            let program = Some(Path::new(OURSELVES));
+            let options = RestoreOptions { target: &to, replace, copy, depth: depth(deep), program };
+            restore(directory, &id, options, limit)
+        }
+        Action::Sum(id) => {
+            step_back();
+            let (id, summed) = with_progress(limit, |control| sum_backup(directory, &id, control))?;
+            for file in &summed.left_out {
+                say(&format!("left out: {file} is not part of the backup"));
+            }
+            print(&format!("{id}: BLAKE2SUMS written, {} files read", summed.read_count))
+        }
+        Action::Delete(ids) => delete(directory, &ids),
+        Action::Prune { policy, dry_run } => prune(directory, policy, dry_run),
+        Action::Pin { id, pinned } => {
+            let id = pin_backup(directory, &id, pinned)?;
+            print(&format!("{id}: {}", if pinned { "pinned" } else { "no longer pinned" }))
+        }
+    }
+}
+
+fn depth(deep: bool) -> Depth {
+    if deep { Depth::Deep } else { Depth::Quick }
+}
+
+/// Runs long work; on a terminal a line shows how far it has come.
+fn with_progress<T>(limit: Option<u64>, work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
+    let control = Control::with_limit(limit);
+    if !io::stderr().is_terminal() {
+        return work(&control);
+    }
+    thread::scope(|scope| {
+        let (done, wait) = channel::<()>();
+        let control = &control;
+        let show = move || {
+            while wait.recv_timeout(PROGRESS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                let (bytes_done, bytes_total) = control.bytes();
+                draw(&format!("{} of {}", size(bytes_done), size(bytes_total)));
+            }
+            draw("");
+        };
+        // Where no thread can be had, the work goes on unseen.
+        let _ = thread::Builder::new().name("progress".to_owned()).spawn_scoped(scope, show);
+        let result = work(control);
+        drop(done);
+        result
+    })
+}
+
+fn verify(directory: &Path, id: &str, depth: Depth, limit: Option<u64>) -> Result<i32> {
+    if depth == Depth::Deep {
+        step_back();
+    }
+    let program = Some(Path::new(OURSELVES));
+    let (id, found) = with_progress(limit, |control| verify_backup(directory, id, depth, program, control))?;
+    for fault in &found.faults {
+        say(&fault.to_string());
+    }
+    for extra in &found.extras {
+        say(&format!("note: {extra} is not part of the backup"));
+    }
+    let looked_at = format!("{} files, {}", found.files_count, size(found.bytes));
+    let read = format!(", {} checksums, {} keys", found.sums_count, found.keys_count);
+    let read = if depth == Depth::Deep { read } else { String::new() };
+    if found.faults.is_empty() {
+        return print(&format!("{id}: good ({looked_at}{read})"));
+    }
+    print(&format!("{id}: DAMAGED in {} places ({looked_at}{read})", found.faults.len()))?;
+    Ok(exit_code(Kind::Damaged))
+}
+
+fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, limit: Option<u64>) -> Result<i32> {
+    let (id, restored) = with_progress(limit, |control| restore_backup(directory, id, options, control))?;
+    let Restored { database_directory, replaced, linked_count, copied_count, pact_is_compacted } = restored;
+    let place = database_directory.join("0");
+    print(&format!("restored {id} to {} ({linked_count} files linked, {copied_count} copied)", place.display()))?;
+    let compacted = if pact_is_compacted { " --no-full-historic-pact-state" } else { "" };
+    print(&format!("start the node with: --database-directory {}{compacted}", quoted(&database_directory)))?;
+    if pact_is_compacted {
+        let warning = "warning: Pact is compacted in this backup: without --no-full-historic-pact-state (in its \
+                       configuration file: fullHistoricPactState: false) the node refuses it";
+        say(warning);
+    }
+    if let Some(old) = replaced {
+        print(&format!("what was there is in {}", old.display()))?;
+        let (place, old) = (quoted(&place), quoted(&old));
+        print(&format!("to go back, with the node stopped: mv -T {place} {place}.undone && mv -T {old} {place}"))?;
+    }
+    Ok(0)
+}
+
+/// A path as a shell reads it.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
+}
+
+fn delete(directory: &Path, ids: &[String]) -> Result<i32> {
+    // All names first: a wrong one deletes nothing.
+    let mut found = ids.iter().map(|id| find_backup(directory, id)).collect::<Result<Vec<_>>>()?;
+    let mut seen = HashSet::new();
+    found.retain(|id| seen.insert(id.clone()));
+    for id in found {
+        print(&format!("{}: deleted", delete_backup(directory, id.as_str())?))?;
+    }
+    Ok(0)
+}
+
+fn prune(directory: &Path, policy: Policy, dry_run: bool) -> Result<i32> {
+    let deleted = if dry_run { "would be deleted" } else { "deleted" };
+    let mut failed = false;
+    for (backup, verdict) in prune_backups(directory, policy, dry_run)? {
+        failed |= verdict == Verdict::Failed;
+        match verdict {
+            Verdict::Keep(why) => print(&format!("{}: kept ({why})", backup.id))?,
+            Verdict::Delete => print(&format!("{}: {deleted}", backup.id))?,
+            Verdict::Gone => print(&format!("{}: gone (deleted by another process)", backup.id))?,
+            Verdict::Failed => print(&format!("{}: not deleted", backup.id))?,
+        };
+    }
+    Ok(i32::from(failed))
+}
+
+fn check(directory: &Path, id: &str) -> Result<i32> {
+    let none = || Error::new(Kind::NotFound, format!("there is no backup {id:?} in {}", directory.display()));
+    let id = find_backup(directory, id)?;
+    let details = check_backup_in(directory, &id)?.ok_or_else(none)?;
+    print(details.status.word())?;
+    if let Some(reason) = details.record.and_then(|r| r.reason) {
+        say(&reason);
+    }
+    Ok(match details.status {
+        Status::Done => 0,
+        Status::Failed => 1,
+        Status::InProgress => 11,
+    })
+}
+
+fn list(directory: &Path, json: bool) -> Result<i32> {
+    let backups = list_backups_in(directory)?;
+    if json {
+        return print(&serde_json::to_string_pretty(&backups).expect("details have only string keys"));
+    }
+    let mut table = format!(
+        "{:<16} {:<18} {:<12} {:<20} {:>10} {:>10} {:>10} NOTE\n",
+        "ID", "STATUS", "SCOPE", "STARTED (UTC)", "SIZE", "EXCLUSIVE", "CUT"
+    );
+    for backup in &backups {
+        let record = backup.record.as_ref();
+        let bytes = record.map_or_else(|| "-".to_owned(), |r| size(r.bytes));
+        let exclusive = backup.exclusive_bytes.map_or_else(|| "-".to_owned(), size);
+        let cut = record.and_then(|r| r.rocksdb.as_ref()?.cut_height).map_or_else(|| "-".to_owned(), |h| h.to_string());
+        let note = match record {
+            None => "foreign".to_owned(),
+            Some(r) => notes(backup, r),
+        };
+        let (status, scope) = (backup.status.word(), backup.scope.word());
+        let started = utc(backup.started_ms);
+        let line = format!(
+            "{:<16} {status:<18} {scope:<12} {started:<20} {bytes:>10} {exclusive:>10} {cut:>10} {note}",
+            backup.id.as_str()
+        );
+        table.push_str(line.trim_end());
+        table.push('\n');
+    }
+    print(table.trim_end())
+}
+
+/// What an operator should see at a glance.
+fn notes(backup: &Details, record: &Record) -> String {
+    let verified = |v: &Verified| match v.faults_count {
+        0 => format!("verified ({}) {}", v.depth, utc(v.at_ms)),
+        faults => format!("DAMAGED in {faults} places"),
+    };
+    let pinned = backup.pinned.then(|| "pinned".to_owned());
+    let reason = record.reason.clone();
+    let all = [pinned, backup.verified.as_ref().map(verified), reason].into_iter().flatten();
+    all.chain(record.warnings.iter().cloned()).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,222 @@
+//! The program `chainweb-backup`: parse, run, say how it went. Errors end here, as one line and an exit code.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
+mod args;
+mod commands;
+mod plan;
+mod terminal;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use chainweb_backup::{
+    Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, heights_json, inspect_json,
+    sweep_backups,
+};
+use log::LevelFilter;
+use plan::{Exit, MakePlan, Plan, ServePlan};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::iterator::Signals;
+use terminal::{LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, say, size};
+
+/// How long the end may take after a signal; recover settles at the next start what did not end by then.
+const STOP_LIMIT: Duration = Duration::from_secs(9);
+
+/// The first pause between two looks at how a backup goes; each is twice as long as the one before. The longest, where
+/// nobody watches a progress line.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const WAIT_INTERVAL: Duration = Duration::from_millis(16);
+
+fn main() -> ExitCode {
+    // A file that must not grow that far (`ulimit -f`) is an error of the write, not the end of the program.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
+    let plan = match plan() {
+        Ok(plan) => plan,
+        Err(exit) => {
+            let mut out: Box<dyn Write> = if exit.to_stdout { Box::new(io::stdout()) } else { Box::new(io::stderr()) };
+            // Nobody is left to tell that the reader has closed the pipe.
+            let _ = out.write_all(exit.text.as_bytes());
+            return code(exit.code);
+        }
+    };
+    match run(plan) {
+        Ok(exit_code) => code(exit_code),
+        Err(e) => {
+            say(&format!("error: {}", e.chain()));
+            code(exit_code(e.kind()))
+        }
+    }
+}
+
+/// What command line, environment and configuration files say, as of now.
+fn plan() -> std::result::Result<Plan, Exit> {
+    plan::parse(std::env::args_os(), &|name| std::env::var_os(name), &plan::read_file)
+}
+
+fn code(exit_code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(exit_code).unwrap_or(1))
+}
+
+fn run(plan: Plan) -> Result<i32> {
+    match plan {
+        Plan::Serve(plan) => serve(plan),
+        Plan::Make(plan) => make(plan),
+        Plan::Manage { backup_directory, action, limit_bytes_per_second, log_level, warnings } => {
+            start_log(log_level, &warnings);
+            commands::run(&backup_directory, action, limit_bytes_per_second)
+        }
+        Plan::Heights { directory } => print(&heights_json(&directory)?),
+        Plan::Inspect { directory, limit_bytes_per_second } => {
+            print(&inspect_json(&directory, limit_bytes_per_second)?)
+        }
+    }
+}
+
+fn start_log(level: LevelFilter, warnings: &[String]) {
+    let config = simplelog::ConfigBuilder::new().set_time_format_rfc3339().build();
+    simplelog::WriteLogger::init(level, config, LogOutput::default())
+        .expect("nobody else sets a logger in this program");
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+}
+
+fn serve(plan: ServePlan) -> Result<i32> {
+    start_log(plan.log_level, &plan.warnings);
+    let backup_directory = plan.config.backup_directory.clone();
+    let service = Arc::new(Service::start(plan.config, Sources::directory(&plan.database_directory))?);
+    let listener = Listener::bind(&std::net::SocketAddr::new(plan.interface, plan.port).to_string())?;
+    let address = listener.local_addr();
+    mind_signals(&service, Some(listener.stopper()))?;
+    if let Some(path) = &plan.address_file {
+        write_address(path, &address.to_string())?;
+    }
+    log::info!("serving address={address} backup_directory={}", backup_directory.display());
+    let (answering, decorating) = (Arc::clone(&service), Arc::clone(&service));
+    listener.run(
+        Arc::new(move |request| answering.handle(request).unwrap_or_else(|| answering.not_found(request))),
+        Arc::new(move |response, peer| decorating.decorate_for(response, peer)),
+    );
+    service.shutdown();
+    log::info!("stopped");
+    Ok(0)
+}
+
+/// SIGHUP: what may change while a job runs is read again, everything else is left as it is. So is all, where a file cannot be
+/// read: an empty one is perhaps being written, and would lift the limit.
+fn read_again(service: &Service) {
+    let read_file = |path: &Path| {
+        let text = plan::read_file(path)?;
+        if text.trim().is_empty() { Err(io::Error::other("it is empty")) } else { Ok(text) }
+    };
+    match plan::parse(std::env::args_os(), &|name| std::env::var_os(name), &read_file) {
+        Ok(Plan::Serve(ServePlan { config, .. }) | Plan::Make(MakePlan { config, .. })) => {
+            service.set_limit(config.limit_bytes_per_second);
+            let limit = config.limit_bytes_per_second.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+            let rest = "all else stays as it was at the start";
+            log::info!("configuration read again limit_bytes_per_second={limit} note={rest:?}");
+        }
+        Ok(_) => {}
+        Err(exit) => {
+            let reason = exit.text.lines().next().unwrap_or_default();
+            log::error!("configuration not read again reason={reason:?} note=\"the limit is as before\"");
+        }
+    }
+}
+
+/// SIGTERM and SIGINT end the program in order: no new connections, no new jobs, the running job failed. SIGHUP reads the
+/// configuration again.
+fn mind_signals(service: &Arc<Service>, stopper: Option<chainweb_backup::Stopper>) -> Result<()> {
+    let failed = |e| Error::io("cannot handle signals", e);
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
+    let service = Arc::clone(service);
+    let wait = move || {
+        let end = signals.forever().find(|signal| {
+            if *signal == SIGHUP {
+                read_again(&service);
+            }
+            *signal != SIGHUP
+        });
+        let Some(signal) = end else { return };
+        log::info!("stopping signal={signal}");
+        let serves = stopper.is_some();
+        if let Some(stopper) = stopper {
+            stopper.stop();
+        }
+        let late = move || {
+            thread::sleep(STOP_LIMIT);
+            log::warn!("stopping took too long: what is unfinished is settled at the next start");
+            std::process::exit(i32::from(!serves));
+        };
+        // Without this thread the end may come late, but it comes.
+        let _ = thread::Builder::new().name("stop-limit".to_owned()).spawn(late);
+        service.shutdown();
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(failed)?;
+    Ok(())
+}
+
+/// Scripts wait for this file, so it appears whole.
+#[expect(clippy::disallowed_methods, reason = "the address file is no part of a backup directory")]
+fn write_address(path: &Path, address: &str) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    std::fs::write(&temporary, address)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(|e| Error::io(format!("cannot write the address file {}", path.display()), e))
+}
+
+fn make(plan: MakePlan) -> Result<i32> {
+    start_log(plan.log_level, &plan.warnings);
+    let backup_directory = plan.config.backup_directory.clone();
+    let service = Arc::new(Service::start_beside(plan.config, Sources::directory(&plan.database_directory))?);
+    mind_signals(&service, None)?;
+    let id = service.make_backup(MakeRequest { backup_pact: plan.backup_pact })?;
+    if let Err(e) = print(id.as_str()) {
+        // The backup goes on, and how it ends decides the exit code.
+        say(&format!("warning: the identifier {id} could not be printed: {}", e.chain()));
+    }
+    let terminal = io::stderr().is_terminal();
+    // A small backup is done in no time, and who waits for it should not wait longer.
+    let (mut pause, longest) = (FIRST_PAUSE, if terminal { PROGRESS_INTERVAL } else { WAIT_INTERVAL });
+    let details = loop {
+        match service.details(&id)? {
+            Some(d) if d.status == Status::InProgress => {
+                if terminal {
+                    progress_line(&d);
+                }
+                thread::sleep(pause);
+                pause = longest.min(pause * 2);
+            }
+            ended => break ended,
+        }
+    };
+    if terminal {
+        draw("");
+    }
+    let kind = service.failure_kind(&id);
+    if details.as_ref().is_some_and(|d| d.status == Status::Done) {
+        service.finish();
+    } else {
+        // What checksums an older backup lacks is nothing to wait for.
+        service.shutdown();
+        // Nobody else may come by for long.
+        if let Err(e) = sweep_backups(&backup_directory) {
+            log::warn!("garbage not removed reason={:?}", e.chain());
+        }
+    }
+    match details.map(|d| d.status) {
+        Some(Status::Done) => Ok(0),
+        Some(_) => Ok(exit_code(kind.unwrap_or(Kind::Io))),
+        None => Err(Error::new(Kind::NotFound, format!("backup {id} was deleted while it was made"))),
+    }
+}
+
+fn progress_line(details: &Details) {
+    let Some(p) = &details.progress else { return };
+    let eta = p.eta_seconds.map_or_else(|| "?".to_owned(), |s| format!("{s}s"));
+    let (done, total, rate) = (size(p.bytes_done), size(p.bytes_total), size(p.bytes_per_second));
+    draw(&format!("{:?} {done} of {total}, {rate}/s, ETA {eta}", p.phase));
+}

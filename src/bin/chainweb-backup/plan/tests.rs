@@ -1,0 +1,219 @@
+//! Tests of the command line: what was typed, and what it is taken for.
+
+use crate::args::LOG_LEVELS;
+
+use super::*;
+
+const TOP: &str =
+    "databaseDirectory: /file\nbackup: {directory: /file/b, api: {enabled: true, port: 7, interface: ::1}}";
+
+/// Parses a command line of words, with an environment and files that stand here as text.
+fn run(line: &str, env: &[(&str, &str)], files: &[(&str, &str)]) -> Result<Plan, Exit> {
+    let args = ["chainweb-backup"].into_iter().chain(line.split_whitespace()).map(OsString::from);
+    let look = |list: &[(&str, &str)], name: &str| list.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string());
+    parse(args, &|name| look(env, name).map(OsString::from), &|path| {
+        look(files, &path.to_string_lossy()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    })
+}
+
+fn serve(line: &str, env: &[(&str, &str)], files: &[(&str, &str)]) -> ServePlan {
+    match run(line, env, files) {
+        Ok(Plan::Serve(plan)) => plan,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+/// Asserts that a line is wrong usage and that the message has each of the words.
+fn wrong(line: &str, env: &[(&str, &str)], files: &[(&str, &str)], words: &[&str]) {
+    let exit = run(line, env, files).expect_err(line);
+    assert_eq!((exit.code, exit.to_stdout), (2, false), "{line}");
+    assert!(exit.text.starts_with("error: ") && exit.text.ends_with(".\n"), "{}", exit.text);
+    for word in words {
+        assert!(exit.text.contains(word), "{line}: no {word:?} in {}", exit.text);
+    }
+}
+
+#[test]
+fn clap_finds_no_fault_in_the_declaration() {
+    Typed::command().debug_assert();
+}
+
+#[test]
+fn defaults() {
+    for line in ["--database-directory /d", "serve --database-directory /d", "--database-directory /d serve"] {
+        let plan = serve(line, &[], &[]);
+        assert_eq!((plan.config.backup_directory.as_path(), plan.config.api_enabled), (Path::new("/d/backups"), false));
+        assert_eq!((plan.interface, plan.port), (Ipv4Addr::LOCALHOST.into(), 1849));
+        assert_eq!((plan.address_file, plan.config.chainweb_version, plan.config.node_version), (None, None, None));
+        assert_eq!((plan.config.reserve_bytes, plan.log_level), (None, LevelFilter::Info));
+        assert!(plan.warnings[0].contains("API is off") && plan.warnings[1].contains("version is unknown"));
+    }
+    assert_eq!(serve("--database-directory d", &[], &[]).config.backup_directory, Path::new("d/backups"));
+    use LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
+    for (name, level) in LOG_LEVELS.into_iter().chain(["quiet"]).zip([Error, Warn, Info, Debug, Trace, Off, Off]) {
+        assert_eq!(serve(&format!("--database-directory d --log-level {name}"), &[], &[]).log_level, level);
+    }
+}
+
+#[test]
+fn flag_before_environment_before_later_file_before_earlier_file() {
+    let files = &[("1", TOP), ("2", "chainweb: {chainwebVersion: v2, backup: {directory: /2, api: {enabled: false}}}")];
+    let env = &[("BACKUP_DIR", "/env"), ("ENABLE_BACKUP_API", "true")];
+    let empty = &[("BACKUP_DIR", ""), ("ENABLE_BACKUP_API", "")];
+    let place = |line: &str, env: &[_], files: &[_]| serve(line, env, files).config.backup_directory;
+    let on = |line: &str, env: &[_], files: &[_]| serve(line, env, files).config.api_enabled;
+    let both = "--config-file 1 --config-file 2";
+    assert_eq!(place(&format!("{both} --backup-directory /flag"), env, files), Path::new("/flag"));
+    assert_eq!(place(both, env, files), Path::new("/env"));
+    assert_eq!(place(both, empty, files), Path::new("/2"));
+    assert_eq!(place("--config-file 2 --config-file 1", &[], files), Path::new("/file/b"));
+    assert_eq!(place("--config-file 2 --database-directory /x", &[], &[("2", "")]), Path::new("/x/backups"));
+    assert!(!on(&format!("{both} --disable-backup-api"), env, files));
+    assert!(on(both, env, files) && !on(both, empty, files) && on("--config-file 2 --config-file 1", &[], files));
+    assert!(on(&format!("{both} --enable-backup-api"), &[("ENABLE_BACKUP_API", "0")], files));
+    assert!(!on("--config-file 1", &[("ENABLE_BACKUP_API", "No")], files));
+
+    let plan = serve(both, &[], files);
+    assert_eq!((plan.port, plan.interface.to_string().as_str()), (7, "::1"));
+    assert_eq!(
+        (plan.database_directory.as_path(), plan.config.chainweb_version.as_deref()),
+        (Path::new("/file"), Some("v2"))
+    );
+    let flags = "--service-port 0 --service-interface * --database-directory /flag --chainweb-version f \
+                 --node-version 2.31 --reserve-bytes 2KiB --address-file a --log-level DEBUG";
+    let plan = serve(&format!("{both} {flags} --enable-backup-api"), &[], files);
+    assert_eq!((plan.port, plan.interface, plan.log_level), (0, Ipv4Addr::UNSPECIFIED.into(), LevelFilter::Debug));
+    assert_eq!(
+        (plan.database_directory.as_path(), plan.config.chainweb_version.as_deref()),
+        (Path::new("/flag"), Some("f"))
+    );
+    assert_eq!((plan.config.node_version.as_deref(), plan.config.reserve_bytes), (Some("2.31"), Some(2048)));
+    assert_eq!((plan.address_file, plan.warnings.len()), (Some("a".into()), 1));
+    assert!(plan.warnings[0].contains("listening on 0.0.0.0"));
+}
+
+#[test]
+fn the_other_commands() {
+    let warnings = Vec::new();
+    let Ok(Plan::Make(make)) = run("--database-directory /d make --backup-pact", &[], &[]) else { panic!("make") };
+    assert_eq!((make.config.backup_directory.as_path(), make.backup_pact), (Path::new("/d/backups"), true));
+    // The daemon's variables are set where the other commands run too; only `serve` judges the switch.
+    let env = &[("BACKUP_DIR", "/b"), ("ENABLE_BACKUP_API", "maybe")];
+    let (backup_directory, log_level) = (PathBuf::from("/b"), LevelFilter::Info);
+    let action = Action::List { json: true };
+    let list = Plan::Manage {
+        backup_directory: "/b".into(),
+        action,
+        limit_bytes_per_second: None,
+        log_level,
+        warnings: Vec::new(),
+    };
+    assert_eq!(run("list --json", env, &[]), Ok(list));
+    let action = Action::Check("17".into());
+    let check = Plan::Manage { backup_directory, action, limit_bytes_per_second: None, log_level, warnings };
+    assert_eq!(run("check 17 --config-file f", env, &[("f", "{}")]), Ok(check));
+    assert_eq!(run("heights /x", &[], &[]), Ok(Plan::Heights { directory: "/x".into() }));
+    assert!(matches!(run("list --config-file f", &[], &[("f", TOP)]), Ok(Plan::Manage { .. })));
+}
+
+#[test]
+fn what_is_done_with_finished_backups() {
+    let action = |line: &str| match run(&format!("{line} --backup-directory /b"), &[], &[]) {
+        Ok(Plan::Manage { action, .. }) => action,
+        other => panic!("{line}: {other:?}"),
+    };
+    assert_eq!(action("verify latest --deep"), Action::Verify { id: "latest".into(), deep: true });
+    let restore = Action::Restore { id: "1".into(), to: "/n".into(), replace: true, copy: false, deep: false };
+    assert_eq!(action("restore 1 --to /n --replace"), restore);
+    let copy = Action::Restore { id: "1".into(), to: "/n".into(), replace: false, copy: true, deep: true };
+    assert_eq!(action("restore 1 --to /n --copy --deep"), copy);
+    let limit = |line: &str, file: &str| match run(
+        &format!("{line} --backup-directory /b --config-file f"),
+        &[],
+        &[("f", file)],
+    ) {
+        Ok(Plan::Manage { limit_bytes_per_second, warnings, .. }) => (limit_bytes_per_second, warnings.len()),
+        other => panic!("{line}: {other:?}"),
+    };
+    let configured = "backup: { limitBytesPerSecond: 20MB }";
+    for line in ["sum latest", "verify latest --deep", "restore latest --to /n"] {
+        assert_eq!(limit(line, configured), (Some(20_000_000), 0));
+        assert_eq!(limit(&format!("{line} --limit-bytes-per-second 5MB"), configured), (Some(5_000_000), 0));
+        assert_eq!(limit(&format!("{line} --limit-bytes-per-second 50"), configured), (Some(50), 1));
+    }
+    assert_eq!(action("delete 1 2"), Action::Delete(vec!["1".into(), "2".into()]));
+    let policy = Policy { keep_last: 3, keep_daily: 7, keep_weekly: 0 };
+    assert_eq!(action("prune --keep-last 3 --keep-daily 7 --dry-run"), Action::Prune { policy, dry_run: true });
+    assert_eq!(action("unpin 1"), Action::Pin { id: "1".into(), pinned: false });
+    assert_eq!(action("cancel"), Action::Cancel(None));
+    assert_eq!(action("cancel 1"), Action::Cancel(Some("1".into())));
+    assert_eq!(action("sum latest"), Action::Sum("latest".into()));
+    wrong("prune --backup-directory b", &[], &[], &["prune needs a rule"]);
+    wrong("prune --backup-directory b --keep-last 0", &[], &[], &["prune needs a rule"]);
+    wrong("restore 1 --backup-directory b", &[], &[], &["--to DIR"]);
+    wrong("delete --backup-directory b", &[], &[], &["delete needs the ID"]);
+    wrong("verify 1 --backup-directory b --dry-run", &[], &[], &["--dry-run belongs to 'prune'"]);
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for line in ["--help", "-h", "help", "make --help", "--version", "-V"] {
+        let exit = run(line, &[], &[]).expect_err(line);
+        assert_eq!((exit.code, exit.to_stdout), (0, true), "{line}");
+        assert!(exit.text.starts_with("chainweb-backup 0") || exit.text.contains("Exit codes:"), "{line}");
+        assert!(exit.text.lines().all(|l| l.chars().count() <= 120) && !exit.text.contains("heights"), "{line}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_with_the_remedy() {
+    let bad = &[("f", "backup: {direcotry: /b}")];
+    wrong("", &[], &[], &["no database directory", "--database-directory DIR", "`databaseDirectory`", "mainnet01"]);
+    wrong("make", &[("BACKUP_DIR", "/b")], &[], &["no database directory"]);
+    wrong("list", &[], &[], &["no backup directory", "--backup-directory DIR", "BACKUP_DIR", "`backup.directory`"]);
+    wrong("mkae", &[], &[], &["\"mkae\"", "did you mean 'make'?", "serve, make, list, check"]);
+    wrong("check", &[], &[], &["ID", "'list' shows them"]);
+    wrong("check 1 2", &[], &[], &["unexpected argument \"2\""]);
+    wrong("--databse-directory /d", &[], &[], &["similar argument exists: '--database-directory'"]);
+    wrong("--enable-backup-api --disable-backup-api", &[], &[], &["cannot be used with"]);
+    wrong("--service-port 1 --service-port 1", &[], &[], &["cannot be used multiple times"]);
+    wrong("--service-port 65536", &[], &[], &["`65536` is not a port", "from 0 to 65535"]);
+    wrong("--service-interface unix:/run/x", &[], &[], &["is not an IP address", "127.0.0.1"]);
+    wrong("--reserve-bytes 10G", &[], &[], &["is not a size", "10GiB"]);
+    wrong("--log-level loud", &[], &[], &["error, warn, info"]);
+    wrong("--backup-directory=", &[], &[], &["a value is required"]);
+    for flag in ["--service-port 1", "--service-interface ::1", "--address-file f", "--enable-backup-api"] {
+        for command in ["make", "list", "check 1"] {
+            wrong(&format!("{command} {flag}"), &[], &[], &["belongs to 'serve', not to"]);
+        }
+    }
+    wrong("--json", &[], &[], &["--json belongs to 'list', not to 'serve' (the command when none is given)"]);
+    wrong("list --reserve-bytes 1", &[], &[], &["belongs to 'serve' and 'make'"]);
+    wrong(
+        "--database-directory /d",
+        &[("ENABLE_BACKUP_API", "maybe")],
+        &[],
+        &["ENABLE_BACKUP_API", "\"maybe\"", "true"],
+    );
+    wrong("--config-file f", &[], &[], &["cannot read configuration file f"]);
+    for rule in ["--keep-last -1", "--keep-daily x", "--keep-weekly 1.5", "--keep-last=+1", "--keep-last 4294967296"] {
+        let words = &["is not a number of backups: write a whole number like 7, or 0 for none"];
+        wrong(&format!("prune --backup-directory b {rule}"), &[], &[], words);
+    }
+    wrong("--stall-seconds 15m", &[], &[], &["`15m` is not a number of seconds: write 900"]);
+    wrong("--stall-seconds -1", &[], &[], &["`-1` is not a number of seconds: write a whole number like 900"]);
+    wrong("--service-port http", &[], &[], &["`http` is not a port: write a number from 0 to 65535"]);
+    wrong("--reserve-bytes -1", &[], &[], &["`-1` is not a size: write whole bytes"]);
+    wrong("--limit-bytes-per-second -1", &[], &[], &["`-1` is not a size"]);
+    wrong("--database-directory /d", &[("ENABLE_BACKUP_API", "\"true\"")], &[], &["true or false, without quotes"]);
+    for flag in ["--database-directory", "--backup-directory", "--config-file", "--address-file"] {
+        let words = &[flag, "begins with ~, which only a shell replaces", "write the whole path"];
+        wrong(&format!("--database-directory=/d {flag}=~/x").replace("=/d --database-directory", ""), &[], &[], words);
+    }
+    wrong("restore 1 --backup-directory b --to ~", &[], &[], &["--to", "begins with ~"]);
+    wrong("list", &[("BACKUP_DIR", "~/backups")], &[], &["BACKUP_DIR", "`~/backups` begins with ~"]);
+    let tilde = &[("f", "databaseDirectory: /d\nbackup: {directory: ~/backups}")];
+    wrong("--config-file f", &[], tilde, &["f: key `backup.directory`", "`~/backups` begins with ~"]);
+    assert_eq!(serve("--database-directory ./~d", &[], &[]).database_directory, Path::new("./~d"));
+    wrong("list --config-file f", &[], bad, &["f: unknown key `backup.direcotry`", "did you mean `directory`?"]);
+}

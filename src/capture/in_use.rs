@@ -1,0 +1,97 @@
+//! Work on a finished backup keeps it from being deleted.
+//!
+//! Two locks: that of its file `.use`, which a job holds alone while it makes the backup, and that of its directory itself, which
+//! is always there.
+//!
+//! | | `.use` | the directory |
+//! |---|---|---|
+//! | verify, restore, pin, the base of the next backup | shared | shared |
+//! | write checksums, which takes hours and can wait | shared | looked at again and again: ends its work when it is taken |
+//! | delete | alone, waited for | alone, taken first |
+//!
+//! Invariant: what is found in a backup after [`share`] is there until that is dropped.
+
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::control::{Control, Stop};
+use crate::disk::Owner;
+use crate::disk::lock::Lock;
+use crate::disk::nofollow;
+use crate::error::{IoContext, Result};
+use crate::format::layout::USE_FILE;
+
+/// How long a delete waits for work that can wait to end, and the pause between two looks.
+const YIELD_LIMIT: Duration = Duration::from_secs(5);
+const YIELD_PAUSE: Duration = Duration::from_millis(20);
+
+/// How often work that can wait looks whether the backup shall be deleted.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// What a thread needs that only waits and looks.
+const STACK_BYTES: usize = 256 * 1024;
+
+/// The locks of one backup.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct InUse {
+    _directory: Lock,
+    _use: Option<Lock>,
+}
+
+/// Keeps a backup from being deleted; `None` where it is being made or deleted. It may have been deleted just before: look again.
+pub(crate) fn share(backup: &Path) -> Result<Option<InUse>> {
+    let Some(directory) = Lock::try_share_directory(backup)? else { return Ok(None) };
+    let of_use = share_use(backup)?;
+    Ok(of_use.map(|of_use| InUse { _directory: directory, _use: of_use }))
+}
+
+/// The outer `None`: it is taken. The inner one: a backup that an operator copied here, for one, has no such file.
+fn share_use(backup: &Path) -> Result<Option<Option<Lock>>> {
+    let path = backup.join(USE_FILE);
+    let there = nofollow::look(&path).context(|| format!("cannot look at {}", path.display()))?;
+    if there.is_some() { Ok(Lock::try_share(&path)?.map(Some)) } else { Ok(Some(None)) }
+}
+
+/// Has a backup alone, in order to delete it; `None` where other work on it does not end within [`YIELD_LIMIT`].
+pub(crate) fn take(backup: &Path, owner: Option<Owner>) -> Result<Option<InUse>> {
+    let Some(directory) = Lock::try_take_directory(backup)? else { return Ok(None) };
+    let deadline = Instant::now() + YIELD_LIMIT;
+    loop {
+        if let Some(of_use) = Lock::try_take(&backup.join(USE_FILE), owner)? {
+            return Ok(Some(InUse { _directory: directory, _use: Some(of_use) }));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        thread::sleep(YIELD_PAUSE);
+    }
+}
+
+/// Does work on a backup that can wait: if the backup shall be deleted meanwhile, `control` is stopped. `Ok(None)` where it is
+/// being made or deleted already.
+pub(crate) fn yielding<T: Send>(
+    backup: &Path,
+    control: &Control,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<Option<T>> {
+    let Some(_use_lock) = share_use(backup)? else { return Ok(None) };
+    let (ended, end) = mpsc::channel::<()>();
+    let watch = move || {
+        while end.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            if matches!(Lock::try_share_directory(backup), Ok(None)) {
+                control.stop(Stop::Deleted);
+                return;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        // Without this thread a delete is told that the backup is in use.
+        let _ = thread::Builder::new().name("yield".to_owned()).stack_size(STACK_BYTES).spawn_scoped(scope, watch);
+        let result = work();
+        drop(ended);
+        result.map(Some)
+    })
+}

@@ -1,0 +1,44 @@
+//! A backup's files and directories have the permissions of the node's: what only the node's user may read there, only that
+//! user may read here.
+//!
+//! Until [`keep`] has done that, no other user may enter the directory that is filled. Invariant: a linked file is not touched, it
+//! is the node's and has its mode.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::capture::source::Sources;
+use crate::disk::permissions;
+use crate::error::Result;
+use crate::format::manifest::Manifest;
+use crate::format::record::Method;
+
+/// Gives what was captured into `partial` the modes of its sources. A file that is gone there meanwhile, as an old WAL, counts as
+/// one with the mode of `CURRENT`.
+pub(crate) fn keep(sources: &Sources, partial: &Path, manifest: &Manifest) -> Result<()> {
+    let (rocksdb, sqlite) = (sources.rocksdb.path(), sources.sqlite.path());
+    let usual = mode_of(&rocksdb.join("CURRENT"));
+    for file in manifest.files().filter(|file| !matches!(file.method, Method::Linked | Method::Reused)) {
+        let Some((directory, name)) = file.path.strip_prefix("0/").and_then(|path| path.split_once('/')) else {
+            continue;
+        };
+        let source = if directory == "sqlite" { sqlite } else { rocksdb };
+        if let Some(mode) = mode_of(&source.join(name)).or(usual) {
+            permissions::set_of_file(&partial.join(directory).join(name), mode | 0o600)?;
+        }
+    }
+    // Last the one that lets others in.
+    let directories = [("rocksDb", Some(rocksdb)), ("sqlite", Some(sqlite)), ("", rocksdb.parent())];
+    for (name, source) in directories {
+        let path = partial.join(name);
+        if let Some(mode) = source.and_then(mode_of).filter(|_| path.is_dir()) {
+            permissions::set_of_directory(&path, mode)?;
+        }
+    }
+    Ok(())
+}
+
+fn mode_of(path: &Path) -> Option<u32> {
+    fs::metadata(path).ok().map(|meta| meta.mode())
+}

@@ -1,0 +1,234 @@
+//! RocksDB through RocksDB itself: the only file that calls the `rocksdb` crate.
+//!
+//! A checkpoint of the node's own open handle, and reading a finished copy, which is opened read-only and without a LOG: no
+//! file appears in the backup. It is opened as the node opens it, with all its column families and without transactions, as
+//! far as that is possible: what RocksDB then recovers, and what it refuses, depends on both.
+//!
+//! Invariant: a backup is never opened read-write.
+//!
+//! A build without the feature `engine` has `no_engine` in its place.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, IteratorMode, Options, ReadOptions};
+
+use crate::capture::rocksdb::chain_cut::{Cut, Heights, Tip};
+use crate::control::Control;
+use crate::disk;
+use crate::disk::nofollow;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::fault::{Fault, Inspected, table_in};
+
+/// An open database.
+pub(crate) type Db = DB;
+
+/// How far a full read reads ahead.
+const READAHEAD_BYTES: usize = 2 * 1024 * 1024;
+
+/// How much is read between two looks at the limit of bytes per second. What counts are keys and values: more than is on the disk.
+const PACED_BYTES: u64 = 256 * 1024;
+
+/// Files that the finished copy may hold open, so that a terabyte does not cost thousands of descriptors.
+const MAX_OPEN_FILES: i32 = 64;
+
+/// RocksDB's name for the size of all its SSTs, of every version.
+const TOTAL_SST_BYTES: &str = "rocksdb.total-sst-files-size";
+
+/// Fails with [`Kind::Usage`] where there is no RocksDB for `what`. Here there is.
+pub(crate) fn require(_what: &str) -> Result<()> {
+    Ok(())
+}
+
+/// The directory of an open database.
+pub(crate) fn path(db: &Db) -> &Path {
+    db.path()
+}
+
+/// Bytes of all its SSTs.
+pub(crate) fn sst_bytes(db: &Db) -> Result<u64> {
+    let failed = |e| Error::new(Kind::Database, "cannot ask RocksDB for its size").because(e);
+    Ok(db.property_int_value(TOTAL_SST_BYTES).map_err(failed)?.unwrap_or(0))
+}
+
+/// A checkpoint of an open database in the new directory `to`: it flushes, links every SST and copies the rest.
+pub(crate) fn checkpoint(db: &Db, to: &Path) -> Result<()> {
+    disk::written_by_library(to)?;
+    let failed = |e| Error::new(Kind::Database, format!("cannot make a checkpoint in {}", to.display())).because(e);
+    let (parent, name) = (to.parent().unwrap_or(to), to.file_name().unwrap_or_default());
+    let parent = Spelled::of(parent)?;
+    Checkpoint::new(db).and_then(|c| c.create_checkpoint(parent.path.join(name))).map_err(failed)
+}
+
+/// A directory by a name that RocksDB's bindings can pass on: UTF-8.
+struct Spelled {
+    path: PathBuf,
+    /// Holds the directory that the name means, if it is not its own.
+    _directory: Option<File>,
+}
+
+impl Spelled {
+    fn of(path: &Path) -> Result<Spelled> {
+        if path.to_str().is_some() {
+            return Ok(Spelled { path: path.to_owned(), _directory: None });
+        }
+        let directory = nofollow::open_directory(path).context(|| format!("cannot open {}", path.display()))?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+        Ok(Spelled { path, _directory: Some(directory) })
+    }
+}
+
+/// Which column families of a finished copy are opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Families {
+    All,
+    /// The others may have comparators that are not known here.
+    Default,
+}
+
+/// A finished copy, open read-only.
+struct Copy {
+    db: DB,
+    families: Vec<String>,
+    _directory: Spelled,
+}
+
+impl Copy {
+    /// Opens it in the first of these ways that it permits: as the node does, or with prepared transactions, or only what is
+    /// known here. The error within is RocksDB's.
+    fn open(copy: &Path, ways: &[(Families, TwoPhase)]) -> Result<std::result::Result<Copy, rocksdb::Error>> {
+        // RocksDB would create a directory that is not there, even read-only.
+        if !copy.join("CURRENT").is_file() {
+            let context = format!("there is no RocksDB in {} (no file CURRENT)", copy.display());
+            return Err(Error::new(Kind::Damaged, context));
+        }
+        let directory = Spelled::of(copy)?;
+        Ok(Copy::open_in(directory, ways))
+    }
+
+    fn open_in(directory: Spelled, ways: &[(Families, TwoPhase)]) -> std::result::Result<Copy, rocksdb::Error> {
+        let all = DB::list_cf(&Options::default(), &directory.path)?;
+        let mut ways = ways.iter().peekable();
+        loop {
+            let (families, two_phase) = ways.next().expect("the last way returns");
+            let names = match families {
+                Families::All => all.clone(),
+                Families::Default => vec![DEFAULT_COLUMN_FAMILY_NAME.to_owned()],
+            };
+            match DB::open_cf_for_read_only(&read_only_options(*two_phase), &directory.path, &names, false) {
+                Ok(db) => return Ok(Copy { db, families: names, _directory: directory }),
+                // It needs what only the next way has.
+                Err(e)
+                    if matches!(e.kind(), ErrorKind::NotSupported | ErrorKind::InvalidArgument)
+                        && ways.peek().is_some() => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// The newest cut in a finished copy, and whether the copy has the headers of the blocks `tips`, or the damage because of which
+/// RocksDB cannot read it.
+pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
+    use {Families::*, TwoPhase::*};
+    let cut = Copy::open(copy, &[(All, Off), (All, On), (Default, Off), (Default, On)])?.and_then(|copy| {
+        let mut range = ReadOptions::default();
+        range.set_iterate_upper_bound(Cut::PREFIX_END);
+        let newest = copy.db.iterator_opt(IteratorMode::End, range).next().transpose()?;
+        let newest = newest.filter(|(key, _)| key.starts_with(Cut::PREFIX));
+        let mut cut = newest.and_then(|(key, value)| Cut::parse(&key[Cut::PREFIX.len()..], &value));
+        if let Some(cut) = &mut cut {
+            for tip in tips {
+                cut.has_header.extend(has_header(&copy.db, tip)?.map(|has| (tip.chain, has)));
+            }
+        }
+        Ok(cut)
+    });
+    Ok(match cut {
+        Ok(cut) => Heights::Cut(cut),
+        Err(e) => Heights::Damaged(reported(&e)),
+    })
+}
+
+/// Whether the header of a block is there; `None` where there is no table of such headers.
+fn has_header(db: &DB, tip: &Tip) -> std::result::Result<Option<bool>, rocksdb::Error> {
+    let Some(key) = tip.header_key() else { return Ok(None) };
+    for table in tip.header_tables() {
+        let from = IteratorMode::From(table.as_bytes(), rocksdb::Direction::Forward);
+        let first = db.iterator(from).next().transpose()?;
+        if first.is_some_and(|(first, _)| first.starts_with(table.as_bytes())) {
+            return Ok(Some(db.get([table.as_bytes(), &key].concat())?.is_some()));
+        }
+    }
+    Ok(None)
+}
+
+/// Reads every block of every column family of a finished copy and checks its checksum. Of a column family with damage, what
+/// comes first.
+pub(crate) fn inspect(copy: &Path, control: &Control) -> Result<Inspected> {
+    use {Families::*, TwoPhase::*};
+    let mut inspected = Inspected::default();
+    let copy = match Copy::open(copy, &[(All, Off), (All, On)])? {
+        Ok(copy) => copy,
+        Err(e) => {
+            inspected.faults.push(reported(&e));
+            return Ok(inspected);
+        }
+    };
+    let mut unpaced_bytes = 0;
+    for family in &copy.families {
+        let handle = copy.db.cf_handle(family);
+        let handle = handle.ok_or_else(|| Error::new(Kind::Damaged, format!("column family {family} is missing")))?;
+        let mut read = ReadOptions::default();
+        read.set_verify_checksums(true);
+        read.fill_cache(false);
+        read.set_readahead_size(READAHEAD_BYTES);
+        for entry in copy.db.iterator_cf_opt(handle, read, IteratorMode::Start) {
+            match entry {
+                Ok((key, value)) => {
+                    inspected.keys_count += 1;
+                    unpaced_bytes += (key.len() + value.len()) as u64;
+                    if unpaced_bytes >= PACED_BYTES {
+                        control.check()?;
+                        control.throttle(std::mem::take(&mut unpaced_bytes))?;
+                    }
+                }
+                Err(e) => {
+                    inspected.faults.push(reported(&e));
+                    break;
+                }
+            }
+        }
+    }
+    Ok(inspected)
+}
+
+/// What RocksDB says of a copy that it cannot read.
+fn reported(e: &rocksdb::Error) -> Fault {
+    let why = format!("RocksDB reports damage: {e}");
+    Fault { file: table_in(&why).unwrap_or_default(), why }
+}
+
+/// Whether transactions may be prepared and not yet committed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TwoPhase {
+    Off,
+    On,
+}
+
+/// Options that open a finished copy without leaving anything in it.
+fn read_only_options(two_phase: TwoPhase) -> Options {
+    let text = format!("allow_2pc={}", two_phase == TwoPhase::On);
+    let mut options = Options::default().get_options_from_string(text).expect("RocksDB knows this option");
+    options.set_max_open_files(MAX_OPEN_FILES);
+    // By itself it takes fifteen threads for a moment, and aborts the process where they are not to be had.
+    options.set_max_file_opening_threads(1);
+    // Where the MANIFEST lists the WALs they are compared with it. (Without this, RocksDB 11.8 dies of a null pointer: a
+    // read-only database cannot clear the list.)
+    options.set_track_and_verify_wals_in_manifest(true);
+    // A logger of our own, which drops everything: the default one would create a LOG in the backup.
+    options.set_info_logger(rocksdb::InfoLogger::new_callback_logger(rocksdb::LogLevel::Fatal, |_, _| {}));
+    options
+}

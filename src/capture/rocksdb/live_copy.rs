@@ -1,0 +1,436 @@
+//! The live copy: a RocksDB directory, copied while another process writes to it.
+//!
+//! Guarantee: *the copied directory is what `kill -9` of the node at one instant would have left on disk.* RocksDB offers
+//! nothing for this: opening the database needs its LOCK, and a checkpoint over a read-only or a secondary instance
+//! returned OK with a wrong copy in a third of all tries.
+//!
+//! Why it can work (RocksDB, `VersionSet::ProcessManifestWrites`): an edit is written and synced to the MANIFEST, and
+//! CURRENT renamed, before the version is installed, and files are deleted only after that. The sizes of MANIFEST and WAL
+//! are exact (space is reserved behind them, nothing is mapped). SSTs never change once the MANIFEST names them. A WAL
+//! gets its first byte only when the one before it is complete. Recovery never notices a missing WAL: so none may miss.
+//!
+//! One round
+//! 1. Read CURRENT, open its MANIFEST, note inode and size S.
+//! 2. The window opens. List the WALs twice; W = those of the second list with a number up to the largest of the first,
+//!    because one read of a directory may miss a file that is created meanwhile.
+//! 3. Open and link each WAL of W. The link matters: RocksDB's trash truncates files that have only one name.
+//! 4. Take the sizes of the WALs from the descriptors, newest first. These sizes are the cut: whatever a newer WAL holds
+//!    comes after what the older ones hold.
+//! 5. CURRENT and the MANIFEST (by name: inode, size) must be as in step 1; the window closes. Taking the sizes after
+//!    this check silently breaks the copy where files are ingested or column families come and go.
+//! 6. Where the MANIFEST is another file than in the round before, drop the pins whose source is gone or another inode:
+//!    after a crash the numbers of files that were not committed are used again. (Growth does not count, or the last
+//!    step would starve.)
+//! 7. Parse the first S bytes of the MANIFEST: the live files. Of the same file as in the round before, only what is new: it
+//!    only ever grows.
+//! 8. Link each live file, level 0 first. A size that is not the MANIFEST's, or a file that is gone, needs a new round, which
+//!    keeps the pins: only the difference is raced. What was linked in a round of the same MANIFEST is good: a number that a
+//!    MANIFEST has named is given to no other file by it. What was linked before that is good if it is the same inode, or if
+//!    its source is gone. While CURRENT and the MANIFEST still are what they were, a file that is gone is damage: edits come
+//!    before deletions. What an earlier backup on another file system has, by RocksDB's own unique id, needs no link: it is
+//!    taken from there.
+//!
+//! Then, all of the instant of the cut: copy each WAL up to its cut (`live_wals`), the MANIFEST's S bytes, OPTIONS and
+//! IDENTITY. Only then the live files, where they are copied: that may take hours. CURRENT comes last. Links that are not live
+//! in the end are dropped.
+//!
+//! Refused, because the guarantee would not hold: WALs that are used again or that are elsewhere, data in other
+//! directories or of other engines, symbolic links, and file systems whose attributes are cached or not their own.
+//!
+//! Invariants: no file of the source is opened for writing, LOCK is not taken, no link is followed. The loop has a limit in
+//! rounds, and in time from the end of the first pass through all live files, which takes what the disk takes. It ends in
+//! an error that names what was in the way.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::Stat;
+
+use crate::capture::rocksdb::earlier_backup::{Bringing, Brought, Earlier};
+use crate::capture::rocksdb::live_directories::{Pin, Source, Staging, WalPlace, fstat, identity, is_options};
+use crate::capture::rocksdb::live_files::manifest_in;
+use crate::capture::rocksdb::live_wals::{self, Target, Wal};
+use crate::capture::rocksdb::log_format::{self, End};
+use crate::capture::rocksdb::version_edit::{LiveFile, Versions};
+use crate::control::Control;
+use crate::disk::copy;
+use crate::disk::fault_gate;
+use crate::disk::quiet_reader::QuietReader;
+use crate::disk::unsynced::Batch;
+use crate::disk::{self, Owner};
+use crate::error::{Error, Failure, IoContext, Kind, Result};
+
+/// The most rounds. Measured: one or two are typical, 15 were seen at 300 edits a second.
+const MAX_ROUNDS: u32 = 200;
+
+/// The longest time from the end of the first pass through all live files.
+const MAX_TIME: Duration = Duration::from_secs(120);
+
+/// How long a database that is open may have no WAL: as long as it is being opened.
+const MAX_TIME_WITHOUT_WAL: Duration = Duration::from_secs(20);
+
+/// How often it is looked for.
+const WAL_POLL: Duration = Duration::from_millis(100);
+
+/// Both limits where a test wants them short.
+const SHORT_TIME: Duration = Duration::from_millis(300);
+
+/// How long a round that failed waits for the next one.
+const ROUND_PAUSE: Duration = Duration::from_millis(5);
+
+/// What a live copy has made.
+#[derive(Debug)]
+pub(crate) struct Copied {
+    pub(crate) run: Run,
+    /// How the live files came that are no links to the node's.
+    pub(crate) brought: Brought,
+    /// What is no link, and to be synced.
+    pub(crate) unsynced: Batch,
+    /// What an operator should know of it.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// How a live copy went.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    /// Rounds until one held.
+    pub(crate) rounds_count: u32,
+    /// How long the window of the last round was open.
+    pub(crate) window: Duration,
+}
+
+/// What steps 1 to 5 found, all of one instant.
+struct Instantaneous {
+    current: String,
+    manifest: File,
+    name: String,
+    /// Device and inode.
+    manifest_identity: (u64, u64),
+    manifest_bytes: u64,
+    wals: Vec<Wal>,
+    window: Duration,
+}
+
+/// A MANIFEST, and what was read of it in the rounds so far.
+struct Reading {
+    /// What CURRENT said, and the device and inode.
+    of: (String, (u64, u64)),
+    /// As long as it is open, no other file gets its inode.
+    _manifest: File,
+    versions: Versions,
+}
+
+fn again(why: impl Into<String>) -> Failure {
+    Failure::Again(why.into())
+}
+
+/// Copies the database in `source` to the new directory `to`. `pins` is where links are made: `to` itself on the source's
+/// mount, otherwise a directory that is there, from which the files are then copied.
+///
+/// Fails with [`Kind::Refused`] where the guarantee cannot be given, and with [`Kind::Changed`] when the limits are reached.
+///
+/// What `earlier`, a backup on the file system of `to`, has already is linked from there instead of copied.
+pub(crate) fn copy(
+    source: &Path,
+    to: &Path,
+    pins: &Path,
+    earlier: Option<&Earlier>,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<Copied> {
+    let source = Source::at(source)?;
+    let wal_place = source.refuse_what_cannot_be_copied()?;
+    require_wal(&source, control)?;
+    disk::create_dir(to, owner)?;
+    let staging = Staging::open(pins)?;
+    let (instant, versions, rounds_count) = Loop { source: &source, staging: &staging, earlier, control }.run()?;
+    let newest = instant.wals.first().map_or(0, |wal| wal.number);
+    if wal_place == WalPlace::Presumed && newest < versions.newest_settled_wal() {
+        let why =
+            "the WALs in its directory are older than its tables: its OPTIONS name another place for them (wal_dir)";
+        return Err(source.refused(why));
+    }
+    let target = Target { directory: to, owner, control };
+    let mut wals = Vec::new();
+    for wal in instant.wals.iter().rev() {
+        wals.push(wal.copy(&source, &target)?);
+        staging.drop_wal(&wal.name)?;
+    }
+    let warnings = live_wals::settle(&wals, &versions, &source)?;
+    let mut unsynced = Batch::default();
+    wals.into_iter().try_for_each(|wal| unsynced.add(wal.unsynced))?;
+    copy_metadata(&source, &instant, &target, &mut unsynced)?;
+    let live = versions.into_live_files();
+    if rounds_count > 1 {
+        staging.keep_only(&live)?;
+    }
+    let mut brought = Brought::default();
+    if pins != to {
+        brought = Bringing { pins, to, earlier, owner, control }.all(&live, &mut unsynced)?;
+    }
+    // Without it the directory is no database.
+    unsynced.add(disk::write_new(&to.join("CURRENT"), instant.current.as_bytes(), owner)?)?;
+    Ok(Copied { run: Run { rounds_count, window: instant.window }, brought, unsynced, warnings })
+}
+
+/// Refuses a database that another process has open and that has no WAL here: it always has one, so it is elsewhere. It has
+/// none yet while it is opened for the first time without one.
+fn require_wal(source: &Source, control: &Control) -> Result<()> {
+    let short = fault_gate::simpler("short-limits", &source.path);
+    let deadline = Instant::now() + if short { SHORT_TIME } else { MAX_TIME_WITHOUT_WAL };
+    while source.wal_numbers()?.is_empty() && source.holder()?.is_some() {
+        control.check()?;
+        if Instant::now() > deadline {
+            let why =
+                "another process has it open, and there is no WAL in its directory: its WAL is elsewhere (wal_dir)";
+            return Err(source.refused(&format!("{why}, or it is still being opened: then try again")));
+        }
+        std::thread::sleep(WAL_POLL);
+    }
+    Ok(())
+}
+
+/// The rounds, until one holds.
+struct Loop<'a> {
+    source: &'a Source,
+    staging: &'a Staging,
+    earlier: Option<&'a Earlier>,
+    control: &'a Control,
+}
+
+type Attempt<T> = std::result::Result<T, Failure>;
+
+impl Loop<'_> {
+    /// Returns the cut, the state of the database in it, and the number of rounds.
+    fn run(&self) -> Result<(Instantaneous, Versions, u32)> {
+        let limit = if fault_gate::simpler("short-limits", &self.source.path) { SHORT_TIME } else { MAX_TIME };
+        let (mut rounds_count, mut reading, mut deadline) = (0, None, None);
+        loop {
+            self.control.check()?;
+            rounds_count += 1;
+            self.staging.drop_wals()?;
+            let why = match self.round(&mut reading) {
+                Ok((instant, versions)) => return Ok((instant, versions, rounds_count)),
+                Err(Failure::Final(e)) => return Err(e),
+                Err(Failure::Again(why)) => why,
+            };
+            log::debug!("live copy round={rounds_count} again={why:?}");
+            if reading.is_some() && deadline.is_none() {
+                deadline = Some(Instant::now() + limit);
+            }
+            if rounds_count == MAX_ROUNDS || deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                let context = format!(
+                    "the database in {} changed faster than it could be copied, {rounds_count} rounds long; the last one \
+                     failed because {why}",
+                    self.source.path.display()
+                );
+                return Err(Error::new(Kind::Changed, context));
+            }
+            std::thread::sleep(ROUND_PAUSE);
+        }
+    }
+
+    /// Steps 1 to 8. `reading` is left behind by a round that went through all live files and lost one.
+    fn round(&self, reading: &mut Option<Reading>) -> Attempt<(Instantaneous, Versions)> {
+        let instant = window(self.source, self.staging)?;
+        let of = (instant.current.clone(), instant.manifest_identity);
+        let mut versions = match reading.take() {
+            Some(last) if last.of == of && last.versions.complete_bytes() <= instant.manifest_bytes => last.versions,
+            Some(_) => {
+                self.staging.drop_stale(self.source)?;
+                Versions::new()
+            }
+            None => Versions::new(),
+        };
+        parse_manifest(self.source, &instant, &mut versions)?;
+        fault_gate::point("live-parsed", &self.source.path);
+        match self.pin_all(&instant, &mut versions) {
+            Ok(()) => {
+                fault_gate::point("live-pinned", &self.source.path);
+                Ok((instant, versions))
+            }
+            Err(why) => {
+                *reading = Some(Reading { of, _manifest: instant.manifest, versions });
+                Err(why)
+            }
+        }
+    }
+
+    /// Step 8. Goes on behind a file that is lost: what is linked needs no second round.
+    fn pin_all(&self, instant: &Instantaneous, versions: &mut Versions) -> Attempt<()> {
+        let mut lost = None;
+        for of_level_0 in [true, false] {
+            for table in versions.tables().iter_mut().filter(|table| table.is_level_0() == of_level_0 && !table.seen) {
+                self.control.check()?;
+                match self.pin(instant, table) {
+                    Err(Failure::Again(why)) => lost = lost.or(Some(why)),
+                    done => done.map(|()| table.seen = true)?,
+                }
+            }
+        }
+        for blob in versions.blobs() {
+            self.control.check()?;
+            match self.pin(instant, &blob) {
+                Err(Failure::Again(why)) => lost = lost.or(Some(why)),
+                done => done?,
+            }
+        }
+        lost.map_or(Ok(()), |why| Err(again(why)))
+    }
+
+    fn pin(&self, instant: &Instantaneous, file: &LiveFile) -> Attempt<()> {
+        let source = self.source;
+        let pin = match self.earlier.filter(|earlier| earlier.knows(file)) {
+            // Needed no more, but a node that has lost it shall hear of that.
+            Some(_) => match Pin::of(source.stat(&file.name())?, file) {
+                Pin::Good => Pin::Good,
+                lost if instant.still_holds(source)? => lost,
+                _ => Pin::Good,
+            },
+            None => self.staging.pin(source, file)?,
+        };
+        match pin {
+            Pin::Good => Ok(()),
+            // A file is deleted only after the edit that says so was written.
+            Pin::Gone if instant.still_holds(source)? => Err(missing(source, file)?.into()),
+            Pin::Gone => Err(again(format!("{} was deleted", file.name()))),
+            Pin::Unfit(why) if instant.still_holds(source)? => {
+                Err(source.refused(&format!("{why}: the database is damaged")).into())
+            }
+            Pin::Unfit(why) | Pin::Again(why) => Err(again(why)),
+        }
+    }
+}
+
+/// What is to be said of a live file that is not there.
+fn missing(source: &Source, file: &LiveFile) -> Result<Error> {
+    let level_db = format!("{:06}.ldb", file.number);
+    let why = if source.stat(&level_db)?.is_some() {
+        format!("its tables are those of a LevelDB ({level_db}), which this program does not copy")
+    } else {
+        format!("{} is missing although its MANIFEST names it: the database is damaged or has db_paths", file.name())
+    };
+    Ok(source.refused(&why))
+}
+
+/// Steps 1 to 5.
+fn window(source: &Source, staging: &Staging) -> Attempt<Instantaneous> {
+    let current = source.read_current()?.ok_or_else(|| again("CURRENT was being replaced"))?;
+    let name = manifest_in(&current)
+        .ok_or_else(|| source.refused("its CURRENT does not name a MANIFEST: the database is damaged"))?;
+    let Some(manifest) = source.open(&name)? else {
+        // It is deleted only after CURRENT names the next one.
+        if source.read_current()?.as_ref() != Some(&current) {
+            return Err(again("the MANIFEST was being replaced"));
+        }
+        let why = format!("its CURRENT names {name}, which is missing: the database is damaged");
+        return Err(source.refused(&why).into());
+    };
+    let stat = fstat(&manifest, &name)?;
+    fault_gate::point("live-manifest-noted", &source.path);
+
+    let opened = Instant::now();
+    let first = source.wal_numbers()?;
+    fault_gate::point("live-listed-once", &source.path);
+    let second = if fault_gate::simpler("one-listing", &source.path) { first.clone() } else { source.wal_numbers()? };
+    fault_gate::point("live-listed-twice", &source.path);
+    if first.is_empty() && !second.is_empty() {
+        return Err(again("the first WAL was just created"));
+    }
+    let newest = first.iter().map(|(number, _)| *number).max().unwrap_or(0);
+    let mut wals = Vec::new();
+    for (number, name) in second.into_iter().filter(|(number, _)| *number <= newest) {
+        let gone = || again(format!("{name} was deleted"));
+        let file = source.open(&name)?.ok_or_else(gone)?;
+        if !staging.link_wal(source, &name)? {
+            return Err(gone());
+        }
+        wals.push(Wal { name, number, file, bytes: 0 });
+    }
+    if wals.is_empty() && source.holder()?.is_some() {
+        return Err(again("another process has the database open, and there is no WAL in its directory"));
+    }
+    wals.sort_by_key(|wal| std::cmp::Reverse(wal.number));
+    take_sizes(&mut wals)?;
+    fault_gate::point("live-sized", &source.path);
+    let manifest_bytes = stat.st_size.cast_unsigned();
+    let mut instant = Instantaneous {
+        current,
+        manifest,
+        name,
+        manifest_identity: identity(stat),
+        manifest_bytes,
+        wals,
+        window: Duration::ZERO,
+    };
+    if !instant.still_holds(source)? {
+        return Err(again("the MANIFEST changed"));
+    }
+    instant.window = opened.elapsed();
+    fault_gate::point("live-held", &source.path);
+    if fault_gate::simpler("late-sizes", &source.path) {
+        take_sizes(&mut instant.wals)?;
+    }
+    Ok(instant)
+}
+
+/// Step 4; the newest WAL comes first.
+fn take_sizes(wals: &mut [Wal]) -> Result<()> {
+    for wal in wals {
+        wal.bytes = fstat(&wal.file, &wal.name)?.st_size.cast_unsigned();
+    }
+    Ok(())
+}
+
+impl Instantaneous {
+    /// Whether CURRENT and the MANIFEST are still what they were: then no edit has been written since.
+    fn still_holds(&self, source: &Source) -> Result<bool> {
+        let same =
+            |now: Stat| identity(now) == self.manifest_identity && now.st_size.cast_unsigned() == self.manifest_bytes;
+        Ok(source.read_current()?.as_ref() == Some(&self.current) && source.stat(&self.name)?.is_some_and(same))
+    }
+}
+
+/// Step 7.
+fn parse_manifest(source: &Source, instant: &Instantaneous, versions: &mut Versions) -> Result<()> {
+    let start = log_format::block_of(versions.complete_bytes());
+    let manifest = QuietReader::through_cache(instant.manifest.as_fd()).starting_at(start);
+    let read = versions.read(manifest.take(instant.manifest_bytes - start));
+    match read.context(|| format!("cannot read the MANIFEST of {}", source.path.display()))? {
+        Ok(End::Clean | End::Torn) => Ok(()),
+        Ok(End::Damaged) => Err(source.refused("its MANIFEST is damaged")),
+        Err(why) => Err(source.refused(&why)),
+    }
+}
+
+/// Copies the MANIFEST up to its cut, the newest OPTIONS and IDENTITY.
+fn copy_metadata(source: &Source, instant: &Instantaneous, target: &Target<'_>, unsynced: &mut Batch) -> Result<()> {
+    let copy = |from: &File, bytes: u64, name: &str| {
+        let mut reader = QuietReader::through_cache(from.as_fd());
+        copy::copy(&mut reader, bytes, &target.directory.join(name), target.owner, target.control, &|| Ok(()))
+    };
+    let manifest = copy(&instant.manifest, instant.manifest_bytes, &instant.name)?;
+    if manifest.bytes != instant.manifest_bytes {
+        return Err(source.refused("its MANIFEST became shorter while it was read"));
+    }
+    unsynced.add(manifest)?;
+    let mut options = source.names(&is_options)?;
+    // A longer number is a larger one.
+    options.sort_by_key(|name| (name.len(), name.clone()));
+    // The newest OPTIONS may be replaced while we look; the database opens without any.
+    let mut copied_options = false;
+    for name in options.iter().rev().map(String::as_str).take(2).chain(["IDENTITY"]) {
+        if name != "IDENTITY" && copied_options {
+            continue;
+        }
+        if let Some(file) = source.open(name)? {
+            copied_options |= name != "IDENTITY";
+            let bytes = file.metadata().context(|| format!("cannot look at {name}"))?.len();
+            unsynced.add(copy(&file, bytes, name)?)?;
+        }
+    }
+    Ok(())
+}

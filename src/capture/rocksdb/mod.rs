@@ -1,0 +1,378 @@
+//! One RocksDB into one finished directory, in whichever way fits, and what is read from it afterwards.
+//!
+//! - **Checkpoint** of the node's own open handle, by `engine`. It links every SST and copies the rest. RocksDB would
+//!   copy across file systems by itself, but without cancel, space check or progress. So when the backup directory is on
+//!   another file system the checkpoint is made in the pin directory, a sibling of the node's `0`, and our own engine
+//!   copies from there, releasing each pin as soon as it is copied.
+//! - **Directory**: the live copy of `live`, which needs no RocksDB.
+//! - **Heights** and every block of a finished copy are read in a child process where one is given.
+//!
+//! Invariant: a linked file is never written to, given away or synced.
+
+pub(crate) mod chain_cut;
+pub(crate) mod earlier_backup;
+#[cfg_attr(not(feature = "engine"), path = "no_engine.rs")]
+pub(crate) mod engine;
+pub(crate) mod live_copy;
+pub(crate) mod live_directories;
+pub(crate) mod live_files;
+pub(crate) mod live_wals;
+pub(crate) mod log_format;
+pub(crate) mod version_edit;
+
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+
+use crate::capture::rocksdb::chain_cut::{Heights, Tip};
+use crate::capture::rocksdb::earlier_backup::{Bringing, Brought, Earlier};
+use crate::capture::rocksdb::engine::Db;
+use crate::capture::rocksdb::live_directories::{
+    MAX_TEXT_BYTES, is_immutable, is_options, not_permitted, total_bytes as directory_bytes,
+};
+use crate::capture::source::{RocksSource, Sources, SqliteSource, chain_of, resolve};
+use crate::capture::sqlite;
+use crate::control::Control;
+use crate::disk::copy;
+use crate::disk::lock::Lock;
+use crate::disk::nofollow;
+use crate::disk::unsynced::{Batch, Unsynced};
+use crate::disk::{self, Owner};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::fault::Inspected;
+use crate::format::layout::{PIN_DIRECTORY, PROBE};
+
+/// How long the child that reads the heights may take; replaying a large WAL takes seconds.
+const HEIGHTS_TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long the child that reads everything may take: a terabyte at 20 MB/s.
+const INSPECT_TIME_LIMIT: Duration = Duration::from_secs(14 * 60 * 60);
+
+/// How often a waiting parent looks whether the child has ended.
+const CHILD_POLL: Duration = Duration::from_millis(10);
+
+/// How long to wait for a process to be had.
+const CHILD_WAIT: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the child reads.
+const CHILD_LOOK: Duration = Duration::from_secs(1);
+
+/// How RocksDB was captured.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    /// `checkpoint` or `live-copy`.
+    pub(crate) way: &'static str,
+    /// How the live copy went.
+    pub(crate) live: Option<live_copy::Run>,
+    /// Whether SSTs are links to the node's own files.
+    pub(crate) linked: bool,
+    /// How the live files came that are no links to the node's.
+    pub(crate) brought: Brought,
+    /// What is no link, and to be synced.
+    pub(crate) unsynced: Batch,
+    /// What an operator should know of it.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Capture {
+    fn live(live_copy::Copied { run, brought, unsynced, warnings }: live_copy::Copied, linked: bool) -> Capture {
+        Capture { way: "live-copy", live: Some(run), linked, brought, unsynced, warnings }
+    }
+
+    fn checkpoint(brought: Brought, unsynced: Batch, linked: bool) -> Capture {
+        Capture { way: "checkpoint", live: None, linked, brought, unsynced, warnings: Vec::new() }
+    }
+
+    /// Puts the blame for a copy that RocksDB does not open on the source, if that was damaged before.
+    pub(crate) fn blame(&self, e: Error) -> Error {
+        if self.warnings.is_empty() {
+            return e;
+        }
+        let context = format!("RocksDB cannot recover the node's database: {}", self.warnings.join("; "));
+        Error::new(Kind::Refused, context).because(e.chain())
+    }
+}
+
+/// Whether hard links from the database's directory to `directory` work.
+pub(crate) fn can_link(database: &Path, directory: &Path) -> Result<bool> {
+    let probe = directory.join(PROBE);
+    disk::remove_file(&probe)?;
+    let database = &resolve(database)?;
+    match disk::link(&database.join("CURRENT"), &probe) {
+        Ok(()) => disk::remove_file(&probe).map(|()| true),
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(not_permitted(database, e)),
+        Err(e) => Err(Error::io(format!("cannot link a file of {}", database.display()), e)),
+    }
+}
+
+/// Bytes of the whole database: what a copy needs where links cannot reach.
+pub(crate) fn total_bytes(source: &RocksSource) -> Result<u64> {
+    match source {
+        RocksSource::Handle(db) => engine::sst_bytes(db),
+        RocksSource::Directory(database) => directory_bytes(database),
+    }
+}
+
+/// The RocksDB that last wrote this database, from the `Version` section of its newest OPTIONS file.
+pub(crate) fn version_in(copy: &Path) -> Option<String> {
+    let options = file_names(copy, &is_options).ok()?.pop()?;
+    let text = nofollow::read_small(&copy.join(options), MAX_TEXT_BYTES).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let version = text.lines().find_map(|line| line.trim().strip_prefix("rocksdb_version="))?;
+    Some(version.to_owned())
+}
+
+/// Captures RocksDB into the new directory `to`.
+pub(crate) fn capture(
+    sources: &Sources,
+    to: &Path,
+    earlier: Option<&Earlier>,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<Capture> {
+    let parent = to.parent().unwrap_or(to);
+    let linked = can_link(sources.rocksdb.path(), parent)?;
+    match &sources.rocksdb {
+        RocksSource::Handle(db) if linked => {
+            engine::checkpoint(db, to)?;
+            let mut unsynced = Batch::default();
+            for name in file_names(to, &|name| !is_immutable(name))? {
+                let path = to.join(&name);
+                let meta = nofollow::look(&path).context(|| format!("cannot look at {}", path.display()))?;
+                // RocksDB links its OPTIONS file, too: that one is the node's, and keeps its owner.
+                if meta.is_none_or(|meta| meta.nlink() == 1) {
+                    disk::give(&path, owner)?;
+                }
+                unsynced.add(Unsynced::open(&path)?)?;
+            }
+            disk::give(to, owner)?;
+            Ok(Capture::checkpoint(Brought::default(), unsynced, linked))
+        }
+        RocksSource::Handle(db) => {
+            let pins = Pins::take(sources)?;
+            let copied = copy_pinned(db, &pins.directory.join("rocksDb"), to, earlier, owner, control);
+            // Also where it failed: links hold what the node deletes.
+            let cleared = pins.clear();
+            let (brought, unsynced) = copied?;
+            cleared?;
+            Ok(Capture::checkpoint(brought, unsynced, linked))
+        }
+        RocksSource::Directory(database) if linked => {
+            Ok(Capture::live(live_copy::copy(database, to, to, None, owner, control)?, linked))
+        }
+        RocksSource::Directory(database) => {
+            let pins = Pins::take(sources)?;
+            let pinned = pins.directory.join("rocksDb");
+            disk::ensure_private_dir(&pinned, owner)?;
+            let copied = live_copy::copy(database, to, &pinned, earlier, owner, control);
+            // Also where it failed: links hold what the node deletes.
+            let cleared = pins.clear();
+            let copied = copied?;
+            cleared?;
+            Ok(Capture::live(copied, linked))
+        }
+    }
+}
+
+/// Makes the checkpoint in `pinned` and copies it to `to`, but for what `earlier` had already.
+fn copy_pinned(
+    db: &Db,
+    pinned: &Path,
+    to: &Path,
+    earlier: Option<&Earlier>,
+    owner: Option<Owner>,
+    control: &Control,
+) -> Result<(Brought, Batch)> {
+    engine::checkpoint(db, pinned)?;
+    disk::create_dir(to, owner)?;
+    let live = live_files::in_directory(pinned)?;
+    // The links to what need not be copied go first: the node may delete these files.
+    for file in live.iter().filter(|file| earlier.is_some_and(|earlier| earlier.knows(file))) {
+        disk::remove_file(&pinned.join(file.name()))?;
+    }
+    let mut unsynced = Batch::default();
+    let brought = Bringing { pins: pinned, to, earlier, owner, control }.all(&live, &mut unsynced)?;
+    for name in file_names(pinned, &|_| true)? {
+        let from = pinned.join(&name);
+        let file = nofollow::open_regular(&from).context(|| format!("cannot open {}", from.display()))?;
+        let bytes = file.metadata().context(|| format!("cannot look at {}", from.display()))?.len();
+        unsynced.add(copy::copy_still(&file, bytes, &to.join(&name), owner, control)?)?;
+        disk::remove_file(&from)?;
+    }
+    Ok((brought, unsynced))
+}
+
+/// Removes the pins that a crash left. They are links: they cost nothing until the node deletes their files.
+pub(crate) fn clear_pins(sources: &Sources) -> Result<()> {
+    let directory = resolve(&sources.database_directory)?.join(PIN_DIRECTORY);
+    let found = nofollow::look(&directory).context(|| format!("cannot look at {}", directory.display()))?;
+    if found.is_some() { Pins::take(sources)?.clear() } else { Ok(()) }
+}
+
+/// The pin directory, locked and empty.
+struct Pins {
+    directory: PathBuf,
+    _lock: Lock,
+}
+
+impl Pins {
+    fn take(sources: &Sources) -> Result<Pins> {
+        let directory = resolve(&sources.database_directory)?.join(PIN_DIRECTORY);
+        let owner = Owner::following(&sources.database_directory)?;
+        disk::ensure_private_dir(&directory, owner)?;
+        let lock = Lock::try_take(&directory.join(".lock"), owner)?.ok_or_else(|| {
+            Error::new(Kind::Busy, format!("another backup uses {}; try again when it is done", directory.display()))
+        })?;
+        let pins = Pins { directory, _lock: lock };
+        pins.clear()?;
+        Ok(pins)
+    }
+
+    fn clear(&self) -> Result<()> {
+        disk::remove_tree(&self.directory.join("rocksDb"), &|| true)?;
+        disk::remove_tree(&self.directory.join("rocksDb.tmp"), &|| true).map(|_| ())
+    }
+}
+
+/// The names in a directory that are `wanted`, sorted.
+fn file_names(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
+    let failed = || format!("cannot list {}", directory.display());
+    let mut names = Vec::new();
+    for entry in nofollow::entries(directory).context(failed)? {
+        let name = entry.context(failed)?.0.to_string_lossy().into_owned();
+        names.extend(wanted(&name).then_some(name));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Reads the newest cut of a finished copy, and what it knows of the newest blocks of the Pact databases beside it, in
+/// `../sqlite`; `None` where the database has no cuts. With a `program`, it reads them in a
+/// child process (`program heights DIR`), so that neither a damaged file nor a large WAL harms this one.
+pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Heights> {
+    match program {
+        None => engine::read_cut(copy, &tips_beside(copy)?),
+        Some(program) => {
+            let said: Option<Heights> = ask_child(program, &["heights"], copy, HEIGHTS_TIME_LIMIT, control)?;
+            Ok(said.unwrap_or(Heights::Cut(None)))
+        }
+    }
+}
+
+/// The newest blocks of the Pact databases that lie beside a finished copy of RocksDB. One that cannot be read has none here:
+/// that it is damaged is for a verification to tell.
+fn tips_beside(copy: &Path) -> Result<Vec<Tip>> {
+    let databases = SqliteSource::Foreign(copy.with_file_name("sqlite")).databases()?;
+    let tip = |database: &PathBuf| {
+        let (height, hash) = sqlite::newest_block(database).ok()??;
+        Some(Tip { chain: chain_of(database)?, height, hash })
+    };
+    Ok(databases.iter().filter_map(tip).collect())
+}
+
+/// Reads every block of every column family of a finished copy and checks its checksum. With a `program`, a child
+/// process does it (`program inspect DIR LIMIT`).
+pub(crate) fn inspect(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Inspected> {
+    match program {
+        None => engine::inspect(copy, control),
+        Some(program) => {
+            let limit = control.limit_bytes().unwrap_or(0).to_string();
+            ask_child(program, &["inspect", &limit], copy, INSPECT_TIME_LIMIT, control)
+        }
+    }
+}
+
+/// Runs `program WORD DIR`, with further words, and reads its answer, one line of JSON. The time limit is that of a child which
+/// reads as fast as it can.
+#[expect(clippy::disallowed_methods, reason = "what the kernel says of the child")]
+fn ask_child<T: DeserializeOwned>(
+    program: &Path,
+    words: &[&str],
+    copy: &Path,
+    time_limit: Duration,
+    control: &Control,
+) -> Result<T> {
+    let failed =
+        |what: &str| Error::new(Kind::Damaged, format!("{what} while reading the finished copy {}", copy.display()));
+    let mut command = Command::new(program);
+    command
+        .arg(words[0])
+        .arg(copy)
+        .args(&words[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = spawn(&mut command).context(|| format!("cannot start {}", program.display()))?;
+    let deadline = Instant::now() + time_limit;
+    let io = format!("/proc/{}/io", child.id());
+    let (mut seen, mut look) = (String::new(), Instant::now());
+    let status = loop {
+        if look.elapsed() > CHILD_LOOK {
+            let now = std::fs::read_to_string(&io).unwrap_or_default();
+            if now != seen {
+                control.step();
+            }
+            (seen, look) = (now, Instant::now());
+        }
+        let waited = child.try_wait().context(|| "cannot wait for the child that reads the copy".to_owned())?;
+        let cancelled = control.check();
+        match waited {
+            Some(status) => break status,
+            None if cancelled.is_err() || (Instant::now() > deadline && control.limit_bytes().is_none()) => {
+                // A child that has ended meanwhile is as good as a killed one.
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(cancelled.err().unwrap_or_else(|| failed("the time limit was reached")));
+            }
+            None => std::thread::sleep(CHILD_POLL),
+        }
+    };
+    // Both outputs are far smaller than a pipe's buffer: a cut has one entry per chain.
+    let (mut out, mut err) = (String::new(), String::new());
+    let read = |pipe: Option<&mut dyn Read>, text: &mut String| pipe.map(|p| p.read_to_string(text)).transpose();
+    let outputs = read(child.stdout.as_mut().map(|p| p as _), &mut out)
+        .and_then(|_| read(child.stderr.as_mut().map(|p| p as _), &mut err));
+    outputs.context(|| "cannot read what the child said".to_owned())?;
+    if !status.success() {
+        let said = err.trim().lines().last().unwrap_or("nothing").to_owned();
+        return Err(failed(&format!("the child ended with {status}")).because(said));
+    }
+    serde_json::from_str(&out).map_err(|e| failed("the child's answer made no sense").because(e))
+}
+
+/// Starts a process. Where there are too many (`ulimit -u`), it waits: our own listener leaves some threads to a backup, as
+/// soon as it notices.
+fn spawn(command: &mut Command) -> io::Result<Child> {
+    let give_up = Instant::now() + CHILD_WAIT;
+    loop {
+        match command.spawn() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < give_up => {
+                std::thread::sleep(CHILD_POLL)
+            }
+            started => return started,
+        }
+    }
+}
+
+/// The child's side of reading the heights: the newest cut of the RocksDB in `directory` as JSON, `null` where it has none; or
+/// the damage that RocksDB reports.
+///
+/// # Errors
+/// Fails where there is no RocksDB in the directory, or none is built in.
+pub fn heights_json(directory: &Path) -> Result<String> {
+    let heights = engine::read_cut(directory, &tips_beside(directory)?)?;
+    Ok(serde_json::to_string(&heights).expect("a cut has keys that JSON can spell"))
+}
+
+/// The child's side of a deep verification, which reads at most so many bytes a second: the number of keys and the damage, as JSON.
+///
+/// # Errors
+/// Fails where there is no RocksDB in the directory, or none is built in.
+pub fn inspect_json(directory: &Path, limit_bytes_per_second: Option<u64>) -> Result<String> {
+    let inspected = engine::inspect(directory, &Control::with_limit(limit_bytes_per_second))?;
+    Ok(serde_json::to_string(&inspected).expect("it has only string keys"))
+}

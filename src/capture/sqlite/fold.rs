@@ -1,0 +1,85 @@
+//! The last step of a raw copy: the copied WAL is applied to the copied database, by SQLite, in the unfinished backup.
+//!
+//! Invariant: what is applied is exactly the frames that were copied; otherwise the copy is given up, and the source is not touched.
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode};
+
+use crate::capture::source::beside;
+use crate::capture::sqlite::attempt::{Attempt, Lost};
+use crate::control::Control;
+use crate::disk;
+use crate::disk::fault_gate;
+use crate::error::{Error, Kind};
+
+/// How often it is looked whether SQLite shall be interrupted, and from which size of a WAL on that is worth a thread.
+const INTERRUPT_INTERVAL: Duration = Duration::from_millis(200);
+const INTERRUPT_FROM_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Applies the copied WAL to the copied database: only in the copy, and exactly the frames that were copied. Not synced.
+pub(crate) fn fold(database: &Path, copy: &Path, frames: u64, control: &Control) -> Attempt<()> {
+    let wal = beside(copy, "-wal");
+    if frames > 0 {
+        let failed = |e: rusqlite::Error| {
+            let (kind, why) = match e.sqlite_error_code() {
+                Some(ErrorCode::DiskFull) => (Kind::NoSpace, ""),
+                Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::ReadOnly) => (Kind::Io, ""),
+                _ => (Kind::Damaged, "; is the node's database damaged, or cut off?"),
+            };
+            let context = format!("cannot apply the WAL of {} to its copy {}{why}", database.display(), copy.display());
+            Error::new(kind, context).because(e)
+        };
+        disk::written_by_library(copy)?;
+        let connection = Connection::open(copy).map_err(failed)?;
+        // One that is given up shall not be applied after all when it is closed.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
+        // Exclusive before the first access: then SQLite needs no -shm. Synced once, below.
+        connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA synchronous=OFF").map_err(failed)?;
+        let counts =
+            |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
+        let apply = || connection.query_row("PRAGMA wal_checkpoint(FULL)", [], counts);
+        let large = fs::metadata(&wal).is_ok_and(|meta| meta.len() >= INTERRUPT_FROM_BYTES);
+        let result = if large { interruptibly(&connection, control, apply) } else { apply() };
+        control.check()?;
+        let result = result.map_err(failed)?;
+        let expected = i64::try_from(frames).unwrap_or(i64::MAX);
+        if result != (0, expected, expected) && !fault_gate::simpler("raw-fold", copy) {
+            return Err(Lost::Raced(format!("the copied WAL gave {result:?} instead of {expected} frames")));
+        }
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(failed)?;
+        connection.close().map_err(|(_, e)| failed(e))?;
+    }
+    // It is empty now, and SQLite leaves it there.
+    match fs::metadata(&wal) {
+        Ok(meta) if meta.len() > 0 => {
+            Err(Error::new(Kind::Damaged, format!("{} is not empty after it was applied", wal.display())).into())
+        }
+        _ => Ok(disk::remove_file(&wal)?),
+    }
+}
+
+/// Runs `work`, and interrupts SQLite when the job is stopped meanwhile.
+fn interruptibly<T>(connection: &Connection, control: &Control, work: impl FnOnce() -> T) -> T {
+    let handle = connection.get_interrupt_handle();
+    let (ended, end) = mpsc::channel::<()>();
+    let watch = move || {
+        while end.recv_timeout(INTERRUPT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            if control.check().is_err() {
+                handle.interrupt();
+            }
+        }
+    };
+    thread::scope(|scope| {
+        // Where no thread can be had, it takes as long as it takes.
+        let _ = thread::Builder::new().name("interrupt".to_owned()).spawn_scoped(scope, watch);
+        let result = work();
+        drop(ended);
+        result
+    })
+}

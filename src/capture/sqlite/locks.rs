@@ -1,0 +1,261 @@
+//! SQLite's locks on a database and its `-shm`: which bytes they are, which of them others hold, which we hold. They stand here once.
+//!
+//! SQLite locks bytes of its files with POSIX locks (os_unix.c). These belong to the process and are gone when it closes *any*
+//! descriptor of the file. Invariants
+//! - [`Held`] borrows the descriptors that SQLite has; it opens and closes none of the database or the `-shm`.
+//! - [`ReadLock`] and the probes open descriptors of their own. They are for databases that this process does not have open:
+//!   those of another process, before SQLite opens them here and after it closed them.
+
+use std::cell::RefCell;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use rustix::fs::OFlags;
+use rustix::process::{Flock, FlockType};
+
+use crate::capture::source::beside;
+use crate::capture::sqlite::wal::{INDEX_BYTES, Index};
+use crate::control::Control;
+use crate::disk::nofollow;
+use crate::disk::sys;
+use crate::error::{Error, IoContext, Kind, Result};
+
+/// The bytes of a database that every reader locks (`SHARED_FIRST`, `SHARED_SIZE`).
+pub(crate) const SHARED_FIRST: i64 = 0x4000_0002;
+pub(crate) const SHARED_BYTES: i64 = 510;
+
+/// Byte of the `-shm` that every user of it holds (`UNIX_SHM_DMS`).
+pub(crate) const SHM_IN_USE: u64 = 128;
+
+/// Byte of the `-shm` that stands for `WAL_READ_LOCK(0)`; those of the others follow (`UNIX_SHM_BASE` + 3).
+const SHM_READ0: u64 = 123;
+
+/// How many read locks there are.
+const SHM_READ_LOCKS: u64 = 5;
+
+/// How long we wait for a lock that another process holds.
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pause between two looks at such a lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// How often the WAL index is read anew while it changes, and the pause between.
+const INDEX_READS: u32 = 100;
+const INDEX_PAUSE: Duration = Duration::from_micros(200);
+
+/// What an operator can do about a database that is locked exclusively.
+pub(crate) const LOCKED: &str = "it is locked exclusively: a node that opens its databases with locking_mode=EXCLUSIVE can be \
+                                 backed up only while it is stopped; otherwise try again when the writer is done";
+
+/// A read lock of ours on a database that this process does not have open, which is SQLite's own `SHARED`. While it is held, a
+/// writer with a rollback journal waits, and no process that closes the database can remove its `-wal`.
+///
+/// No more than these bytes: with a lock on the one for `RESERVED` others would take a hot journal for one in use.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct ReadLock {
+    pub(crate) file: File,
+    pub(crate) meta: Metadata,
+}
+
+impl ReadLock {
+    /// Takes it; waits for a writer for a time.
+    pub(crate) fn take(database: &Path, control: &Control) -> Result<ReadLock> {
+        let file = match nofollow::open_of_node(database) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                let context = format!("cannot read {}: run as the node's user or as root", database.display());
+                return Err(Error::new(Kind::Refused, context).because(e));
+            }
+            other => other.context(|| format!("cannot open {}", database.display()))?,
+        };
+        let deadline = Instant::now() + BUSY_TIMEOUT;
+        loop {
+            match sys::read_lock(&file, SHARED_FIRST, SHARED_BYTES) {
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EAGAIN)) => {}
+                other => break other.context(|| format!("cannot lock {}", database.display()))?,
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::new(Kind::Refused, format!("cannot read {}: {LOCKED}", database.display())));
+            }
+            control.check()?;
+            control.step();
+            sleep(LOCK_PAUSE);
+        }
+        let meta = file.metadata().context(|| format!("cannot look at {}", database.display()))?;
+        Ok(ReadLock { file, meta })
+    }
+
+    /// Whether the database still has its name.
+    pub(crate) fn is_at(&self, database: &Path) -> bool {
+        identity(database).is_ok_and(|now| now == (self.meta.dev(), self.meta.ino()))
+    }
+}
+
+/// Whether another process has the WAL of a database in use.
+pub(crate) fn has_other_user(database: &Path) -> Result<bool> {
+    is_locked_by_another(&beside(database, "-shm"), SHM_IN_USE, 1)
+}
+
+fn is_locked_by_another(path: &Path, start: u64, length: u64) -> Result<bool> {
+    let file = match nofollow::open_of_node(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other.context(|| format!("cannot open {}", path.display()))?,
+    };
+    let probe = Flock { start, length, ..Flock::from(FlockType::WriteLock) };
+    let holder = rustix::process::fcntl_getlk(&file, &probe);
+    Ok(holder.context(|| format!("cannot ask for the locks on {}", path.display()))?.is_some())
+}
+
+/// What a read transaction no longer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    DatabaseLock,
+    ReadLock,
+    /// Nothing has the name of the database.
+    Name,
+    /// Another file has the name of the database, or of its `-shm`.
+    Replaced,
+}
+
+/// The descriptors and locks of SQLite's read transaction on a database in WAL mode.
+pub(crate) struct Held<'a> {
+    connection: &'a Connection,
+    /// Device and inode of the database and of its `-shm`.
+    identities: [(u64, u64); 2],
+    pub(crate) database: BorrowedFd<'a>,
+    shm: BorrowedFd<'a>,
+    /// The read locks on the `-shm`, as bytes, that were there whenever we looked: ours, and such as a node that embeds us
+    /// has all the time.
+    read_locks: RefCell<Vec<u64>>,
+}
+
+impl<'a> Held<'a> {
+    pub(crate) fn find(connection: &'a Connection, database: &Path) -> Result<Held<'a>> {
+        let shm_path = beside(database, "-shm");
+        let identities = [identity(database)?, identity(&shm_path)?];
+        let one = |identity, read_only: bool, path: &Path| -> Result<BorrowedFd<'a>> {
+            let failed = || format!("cannot find the descriptor of {} that SQLite uses", path.display());
+            let all = sys::descriptors_of(identity, connection).context(failed)?;
+            // A database has the node's descriptors too where we are embedded; ours is the read-only one.
+            let fits = |fd: &BorrowedFd<'_>| {
+                let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::empty());
+                !read_only || flags & OFlags::RWMODE == OFlags::RDONLY
+            };
+            all.into_iter().find(fits).ok_or_else(|| Error::new(Kind::Database, failed()))
+        };
+        let held = Held {
+            connection,
+            identities,
+            database: one(identities[0], true, database)?,
+            shm: one(identities[1], false, &shm_path)?,
+            read_locks: RefCell::new((SHM_READ0..SHM_READ0 + SHM_READ_LOCKS).collect()),
+        };
+        match held.missing(database)? {
+            None => Ok(held),
+            Some(missing) => {
+                let context = format!("SQLite does not hold {}: {missing:?}", database.display());
+                Err(Error::new(Kind::Database, context))
+            }
+        }
+    }
+
+    /// What the WAL index says now; `None` where it says nothing.
+    pub(crate) fn index(&self) -> Option<Index> {
+        let mut bytes = [0; INDEX_BYTES];
+        for _ in 0..INDEX_READS {
+            if rustix::io::pread(self.shm, &mut bytes, 0) == Ok(INDEX_BYTES)
+                && let Some(index) = Index::parse(&bytes)
+            {
+                return Some(index);
+            }
+            sleep(INDEX_PAUSE);
+        }
+        // Killed between the two headers: until the next writer repairs that, either is right.
+        Index::parse_either(&bytes)
+    }
+
+    /// Bytes of the frames that the WAL has now, as well as one look can tell.
+    pub(crate) fn wal_bytes(&self) -> u64 {
+        let mut bytes = [0; INDEX_BYTES];
+        let read = rustix::io::pread(self.shm, &mut bytes, 0) == Ok(INDEX_BYTES);
+        Index::parse_either(&bytes).filter(|_| read).map_or(0, |index| index.bytes())
+    }
+
+    /// Whether SQLite reads through the WAL index that all share. Where it may not write to the `-shm` of a crashed node, it
+    /// makes one of its own.
+    pub(crate) fn shares_index(&self) -> Result<bool> {
+        Ok(covers(&locks_of(&[self.shm])?, SHM_IN_USE))
+    }
+
+    /// Whether what we see is the database file alone: our only read lock is READ0, and the `-shm` is in use by us (SQLite
+    /// also takes READ0 while it reads through a WAL index of its own).
+    pub(crate) fn reads_database_only(&self) -> Result<bool> {
+        self.note_read_locks()?;
+        Ok(*self.read_locks.borrow() == [SHM_READ0] && self.shares_index()?)
+    }
+
+    /// Forgets the read locks that are no longer there. Where the node embeds us, other connections of the process come
+    /// and go; ours is always there. The process cannot get a lost one back: SQLite believes that it has it.
+    pub(crate) fn note_read_locks(&self) -> Result<()> {
+        let locks = locks_of(&[self.shm])?;
+        self.read_locks.borrow_mut().retain(|byte| covers(&locks, *byte));
+        Ok(())
+    }
+
+    /// Names the lock, or the name of a file, that is no longer there.
+    pub(crate) fn missing(&self, database: &Path) -> Result<Option<Missing>> {
+        match identity(database) {
+            Err(_) if !database.try_exists().unwrap_or(true) => return Ok(Some(Missing::Name)),
+            Ok(now) if now == self.identities[0] => {}
+            _ => return Ok(Some(Missing::Replaced)),
+        }
+        // In an embedding node the lock may have been taken through any connection of the process.
+        let all = sys::descriptors_of(self.identities[0], self.connection);
+        let locks = locks_of(&all.context(|| format!("cannot find the descriptors of {}", database.display()))?)?;
+        if !covers(&locks, SHARED_FIRST.cast_unsigned()) {
+            return Ok(Some(Missing::DatabaseLock));
+        }
+        self.note_read_locks()?;
+        if self.read_locks.borrow().is_empty() {
+            return Ok(Some(Missing::ReadLock));
+        }
+        let same_shm = identity(&beside(database, "-shm")).is_ok_and(|now| now == self.identities[1]);
+        Ok((!same_shm).then_some(Missing::Replaced))
+    }
+}
+
+/// Device and inode of the file that has this name.
+pub(crate) fn identity(path: &Path) -> Result<(u64, u64)> {
+    let meta = fs::symlink_metadata(path).context(|| format!("cannot look at {}", path.display()))?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+fn covers(locks: &[(u64, u64)], byte: u64) -> bool {
+    locks.iter().any(|(first, last)| (*first..=*last).contains(&byte))
+}
+
+/// The ranges of POSIX read locks that this process has through these descriptors: first and last byte of each.
+/// Format of `/proc/self/fdinfo`: proc(5), `lock: 1: POSIX ADVISORY READ 4711 00:2f:4711 124 124`.
+#[expect(clippy::disallowed_methods, reason = "what the kernel says of our descriptors")]
+fn locks_of(descriptors: &[BorrowedFd<'_>]) -> Result<Vec<(u64, u64)>> {
+    let mut locks = Vec::new();
+    for fd in descriptors {
+        let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+        let text = fs::read_to_string(&path).context(|| format!("cannot read {path}"))?;
+        for line in text.lines().filter(|l| l.starts_with("lock:") && l.contains("POSIX") && l.contains(" READ ")) {
+            let mut words = line.split_whitespace().rev();
+            let last = words.next().map(|w| if w == "EOF" { Some(u64::MAX) } else { w.parse().ok() });
+            let first = words.next().map(|w| w.parse().ok());
+            if let (Some(Some(first)), Some(Some(last))) = (first, last) {
+                locks.push((first, last));
+            }
+        }
+    }
+    Ok(locks)
+}

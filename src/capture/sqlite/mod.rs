@@ -1,0 +1,386 @@
+//! One SQLite database into one finished file.
+//!
+//! Three ways, chosen anew by each attempt at a database and written into the record. For a database of another process, they
+//! are chosen under SQLite's own read lock, so that no process that closes it takes the `-wal` away after the look: SQLite
+//! would create another, beside a node that has stopped.
+//! - **File copy**: in WAL mode without a `-wal`: its node stopped cleanly, and opening it would create files beside it. The bytes
+//!   are copied under the lock; size, modification and change time, inode, and "no -wal" must be the same before and after,
+//!   otherwise a node has used it, and the next attempt copies it as one in use.
+//! - **Raw copy** (`raw_copy`): every other database in WAL mode, which is how the node has them.
+//! - **Online backup** (`sqlite_online`): what is left, databases with a rollback journal.
+//!
+//! A running node whose locks do not reach us (in another container) would see its `-shm` emptied when SQLite opens the
+//! database here. That they reach us is known where a lock of the node is seen on the same file system (its RocksDB's), or
+//! another process is seen to have the `-shm` in use. On the same file system, a database that no process has open is copied as
+//! that of a stopped node, whatever else runs.
+//!
+//! Invariants
+//! - POSIX locks belong to the process: closing any descriptor of a database drops every lock SQLite holds on it here.
+//!   So a database that may be open in this process is only ever opened by SQLite itself.
+//! - A finished copy is opened with `immutable=1` only, so that no `-wal` or `-shm` appears in a backup.
+
+pub(crate) mod attempt;
+pub(crate) mod fold;
+pub(crate) mod locks;
+pub(crate) mod online;
+pub(crate) mod raw_copy;
+pub(crate) mod wal;
+
+use std::cell::Cell;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+
+use crate::capture::source::{SqliteSource, beside, chain_of, doubtful_name};
+use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost};
+use crate::capture::sqlite::locks::{ReadLock, has_other_user};
+use crate::config::PactMethod;
+use crate::control::Control;
+use crate::disk;
+use crate::disk::copy;
+use crate::disk::fault_gate;
+use crate::disk::nofollow;
+use crate::disk::quiet_reader::QuietReader;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::record::{Method, PactPart};
+
+/// How often one database is tried.
+const MAX_ATTEMPTS: u32 = 3;
+
+/// The pause before the next attempt, times the attempts so far.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long it is looked again whether a process has a database open, and the pause between two looks.
+const SEEN_WAIT: Duration = Duration::from_secs(3);
+const SEEN_PAUSE: Duration = Duration::from_millis(50);
+
+/// Size of a database's header, the first bytes of the file.
+const HEADER_BYTES: usize = 100;
+
+/// How a header says that the database is written and read in WAL mode.
+const WAL_MODES: [u8; 2] = [2, 2];
+
+/// What a path may not hold in a `file:` URI.
+const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
+
+/// How many steps of SQLite's machine lie between two looks whether to go on: some milliseconds.
+const PROGRESS_STEPS: i32 = 100_000;
+
+/// The first height of mainnet's chains 10 to 19, which were added later.
+const LATE_GENESIS: u64 = 852_054;
+
+/// Bytes that a copy of this database will need at most: the database and what its WAL holds.
+pub(crate) fn needed_bytes(database: &Path) -> Result<u64> {
+    let main = look(database)?.len();
+    Ok(main + fs::metadata(wal_of(database)).map_or(0, |m| m.len()))
+}
+
+/// Copies one database to the new file `to`, synced. What it holds is one commit of the source, made no earlier than the
+/// call. Fails with [`Kind::Refused`] for what is not a SQLite database that can be copied.
+pub(crate) fn copy(source: &SqliteSource, database: &Path, to: &Path, how: &How<'_>) -> Result<PactPart> {
+    let name = database.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| refused(database, "its name is not UTF-8; rename it"))?;
+    let method = copy_by_attempts(source, database, to, how)?;
+    let newest = newest_block(to).map_err(|e| match e.kind() {
+        Kind::Damaged => {
+            let why = "cannot be read, nor can its copy: it is damaged, or cut off; restore it from a backup";
+            Error::new(Kind::Damaged, format!("the node's database {} {why}", database.display())).because(e)
+        }
+        _ => e,
+    })?;
+    Ok(PactPart {
+        file: name.to_owned(),
+        chain: chain_of(database),
+        method,
+        bytes: look(to)?.len(),
+        block_height: newest.as_ref().map(|(height, _)| *height),
+        block_hash: newest.and_then(|(_, hash)| hash),
+    })
+}
+
+/// The method of the first attempt that gave a copy.
+fn copy_by_attempts(source: &SqliteSource, database: &Path, to: &Path, how: &How<'_>) -> Result<Method> {
+    let mut burden = Burden::default();
+    let mut attempts = 1;
+    loop {
+        let attempt = match source {
+            SqliteSource::Foreign(_) => attempt_foreign(database, to, how, &mut burden),
+            SqliteSource::Embedded(_) => attempt_embedded(database, to, how, &mut burden),
+        };
+        let lost = match attempt {
+            Ok(method) => return Ok(method),
+            Err(Lost::Final(e)) => return Err(e),
+            Err(lost) => lost,
+        };
+        disk::remove_file(to)?;
+        disk::remove_file(&wal_of(to))?;
+        log::warn!("copy discarded database={} attempt={attempts} reason={:?}", database.display(), lost.reason());
+        if attempts == MAX_ATTEMPTS {
+            return Err(lost.into_error(database, attempts));
+        }
+        pause(&lost, attempts, database, how.control)?;
+        attempts += 1;
+    }
+}
+
+/// Waits for what makes the next attempt worth while.
+fn pause(lost: &Lost, attempts: u32, database: &Path, control: &Control) -> Result<()> {
+    let wait = match lost {
+        // The next attempt waits for the node.
+        Lost::WalGrew | Lost::SourceFull(_) => Duration::ZERO,
+        Lost::NotSeen => SEEN_WAIT,
+        _ => ATTEMPT_PAUSE * attempts,
+    };
+    let deadline = Instant::now() + wait;
+    loop {
+        control.check()?;
+        let is_seen = || Ok::<bool, Error>(!wal_of(database).exists() || has_other_user(database)?);
+        if Instant::now() >= deadline || (matches!(lost, Lost::NotSeen) && is_seen()?) {
+            return Ok(());
+        }
+        control.step();
+        sleep(SEEN_PAUSE);
+    }
+}
+
+/// An attempt at a database that this process may have open.
+fn attempt_embedded(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burden) -> Attempt<Method> {
+    require_content(database, &look(database)?)?;
+    match raw_copy::attempt(database, None, to, how, burden)? {
+        Some(method) => Ok(method),
+        None => online::copy(database, to, how).map(|()| Method::OnlineBackup),
+    }
+}
+
+/// An attempt at a database of another process, or of none.
+fn attempt_foreign(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burden) -> Attempt<Method> {
+    require_content(database, &look(database)?)?;
+    let file_system = rustix::fs::statfs(database).context(|| format!("cannot look at {}", database.display()))?;
+    if let Some(name) = doubtful_name(&file_system) {
+        let why = format!("it lies on {name}, whose files and locks may not be the node's; run beside the real disk");
+        return Err(refused(database, &why).into());
+    }
+    fault_gate::point("looking", database);
+    let lock = ReadLock::take(database, how.control)?;
+    let shape = Shape::of(&lock, database)?;
+    fault_gate::point("looked", database);
+    match shape {
+        Shape::AtRest => return copy_file(&lock, database, to, how),
+        Shape::Journal => {}
+        Shape::Wal => {
+            let reaches = (how.node_seen_on)()?.is_none_or(|device| device == lock.meta.dev());
+            if !reaches && !has_other_user(database)? {
+                return Err(Lost::NotSeen);
+            }
+            if let Some(method) = raw_copy::attempt(database, Some(&lock), to, how, burden)? {
+                return Ok(method);
+            }
+        }
+    }
+    // A writer with a rollback journal waits for it.
+    drop(lock);
+    online::copy(database, to, how).map(|()| Method::OnlineBackup)
+}
+
+/// What a database is copied as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// In WAL mode, and no process has used it since the last one closed it.
+    AtRest,
+    /// It has a WAL.
+    Wal,
+    /// It has a rollback journal, or is no database: SQLite will tell.
+    Journal,
+}
+
+impl Shape {
+    fn of(lock: &ReadLock, database: &Path) -> Result<Shape> {
+        let mut header = [0; HEADER_BYTES];
+        match lock.file.read_exact_at(&mut header, 0) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Shape::Journal),
+            other => other.context(|| format!("cannot read {}", database.display()))?,
+        }
+        if wal_of(database).exists() {
+            return Ok(Shape::Wal);
+        }
+        if header[18..20] != WAL_MODES || has_hot_journal(database)? {
+            return Ok(Shape::Journal);
+        }
+        match size_in(&header).filter(|bytes| *bytes > lock.meta.len()) {
+            None => Ok(Shape::AtRest),
+            Some(bytes) => {
+                let context = format!(
+                    "the node's database {} is cut off: it has {} of the {bytes} bytes that its header names; restore it from \
+                     a backup",
+                    database.display(),
+                    lock.meta.len()
+                );
+                Err(Error::new(Kind::Damaged, context))
+            }
+        }
+    }
+}
+
+/// Whether there is a rollback journal that SQLite would play back: one that does not begin with a zero.
+fn has_hot_journal(database: &Path) -> Result<bool> {
+    let journal = beside(database, "-journal");
+    let failed = || format!("cannot read {}", journal.display());
+    match nofollow::open_of_node(&journal) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        file => {
+            let mut first = [0];
+            Ok(file.context(failed)?.read_at(&mut first, 0).context(failed)? == 1 && first != [0])
+        }
+    }
+}
+
+/// The size that the header of a database names; `None` where it was written by a SQLite that did not know of that.
+fn size_in(header: &[u8; HEADER_BYTES]) -> Option<u64> {
+    let number = |at: usize| header[at..at + 4].iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+    let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65536,
+        bytes => u64::from(bytes),
+    };
+    (number(24) == number(92)).then(|| number(28) * page_bytes)
+}
+
+fn require_content(database: &Path, meta: &Metadata) -> Result<()> {
+    if meta.len() > 0 {
+        return Ok(());
+    }
+    Err(refused(database, "it is empty; remove it or let the node create it anew"))
+}
+
+fn refused(database: &Path, why: &str) -> Error {
+    Error::new(Kind::Refused, format!("cannot back up {}: {why}", database.display()))
+}
+
+/// The file itself, not what a link points to: locks and `-wal` would stand beside the wrong name.
+fn look(database: &Path) -> Result<Metadata> {
+    let meta = database.symlink_metadata().context(|| format!("cannot look at {}", database.display()))?;
+    if meta.is_file() { Ok(meta) } else { Err(refused(database, "it is not a regular file")) }
+}
+
+fn wal_of(database: &Path) -> PathBuf {
+    beside(database, "-wal")
+}
+
+/// Copies a database in WAL mode that has no `-wal`. The lock makes sure that a process that opens it meanwhile cannot remove
+/// the `-wal` again, on whose absence the copy relies. Times alone are too coarse for that.
+fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Attempt<Method> {
+    let fingerprint = |m: &Metadata| (m.len(), m.ino(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+    let before = fingerprint(&lock.meta);
+    // Asked at every window: a node that has just opened it shall not share the disk with a copy that is lost.
+    let used = Cell::new(false);
+    let watch = || {
+        fault_gate::point("file-window", database);
+        used.set(wal_of(database).exists());
+        if used.get() { Err(Error::new(Kind::Changed, "given up for the node's sake")) } else { Ok(()) }
+    };
+    let (owner, control) = (how.owner, how.control);
+    let copy = || -> Result<Method> {
+        if how.method == PactMethod::Clone
+            && let Some(cloned) = copy::clone(lock.file.as_fd(), to, owner, control, &watch)?
+        {
+            return cloned.sync().map(|_| Method::RawClone);
+        }
+        // A node that is up may open it meanwhile.
+        let is_up = (how.node_seen_on)()?.is_some();
+        let through_cache = QuietReader::through_cache(lock.file.as_fd());
+        let mut pages = if is_up { through_cache } else { QuietReader::past_cache(&lock.file) };
+        copy::copy(&mut pages, before.0, to, owner, control, &watch)?.sync().map(|_| Method::Copied)
+    };
+    let lost = || Lost::Raced("it was used while it was copied: the node has been started".to_owned());
+    let method = copy().map_err(|e| if used.get() { lost() } else { Lost::Final(e) })?;
+    let untouched = look(to)?.len() == before.0
+        && fingerprint(&look(database)?) == before
+        && !wal_of(database).exists()
+        && !has_hot_journal(database)?;
+    if untouched { Ok(method) } else { Err(lost()) }
+}
+
+/// The newest block of a finished copy: height and hash of the top row of `BlockHistory`, a table of the node's Pact
+/// service. `None` where there is no such table, or no row.
+pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
+    let failed = |e: rusqlite::Error| {
+        Error::new(Kind::Damaged, format!("cannot read the finished copy {}", copy.display())).because(e)
+    };
+    let connection = open_finished(copy).map_err(failed)?;
+    if !has_history(&connection).map_err(failed)? {
+        return Ok(None);
+    }
+    let newest = "SELECT blockheight, hash FROM BlockHistory ORDER BY blockheight DESC LIMIT 1";
+    let row = connection.query_row(newest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Value>(1)?)));
+    let newest = row.optional().map_err(failed)?;
+    Ok(newest.and_then(|(height, hash)| Some((u64::try_from(height).ok()?, hash_text(hash)))))
+}
+
+/// Whether old blocks were compacted away in a finished copy: its first block is above the genesis of its chain. On
+/// mainnet, chains 10 to 19 begin at [`LATE_GENESIS`].
+pub(crate) fn is_compacted(copy: &Path) -> Result<bool> {
+    let failed = |e: rusqlite::Error| Error::new(Kind::Damaged, format!("cannot read {}", copy.display())).because(e);
+    let connection = open_finished(copy).map_err(failed)?;
+    if !has_history(&connection).map_err(failed)? {
+        return Ok(false);
+    }
+    let oldest = "SELECT min(blockheight) FROM BlockHistory";
+    let oldest: Option<u64> = connection
+        .query_row(oldest, [], |row| row.get::<_, Option<i64>>(0))
+        .map_err(failed)?
+        .and_then(|height| u64::try_from(height).ok());
+    let genesis = if chain_of(copy).is_some_and(|chain| chain >= 10) { LATE_GENESIS } else { 0 };
+    // Small networks begin with block 1.
+    Ok(oldest.is_some_and(|height| height > genesis + 1))
+}
+
+fn has_history(connection: &Connection) -> rusqlite::Result<bool> {
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'BlockHistory'";
+    connection.query_row(tables, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
+}
+
+/// What SQLite's own integrity check finds wrong with a finished copy; it reads every page.
+pub(crate) fn integrity_fault(copy: &Path, control: &Control) -> Result<Option<String>> {
+    let check = || -> rusqlite::Result<String> {
+        let mut connection = open_finished(copy)?;
+        let watch = control.watcher();
+        connection.progress_handler(PROGRESS_STEPS, Some(watch))?;
+        connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+    };
+    let result = check();
+    control.check()?;
+    Ok(match result {
+        Ok(word) if word == "ok" => None,
+        Ok(fault) => Some(fault),
+        Err(e) => Some(e.to_string()),
+    })
+}
+
+/// Opens a finished file, without leaving anything beside it.
+fn open_finished(copy: &Path) -> rusqlite::Result<Connection> {
+    let path = std::path::absolute(copy).unwrap_or_else(|_| copy.to_owned());
+    let encoded = percent_encode(path.as_os_str().as_encoded_bytes(), URI_PATH);
+    let uri = format!("file:{encoded}?mode=ro&immutable=1");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_NOFOLLOW)
+}
+
+fn hash_text(hash: Value) -> Option<String> {
+    match hash {
+        Value::Text(text) => Some(text),
+        Value::Blob(bytes) => Some(bytes.iter().map(|b| format!("{b:02x}")).collect()),
+        _ => None,
+    }
+}
+
+/// The version of the SQLite that is linked into this program.
+pub(crate) fn library_version() -> String {
+    rusqlite::version().to_owned()
+}

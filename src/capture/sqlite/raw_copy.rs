@@ -1,0 +1,425 @@
+//! The raw copy: a SQLite database in WAL mode, copied as files while a read transaction holds one commit of it.
+//!
+//! It costs what `cp` costs; SQLite's own online backup costs five times that, and nine times its CPU. Every step
+//! counts: leaving one out was seen to corrupt copies (each by a stress test with that step taken out).
+//!
+//! 1. Open read-only through SQLite, never to run a WAL checkpoint, not even on close. (`sqlite` made sure before that there
+//!    is a `-wal`, and that the locks of a running node reach us: SQLite empties a `-shm` that it takes for unused.)
+//! 2. `BEGIN`, one read: from now on a read lock on the `-shm` says which commit we see. No checkpoint moves pages into
+//!    the database beyond that commit, and the WAL is not started anew.
+//! 3. With READ0 the database file alone is what we see, and no checkpoint writes to it: the WAL is not read at all.
+//!    Otherwise M = the frames that the WAL index knows of (`mxFrame`), which is our commit or a later one. All M must be
+//!    whole, by their chain of checksums: the node never reads a frame again that a checkpoint has moved, so it does not
+//!    notice a rotten one, and what follows that would be missing in the copy. (Where SQLite cannot use the `-shm` of a crashed node,
+//!    M is where the chain ends, as for SQLite itself.)
+//! 4. Copy the database through SQLite's own descriptor: closing one of ours would drop SQLite's locks. Pages that a
+//!    checkpoint writes meanwhile come from frames up to M, which are applied again later.
+//! 5. Copy frames 1 to M (from the first: a checkpointer may skip pages that a later frame has) and read the header
+//!    again. Other salts mean that the WAL was started anew: legal only where our lock is READ0 by now. (In a node that embeds
+//!    us, its own locks may hide for a while that ours is.)
+//! 6. Before releasing: the lock on the database, a read lock that was there all the time, and the inode must be there.
+//! 7. Release. Then, in the copy only: apply the WAL; it must be exactly M frames, otherwise the copy is discarded.
+//!
+//! While the transaction is open the node's WAL grows. When it has grown by more than [`MAX_WAL_BYTES`] over all attempts, or
+//! leaves too little room on the node's file system, the copy is given up; the next attempt first waits for a WAL checkpoint.
+//!
+//! Invariants: no descriptor of the source's database or `-shm` is opened or closed by us while SQLite has it; the `-wal`
+//! carries no locks. Nothing of the source is written, SQLite's own `-shm` aside.
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use crate::capture::source::beside;
+use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost};
+use crate::capture::sqlite::fold::fold;
+use crate::capture::sqlite::locks::{BUSY_TIMEOUT, Held, LOCKED, Missing, ReadLock};
+use crate::capture::sqlite::wal::{HEADER_BYTES, Header, Scan};
+use crate::config::PactMethod;
+use crate::control::Control;
+use crate::disk;
+use crate::disk::copy;
+use crate::disk::fault_gate;
+use crate::disk::nofollow;
+use crate::disk::quiet_reader::{QuietReader, WINDOW_BYTES};
+use crate::disk::unsynced::Unsynced;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::record::Method;
+
+/// How far the node's WAL may grow while we hold it, in all attempts of a database.
+const MAX_WAL_BYTES: u64 = 512 * 1024 * 1024;
+
+/// The same for a test (`raw-small-wal`).
+const SMALL_WAL_BYTES: u64 = 1024 * 1024;
+
+/// How long an attempt waits for the node's WAL checkpoint after one that was given up, for a test, and between two looks.
+const CHECKPOINT_WAIT: Duration = Duration::from_secs(30);
+const SMALL_CHECKPOINT_WAIT: Duration = Duration::from_secs(1);
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long one call of SQLite waits for a lock, so that a job can be cancelled; see [`BUSY_TIMEOUT`].
+const BUSY_SLICE: Duration = Duration::from_millis(200);
+
+/// The longest time between two looks at the free space of the node's file system.
+const ROOM_INTERVAL: Duration = Duration::from_millis(500);
+
+/// SQLite's extended code for a hot journal that a read-only connection cannot play back.
+const SQLITE_READONLY_ROLLBACK: i32 = 8 | 3 << 8;
+
+/// Tries once to copy a database in WAL mode to the new file `to`, synced. `Ok(None)`, with nothing left behind, where it
+/// is not in WAL mode. `lock` is held on a database of another process: so its `-wal` is there until the end.
+pub(crate) fn attempt(
+    database: &Path,
+    lock: Option<&ReadLock>,
+    to: &Path,
+    how: &How<'_>,
+    burden: &mut Burden,
+) -> Attempt<Option<Method>> {
+    let connection = open(database).map_err(|e| unreadable(database, e))?;
+    // Before anything is read: in another database than the one that was looked at SQLite might create a -wal.
+    if lock.is_some_and(|lock| !lock.is_at(database)) {
+        return Err(lost_hold(database, if is_gone(database) { Missing::Name } else { Missing::Replaced }));
+    }
+    if std::mem::take(&mut burden.is_too_much) {
+        await_checkpoint(&connection, database, how.control)?;
+    }
+    begin(&connection, database, how.control)?;
+    if journal_mode(&connection, database)? != "wal" {
+        return Ok(None);
+    }
+    let held = Held::find(&connection, database);
+    let held = held.map_err(|e| if is_gone(database) { removed(database).because(e) } else { e })?;
+    fault_gate::point("raw-held", database);
+    let copied = copy_held(&held, database, to, how, burden);
+    burden.is_too_much = matches!(copied, Err(Lost::WalGrew | Lost::SourceFull(_)));
+    let (method, unsynced, frames) = copied?;
+    connection.execute_batch("ROLLBACK").map_err(|e| unreadable(database, e))?;
+    drop(held);
+    connection.close().map_err(|(_, e)| unreadable(database, e))?;
+    fold(database, to, frames, how.control)?;
+    unsynced.sync()?;
+    Ok(Some(method))
+}
+
+/// Copies what the read transaction sees: the database and, beside it, the frames to apply to it, whose number is returned.
+fn copy_held(
+    held: &Held<'_>,
+    database: &Path,
+    to: &Path,
+    how: &How<'_>,
+    burden: &mut Burden,
+) -> Attempt<(Method, Unsynced, u64)> {
+    let watch = Watch::begin(held, database, how.control, burden)?;
+    let extent = watch.judge(Extent::find(held, database, how.control, &watch))?;
+    let (method, unsynced) = watch.judge(copy_database(held, to, how, &watch))?;
+    fault_gate::point("raw-database-copied", database);
+    let mut whole = true;
+    if let Some(extent) = &extent {
+        whole = watch.judge(extent.copy(&beside(to, "-wal"), how, &watch))?;
+    }
+    fault_gate::point("raw-wal-copied", database);
+    let now = extent.as_ref().map_or(Ok(None), |extent| read_header(&extent.wal, &extent.path))?;
+    // Asked after the header was read: a lock that is there now was there then.
+    if let Some(missing) = held.missing(database)?.filter(|_| !fault_gate::simpler("raw-locks", database)) {
+        return Err(lost_hold(database, missing));
+    }
+    let reads_database_only = held.reads_database_only()?;
+    let Some(extent) = extent else {
+        // One of its own: then READ0 is what it has, whatever there is.
+        if reads_database_only || !held.shares_index()? {
+            return Ok((method, unsynced, 0));
+        }
+        return Err(Lost::Raced("it is read through the WAL by now".to_owned()));
+    };
+    let same = whole && now.is_some_and(|now| now.salts() == extent.header.salts());
+    if same || fault_gate::simpler("raw-salts", database) {
+        return Ok((method, unsynced, extent.frames));
+    }
+    if !reads_database_only {
+        return Err(Lost::Raced("the WAL was started anew although we read it".to_owned()));
+    }
+    disk::remove_file(&beside(to, "-wal"))?;
+    Ok((method, unsynced, 0))
+}
+
+fn copy_database(held: &Held<'_>, to: &Path, how: &How<'_>, watch: &Watch<'_>) -> Attempt<(Method, Unsynced)> {
+    let point = Cell::new("raw-database-window");
+    let look = || watch.look(point.replace("raw-database-next-window"));
+    if how.method == PactMethod::Clone
+        && let Some(cloned) = copy::clone(held.database, to, how.owner, how.control, &look)?
+    {
+        return Ok((Method::RawClone, cloned));
+    }
+    // What a WAL checkpoint appends meanwhile is in the frames that we take too.
+    let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
+    let bytes = bytes.context(|| format!("cannot look at the source of {}", to.display()))?;
+    let mut pages = QuietReader::through_cache(held.database);
+    Ok((Method::RawCopy, copy::copy(&mut pages, bytes, to, how.owner, how.control, &look)?))
+}
+
+/// The part of the WAL that belongs to what we see.
+struct Extent {
+    wal: File,
+    path: PathBuf,
+    header: Header,
+    frames: u64,
+}
+
+impl Extent {
+    /// `None` where the database file alone is what we see.
+    fn find(held: &Held<'_>, database: &Path, control: &Control, watch: &Watch<'_>) -> Attempt<Option<Extent>> {
+        if held.reads_database_only()? {
+            return Ok(None);
+        }
+        let shared = held.shares_index()?;
+        let index = if shared { held.index() } else { None };
+        if shared && index.is_none() {
+            return Err(Lost::Raced("its WAL index cannot be read".to_owned()));
+        }
+        let path = beside(database, "-wal");
+        let wal = nofollow::open_of_node(&path).context(|| format!("cannot open {}", path.display()))?;
+        let header = read_header(&wal, &path)?;
+        let Some(index) = index else {
+            let Some(header) = header else { return Ok(None) };
+            let frames = scan(&wal, &path, header.scan(u64::MAX), (control, watch))?.committed();
+            return Ok((frames > 0).then_some(Extent { wal, path, header, frames }));
+        };
+        if index.frames == 0 {
+            return Ok(None);
+        }
+        let mut rotten_frame = None;
+        if let Some(header) = header.filter(|header| header.salts() == index.salts) {
+            let scanned = scan(&wal, &path, header.scan(index.frames), (control, watch))?;
+            if scanned.committed() == index.frames {
+                return Ok(Some(Extent { wal, path, header, frames: index.frames }));
+            }
+            rotten_frame = Some(index.frames.min(scanned.whole() + 1));
+        }
+        // Started anew meanwhile: other read locks of this process hid that ours is READ0.
+        if held.reads_database_only()? {
+            Ok(None)
+        } else {
+            Err(Lost::Damaged(rotten(&path, rotten_frame, index.frames)))
+        }
+    }
+
+    /// Copies the frames, behind their header; whether they were all there. It is not synced: it is applied to the database,
+    /// which is.
+    fn copy(&self, to: &Path, how: &How<'_>, watch: &Watch<'_>) -> Attempt<bool> {
+        let bytes = self.header.extent_bytes(self.frames);
+        let frames = QuietReader::through_cache(self.wal.as_fd()).starting_at(HEADER_BYTES as u64);
+        let mut extent = io::Cursor::new(self.header.bytes()).chain(frames);
+        let look = || watch.look("raw-wal-window");
+        let copied = copy::copy(&mut extent, bytes, to, how.owner, how.control, &look)?;
+        Ok(copied.bytes == bytes)
+    }
+}
+
+/// Follows the frames of a WAL until no more of them count, as considerately as everything is copied.
+fn scan(wal: &File, path: &Path, mut scan: Scan, (control, watch): (&Control, &Watch<'_>)) -> Result<Scan> {
+    let mut frames = QuietReader::through_cache(wal.as_fd()).starting_at(HEADER_BYTES as u64);
+    let mut window = vec![0; WINDOW_BYTES];
+    while !scan.has_ended() {
+        control.check()?;
+        watch.look("raw-scan-window")?;
+        let bytes = match frames.read(&mut window) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            other => other.context(|| format!("cannot read {}", path.display()))?,
+        };
+        if bytes == 0 {
+            break;
+        }
+        scan.take(&window[..bytes]);
+        control.step();
+        control.throttle(bytes as u64)?;
+    }
+    Ok(scan)
+}
+
+/// What an operator should know of a WAL with a frame, or a header, that is not what was written.
+fn rotten(wal: &Path, frame: Option<u64>, frames: u64) -> String {
+    let at = frame.map_or_else(|| "its header".to_owned(), |frame| format!("frame {frame} of {frames}"));
+    format!(
+        "{} is damaged in {at}: the running node does not notice, but would lose what follows when it is killed. Stop the \
+         node cleanly, or run PRAGMA wal_checkpoint(TRUNCATE) beside it as its user, then PRAGMA integrity_check, and make \
+         the backup again",
+        wal.display()
+    )
+}
+
+fn lost_hold(database: &Path, missing: Missing) -> Lost {
+    let lock = match missing {
+        Missing::Name => return removed(database).into(),
+        Missing::Replaced => {
+            return Lost::Raced("another file has its name by now: was it renamed or replaced?".to_owned());
+        }
+        Missing::DatabaseLock => "the lock on the database",
+        Missing::ReadLock => "the read lock on the -shm",
+    };
+    log::error!("lock lost database={} lock={lock:?}", database.display());
+    Lost::Raced(format!("{lock} was lost: this process has opened and closed the file, not through SQLite"))
+}
+
+fn is_gone(database: &Path) -> bool {
+    matches!(database.try_exists(), Ok(false))
+}
+
+fn removed(database: &Path) -> Error {
+    let context = format!(
+        "{} was removed while it was backed up; a node that has it open still writes to it, and loses that when it stops: \
+         restart the node, then make the backup again",
+        database.display()
+    );
+    Error::new(Kind::Refused, context)
+}
+
+/// Looks, again and again while a database is held, whether the node can bear it.
+struct Watch<'a> {
+    held: &'a Held<'a>,
+    database: &'a Path,
+    /// What the WAL may have.
+    wal_bytes: u64,
+    /// What must be free on the node's file system.
+    floor_bytes: u64,
+    looked: Cell<Option<Instant>>,
+    /// Why it cannot.
+    verdict: RefCell<Option<Lost>>,
+}
+
+impl<'a> Watch<'a> {
+    fn begin(held: &'a Held<'a>, database: &'a Path, control: &Control, burden: &mut Burden) -> Result<Watch<'a>> {
+        let bound_bytes = if fault_gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
+        // What was there before is not our doing.
+        let now_bytes = held.wal_bytes();
+        let first_bytes = burden.wal_bytes.map_or(now_bytes, |first| first.min(now_bytes));
+        burden.wal_bytes = Some(first_bytes);
+        let (free_bytes, size_bytes) = disk::free_bytes_of(held.database, database)?;
+        // Where little was free before, it is the half of that.
+        let floor_bytes = control.reserve_bytes().min(size_bytes / 20).min(free_bytes / 2);
+        let floor_bytes = *burden.floor_bytes.get_or_insert(floor_bytes);
+        let wal_bytes = first_bytes + bound_bytes;
+        Ok(Watch { held, database, wal_bytes, floor_bytes, looked: Cell::default(), verdict: RefCell::default() })
+    }
+
+    /// Fails where it cannot; [`Watch::judge`] says why.
+    fn look(&self, point: &'static str) -> Result<()> {
+        fault_gate::point(point, self.database);
+        self.held.note_read_locks()?;
+        let lost = if self.held.wal_bytes() > self.wal_bytes { Some(Lost::WalGrew) } else { self.look_at_room()? };
+        let Some(lost) = lost else { return Ok(()) };
+        *self.verdict.borrow_mut() = Some(lost);
+        Err(Error::new(Kind::Changed, "given up for the node's sake"))
+    }
+
+    fn look_at_room(&self) -> Result<Option<Lost>> {
+        if self.looked.get().is_some_and(|looked| looked.elapsed() < ROOM_INTERVAL) {
+            return Ok(None);
+        }
+        self.looked.set(Some(Instant::now()));
+        let (free_bytes, _) = disk::free_bytes_of(self.held.database, self.database)?;
+        let floor_bytes = self.floor_bytes;
+        let context = || {
+            format!(
+                "only {free_bytes} bytes are free on the node's file system, where the WAL of {} grows while it is copied, and \
+                 {floor_bytes} bytes must stay free: free some space there",
+                self.database.display()
+            )
+        };
+        Ok((free_bytes < floor_bytes).then(|| Lost::SourceFull(Error::new(Kind::NoSpace, context()))))
+    }
+
+    /// The result of what looked.
+    fn judge<T>(&self, result: Attempt<T>) -> Attempt<T> {
+        result.map_err(|lost| self.verdict.take().unwrap_or(lost))
+    }
+}
+
+/// Waits for a time until the node has moved its WAL into the database, or has started it anew: what it could not do while we
+/// held it.
+fn await_checkpoint(connection: &Connection, database: &Path, control: &Control) -> Attempt<()> {
+    begin(connection, database, control)?;
+    let is_wal = journal_mode(connection, database)? == "wal";
+    let held = if is_wal { Some(Held::find(connection, database)?) } else { None };
+    connection.execute_batch("ROLLBACK").map_err(|e| unreadable(database, e))?;
+    let Some(held) = held else { return Ok(()) };
+    let salts = held.index().map(|index| index.salts);
+    let wait = if fault_gate::simpler("raw-short-wait", database) { SMALL_CHECKPOINT_WAIT } else { CHECKPOINT_WAIT };
+    let deadline = Instant::now() + wait;
+    let is_waiting = || held.index().is_some_and(|now| Some(now.salts) == salts && now.backfilled < now.frames);
+    while is_waiting() && Instant::now() < deadline {
+        control.check()?;
+        control.step();
+        sleep(CHECKPOINT_PAUSE);
+    }
+    Ok(())
+}
+
+/// What SQLite's error means to the operator.
+pub(crate) fn unreadable(database: &Path, e: rusqlite::Error) -> Error {
+    let code = e.sqlite_error().map(|e| (e.code, e.extended_code));
+    let (kind, why) = match code {
+        Some((_, SQLITE_READONLY_ROLLBACK)) => {
+            (Kind::Refused, "it has a hot journal: start the node once, so that it repairs the database")
+        }
+        Some((ErrorCode::DatabaseBusy, _)) => (Kind::Refused, LOCKED),
+        Some((ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied, _)) => {
+            if is_gone(database) {
+                return removed(database).because(e);
+            }
+            (Kind::Refused, "run as the node's user or as root")
+        }
+        _ => return Error::new(Kind::Database, format!("cannot read {}", database.display())).because(e),
+    };
+    Error::new(kind, format!("cannot read {}: {why}", database.display())).because(e)
+}
+
+/// Opens a source: for reading only, and never to run a WAL checkpoint, not even on close.
+pub(crate) fn open(database: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(database, flags)?;
+    connection.busy_timeout(BUSY_SLICE)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.execute_batch("PRAGMA query_only=1; PRAGMA mmap_size=0")?;
+    Ok(connection)
+}
+
+/// Begins the read transaction, which gets its snapshot with the first read; waits for a time while the database is locked.
+pub(crate) fn begin(connection: &Connection, database: &Path, control: &Control) -> Attempt<()> {
+    let failed = |e: rusqlite::Error| match e.sqlite_error_code() {
+        // What SQLite says when others open and close the database all the time.
+        Some(ErrorCode::FileLockingProtocolFailed) => Lost::Raced(e.to_string()),
+        _ => Lost::Final(unreadable(database, e)),
+    };
+    connection.execute_batch("BEGIN").map_err(failed)?;
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())) {
+            Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < deadline => {
+                control.check()?;
+                control.step();
+            }
+            other => return other.map_err(failed),
+        }
+    }
+}
+
+fn journal_mode(connection: &Connection, database: &Path) -> Result<String> {
+    connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(|e| unreadable(database, e))
+}
+
+fn read_header(wal: &File, path: &Path) -> Result<Option<Header>> {
+    let mut bytes = [0; HEADER_BYTES];
+    match wal.read_exact_at(&mut bytes, 0) {
+        Ok(()) => Ok(Header::parse(&bytes)),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(e) => Err(Error::io(format!("cannot read {}", path.display()), e)),
+    }
+}

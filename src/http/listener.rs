@@ -1,0 +1,498 @@
+//! The daemon's own blocking HTTP/1.1 listener: bytes in, a [`Request`] to the handler, a [`Response`] out.
+//!
+//! rouille's own server can be killed or hung by one client; its `Request` and `Response` are fine. This file routes
+//! nothing and knows nothing of backups; `decorate` adds the headers of the service to what we say ourselves.
+//!
+//! **Invariants.** No client can end the accept loop, make us hold more than [`Limits`] says, or stretch a deadline by
+//! sending or taking a byte now and then. A request reaches the handler whole and once, or not at all; bytes of one
+//! request are never run as another. Nothing wakes up while nobody talks to us.
+//!
+//! **Threads.** Two are there from the start, for when no other can be had; with those, clients are answered whatever
+//! others take. A connection that finds both busy gets a new thread. Where none can be had (`ulimit -u`), the connection that
+//! has waited longest is closed and its thread serves the new one. From then on until all connections are gone there are
+//! fewer connections than threads fit: a backup that is being made needs a few.
+//!
+//! **Protocol of a connection**, on one small thread with one descriptor:
+//! 1. *Admission*, on the accept thread. At the cap, the connection that has waited longest for its client (to send or
+//!    to receive) is closed; one inside the handler never is. With no such connection, the new one is told 503.
+//! 2. *Reading* head, then body, each within the deadline. What breaks a rule is answered (4xx, 505) and is the end;
+//!    silence before the first byte just ends it. What follows the request stays in the buffer.
+//! 3. *Handling*. A panic is a 500 and the end. 4. *Writing* head and body, a long one piece by piece, within the
+//!    deadline. Then 2.
+//! 5. *End* after an answer: close our side, read on for a moment, close. (A close with unread bytes is a reset, which
+//!    takes the answer away from the client.) A stop closes every reading side: what has arrived is still answered.
+//!
+//! **Limitations.** Linux: `shutdown` of a listening socket wakes its `accept`. TCP only: a Unix socket needs an enum
+//! in place of `TcpStream`, an inherited socket a second constructor; a token is the handler's business. Responses have
+//! a body (not 1xx, 204, 304), of a known length or one that fits into memory. No Transfer-Encoding, upgrades or trailers.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+use std::{mem, thread};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rouille::{Request, Response, ResponseBody};
+use rustix::process::{Resource, getrlimit};
+
+use crate::error::{Error, Kind, Result};
+use crate::http::head::{Head, Outgoing, Refusal, TOO_LARGE, parse, render};
+
+/// Answers a request, always, on a thread with a stack of 256 KiB. A panic becomes a 500.
+pub type Handler = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
+/// Adds the headers of the service to a response that the listener made itself for that client.
+pub type Decorate = Arc<dyn Fn(Response, SocketAddr) -> Response + Send + Sync>;
+
+const RESERVE_COUNT: usize = 2; // threads that are there from the start
+const LEFT_COUNT: usize = 4; // threads and processes left to a backup where they are scarce: its child process has three
+const STACK_BYTES: usize = 256 * 1024; // stack of a connection's thread; only what is touched costs memory
+const CHUNK_BYTES: usize = 4096; // read from a socket in one go, on the stack
+const SEND_BUFFER_BYTES: usize = 128 * 1024; // what the kernel holds for a client that does not read
+const BACKLOG_COUNT: i32 = 1024; // connected and not yet accepted; over it, clients try again after a second
+const RIPE: Duration = Duration::from_millis(10); // before this, one that waits is not closed for another
+const ROOM_WAIT: Duration = Duration::from_millis(500); // at most, by one over the cap for the place of another
+const REFUSAL_COUNT: usize = 8; // over the cap and being told 503; further ones are closed without a word
+const LINGER: Duration = Duration::from_millis(500); // reading on after our last word: no longer than this,
+const LINGER_READS: usize = 32; // and no more often than this, one chunk each
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50); // after a failure, unless a descriptor comes free
+const LOG_EVERY: Duration = Duration::from_secs(1); // failures to take on connections are logged once in this time
+
+/// What all clients together, and each of them, can make the listener hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at a time; half of the process's descriptors (`RLIMIT_NOFILE`) where that is less.
+    pub connections: usize,
+    /// Request line and headers of one request in bytes, and what is read ahead of it.
+    pub head_bytes: usize,
+    /// Body of one request in bytes.
+    pub body_bytes: usize,
+    /// For each of: idling, receiving a head, receiving a body, writing a response, finishing after a stop.
+    pub deadline: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { connections: 64, head_bytes: 16 * 1024, body_bytes: 64 * 1024, deadline: Duration::from_secs(5) }
+    }
+}
+
+/// A bound socket. Clients can connect from here on; they are answered once [`Listener::run`] runs.
+pub struct Listener {
+    socket: Arc<TcpListener>,
+    limits: Limits,
+    connections: Arc<Connections>,
+}
+
+/// Ends [`Listener::run`], from any thread and any number of times.
+#[derive(Clone)]
+pub struct Stopper(Weak<TcpListener>, Arc<Connections>);
+
+impl Stopper {
+    /// Ends accepting at once and does not wait. Harmless before and after the run, too.
+    pub fn stop(&self) {
+        self.1.stopping.store(true, Ordering::SeqCst);
+        if let Some(socket) = self.0.upgrade() {
+            // Wakes the blocked accept; fails only where the socket is shut down already.
+            rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).ok();
+        }
+    }
+}
+
+impl Listener {
+    /// Binds `host:port`: an IPv4 address, an IPv6 address in brackets, or a name; port 0 takes a free one.
+    pub fn bind(address: &str) -> Result<Listener> {
+        let socket = TcpListener::bind(address).map_err(|e| {
+            let problem = match e.kind() {
+                ErrorKind::AddrInUse => "in use: stop the program that uses it or choose another --service-port",
+                ErrorKind::PermissionDenied => "not allowed for this user: choose a --service-port above 1023",
+                _ => "no address to listen on: choose another --service-interface",
+            };
+            Error::new(Kind::Usage, format!("{address} is {problem}")).because(e)
+        })?;
+        // Accepted connections inherit the size. A kernel that refuses either of these keeps its default.
+        rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES).ok();
+        rustix::net::listen(&socket, BACKLOG_COUNT).ok();
+        Ok(Listener { socket: Arc::new(socket), limits: Limits::default(), connections: Arc::default() })
+    }
+
+    /// The same listener with other limits.
+    pub fn with_limits(self, limits: Limits) -> Listener {
+        Listener { limits, ..self }
+    }
+
+    /// The address and port it really listens on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.socket.local_addr().expect("a bound socket has an address")
+    }
+
+    /// The handle that ends [`Listener::run`]. It does not keep the port.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::downgrade(&self.socket), Arc::clone(&self.connections))
+    }
+
+    /// Answers requests until [`Stopper::stop`], then returns when those in flight are finished, after one deadline
+    /// at most. The port is free again on return. `decorate` gets every response that is not the handler's.
+    pub fn run(self, handler: Handler, decorate: Decorate) {
+        let Listener { socket, limits, connections } = self;
+        // A backup needs descriptors too: a crowd of clients must not take the last one.
+        let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |count| count as usize);
+        let cap = limits.connections.min(descriptors / 2).max(1);
+        let mut logged: Option<Instant> = None;
+        let mut log = |what: &str, cause: io::Error| {
+            if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+                log::warn!("{what}: {cause}");
+                logged = Some(Instant::now());
+            }
+        };
+        for _ in 0..RESERVE_COUNT {
+            if let Err(e) = connections.start_thread(true) {
+                log("start a thread for connections", e);
+            }
+        }
+        while !connections.stopping.load(Ordering::SeqCst) {
+            let (stream, peer) = match socket.accept() {
+                Ok((stream, peer)) => (Arc::new(stream), SocketAddr::new(peer.ip().to_canonical(), peer.port())),
+                Err(e) if e.kind() == ErrorKind::ConnectionAborted => continue, // it hung up before we accepted
+                Err(_) if connections.stopping.load(Ordering::SeqCst) => break,
+                Err(e) => {
+                    log("accept a connection", e);
+                    let mut state = connections.state.lock();
+                    if let Some((_, slot)) = longest_waiting(&mut state.slots) {
+                        slot.close();
+                    }
+                    connections.released.wait_for(&mut state, ACCEPT_PAUSE);
+                    continue;
+                }
+            };
+            let Some(welcome) = connections.admit(cap) else { continue };
+            let connection = Connection {
+                peer,
+                buffer: Vec::new(),
+                limits,
+                handler: Arc::clone(&handler),
+                decorate: Arc::clone(&decorate),
+                slot: connections.register(&stream),
+            };
+            if let Some((connection, cause)) = connections.serve(connection, welcome) {
+                log("start a thread for a connection", cause);
+                // A new socket takes this much without blocking. No lingering: the accept thread must go on.
+                connection.send(connection.own(OVERLOADED, true)).ok();
+            }
+        }
+        connections.finish(limits.deadline);
+    }
+}
+
+/// The connections there are, and whether more are wanted.
+#[derive(Default)]
+struct Connections {
+    state: Mutex<State>,
+    handed: Condvar,   // told when a connection waits for a thread in reserve, and at the end
+    released: Condvar, // told when a slot goes, a connection finds its thread, or waits for its client again
+    stopping: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    slots: Vec<Slot>,
+    threadless: VecDeque<(Connection, bool)>, // and whether they are welcome; their slots are there already
+    idle_count: usize,                        // threads in reserve without a connection
+    thread_cap: Option<usize>,                // connections for which there were threads, where they were scarce
+    ended: bool,
+}
+
+/// What the accept thread knows of a connection.
+struct Slot {
+    stream: Arc<TcpStream>,
+    /// Since when it waits for its client, whose bytes do not change it; `None` while the client waits for us.
+    waits_since: Option<Instant>,
+    closed: bool, // shut down: its thread is about to notice
+}
+
+impl Slot {
+    /// Wakes the thread of the connection, whatever it waits for.
+    fn close(&mut self) {
+        self.closed = true;
+        self.stream.shutdown(Shutdown::Both).ok();
+    }
+}
+
+/// One that is closed already counts until it is gone: no other is closed in its stead.
+fn longest_waiting(slots: &mut [Slot]) -> Option<(Instant, &mut Slot)> {
+    slots.iter_mut().filter_map(|s| Some((s.waits_since?, s))).min_by_key(|(since, _)| *since)
+}
+
+impl Connections {
+    /// Makes room for one more: true for one to serve, false for one to be told 503, `None` for not even that.
+    fn admit(&self, cap: usize) -> Option<bool> {
+        let mut state = self.state.lock();
+        let has_room = |state: &State| state.slots.len() < state.thread_cap.unwrap_or(cap).min(cap);
+        // A handler may take long; a thread comes free soon.
+        let is_patient = state.slots.len() < cap;
+        if self.make_room(&mut state, is_patient, has_room) {
+            return Some(true);
+        }
+        (state.slots.len() < cap + REFUSAL_COUNT).then_some(false)
+    }
+
+    /// Closes the connections that have waited longest, until there is room; false if there is none soon. It waits for
+    /// those inside the handler only if it `is_patient`.
+    fn make_room(&self, state: &mut MutexGuard<State>, is_patient: bool, has_room: impl Fn(&State) -> bool) -> bool {
+        let give_up = Instant::now() + ROOM_WAIT;
+        while !has_room(state) {
+            let now = Instant::now();
+            let wake = match longest_waiting(&mut state.slots) {
+                _ if now >= give_up => return false,
+                Some((since, _)) if now < since + RIPE => give_up.min(since + RIPE),
+                Some((_, slot)) => {
+                    slot.close();
+                    give_up
+                }
+                None if is_patient => give_up,
+                None => return false,
+            };
+            self.released.wait_until(state, wake);
+        }
+        true
+    }
+
+    fn register(self: &Arc<Self>, stream: &Arc<TcpStream>) -> SlotGuard {
+        let mut state = self.state.lock();
+        if state.slots.is_empty() {
+            state.thread_cap = None;
+        }
+        // Its thread may take a while to begin: until then it can make room like any other.
+        let waits_since = Some(Instant::now());
+        state.slots.push(Slot { stream: Arc::clone(stream), waits_since, closed: false });
+        SlotGuard { stream: Arc::clone(stream), connections: Arc::clone(self) }
+    }
+
+    /// Finds a thread for a connection, or returns it, with the reason.
+    fn serve(self: &Arc<Self>, connection: Connection, welcome: bool) -> Option<(Connection, io::Error)> {
+        let mut state = self.state.lock();
+        state.threadless.push_back((connection, welcome));
+        if state.idle_count >= state.threadless.len() {
+            self.handed.notify_one();
+            return None;
+        }
+        let started = MutexGuard::unlocked(&mut state, || self.start_thread(false));
+        let cause = started.err()?;
+        // Whether or not this one finds a thread: so many are too many, beside what a backup needs.
+        let served_count = state.slots.len() - state.threadless.len();
+        state.thread_cap = Some(served_count.saturating_sub(LEFT_COUNT).max(RESERVE_COUNT));
+        // One that was taken meanwhile has a thread. Otherwise its slot is the last: only the accept thread adds any.
+        let (false, Some(slot)) = (state.threadless.is_empty(), state.slots.last_mut()) else { return None };
+        slot.waits_since = None; // it waits for us
+        if welcome && self.make_room(&mut state, true, |state| state.threadless.is_empty()) {
+            return None;
+        }
+        state.threadless.pop_back().map(|(connection, _)| (connection, cause))
+    }
+
+    fn start_thread(self: &Arc<Self>, is_reserve: bool) -> io::Result<()> {
+        let connections = Arc::clone(self);
+        let thread = thread::Builder::new().name("http".to_owned()).stack_size(STACK_BYTES);
+        thread.spawn(move || connections.work(is_reserve)).map(|_| ())
+    }
+
+    /// A thread: serves the connections that wait for one; with none left it ends, unless it is one in reserve.
+    fn work(&self, is_reserve: bool) {
+        let mut state = self.state.lock();
+        loop {
+            if let Some((connection, welcome)) = state.threadless.pop_front() {
+                self.released.notify_all();
+                MutexGuard::unlocked(&mut state, || {
+                    // A panic, of which the connection has not made a 500, ends the connection, not the thread.
+                    let _ = catch_unwind(AssertUnwindSafe(|| connection.serve(welcome)));
+                });
+            } else if is_reserve && !state.ended {
+                state.idle_count += 1;
+                self.handed.wait(&mut state);
+                state.idle_count -= 1;
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// After the last accept: waits for the requests in flight, then cuts off what is left.
+    fn finish(&self, deadline: Duration) {
+        let give_up = Instant::now() + deadline;
+        let mut state = self.state.lock();
+        state.ended = true;
+        self.handed.notify_all();
+        state.slots.iter().for_each(|s| drop(s.stream.shutdown(Shutdown::Read)));
+        while !state.slots.is_empty() && !self.released.wait_until(&mut state, give_up).timed_out() {}
+        state.slots.iter_mut().for_each(Slot::close);
+    }
+}
+
+/// The connection's hold on its slot, which goes with it.
+struct SlotGuard {
+    stream: Arc<TcpStream>,
+    connections: Arc<Connections>,
+}
+
+impl SlotGuard {
+    /// Says whose turn it is. An error where the connection was closed meanwhile: nothing more is done for it then.
+    fn turn(&self, waits_since: Option<Instant>) -> Outcome<()> {
+        let mut state = self.connections.state.lock();
+        let slot = state.slots.iter_mut().find(|s| Arc::ptr_eq(&s.stream, &self.stream) && !s.closed).ok_or(None)?;
+        slot.waits_since = waits_since;
+        if waits_since.is_some() {
+            self.connections.released.notify_all();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for SlotGuard {
+    fn drop(&mut self) {
+        self.connections.state.lock().slots.retain(|s| !Arc::ptr_eq(&s.stream, &self.stream));
+        self.connections.released.notify_all();
+    }
+}
+
+/// The error ends the connection: with a last word, or without where nobody is there or nothing was asked.
+type Outcome<T> = std::result::Result<T, Option<Refusal>>;
+
+const TOO_SLOW: Refusal = (408, "the request did not arrive in time");
+const OVERLOADED: Refusal = (503, "too many connections: try again later");
+
+/// One client, on its own thread.
+struct Connection {
+    peer: SocketAddr,
+    /// Received and not yet used: a request in part, or the beginning of the next one.
+    buffer: Vec<u8>,
+    limits: Limits,
+    handler: Handler,
+    decorate: Decorate,
+    /// Dropped last: whoever sees the slot gone may rely on the handler being released.
+    slot: SlotGuard,
+}
+
+impl Connection {
+    fn serve(mut self, welcome: bool) {
+        self.slot.stream.set_nodelay(true).ok(); // the next answer must not wait for an acknowledgement
+        let mut outcome = if welcome { Ok(true) } else { Err(Some(OVERLOADED)) };
+        while let Ok(true) = outcome {
+            outcome = self.exchange();
+        }
+        if let Err(Some(refusal)) = outcome {
+            outcome = self.send(self.own(refusal, true)).map(|()| false);
+        }
+        if outcome.is_ok() {
+            self.slot.stream.shutdown(Shutdown::Write).ok();
+            let (deadline, mut chunk) = (Instant::now() + LINGER, [0; CHUNK_BYTES]);
+            (0..LINGER_READS).take_while(|_| matches!(self.read(&mut chunk, deadline), Ok(1..))).count();
+        }
+    }
+
+    /// One request and its answer. True: the connection goes on.
+    fn exchange(&mut self) -> Outcome<bool> {
+        self.slot.turn(Some(Instant::now()))?;
+        let (head, body) = self.receive()?;
+        self.slot.turn(None)?;
+        let with_body = head.method != "HEAD";
+        let request = Request::fake_http_from(self.peer, head.method, head.url, head.headers, body);
+        let mut keep = false;
+        // A panic leaves behind nothing that we use again; what the handler shares is its own care.
+        let answer = catch_unwind(AssertUnwindSafe(|| {
+            let response = (self.handler)(&request);
+            keep = head.keep_alive && !self.slot.connections.stopping.load(Ordering::SeqCst);
+            render(response, with_body, keep)
+        }));
+        let answer = answer.ok().or_else(|| {
+            log::error!("answer method={} url={:?}: the handler panicked", request.method(), request.raw_url());
+            keep = false;
+            self.own((500, "internal error: the log of the service says more"), with_body)
+        });
+        self.send(answer).map(|()| keep)
+    }
+
+    /// Reads one request; what follows it stays in the buffer.
+    fn receive(&mut self) -> Outcome<(Head, Vec<u8>)> {
+        let Limits { head_bytes, body_bytes, deadline, .. } = self.limits;
+        if self.buffer.is_empty() {
+            self.fill(head_bytes, Instant::now() + deadline)?;
+        }
+        let until = Instant::now() + deadline;
+        let (head, used) = loop {
+            if let Some(parsed) = parse(&self.buffer, body_bytes)? {
+                break parsed;
+            }
+            self.fill(head_bytes, until)?;
+        };
+        let whole = used + head.length;
+        if head.expects && self.buffer.len() < whole {
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n", Instant::now() + deadline)?;
+        }
+        let until = Instant::now() + deadline;
+        while self.buffer.len() < whole {
+            self.fill(whole, until)?;
+        }
+        let rest = self.buffer.split_off(whole);
+        Ok((head, mem::replace(&mut self.buffer, rest).split_off(used)))
+    }
+
+    /// Adds what has arrived to the buffer, up to `limit`.
+    fn fill(&mut self, limit: usize, deadline: Instant) -> Outcome<()> {
+        let mut chunk = [0; CHUNK_BYTES];
+        let room = limit.saturating_sub(self.buffer.len()).min(CHUNK_BYTES);
+        if room == 0 {
+            return Err(Some(TOO_LARGE));
+        }
+        let count = match self.read(&mut chunk[..room], deadline) {
+            Ok(count @ 1..) => count,
+            Err(e) if e.kind() == ErrorKind::TimedOut && !self.buffer.is_empty() => return Err(Some(TOO_SLOW)),
+            _ => return Err(None),
+        };
+        self.buffer.extend_from_slice(&chunk[..count]);
+        Ok(())
+    }
+
+    fn read(&self, chunk: &mut [u8], deadline: Instant) -> io::Result<usize> {
+        let mut stream = &*self.slot.stream;
+        by(deadline, |left| stream.set_read_timeout(Some(left)).and_then(|()| stream.read(chunk)))
+    }
+
+    fn write(&self, bytes: &[u8], deadline: Instant) -> Outcome<()> {
+        let (mut stream, mut rest) = (&*self.slot.stream, bytes);
+        while !rest.is_empty() {
+            let written = by(deadline, |left| stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest)));
+            rest = &rest[written.or(Err(None))?..];
+        }
+        Ok(())
+    }
+
+    fn send(&self, answer: Option<Outgoing>) -> Outcome<()> {
+        self.slot.turn(Some(Instant::now()))?;
+        let deadline = Instant::now() + self.limits.deadline;
+        answer.and_then(|answer| answer.send(|bytes| self.write(bytes, deadline).ok())).ok_or(None)
+    }
+
+    /// A response of our own.
+    fn own(&self, (status_code, sentence): Refusal, with_body: bool) -> Option<Outgoing> {
+        let headers = vec![("Content-Type".into(), "text/plain;charset=utf-8".into())];
+        let response = Response { status_code, headers, data: ResponseBody::from_string(sentence), upgrade: None };
+        catch_unwind(AssertUnwindSafe(|| render((self.decorate)(response, self.peer), with_body, false))).ok()
+    }
+}
+
+/// Repeats a call on a socket, each time with the time left, until it succeeds, fails or the deadline has passed.
+fn by<T>(deadline: Instant, mut call: impl FnMut(Duration) -> io::Result<T>) -> io::Result<T> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        match call(left) {
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
+            outcome => return outcome,
+        }
+    }
+}

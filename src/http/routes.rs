@@ -1,0 +1,333 @@
+//! The HTTP face: requests in, words of the contract out. The routes and answers; no listening.
+//!
+//! Invariants
+//! - Routes on the raw URL; each segment and parameter is decoded once. What names a backup becomes a [`BackupId`] or 404.
+//! - Every answer carries `x-peer-addr`, `x-server-timestamp` and `x-chainweb-node-version`.
+//! - A path that is not ours is `None`: the embedder's own routes are never in our way.
+//! - What a request says and we do not act on is an error: an unknown parameter, and a body. Parameters go into the query.
+//! - Nothing here touches a source or changes the catalog.
+
+use std::io::{Cursor, Read};
+use std::net::SocketAddr;
+
+use percent_encoding::percent_decode_str;
+use rouille::{Request, Response, ResponseBody};
+
+use crate::backups::details::Details;
+use crate::clock::now_ms;
+use crate::config::suggest;
+use crate::error::{Error, Kind};
+use crate::format::record::Scope;
+use crate::http::accept;
+use crate::id::BackupId;
+use crate::service::answers::{Held, Page};
+use crate::service::listing::{MAX_PAGE_COUNT, PAGE_COUNT};
+use crate::service::{MakeRequest, Service};
+
+const TEXT: &str = "text/plain;charset=utf-8";
+const JSON: &str = "application/json";
+
+/// The content type that Prometheus asks for.
+const METRICS: &str = "text/plain;version=0.0.4;charset=utf-8";
+
+/// How much of a body is read: an empty JSON object with white space around it.
+const BODY_BYTES: u64 = 1024;
+
+/// When a client that was turned away should come again: the slow ones are cut off by then.
+const RETRY_SECONDS: &str = "5";
+
+/// The routes, as [`Service::handle`] serves them; the same list stands in the README, which a test checks.
+pub const ROUTES: [&str; 5] =
+    ["POST /make-backup", "GET /check-backup/{backupId}", "GET /list-backups", "GET /health-check", "GET /metrics"];
+
+enum Route<'a> {
+    Make,
+    Check(&'a str),
+    List,
+    Health,
+    Metrics,
+}
+
+impl Service {
+    /// Answers a request that is ours: the backup endpoints, `/health-check` and `/metrics`, each also below
+    /// `/chainweb/0.0/{chainwebVersion}`. `None` for every other path. Mount it in the node's own rouille server.
+    pub fn handle(&self, request: &Request) -> Option<Response> {
+        let url = request.raw_url();
+        let (path, query) = url.split_once('?').unwrap_or((url, ""));
+        let route = self.route(path)?;
+        let response = answer(self, &route, request, query);
+        Some(self.decorate(response, &request.remote_addr().to_string()))
+    }
+
+    /// The answer for a path that is nobody's.
+    pub fn not_found(&self, request: &Request) -> Response {
+        self.decorate(text(404, "no such endpoint"), &request.remote_addr().to_string())
+    }
+
+    /// Adds the three headers of the contract to a response made elsewhere, by a listener for one.
+    pub fn decorate_for(&self, response: Response, peer: SocketAddr) -> Response {
+        self.decorate(response, &peer.to_string())
+    }
+
+    fn decorate(&self, response: Response, peer: &str) -> Response {
+        let version = self.shared().config.node_version.clone().unwrap_or_else(|| "unknown".to_owned());
+        response
+            .with_unique_header("x-peer-addr", peer.to_owned())
+            .with_unique_header("x-server-timestamp", (now_ms() / 1000).to_string())
+            .with_unique_header("x-chainweb-node-version", version)
+    }
+
+    fn route<'a>(&self, path: &'a str) -> Option<Route<'a>> {
+        let bare = match path.strip_prefix("/chainweb/0.0/") {
+            None => path.strip_prefix('/')?,
+            Some(rest) => {
+                let (version, bare) = rest.split_once('/')?;
+                let version = percent_decode_str(version).decode_utf8().ok()?;
+                let configured = self.shared().config.chainweb_version.as_ref();
+                if version.is_empty() || configured.is_some_and(|c| *c != version) {
+                    return None;
+                }
+                bare
+            }
+        };
+        match bare {
+            "make-backup" => Some(Route::Make),
+            "list-backups" => Some(Route::List),
+            "health-check" => Some(Route::Health),
+            "metrics" => Some(Route::Metrics),
+            _ => bare.strip_prefix("check-backup/").filter(|id| !id.contains('/')).map(Route::Check),
+        }
+    }
+}
+
+impl Route<'_> {
+    fn parameters(&self) -> &'static [&'static str] {
+        match self {
+            Route::Make => &["backupPact"],
+            Route::List => &["limit", "before"],
+            Route::Check(_) | Route::Health | Route::Metrics => &[],
+        }
+    }
+}
+
+fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> Response {
+    let is_api = matches!(route, Route::Make | Route::Check(_) | Route::List);
+    if is_api && !service.shared().config.api_enabled {
+        return text(404, "the backup API is off; enable it with --enable-backup-api");
+    }
+    let post = matches!(route, Route::Make);
+    let allowed: &[&str] = if post { &["POST"] } else { &["GET", "HEAD"] };
+    if !allowed.contains(&request.method()) {
+        let allow = allowed.join(", ");
+        return text(405, &format!("use {}", allowed[0])).with_unique_header("Allow", allow);
+    }
+    if post && is_cross_site(request) {
+        return text(403, "requests from other web sites are refused");
+    }
+    let known = route.parameters();
+    let parameters = match parse_query(query, known).and_then(|found| no_body(request, known).map(|()| found)) {
+        Ok(parameters) => parameters,
+        Err(sentence) => return text(400, &sentence),
+    };
+    match route {
+        Route::Make => match backup_pact(&parameters) {
+            Ok(backup_pact) => make(service, MakeRequest { backup_pact }),
+            Err(sentence) => text(400, &sentence),
+        },
+        Route::Check(segment) => check(service, segment, request),
+        Route::List => match page(&parameters) {
+            Ok(page) => list(service, page),
+            Err(sentence) => text(400, &sentence),
+        },
+        Route::Health => text(200, "Health check OK."),
+        Route::Metrics => service.metrics().map_or_else(too_much, |held| shared(METRICS, held)),
+    }
+}
+
+fn make(service: &Service, request: MakeRequest) -> Response {
+    match service.make_backup(request) {
+        Ok(id) => {
+            let response = text(200, id.as_str());
+            match service.status_and_scope(&id) {
+                Ok(Some((_, scope))) => with_scope(response, scope),
+                // Deleted already, or its job has ended and the disk does not tell: the identifier is what was asked for.
+                Ok(None) | Err(_) => response,
+            }
+        }
+        Err(e) => failure(&e),
+    }
+}
+
+fn check(service: &Service, segment: &str, request: &Request) -> Response {
+    let decoded = percent_decode_str(segment).decode_utf8().ok();
+    let Some(id) = decoded.and_then(|d| BackupId::parse(&d)) else { return text(404, "no such backup") };
+    let accept = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case("Accept")).map(|(_, value)| value);
+    let answer = if accept::prefers_json(accept) {
+        let held = |details: &Details| service.hold_json(details).map_or_else(too_much, |held| shared(JSON, held));
+        service.details(&id).map(|found| found.map(|details| (held(&details), details.scope)))
+    } else {
+        service.status_and_scope(&id).map(|found| found.map(|(status, scope)| (text(200, status.word()), scope)))
+    };
+    match answer {
+        Ok(Some((response, scope))) => with_scope(response, scope),
+        Ok(None) => text(404, "no such backup"),
+        Err(e) => failure(&e),
+    }
+}
+
+/// A page of the list; where it does not end with it, `Link` has the next one.
+fn list(service: &Service, page: Page) -> Response {
+    let limit = page.limit;
+    match service.page(page) {
+        Ok(Some(held)) => {
+            let next = held.more_before().map(|id| format!("<?limit={limit}&before={id}>; rel=\"next\""));
+            let response = shared(JSON, held);
+            match next {
+                Some(next) => response.with_unique_header("Link", next),
+                None => response,
+            }
+        }
+        Ok(None) => too_much(),
+        Err(e) => failure(&e),
+    }
+}
+
+fn too_much() -> Response {
+    text(503, "other clients do not read their long answers: try again later")
+        .with_unique_header("Retry-After", RETRY_SECONDS)
+}
+
+fn with_scope(response: Response, scope: Scope) -> Response {
+    response.with_unique_header("x-backup-scope", scope.word())
+}
+
+/// An error of the service as an answer; the status says what a client could do differently.
+fn failure(e: &Error) -> Response {
+    let status = match e.kind() {
+        Kind::Usage => 400,
+        Kind::NotFound => 404,
+        Kind::Busy | Kind::ShuttingDown | Kind::Cancelled => 503,
+        Kind::NoSpace => 507,
+        Kind::NotEmpty
+        | Kind::NodeRunning
+        | Kind::Refused
+        | Kind::Changed
+        | Kind::Damaged
+        | Kind::Io
+        | Kind::Database => 500,
+    };
+    text(status, &e.chain())
+}
+
+/// Decodes the parameters; one that is not known, or stands twice, is an error that names the right one.
+fn parse_query(query: &str, known: &[&str]) -> Result<Vec<(String, String)>, String> {
+    let mut parameters: Vec<(String, String)> = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (decode(name), decode(value));
+        if !known.contains(&name.as_str()) {
+            let remedy = match suggest(&name, known) {
+                Some(right) => format!("did you mean {right}?"),
+                None if known.is_empty() => "this endpoint has no parameters".to_owned(),
+                None if known.len() == 1 => format!("the only parameter is {}", known[0]),
+                None => format!("the parameters are {}", known.join(" and ")),
+            };
+            return Err(format!("unknown parameter {}: {remedy}", printable(&name)));
+        }
+        if parameters.iter().any(|(n, _)| *n == name) {
+            return Err(format!("parameter {name} is given twice: give it once"));
+        }
+        parameters.push((name, value));
+    }
+    Ok(parameters)
+}
+
+/// Refuses a body, but for an empty JSON object, which a known client sends with every request. One that the embedder has
+/// read already is the embedder's business.
+fn no_body(request: &Request, known: &[&str]) -> Result<(), String> {
+    let Some(data) = request.data() else { return Ok(()) };
+    let mut body = Vec::new();
+    data.take(BODY_BYTES).read_to_end(&mut body).map_err(|e| format!("the body cannot be read: {e}"))?;
+    let is_whole = (body.len() as u64) < BODY_BYTES;
+    body.retain(|b| !b.is_ascii_whitespace());
+    if is_whole && matches!(&body[..], b"" | b"{}") {
+        return Ok(());
+    }
+    Err(match known.first() {
+        Some(_) => format!("parameters go into the query: ?{}", known.join(", ?")),
+        None => "send no body: this endpoint has no parameters".to_owned(),
+    })
+}
+
+/// Which part of the list the parameters ask for.
+fn page(parameters: &[(String, String)]) -> Result<Page, String> {
+    let mut page = Page { limit: PAGE_COUNT, before: None };
+    for (name, value) in parameters {
+        let wrong = |remedy: &str| format!("parameter {name} cannot be {}: {remedy}", printable(value));
+        if name == "limit" {
+            let limit = value.parse().ok().filter(|limit| (1..=MAX_PAGE_COUNT).contains(limit));
+            let is_number = value.bytes().all(|b| b.is_ascii_digit());
+            page.limit = limit
+                .filter(|_| is_number)
+                .ok_or_else(|| wrong(&format!("use a number from 1 to {MAX_PAGE_COUNT}")))?;
+        } else {
+            page.before = Some(BackupId::parse(value).ok_or_else(|| wrong("use the id of a backup"))?);
+        }
+    }
+    Ok(page)
+}
+
+fn backup_pact(parameters: &[(String, String)]) -> Result<bool, String> {
+    let Some((name, value)) = parameters.first() else { return Ok(false) };
+    match value.to_ascii_lowercase().as_str() {
+        "" | "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(format!("parameter {name} cannot be {}: use true or false, or no value for true", printable(value))),
+    }
+}
+
+/// A decoded name or value; one that is not UTF-8 keeps replacement characters, which no known name has.
+fn decode(encoded: &str) -> String {
+    percent_decode_str(&encoded.replace('+', " ")).decode_utf8_lossy().into_owned()
+}
+
+/// What a client sent, as it may stand in an answer: bounded, quoted, without control characters.
+fn printable(sent: &str) -> String {
+    let short: String = sent.chars().take(64).collect();
+    format!("{short:?}")
+}
+
+/// Whether a browser says that another site's page sends this. Programs send neither header.
+fn is_cross_site(request: &Request) -> bool {
+    let other_site = request.header("Sec-Fetch-Site").is_some_and(|site| !matches!(site, "same-origin" | "none"));
+    let other_origin = request.header("Origin").is_some_and(|origin| {
+        let authority = origin.split_once("://").map_or(origin, |(_, authority)| authority);
+        request.header("Host").is_none_or(|host| !host.eq_ignore_ascii_case(authority))
+    });
+    other_site || other_origin
+}
+
+/// Plain text, without a trailing newline.
+fn text(status: u16, body: &str) -> Response {
+    respond(status, TEXT, body.to_owned())
+}
+
+/// A long answer, of which there is one copy for all its clients.
+fn shared(content_type: &'static str, held: Held) -> Response {
+    let bytes = held.as_ref().len();
+    Response {
+        status_code: 200,
+        headers: vec![("Content-Type".into(), content_type.into())],
+        data: ResponseBody::from_reader_and_size(Cursor::new(held), bytes),
+        upgrade: None,
+    }
+}
+
+fn respond(status_code: u16, content_type: &'static str, body: String) -> Response {
+    Response {
+        status_code,
+        headers: vec![("Content-Type".into(), content_type.into())],
+        data: ResponseBody::from_string(body),
+        upgrade: None,
+    }
+}

@@ -1,0 +1,85 @@
+//! What is told of all backups at once: a page of the list, and the sums that the metrics show.
+//!
+//! The catalog is read anew each time, one backup after the other, so that one that was removed by hand is gone, and so that
+//! a catalog of any length takes the memory of one page.
+
+use std::sync::Arc;
+
+use crate::backups::details::Details;
+use crate::disk::off_heap;
+use crate::error::{Error, Kind, Result};
+use crate::id::BackupId;
+use crate::service::answers::{Answer, Held, Page};
+use crate::service::metrics::{self, Summary};
+use crate::service::{Service, Shared};
+
+/// How many backups a page has where nothing is asked for, and at most.
+pub(crate) const PAGE_COUNT: usize = 100;
+pub(crate) const MAX_PAGE_COUNT: usize = 1000;
+
+/// The largest page: it ends before the first backup that would make it larger.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+
+impl Service {
+    /// A page of the list as JSON; `None` where all answers together hold too much memory already.
+    pub(crate) fn page(&self, page: Page) -> Result<Option<Held>> {
+        let shared = self.shared();
+        shared.listings.pages.answer(page, |page| Ok(shared.listings.answers.hold(render(shared, page)?)))
+    }
+
+    /// The metrics as text; `None` as for [`Service::page`].
+    pub(crate) fn metrics(&self) -> Option<Held> {
+        let shared = self.shared();
+        let render = |(): &()| -> Result<Option<Held>> {
+            let mut summary = Summary::default();
+            // What cannot be read is not in the figures, which say so: the others matter all the more then.
+            let mut each = shared.catalog.each().map_err(|_| summary.is_incomplete = true).ok();
+            for found in each.iter_mut().flatten() {
+                match found.and_then(|found| shared.details(&found.id.clone(), Ok(Some(found)))) {
+                    Ok(details) => details.iter().for_each(|details| summary.add(details)),
+                    Err(_) => summary.is_incomplete = true,
+                }
+            }
+            let text = metrics::render(&shared.counters, &summary, &shared.gauges());
+            Ok(shared.listings.answers.hold(Answer { bytes: text.into_bytes(), more_before: None }))
+        };
+        shared.listings.metrics.answer((), render).ok().flatten()
+    }
+
+    /// All that is known of a backup as JSON.
+    pub(crate) fn hold_json(&self, details: &Details) -> Option<Held> {
+        let bytes = serde_json::to_vec(details).expect("details have only string keys");
+        self.shared().listings.answers.hold(Answer { bytes, more_before: None })
+    }
+}
+
+fn render(shared: &Arc<Shared>, page: &Page) -> Result<Answer> {
+    let ids = shared.catalog.ids_newest_first()?;
+    if let Some(gone) = page.before.as_ref().filter(|id| id.number().is_none() && !ids.contains(id)) {
+        let context = format!("backup {gone} is no more, and its name does not say where it stood: leave out before");
+        return Err(Error::new(Kind::NotFound, context));
+    }
+    let asked = page.before.as_ref().map_or(&ids[..], |before| shared.catalog.older_than(before, &ids));
+    let mut bytes: Vec<u8> = off_heap::list();
+    let mut last: Option<BackupId> = None;
+    let mut listed_count = 0;
+    bytes.push(b'[');
+    for id in asked {
+        let Some(details) = shared.details(id, shared.catalog.find(id))? else { continue };
+        let end = bytes.len();
+        if listed_count > 0 {
+            bytes.push(b',');
+        }
+        serde_json::to_writer(&mut bytes, &details)
+            .expect("details have only string keys, and memory takes what it gets");
+        if listed_count == page.limit || (listed_count > 0 && bytes.len() > PAGE_BYTES) {
+            bytes.truncate(end);
+            bytes.push(b']');
+            return Ok(Answer { bytes, more_before: last });
+        }
+        listed_count += 1;
+        last = Some(id.clone());
+    }
+    bytes.push(b']');
+    Ok(Answer { bytes, more_before: None })
+}

@@ -1,0 +1,146 @@
+//! Counters of the service, and their Prometheus text form. No I/O: what is told here was looked up by the caller.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::backups::details::{Details, Progress};
+use crate::format::record::Status;
+
+/// What the service counts since its start.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    done_count: AtomicU64,
+    failed_count: AtomicU64,
+    last_duration_ms: AtomicU64,
+    last_bytes: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn job_done(&self, seconds: f64, bytes: u64) {
+        self.done_count.fetch_add(1, Relaxed);
+        self.last_duration_ms.store((seconds * 1000.0) as u64, Relaxed);
+        self.last_bytes.store(bytes, Relaxed);
+    }
+
+    pub(crate) fn job_failed(&self) {
+        self.failed_count.fetch_add(1, Relaxed);
+    }
+}
+
+/// What the metrics tell of all backups, whichever process made them; each is [added](Summary::add) on its own,
+/// the newest first.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    done_count: u64,
+    in_progress_count: u64,
+    failed_count: u64,
+    /// Whether a backup of ours is being made, also by another process.
+    is_in_progress: bool,
+    last_success_ms: u64,
+    last_failure_ms: u64,
+    /// Of the newest good backup of ours, its identifier and when the file was last read that was not read for longest.
+    newest: Option<(u64, Option<u64>)>,
+    /// The newest backup of ours that is done, by its id, and the number of its warnings.
+    newest_done: Option<(u64, usize)>,
+    /// Whether something could not be read, so that it is not in here.
+    pub(crate) is_incomplete: bool,
+}
+
+impl Summary {
+    pub(crate) fn add(&mut self, backup: &Details) {
+        let is_whole = backup.verified.as_ref().is_none_or(|v| v.faults_count == 0);
+        let ended_ms = backup.record.as_ref().filter(|_| is_whole).map(|r| r.finished_ms.unwrap_or(r.started_ms));
+        if let (Status::Done, Some(id), Some(record)) = (backup.status, backup.id.millis(), &backup.record) {
+            self.newest_done = self.newest_done.max(Some((id, record.warnings.len())));
+        }
+        let (count, last_ms) = match backup.status {
+            Status::Done => (&mut self.done_count, Some(&mut self.last_success_ms)),
+            Status::Failed => (&mut self.failed_count, Some(&mut self.last_failure_ms)),
+            Status::InProgress => {
+                self.is_in_progress |= !backup.foreign;
+                (&mut self.in_progress_count, None)
+            }
+        };
+        *count += 1;
+        if backup.status == Status::Done && !backup.foreign {
+            self.newest = self.newest.max(backup.id.millis().map(|id| (id, backup.oldest_unread_ms)));
+        }
+        if let (Some(last_ms), Some(ended_ms)) = (last_ms, ended_ms) {
+            // The newest comes first. The largest time may be that of a clock that was wrong.
+            *last_ms = if *last_ms == 0 { ended_ms } else { *last_ms };
+        }
+    }
+}
+
+/// What the metrics tell of the service at this moment.
+#[derive(Debug)]
+pub(crate) struct Gauges<'a> {
+    /// The running job of this process.
+    pub(crate) running: Option<Progress>,
+    /// Free bytes of the file system of the backups.
+    pub(crate) free_bytes: u64,
+    /// Bytes per second that are copied at most; 0 is no limit.
+    pub(crate) limit_bytes: u64,
+    /// The node's version.
+    pub(crate) node_version: &'a str,
+}
+
+/// The metrics in the text format of Prometheus, version 0.0.4.
+pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> String {
+    let mut text = String::new();
+    let mut metric = |name: &str, kind: &str, help: &str, samples: &[(String, f64)]| {
+        let _ = writeln!(text, "# HELP chainweb_backup_{name} {help}\n# TYPE chainweb_backup_{name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(text, "chainweb_backup_{name}{labels} {value}");
+        }
+    };
+    let plain = |value: f64| [(String::new(), value)];
+    let load = |counter: &AtomicU64| counter.load(Relaxed) as f64;
+
+    let quoted = now.node_version.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let versions = format!("{{version=\"{}\",node_version=\"{quoted}\"}}", env!("CARGO_PKG_VERSION"));
+    metric("info", "gauge", "Versions of this program and of the node.", &[(versions, 1.0)]);
+    let in_progress = now.running.is_some() || backups.is_in_progress;
+    metric("in_progress", "gauge", "Whether a backup is being made.", &plain(f64::from(u8::from(in_progress))));
+    let help = "1 if the backup directory can be read and is the one of the service's start, otherwise 0.";
+    metric("directory_readable", "gauge", help, &plain(f64::from(u8::from(!backups.is_incomplete))));
+    let results = [
+        ("{result=\"done\"}".to_owned(), load(&counters.done_count)),
+        ("{result=\"failed\"}".to_owned(), load(&counters.failed_count)),
+    ];
+    metric("jobs_total", "counter", "Jobs of this process that ended since its start.", &results);
+    let statuses = [
+        (Status::Done, backups.done_count),
+        (Status::InProgress, backups.in_progress_count),
+        (Status::Failed, backups.failed_count),
+    ]
+    .map(|(status, count)| (format!("{{status=\"{}\"}}", status.word()), count as f64));
+    metric("backups", "gauge", "Backups in the backup directory.", &statuses);
+    // Zero, so that an alarm rings where there was none yet.
+    let help = "When the newest good backup was finished, seconds since the epoch; 0 for none.";
+    metric("last_success_timestamp_seconds", "gauge", help, &plain(backups.last_success_ms as f64 / 1000.0));
+    if let Some(oldest_ms) = backups.newest.and_then(|(_, oldest_unread_ms)| oldest_unread_ms) {
+        let help =
+            "When the file of the newest backup was last read that was not read for longest, seconds since the epoch.";
+        metric("oldest_unread_timestamp_seconds", "gauge", help, &plain(oldest_ms as f64 / 1000.0));
+    }
+    let help = "When the last backup that failed did, seconds since the epoch; 0 for none.";
+    metric("last_failure_timestamp_seconds", "gauge", help, &plain(backups.last_failure_ms as f64 / 1000.0));
+    // Also where there is none: an alarm must not miss the first.
+    let warnings_count = backups.newest_done.map_or(0, |(_, warnings_count)| warnings_count);
+    let help = "Warnings in the record of the newest backup that is done.";
+    metric("warnings", "gauge", help, &plain(warnings_count as f64));
+    if counters.done_count.load(Relaxed) > 0 {
+        let seconds = load(&counters.last_duration_ms) / 1000.0;
+        metric("last_duration_seconds", "gauge", "How long the last good backup took.", &plain(seconds));
+        metric("last_bytes", "gauge", "Size of the last good backup.", &plain(load(&counters.last_bytes)));
+    }
+    if let Some(progress) = &now.running {
+        metric("job_bytes_done", "gauge", "Bytes that the running job has copied.", &plain(progress.bytes_done as f64));
+        metric("job_bytes_total", "gauge", "Bytes that the running job copies.", &plain(progress.bytes_total as f64));
+    }
+    metric("free_bytes", "gauge", "Free space for backups.", &plain(now.free_bytes as f64));
+    let help = "Bytes per second that are copied at most; 0 is no limit.";
+    metric("limit_bytes_per_second", "gauge", help, &plain(now.limit_bytes as f64));
+    text
+}
