@@ -1,6 +1,6 @@
 //! The wall clock, in the one unit that this crate uses.
 //!
-//! Invariant: it names and buckets; it never decides which of two backups is the newer one.
+//! Invariant: times name backups and sort them into days and weeks; they never decide which of two backups is newer.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

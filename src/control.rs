@@ -1,8 +1,8 @@
-//! The live state of one running job, shared between the backup thread that moves the bytes and whoever watches.
+//! The progress and the end of one running job, shared between the backup thread and the threads that watch it.
 //!
-//! Atomics: readers never wait for the backup thread. Ending it early is a wish that the job sees at its next
-//! [`Control::check`], at most one chunk of a copy later. Whether it ends early or commits is decided once, by whoever is
-//! first: so a job that was called stalled or cancelled is never good afterwards.
+//! All fields are atomics, so readers never wait for the backup thread. A request to stop takes effect at the job's next
+//! [`Control::check`], at most one window of a copy later. A job either is stopped or commits; whichever is requested first
+//! holds. So a job that was reported as stalled or cancelled never becomes a good backup.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -14,16 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 
-/// The longest sleep of a throttled copy between two looks whether to go on.
+/// The longest sleep of a throttled copy between two checks of whether the job was stopped.
 const THROTTLE_SLICE: Duration = Duration::from_millis(100);
 
 /// What a job is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// Looking at the sources and at the free space.
+    /// Checking the sources and the free space.
     PreFlight,
-    /// Reading again what will be taken over from an earlier backup.
+    /// Reading again files of an earlier backup that this one will link.
     Reread,
     /// Copying the Pact databases.
     Pact,
@@ -31,11 +31,11 @@ pub enum Phase {
     Rocksdb,
     /// Reading the heights from the finished copies.
     Heights,
-    /// Writing everything to the disk.
+    /// Syncing everything to the disk.
     Sync,
-    /// Verifying what was written; then the commit.
+    /// Verifying the files of the backup; then the commit.
     Verify,
-    /// Nothing more will happen.
+    /// The job has ended.
     Finished,
 }
 
@@ -53,15 +53,15 @@ const PHASES: [Phase; 8] = [
 /// Why a job ends before it is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// The program ends.
+    /// The program is ending.
     ShutDown = 1,
-    /// The operator wants it to.
+    /// The operator cancelled it.
     Cancelled,
     /// It made no progress for too long.
     Stalled,
-    /// A new backup is wanted: this is work for idle times.
+    /// A new backup was requested, and this is background work.
     Yielded,
-    /// The backup that is worked on shall be deleted.
+    /// The backup that it works on is being deleted.
     Deleted,
 }
 
@@ -75,14 +75,14 @@ pub struct Control {
     phase: AtomicU8,
     bytes_done: AtomicU64,
     bytes_total: AtomicU64,
-    /// Whatever else is progress: a phase, a link, a file.
+    /// Counts all other progress: a phase, a link, a file.
     steps: Arc<AtomicU64>,
     /// [`RUNNING`], [`COMMITTING`] or a [`Stop`].
     end: Arc<AtomicU8>,
     reserve_bytes: AtomicU64,
-    /// Bytes per second that may be copied; 0 is no limit. Shared with whoever changes it while the job runs.
+    /// Bytes per second that may be copied; 0 is no limit. Shared, because it may be changed while the job runs.
     limit: Arc<AtomicU64>,
-    /// When the next byte may be copied, where there is a limit.
+    /// When the next byte may be copied, if there is a limit.
     due: Mutex<Option<Instant>>,
 }
 
@@ -92,17 +92,17 @@ fn stop_of(end: &AtomicU8) -> Option<Stop> {
 }
 
 impl Control {
-    /// One that copies at most `limit` bytes a second, whatever that is at the time.
+    /// One that copies at most `limit` bytes per second; `limit` may change at any time.
     pub(crate) fn limited(limit: Arc<AtomicU64>) -> Control {
         Control { limit, ..Control::default() }
     }
 
-    /// One for an operation of its own that copies or reads at most so many bytes a second; `None` is as fast as the disk.
+    /// One for an operation outside of a service, which copies or reads at most that many bytes per second; `None` is no limit.
     pub fn with_limit(bytes_per_second: Option<u64>) -> Control {
         Control::limited(Arc::new(AtomicU64::new(bytes_per_second.unwrap_or(0))))
     }
 
-    /// One for a part of the work, with counts of its own: the limit and the end are the same.
+    /// One for a part of the work: it has its own byte counts, and shares the limit and the end.
     pub(crate) fn another(&self) -> Control {
         let (limit, end, steps) = (Arc::clone(&self.limit), Arc::clone(&self.end), Arc::clone(&self.steps));
         Control { limit, end, steps, ..Control::default() }
@@ -123,7 +123,7 @@ impl Control {
         self.steps.fetch_add(1, Relaxed);
     }
 
-    /// A number that grows with all progress.
+    /// A number that grows with any progress.
     pub(crate) fn progress(&self) -> u64 {
         self.bytes_done.load(Relaxed).wrapping_add(self.steps.load(Relaxed))
     }
@@ -137,7 +137,7 @@ impl Control {
         self.bytes_total.store(bytes, Relaxed);
     }
 
-    /// Bytes copied so far and bytes to copy in all. The sources grow, so the total is never below what is done.
+    /// The bytes copied so far and the bytes to copy in all. The sources grow, so the total is never below the bytes copied.
     pub fn bytes(&self) -> (u64, u64) {
         let done = self.bytes_done.load(Relaxed);
         (done, self.bytes_total.load(Relaxed).max(done))
@@ -152,12 +152,12 @@ impl Control {
         self.reserve_bytes.load(Relaxed)
     }
 
-    /// Bytes per second that may be copied, where there is a limit.
+    /// Bytes per second that may be copied, if there is a limit.
     pub(crate) fn limit_bytes(&self) -> Option<u64> {
         Some(self.limit.load(Relaxed)).filter(|limit| *limit > 0)
     }
 
-    /// Waits as long as the limit wants it after `bytes` were copied. A time without copying is not made up for.
+    /// Waits as long as the limit demands after `bytes` were copied. A pause in copying gives no credit for later.
     pub(crate) fn throttle(&self, bytes: u64) -> Result<()> {
         let Some(limit) = self.limit_bytes() else { return Ok(()) };
         let until = {
@@ -169,31 +169,31 @@ impl Control {
         };
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             self.check()?;
-            // A limit that is lifted meanwhile holds no longer.
+            // A limit that was changed or removed meanwhile no longer applies.
             if self.limit_bytes() != Some(limit) {
                 *self.due.lock() = None;
                 return Ok(());
             }
-            // To wait is to make progress, as slowly as it was wished.
+            // Waiting for the limit is progress too: the job has not stalled.
             self.step();
             sleep(left.min(THROTTLE_SLICE));
         }
         Ok(())
     }
 
-    /// Wishes that the job ends; it does so at its next chunk. Whether it will: not where it commits already, or ends for
-    /// another reason.
+    /// Requests that the job stops, which it does at its next [`Control::check`]. Returns whether it will stop for this reason:
+    /// not if it commits already or was stopped before.
     pub fn stop(&self, why: Stop) -> bool {
         self.end.compare_exchange(RUNNING, why as u8, SeqCst, SeqCst).is_ok()
     }
 
-    /// From now on the job cannot be stopped. Fails where it was.
+    /// From now on the job cannot be stopped. Fails if it was stopped before.
     pub(crate) fn begin_commit(&self) -> Result<()> {
         let _ = self.end.compare_exchange(RUNNING, COMMITTING, SeqCst, SeqCst);
         self.check()
     }
 
-    /// For a library that calls it while it works: notes progress, and returns whether the work shall end.
+    /// A callback for a library, to be called while the library works: notes progress, and returns whether to stop.
     pub(crate) fn watcher(&self) -> impl FnMut() -> bool + Send + 'static {
         let (steps, end) = (Arc::clone(&self.steps), Arc::clone(&self.end));
         move || {
@@ -202,14 +202,14 @@ impl Control {
         }
     }
 
-    /// Fails with [`Kind::Cancelled`] once somebody stopped the job.
+    /// Fails with [`Kind::Cancelled`] if the job was stopped.
     pub(crate) fn check(&self) -> Result<()> {
         let why = match stop_of(&self.end) {
             None => return Ok(()),
             Some(Stop::ShutDown) => "shut down",
             Some(Stop::Cancelled) => "cancelled by the operator",
-            Some(Stop::Stalled) => "stalled: nothing moved for too long; does a disk hang?",
-            Some(Stop::Yielded) => "gave way to a new backup",
+            Some(Stop::Stalled) => "stalled: no progress for too long; check whether a disk hangs",
+            Some(Stop::Yielded) => "stopped to make room for a new backup",
             Some(Stop::Deleted) => "the backup is being deleted",
         };
         Err(Error::new(Kind::Cancelled, why))

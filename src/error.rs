@@ -1,8 +1,8 @@
 //! The one error type of the crate.
 //!
-//! An error is a [`Kind`] (what a caller would do differently), a context (what was being done, to what) and a source.
-//! `Display` prints this level only; the faces join the chain once, with [`Error::chain`].
-//! Nothing in the crate matches on an error's text.
+//! An error has a [`Kind`] (callers act on it), a context (the operation that failed, and its object) and a source.
+//! `Display` prints this level only; the command line and the HTTP interface join the chain once, with [`Error::chain`].
+//! No code of the crate matches on an error's text.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -12,7 +12,7 @@ use std::path::Path;
 /// The result of every fallible call of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong, as far as a caller would act on it differently.
+/// What went wrong: callers treat each kind differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// An option, a parameter, a configuration key or an environment variable is wrong: correct it and call again.
@@ -21,17 +21,17 @@ pub enum Kind {
     NotFound,
     /// Another job, or another service, works on the same backup directory.
     Busy,
-    /// The file system has no room for what is asked.
+    /// The file system has too little free space.
     NoSpace,
-    /// The place where something shall go holds something already.
+    /// The target directory is not empty.
     NotEmpty,
     /// A running node holds the database.
     NodeRunning,
-    /// A source cannot be backed up as it stands; the context says why and what to do.
+    /// A source cannot be backed up in its present state; the context says why and what to do.
     Refused,
     /// The source changed faster than it could be copied: another backup may succeed.
     Changed,
-    /// What is on disk is not what it should be.
+    /// A file on the disk is missing, or its content is wrong.
     Damaged,
     /// The job was cancelled.
     Cancelled,
@@ -52,12 +52,12 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error with no deeper cause. `context` is lower case, without a full stop, and names the remedy where there is one.
+    /// An error without a source. `context` is lower case, without a full stop, and names the remedy if there is one.
     pub fn new(kind: Kind, context: impl Into<String>) -> Error {
         Error { kind, context: context.into(), source: None }
     }
 
-    /// The same error with the cause below it.
+    /// The same error with `source` as its cause.
     pub fn because(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
         Error { source: Some(source.into()), ..self }
     }
@@ -68,7 +68,7 @@ impl Error {
         Error::new(if full { Kind::NoSpace } else { Kind::Io }, context).because(source)
     }
 
-    /// What a caller may act on.
+    /// The kind, on which a caller may act.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -98,7 +98,7 @@ impl StdError for Error {
     }
 }
 
-/// Adds what was being done to the result of a call of the operating system.
+/// Adds the failed operation to an error of the operating system.
 pub(crate) trait IoContext<T> {
     /// `context` is evaluated on the error path only.
     fn context(self, context: impl FnOnce() -> String) -> Result<T>;
@@ -116,12 +116,12 @@ impl<T> IoContext<T> for rustix::io::Result<T> {
     }
 }
 
-/// Why an attempt at a source that others write to did not succeed.
+/// Why an attempt to copy a source failed that another process may write to.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The source moved on: another attempt may succeed.
+    /// The source changed during the attempt: another one may succeed.
     Again(String),
-    /// No attempt will.
+    /// Another attempt would fail, too.
     Final(Error),
 }
 
@@ -131,7 +131,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// The context of an operation on a path that has failed.
+/// The context of a failed operation on a path.
 pub(crate) fn failed(verb: &str, path: &Path) -> String {
     format!("cannot {verb} {}", path.display())
 }

@@ -1,7 +1,7 @@
 //! What is wrong with a backup: which file, and why.
 //!
-//! Invariant: a fault names its file in a field of its own. What acts on a fault (notes it in the backups that have the same
-//! file, copies the file anew) compares that field, never the sentence.
+//! Invariant: a fault names its file in a field of its own. Code that acts on a fault (notes it in the backups that have the
+//! same file, copies the file anew) compares that field, never the sentence.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// What is wrong with one file of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
-    /// Its path below the backup's directory: `0/rocksDb/000012.sst`, `backup.json`; `0/rocksDb` where RocksDB names no file.
+    /// Its path below the backup's directory: `0/rocksDb/000012.sst`, `backup.json`; `0/rocksDb` if RocksDB names no file.
     pub file: String,
     /// The reason, in words.
     pub why: String,
@@ -22,16 +22,16 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What RocksDB found when it read every block of a finished copy.
+/// The result of reading every block of a finished copy with RocksDB.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Inspected {
     pub(crate) keys_count: u64,
-    /// Their files are names in the directory of the copy; empty where RocksDB names none.
+    /// Their files are names in the directory of the copy; empty if RocksDB names no file.
     pub(crate) faults: Vec<Fault>,
 }
 
 impl Fault {
-    /// Of a file in RocksDB's directory, or of all of it where `name` is empty.
+    /// A fault of a file in RocksDB's directory, or of the whole directory if `name` is empty.
     pub(crate) fn of_rocksdb(Fault { file: name, why }: Fault) -> Fault {
         let slash = if name.is_empty() { "" } else { "/" };
         Fault { file: format!("0/rocksDb{slash}{name}"), why }
@@ -43,7 +43,7 @@ impl Fault {
     }
 }
 
-/// The SST or blob file that a sentence of RocksDB's names: it knows no other way to say which file it means.
+/// The SST or blob file that an error message of RocksDB names: RocksDB does not report the file in any other way.
 #[cfg(any(feature = "engine", test))]
 pub(crate) fn table_in(sentence: &str) -> Option<String> {
     let is_table = |name: &str| {

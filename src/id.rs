@@ -1,19 +1,20 @@
 //! Backup identifiers: the only way a name from outside can reach a path.
 //!
 //! An identifier is 1 to 64 characters of `[a-zA-Z0-9_-]`, the alphabet of the contract, so that it can be joined to the
-//! backup directory: it holds no separator, no dot and no NUL. Those we make are decimal milliseconds since the epoch.
+//! backup directory: it holds no separator, no dot and no NUL. The identifiers that we make are decimal milliseconds since the
+//! epoch.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest identifier that is looked up; longer ones cannot name a backup.
+/// The longest identifier.
 const MAX_LENGTH_BYTES: usize = 64;
 
 /// Decimal digits of a millisecond timestamp between the years 2001 and 2286.
 const MILLIS_DIGITS: usize = 13;
 
-/// The largest number that is one of an identifier: there is always room for further ones.
+/// The largest number that counts as an identifier of ours: so there are always larger ones left for new backups.
 const MAX_NUMBER: u64 = u64::MAX / 2;
 
 /// The identifier of a backup: a valid name of a directory directly below the backup directory.
@@ -34,21 +35,21 @@ impl BackupId {
         BackupId(format!("{unix_ms:0width$}", width = MILLIS_DIGITS))
     }
 
-    /// The milliseconds that an identifier says. Those of other lengths (the node may write seconds or microseconds into the
-    /// same directory) say none.
+    /// The time of an identifier in milliseconds. `None` for identifiers of other lengths: the node may write seconds or
+    /// microseconds into the same directory.
     pub(crate) fn millis(&self) -> Option<u64> {
         let decimal = self.0.len() == MILLIS_DIGITS && self.0.bytes().all(|b| b.is_ascii_digit());
         decimal.then(|| self.0.parse().ok()).flatten()
     }
 
-    /// The identifier as a number, by which those that we make are ordered: they only ever rise, whatever the clock says. It has
-    /// more digits than a time of this millennium where something has pushed it there.
+    /// The identifier as a number. The identifiers that we make are ordered by it: each is larger than the one before, even if
+    /// the clock was set back. A number may have more digits than a present time if an identifier in the directory had them.
     pub(crate) fn number(&self) -> Option<u64> {
         let decimal = self.0.len() >= MILLIS_DIGITS && self.0.bytes().all(|b| b.is_ascii_digit());
         decimal.then(|| self.0.parse().ok()).flatten().filter(|number| *number <= MAX_NUMBER)
     }
 
-    /// The identifier as it stands in URLs and as a directory's name.
+    /// The identifier as text, as in URLs and in the name of the directory.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,18 +1,18 @@
-//! The copy engine: the bytes of one file into a new one, for RocksDB, SQLite and restore alike.
+//! The copy engine: copies the bytes of one file to a new one, for RocksDB, SQLite and restore.
 //!
-//! A file comes into a backup by the cheapest way that is sound: a hard link where nobody ever writes to it (`disk::link`), a
-//! clone where blocks can be shared, otherwise read and write. `copy_file_range` is not used: between files of one file
-//! system it may clone silently, and it takes the pace out of our hands.
+//! A file is put into a backup in the cheapest sound way: as a hard link if no process ever writes to it (`disk::link`), as a
+//! clone if the file system can share blocks, otherwise by read and write. `copy_file_range` is not used: between files of one
+//! file system it may clone silently, and it cannot be paced.
 //!
 //! Invariants
-//! - Only a new file is written to. Its descriptor stays open until its fsync: the error of a write-back is told once, to
-//!   whoever waits for it first, so the errors of pacing count as much as those of the fsync.
-//! - Cancel, limit and `watch` are looked at every window, and `watch` every second of one that a limit makes slow; free
-//!   space every [`LOOK_BYTES`] and every [`LOOK_INTERVAL`].
-//! - What is written goes straight to the disk, one window at a time, where the file system does that well; elsewhere through
-//!   the page cache at the disk's pace. So little of ours stands in front of the node's own fsync, and little of the copy
-//!   stays in the page cache.
-//! - A window of zeroes is not written: a hole stays one, but for less than a window at its ends.
+//! - Only a new file is written to. Its descriptor is open until its fsync. The kernel reports the error of a write-back once,
+//!   to the first call that waits for it, so an error of pacing is as serious as one of the fsync.
+//! - Cancel, limit and `watch` are checked for every window, and `watch` every second while a limit slows a window down; the
+//!   free space every [`LOOK_BYTES`] and every [`LOOK_INTERVAL`].
+//! - On file systems that are good at it, data is written directly to the disk, one window at a time; on others through the page
+//!   cache at the disk's pace. So the node's own fsync waits for little data of ours, and little of the copy is left in the
+//!   page cache.
+//! - A window of zeroes is not written: a hole of the source is one in the copy, except for less than a window at its ends.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -33,13 +33,13 @@ use crate::disk::{Owner, create_new, remove_file, require_room};
 use crate::error::failed;
 use crate::error::{Error, IoContext, Kind, Result};
 
-/// How much is copied between two looks at the free space.
+/// How much is copied between two checks of the free space.
 const LOOK_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The longest time between two such looks.
+/// The longest time between two such checks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The fewest zeroes that are worth a hole.
+/// The smallest number of zeroes that becomes a hole.
 const HOLE_BYTES: usize = 4096;
 
 /// How much space is reserved at once; a multiple of a window.
@@ -49,13 +49,13 @@ const RESERVED_BYTES: u64 = 64 * 1024 * 1024;
 const MIN_CLONE_BYTES: u64 = 4 * 1024 * 1024;
 const MAX_CLONE_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// How long cloning one range may keep a writer of the source waiting.
+/// How long a writer of the source may wait for the clone of one range.
 const MAX_STALL: Duration = Duration::from_millis(100);
 
-/// Copies the first `limit_bytes` of a file (all of it, where there are fewer) to a new file. Counts them on `control`, stops
-/// within one window when the job is cancelled, asks `watch` again and again whether to go on, and stops with
-/// [`Kind::NoSpace`] before the file system of the copy falls below the reserve. Writes at the disk's pace, and leaves little
-/// of the copy in the page cache: the node needs it more.
+/// Copies the first `limit_bytes` of a file (the whole file, if it is shorter) to a new file. Counts the bytes on `control`,
+/// stops within one window if the job is cancelled or `watch` fails, and stops with [`Kind::NoSpace`] before the file system of
+/// the copy falls below the reserve. Writes at the disk's pace, and leaves little of the copy in the page cache, which the node
+/// needs.
 pub(crate) fn copy(
     from: &mut (dyn Read + Send),
     limit_bytes: u64,
@@ -86,7 +86,7 @@ pub(crate) fn copy(
     Ok(Unsynced::of(out, to, done))
 }
 
-/// Copies a file of `bytes` bytes that nobody writes to. Fails with [`Kind::Damaged`] where it ends before.
+/// Copies a file of `bytes` bytes that no process writes to. Fails with [`Kind::Damaged`] if the file is shorter.
 pub(crate) fn copy_still(
     from: &File,
     bytes: u64,
@@ -102,22 +102,22 @@ pub(crate) fn copy_still(
     Err(Error::new(Kind::Damaged, context))
 }
 
-/// A copy that is made.
+/// A copy in progress.
 struct Copying<'a> {
     out: &'a File,
     to: &'a Path,
     control: &'a Control,
     watch: &'a dyn Fn() -> Result<()>,
     limit_bytes: u64,
-    /// Whether it is written past the page cache.
+    /// Whether the copy is written past the page cache.
     direct: bool,
-    /// Whether space is reserved before it is written.
+    /// Whether space is reserved before it is written to.
     reserves: bool,
-    /// How far it was copied, written to, and reserved.
+    /// The offsets up to which the file was copied, written to, and reserved.
     done: u64,
     end: u64,
     reserved: u64,
-    /// When, in bytes and in time, the free space is looked at next.
+    /// The offset of the next check of the free space, and the time of the last one.
     next_look: u64,
     looked: Instant,
 }
@@ -148,7 +148,7 @@ impl Sink for Copying<'_> {
             self.end = self.done + bytes;
         }
         self.control.add_done(bytes);
-        // Zeroes were read, too.
+        // The limit applies to zeroes too: they were read.
         self.wait(bytes)?;
         self.done += bytes;
         Ok(())
@@ -158,7 +158,7 @@ impl Sink for Copying<'_> {
 impl Copying<'_> {
     fn reserve_next(&mut self) -> Result<()> {
         let next = self.limit_bytes.min(self.done + RESERVED_BYTES);
-        // Near the reserve of the file system every window counts.
+        // Close to the file system's reserve, do not reserve ahead.
         let reserve_bytes = self.control.reserve_bytes().saturating_add(next - self.done);
         let has_room = require_room(self.to, reserve_bytes).is_ok();
         self.reserves = has_room
@@ -170,7 +170,7 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// Straight to the disk as far as that can be done, the rest at its pace.
+    /// Writes directly to the disk as far as possible, and the rest through the page cache at the disk's pace.
     fn write(&mut self, window: &[u8]) -> io::Result<()> {
         let mut at = self.done;
         let mut rest = window;
@@ -202,7 +202,7 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// Waits as the limit wants it for `bytes`. Where it is so low that this takes long, `watch` is asked meanwhile.
+    /// Waits as long as the limit demands for `bytes`. If that takes longer than a second, calls `watch` every second.
     fn wait(&self, mut bytes: u64) -> Result<()> {
         while bytes > 0 {
             let second = self.control.limit_bytes().map_or(bytes, |limit| bytes.min(limit));
@@ -223,21 +223,21 @@ impl Copying<'_> {
     }
 }
 
-/// Whether all of it is zero, and enough to leave out.
+/// Whether all bytes are zero, and there are enough of them for a hole.
 fn is_hole(bytes: &[u8]) -> bool {
-    // Equal to itself one byte further, which the compiler compares many at a time.
+    // Compared with itself, shifted by one byte: the compiler turns this into a comparison of many bytes at a time.
     bytes.len() >= HOLE_BYTES && bytes[0] == 0 && bytes[1..] == bytes[..bytes.len() - 1]
 }
 
-/// Whether a file is written past the page cache, into space that was reserved for it: on ext4 and xfs. What is written so
-/// costs no memory, a fifth of the CPU, and is not part of what ext4's journal must write before its next commit
-/// (`data=ordered`), and so before the fsync of everybody else. btrfs would not compress it.
+/// Whether a file is written past the page cache, into space that was reserved for it: on ext4 and xfs. Such a write uses no
+/// memory and a fifth of the CPU time, and ext4's journal need not write its data before the next commit (`data=ordered`), for
+/// which the fsync of every other program waits. btrfs would not compress the data.
 fn goes_direct(file: &File) -> bool {
     is_on_ext4_or_xfs(file)
 }
 
-/// Whether what was just written past the page cache is not there: with `data=journal` or encryption the kernel takes it, and
-/// puts it into the cache after all.
+/// Whether a direct write has really gone past the page cache: with `data=journal` or encryption the kernel accepts it, but
+/// puts the data into the cache.
 fn is_on_disk(file: &File, start: u64, bytes: u64) -> bool {
     sys::cached(file.as_fd(), start, bytes).is_none_or(|cached| cached.unwritten_pages == 0)
 }
@@ -247,8 +247,8 @@ fn set_direct(file: &File, direct: bool) -> io::Result<()> {
     Ok(rustix::fs::fcntl_setfl(file, if direct { flags | OFlags::DIRECT } else { flags })?)
 }
 
-/// Changes what the file has of the disk from `start` to `end`; `Ok(false)` where it cannot: that of an ext4 that was an ext3
-/// once cannot reserve.
+/// Changes the allocation of the file from `start` to `end`; `Ok(false)` if the file cannot: a file of an ext4 that was once an
+/// ext3 cannot reserve space.
 fn fallocate(file: &File, how: FallocateFlags, start: u64, end: u64) -> io::Result<bool> {
     match retry_on_intr(|| rustix::fs::fallocate(file, how, start, end - start)) {
         Ok(()) => Ok(true),
@@ -257,9 +257,9 @@ fn fallocate(file: &File, how: FallocateFlags, start: u64, end: u64) -> io::Resu
     }
 }
 
-/// Clones a file to a new file, not yet synced: both share their blocks until either is written to. `Ok(None)`, with
-/// nothing left behind, where the file systems cannot do that. Cloned in ranges that are sized so that each stalls a writer
-/// of the source for about [`MAX_STALL`] at most: one call for a file of many extents was seen to stall it for seconds.
+/// Clones a file to a new file, not yet synced: both share their blocks until either is written to. `Ok(None)`, and no file is
+/// left, if the file systems cannot do that. The file is cloned in ranges, sized so that each makes a writer of the source wait
+/// for about [`MAX_STALL`] at most: a single call for a file of many extents made it wait for seconds.
 pub(crate) fn clone(
     from: BorrowedFd<'_>,
     to: &Path,
@@ -276,20 +276,20 @@ pub(crate) fn clone(
         require_room(to, control.reserve_bytes())?;
         let rest = size()?.saturating_sub(at);
         let started = Instant::now();
-        // The last range goes to the end, wherever that is by now.
+        // The last range goes up to the end of the file, which may have moved.
         match sys::clone_range(from, &out, at, if rest > range { range } else { 0 }) {
             Ok(()) => {}
             Err(e) if at == 0 && cannot_clone(&e) => {
                 remove_file(to)?;
                 return Ok(None);
             }
-            // Cut off at the end meanwhile, by a checkpoint: the rest is gone from the source too.
+            // A WAL checkpoint has truncated the source to before this range: nothing is left to clone.
             Err(_) if at > 0 && size()? <= at => break,
-            // Or cut off within this range: it is sized anew.
+            // The size of the source has changed: this range is sized anew.
             Err(_) if at > 0 && size()? != at + rest => continue,
             Err(e) => return Err(Error::io(failed("clone to", to), e)),
         }
-        // Nothing moves: a limit of bytes does not apply.
+        // No bytes are copied, so the limit does not apply.
         control.add_done(rest.min(range));
         if rest <= range {
             break;
@@ -307,8 +307,7 @@ fn cannot_clone(e: &io::Error) -> bool {
     matches!(errno, Some(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS))
 }
 
-/// Starts to write what was written from `start` on, and waits for what came before it. What is on the disk need not stay
-/// in the cache.
+/// Starts to write the piece at `start` to the disk, waits for the piece before it, and drops that one from the page cache.
 fn pace(out: &File, start: u64) -> io::Result<()> {
     sys::flush_range(out, start, PACE_BYTES, Flush::Start)?;
     let before = start.saturating_sub(PACE_BYTES);
@@ -327,7 +326,7 @@ mod tests {
 
     use super::*;
 
-    /// Of data and holes at odd places, also at the end: the copy is the same, and takes no more of the disk.
+    /// A copy of data and holes at odd offsets, also at the end, has the same content and uses no more of the disk.
     #[test]
     fn holes_stay_holes() {
         let directory = tempfile::tempdir().unwrap();
@@ -352,8 +351,9 @@ mod tests {
         }
     }
 
-    /// Whatever part of a file the page cache has, and whatever waits to be written: its copy is the same, and afterwards the
-    /// cache has what it had of it and little more, or all where that is wanted, and next to nothing of the copy.
+    /// Whichever parts of a file are cached, and whichever of them wait to be written: the copy is the same. Afterwards the
+    /// page cache has the same parts of the file and little more (or all of it, with `into_cache`), and almost nothing of the
+    /// copy.
     #[test]
     fn the_page_cache_stays_as_it_was() {
         let directory = tempfile::tempdir().unwrap();
@@ -373,7 +373,7 @@ mod tests {
             fs::write(&from, &data).unwrap();
             let file = OpenOptions::new().read(true).write(true).open(&from).unwrap();
             file.sync_all().unwrap();
-            // No readahead: what is cached is what is read here.
+            // No read-ahead: only the parts that are read here are cached.
             rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
             rustix::fs::fadvise(&file, 0, None, Advice::Random).unwrap();
             for _ in 0..4 {
@@ -397,7 +397,7 @@ mod tests {
                 let of_copy = pages(&File::open(&to).unwrap());
                 assert!(fs::read(&to).unwrap() == data, "{length} bytes, {turn}");
                 fs::remove_file(&to).unwrap();
-                // What a file system in memory has is in the cache. An older kernel cannot be asked.
+                // On a file system in memory every file is in the cache. An older kernel has no cachestat(2).
                 if goes_direct(&file)
                     && turn == "clean"
                     && let (Some(before), Some(after), Some(of_copy)) = (&before, &after, of_copy)
@@ -409,7 +409,7 @@ mod tests {
                     let (had, has) = (count(before), count(after));
                     match way {
                         "past" => assert_eq!(has, had, "{length}"),
-                        // What it had lies in 12 grains, whose other pages may stay; and so may an unfinished last page.
+                        // The parts cached before lie in 12 grains, whose other pages may be left, as may the last page.
                         "through" => assert!(has <= had + 12 * 16 + 1, "{length}: {had} became {has}"),
                         _ => assert_eq!(has, after.len(), "{length}"),
                     }

@@ -33,7 +33,7 @@ mod armed {
     use parking_lot::Mutex;
     use std::path::PathBuf;
 
-    /// What shall happen to the operations below `root`; counted from 1.
+    /// Which of the operations below `root` fail, or kill the process; counted from 1.
     #[derive(Debug, Clone, Default)]
     pub struct Plan {
         /// Only operations whose path lies below this directory count.
@@ -42,7 +42,7 @@ mod armed {
         pub fail_at: Vec<u64>,
         /// The operation before which the process kills itself with SIGKILL.
         pub kill_at: Option<u64>,
-        /// The operations that came, oldest first: name and path.
+        /// The operations so far, oldest first: name and path.
         pub log: Vec<(&'static str, PathBuf)>,
     }
 
@@ -53,7 +53,7 @@ mod armed {
         PLANS.lock().push(plan);
     }
 
-    /// Takes the plan of `root` back, with its log.
+    /// Removes the plan of `root`, and returns it with its log.
     pub fn disarm(root: &Path) -> Plan {
         let mut plans = PLANS.lock();
         let at = plans.iter().position(|p| p.root == root).expect("a plan is disarmed once, after it was armed");
@@ -64,7 +64,7 @@ mod armed {
 
     static ACTS: Mutex<Vec<(PathBuf, Act)>> = Mutex::new(Vec::new());
 
-    /// Calls `act` with the name of each moment that a protocol reaches for the source in `path`.
+    /// Calls `act` with the name of each moment that a protocol reaches with the source in `path`.
     pub fn at_point(path: &Path, act: impl FnMut(&'static str) + Send + 'static) {
         ACTS.lock().push((path.to_owned(), Box::new(act)));
     }
@@ -80,14 +80,14 @@ mod armed {
         WEAKENED.lock().iter().any(|(p, n)| p == path && *n == name)
     }
 
-    /// Takes back what [`at_point`] and [`weaken`] did for `path`.
+    /// Undoes [`at_point`] and [`weaken`] for `path`.
     pub fn forget_points(path: &Path) {
         ACTS.lock().retain(|(p, _)| p != path);
         WEAKENED.lock().retain(|(p, _)| p != path);
     }
 
     pub(crate) fn point(name: &'static str, path: &Path) {
-        // Taken out while they act, so that what they do may reach such moments itself.
+        // Taken out while they act: they may reach such moments themselves, and the list must not be locked then.
         let mut acts = ACTS.lock();
         let (mut here, others): (Vec<_>, Vec<_>) = std::mem::take(&mut *acts).into_iter().partition(|(p, _)| p == path);
         *acts = others;

@@ -1,6 +1,6 @@
 //! Locks of files and directories: flock(2), held until dropped, released by the kernel when a process dies.
 //!
-//! Invariant: opening a lock follows no link and waits for nothing; only the note of a lock file is ever written.
+//! Invariant: opening a lock follows no link and never waits; only the note of a lock file is ever written.
 #![allow(clippy::disallowed_methods)]
 
 use std::fs::File;
@@ -19,13 +19,13 @@ use crate::error::{Error, IoContext, Result, failed};
 /// The mode of a lock file, before the umask.
 const LOCK_MODE: u32 = 0o644;
 
-/// An exclusive flock, held until dropped; a process that dies gives it back.
+/// A flock, held until dropped; the kernel releases it when the process dies.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Lock(File);
 
 impl Lock {
-    /// Takes the lock of a file, which is created if it is missing; `None` where somebody else has it.
+    /// Takes the exclusive lock of a file, which is created if it is missing; `None` if it is locked already.
     pub(crate) fn try_take(path: &Path, owner: Option<Owner>) -> Result<Option<Lock>> {
         let file = pass("lock", path).and_then(|()| open_or_create_lock(path));
         let (file, is_new) = file.context(|| failed("open lock file", path))?;
@@ -36,13 +36,13 @@ impl Lock {
         Lock::of(file, FlockOperation::NonBlockingLockExclusive, path)
     }
 
-    /// Shares the lock of a file that is there, so that nobody takes it exclusively; `None` where somebody has.
+    /// Takes a shared lock of a file that exists, which prevents an exclusive one; `None` if there is an exclusive one.
     pub(crate) fn try_share(path: &Path) -> Result<Option<Lock>> {
         let file = nofollow::open_regular(path).context(|| failed("open lock file", path))?;
         Lock::of(file, FlockOperation::NonBlockingLockShared, path)
     }
 
-    /// Takes the lock of a directory itself, which leaves no file there; `None` where somebody else has it.
+    /// Takes the exclusive lock of a directory itself, without a file in it; `None` if it is locked already.
     pub(crate) fn try_take_directory(path: &Path) -> Result<Option<Lock>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?));
@@ -50,7 +50,7 @@ impl Lock {
         Lock::of(file, FlockOperation::NonBlockingLockExclusive, path)
     }
 
-    /// Shares the lock of a directory itself; `None` where somebody has it alone.
+    /// Takes a shared lock of a directory itself; `None` if there is an exclusive one.
     pub(crate) fn try_share_directory(path: &Path) -> Result<Option<Lock>> {
         let directory = nofollow::open_directory(path).context(|| failed("open directory", path))?;
         Lock::of(directory, FlockOperation::NonBlockingLockShared, path)
@@ -64,8 +64,8 @@ impl Lock {
         }
     }
 
-    /// Whether a living process holds the lock of a file. Changes nothing; a file that is not there, or that none of ours
-    /// can be, is not held.
+    /// Whether a living process holds the exclusive lock of a file. Changes nothing. A file that does not exist, or that we
+    /// cannot have made (a link, a FIFO), is not held.
     pub(crate) fn is_held(path: &Path) -> Result<bool> {
         let file = match nofollow::open_regular(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound || is_unfit(&e) => return Ok(false),
@@ -83,18 +83,18 @@ impl Lock {
     pub(crate) fn write_note(&self, path: &Path, note: &str) -> Result<()> {
         let write = || -> io::Result<()> {
             if self.0.metadata()?.nlink() > 1 {
-                // Of whom is the other name? Only here we write to a file that was there before.
+                // The other name may be that of a foreign file. Only here do we write to a file that existed before.
                 return Err(io::Error::other("it has another name (a hard link); remove it"));
             }
             self.0.write_all_at(note.as_bytes(), 0)?;
-            // A change of nothing but the content needs no commit of the journal.
+            // If only the content changes, the fsync needs no commit of the journal.
             if self.0.metadata()?.len() == note.len() as u64 { Ok(()) } else { self.0.set_len(note.len() as u64) }
         };
         pass("note", path).and_then(|()| write()).context(|| failed("write", path))?;
         pass("fsync", path).and_then(|()| self.0.sync_data()).context(|| failed("sync", path))
     }
 
-    /// The note, or nothing where it cannot be read.
+    /// The note; empty if it cannot be read.
     pub(crate) fn read_note(&self) -> String {
         let mut note = [0; 64];
         let length = self.0.read_at(&mut note, 0).unwrap_or(0);
@@ -103,14 +103,14 @@ impl Lock {
 }
 
 impl Drop for Lock {
-    /// Closing is not enough: a process forked at this moment has a copy of the descriptor, and with it the lock, until
-    /// its exec.
+    /// Closing is not enough: a process that was just forked has a copy of the descriptor, and with it the lock, until its
+    /// exec.
     fn drop(&mut self) {
         let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
 }
 
-/// Opens a lock file, and says whether it is a new one.
+/// Opens a lock file, and returns whether it is new.
 fn open_or_create_lock(path: &Path) -> io::Result<(File, bool)> {
     let place = Place::of(path)?;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;

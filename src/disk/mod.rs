@@ -1,12 +1,13 @@
-//! The dirty hand: every change that we make to the file system is made here, but for the bytes of copies (`copy`).
+//! Every change that we make to the file system is made in this folder: in this file, in `copy` (the bytes of copies), `lock`
+//! (the notes of lock files), `permissions` (modes) and `unsynced` (truncation and fsync).
 //!
 //! Invariants
-//! - Each operation passes the fault gate before it happens, so that a test can fail or kill every one of them.
-//! - A path given to this file lies below the backup directory, the pin directory or the target of a restore, none of which
-//!   has a link in it: no source is ever changed.
-//! - Nothing follows a symbolic link: each change is made by a name in a directory that `nofollow` opened. What an attacker
-//!   with the node's user can do is said there.
-//! - An error of fsync is returned and never retried: after one, the kernel may have dropped the data.
+//! - Each operation passes the fault gate before it happens, so that a test can make it fail or kill the process before it.
+//! - Each path given to this file lies below the backup directory, the pin directory or the target of a restore. None of them
+//!   contains a symbolic link, so no source is ever changed.
+//! - Nothing follows a symbolic link: each change is made by a name in a directory that `nofollow` opened. `nofollow` says
+//!   what an attacker with the node's user can do.
+//! - An error of fsync is returned and never retried: after such an error the kernel may have dropped the data.
 //!
 //! RocksDB's checkpoint and SQLite write by themselves, but only inside an unfinished backup; what they wrote is synced here.
 #![allow(clippy::disallowed_methods)]
@@ -46,10 +47,10 @@ const DIRECTORY_MODE: u32 = 0o777;
 const PRIVATE_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o666;
 
-/// How deep a tree is walked to remove it, each level with open descriptors; what lies deeper is brought up first.
+/// The depth to which a tree is walked to remove it: each level holds a descriptor. Deeper directories are first moved up.
 const MAX_DEPTH: u32 = 8;
 
-/// How often a directory is emptied to which somebody adds something at the same time.
+/// How often a directory is emptied again to which another process adds files at the same time.
 const MAX_PASSES: u32 = 8;
 
 /// User and group of a file.
@@ -60,8 +61,8 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// The owner to give to what we create so that it follows `path`; `None` where new files belong to it anyway, or
-    /// where we may not give files away.
+    /// The owner that our new files need so that they belong to the owner of `path`; `None` if they belong to it anyway, or if
+    /// we may not change owners.
     pub(crate) fn following(path: &Path) -> Result<Option<Owner>> {
         let meta = fs::metadata(path).context(|| format!("cannot read the owner of {}", path.display()))?;
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
@@ -69,7 +70,7 @@ impl Owner {
         Ok((uid.is_root() && foreign).then_some(Owner { uid: meta.uid(), gid: meta.gid() }))
     }
 
-    /// Whether a file already belongs to whom our new files will belong.
+    /// Whether a file already has the owner that our new files will have.
     pub(crate) fn fits(owner: Option<Owner>, file: &Stat) -> bool {
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let wanted = owner.unwrap_or(Owner { uid, gid });
@@ -95,14 +96,14 @@ fn create_dir_with(path: &Path, mode: u32, owner: Option<Owner>) -> Result<()> {
     give(path, owner)
 }
 
-/// Creates a directory that only its owner may enter, if it is not there. One that is there must be a directory, and no
-/// link to one.
+/// Creates a directory that only its owner may enter, unless it exists. An existing one must be a directory, not a link to
+/// one.
 pub(crate) fn ensure_private_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
     match nofollow::look(path).context(|| failed("look at", path))? {
         None => create_private_dir(path, owner),
         Some(meta) if meta.is_dir() => Ok(()),
         Some(_) => {
-            let context = format!("{} is not a directory of ours but a link or a file; remove it", path.display());
+            let context = format!("{} is a link or a file, not a directory that we made; remove it", path.display());
             Err(Error::new(Kind::Refused, context))
         }
     }
@@ -113,7 +114,7 @@ pub(crate) fn create_private_dir(path: &Path, owner: Option<Owner>) -> Result<()
     create_dir_with(path, PRIVATE_MODE, owner)
 }
 
-/// Creates a directory and its parents where they are missing; the parents must be creatable too.
+/// Creates a directory and those of its parents that do not exist.
 pub(crate) fn ensure_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -128,7 +129,7 @@ pub(crate) fn ensure_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
     }
 }
 
-/// Gives a file or directory that we created to its owner-to-be. Neither a link nor a file with a second name is given away.
+/// Changes the owner of a file or directory that we created. Refuses a symbolic link and a file with a second name.
 pub(crate) fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
     let Some(owner) = owner else { return Ok(()) };
     let give = || -> io::Result<()> {
@@ -138,7 +139,7 @@ pub(crate) fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
         if meta.is_dir() || (meta.is_file() && meta.nlink() == 1) {
             return give_open(&file, owner);
         }
-        Err(io::Error::other("it is not what we created"))
+        Err(io::Error::other("another file has replaced the one that we created"))
     };
     pass("chown", path).and_then(|()| give()).context(|| failed("change the owner of", path))
 }
@@ -148,7 +149,7 @@ fn give_open(file: &File, owner: Owner) -> io::Result<()> {
     Ok(rustix::fs::fchown(file, uid, gid)?)
 }
 
-/// Creates an empty file that must not exist; `operation` is what the gate calls that.
+/// Creates an empty file that must not exist; `operation` is its name at the gate.
 pub(crate) fn create_new(operation: &'static str, path: &Path, owner: Option<Owner>) -> Result<File> {
     let create = || {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
@@ -162,15 +163,15 @@ pub(crate) fn create_new(operation: &'static str, path: &Path, owner: Option<Own
     Ok(file)
 }
 
-/// Creates a file that must not exist, with `bytes` in it. Its name is durable once its directory is synced, too.
+/// Creates a file that must not exist, with `bytes` in it. Its name is durable once its directory is synced.
 pub(crate) fn write_new(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Result<Unsynced> {
     write_new_by(path, owner, &|file| file.write_all(bytes))
 }
 
-/// What fills a file that need not be in memory at once.
+/// Writes the content of a file piece by piece.
 pub(crate) type Fill<'a> = &'a dyn Fn(&mut dyn Write) -> io::Result<()>;
 
-/// As [`write_new`], for what need not be in memory at once.
+/// As [`write_new`], for content that is not in memory as a whole.
 pub(crate) fn write_new_by(path: &Path, owner: Option<Owner>, fill: Fill<'_>) -> Result<Unsynced> {
     let mut file = create_new("create", path, owner)?;
     fill(&mut file).context(|| failed("write", path))?;
@@ -182,30 +183,30 @@ pub(crate) fn replace(directory: &Path, name: &str, bytes: &[u8], owner: Option<
     replace_by(directory, name, owner, &|file| file.write_all(bytes))
 }
 
-/// As [`replace`], for what need not be in memory at once.
+/// As [`replace`], for content that is not in memory as a whole.
 pub(crate) fn replace_by(directory: &Path, name: &str, owner: Option<Owner>, fill: Fill<'_>) -> Result<()> {
     let written = begin_replace(directory, name, owner, fill).and_then(Unsynced::sync);
     if let Err(cause) = written.and_then(|_| put_in_place(directory, name)) {
-        // The cause is what matters; what the clean-up cannot do, the next replace does.
+        // The cause is reported, not an error of the clean-up: the next replace removes the temporary file.
         let _ = end_replace(directory, name);
         return Err(cause);
     }
     sync_dir(directory)
 }
 
-/// The first half of a [`replace`]: what will be `directory/name`, under another name.
+/// The first half of a [`replace`]: writes the content of `directory/name` to a file with a temporary name.
 pub(crate) fn begin_replace(directory: &Path, name: &str, owner: Option<Owner>, fill: Fill<'_>) -> Result<Unsynced> {
     let temporary = temporary_of(directory, name);
     remove_file(&temporary)?;
     write_new_by(&temporary, owner, fill)
 }
 
-/// The second half, once the first is synced; durable once the directory is.
+/// The second half, once the file is synced: gives it its name. Durable once the directory is synced.
 pub(crate) fn put_in_place(directory: &Path, name: &str) -> Result<()> {
     rename(&temporary_of(directory, name), &directory.join(name))
 }
 
-/// Removes what a [`replace`] of `directory/name` left that was cut off.
+/// Removes the temporary file that an interrupted [`replace`] of `directory/name` left.
 pub(crate) fn end_replace(directory: &Path, name: &str) -> Result<()> {
     remove_file(&temporary_of(directory, name))
 }
@@ -214,7 +215,7 @@ fn temporary_of(directory: &Path, name: &str) -> PathBuf {
     directory.join(temporary(name))
 }
 
-/// Renames over whatever `to` is. Durable once both directories are synced.
+/// Renames, and replaces what has the name `to`. Durable once both directories are synced.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     let rename = || -> io::Result<()> {
         let (from, to) = (Place::of(from)?, Place::of(to)?);
@@ -223,7 +224,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     pass("rename", from).and_then(|()| rename()).context(|| failed("rename", from))
 }
 
-/// Renames where nothing stands at `to`; `Ok(false)` and no change where something does.
+/// Renames if nothing has the name `to`; otherwise `Ok(false)`, and nothing is changed.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<bool> {
     let rename = || -> io::Result<bool> {
         let (from, to) = (Place::of(from)?, Place::of(to)?);
@@ -231,8 +232,8 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<bool> {
         match rustix::fs::renameat_with(&from.directory, from.name, &to.directory, to.name, flags) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(false),
-            // Some file systems know no flags; what calls us holds the lock of the backup directory, so looking first is
-            // enough.
+            // Some file systems support no flags. The caller holds the lock of the backup directory, so it is enough to look
+            // first.
             Err(Errno::INVAL | Errno::NOSYS) if to.look()?.is_some() => Ok(false),
             Err(Errno::INVAL | Errno::NOSYS) => {
                 Ok(rustix::fs::renameat(&from.directory, from.name, &to.directory, to.name).map(|()| true)?)
@@ -243,7 +244,7 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<bool> {
     pass("rename", from).and_then(|()| rename()).context(|| failed("rename", from))
 }
 
-/// Exchanges two directories in one step: no instant shows either missing.
+/// Exchanges two directories in one step: at every instant both names exist.
 pub(crate) fn exchange(a: &Path, b: &Path) -> Result<()> {
     let exchange = || -> io::Result<()> {
         let (a, b) = (Place::of(a)?, Place::of(b)?);
@@ -252,14 +253,14 @@ pub(crate) fn exchange(a: &Path, b: &Path) -> Result<()> {
     pass("exchange", a).and_then(|()| exchange()).context(|| failed("exchange", a))
 }
 
-/// Gives `from` a second name. The error of the system is returned bare: callers act on EXDEV, EPERM and ENOENT.
+/// Gives `from` a second name, a hard link. Returns the system's error as it is: callers act on EXDEV, EPERM and ENOENT.
 pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
     pass("link", to)?;
     let (from, to) = (Place::of(from)?, Place::of(to)?);
     Ok(rustix::fs::linkat(&from.directory, from.name, &to.directory, to.name, AtFlags::empty())?)
 }
 
-/// As [`link`], by names in open directories; `to_path` is where `to` leads, for the gate.
+/// As [`link`], by names in open directories; `to_path` is the path of the new name, for the gate.
 pub(crate) fn link_at(
     from: BorrowedFd<'_>,
     name: &str,
@@ -293,7 +294,7 @@ pub(crate) fn sync_dirs(path: &Path) -> Result<()> {
     sync_dir(path)
 }
 
-/// Removes a file, or a link itself; one that is not there is no error.
+/// Removes a file or a symbolic link; if it does not exist, that is no error.
 pub(crate) fn remove_file(path: &Path) -> Result<()> {
     let find = || -> io::Result<Option<Place<'_>>> {
         let place = Place::of(path)?;
@@ -303,15 +304,15 @@ pub(crate) fn remove_file(path: &Path) -> Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         other => other.context(|| failed("remove", path))?,
     };
-    // Looked at first so that the common case, nothing there, is no operation at all.
+    // Usually the file does not exist: then no operation passes the gate.
     let Some(place) = found else { return Ok(()) };
     let unlink = || gone(rustix::fs::unlinkat(&place.directory, place.name, AtFlags::empty()));
     pass("unlink", path).and_then(|()| unlink()).context(|| failed("remove", path))
 }
 
-/// Removes a directory and all below it, as long as `keep_going` says so; `Ok(false)` when it was told to stop. What has
-/// the name and is no directory, like a link to one, is removed itself. What somebody else removed meanwhile is no error.
-/// Nothing is removed from a file system that is mounted somewhere below.
+/// Removes a directory and everything below it; stops with `Ok(false)` as soon as `keep_going` returns false. If the name is
+/// that of a file or of a link, removes the file or the link. A file that another process removes meanwhile is no error.
+/// Removes nothing from a file system that is mounted below.
 pub(crate) fn remove_tree(path: &Path, keep_going: &dyn Fn() -> bool) -> Result<bool> {
     let remove = || -> io::Result<bool> {
         let place = Place::of(path)?;
@@ -348,18 +349,18 @@ pub(crate) fn remove_tree(path: &Path, keep_going: &dyn Fn() -> bool) -> Result<
     }
 }
 
-/// A tree on its way out. It is walked by descriptors: no name in it leads out of it.
+/// A tree that is being removed. It is walked by descriptors: no name in it leads out of it.
 struct Removal<'a> {
     top: OwnedFd,
     keep_going: &'a dyn Fn() -> bool,
     /// Where the walk is, for the gate and for messages.
     path: PathBuf,
-    /// How many directories were brought up to the top because they lay too deep.
+    /// How many directories were moved to the top because they lay too deep.
     raised_count: u64,
 }
 
 impl Removal<'_> {
-    /// Removes what is in a directory at this depth, `None` for the top; `Ok(false)` when it was told to stop.
+    /// Removes the content of a directory at this depth, `None` for the top; `Ok(false)` if `keep_going` stopped it.
     fn empty(&mut self, directory: Option<&OwnedFd>, depth: u32) -> io::Result<bool> {
         for entry in Dir::read_from(directory.unwrap_or(&self.top))? {
             if !(self.keep_going)() {
@@ -380,7 +381,7 @@ impl Removal<'_> {
         Ok(true)
     }
 
-    /// Says of which file below the top an error speaks, once.
+    /// Adds to an error the path at which it happened, once.
     fn name(&self, e: io::Error) -> io::Error {
         if e.get_ref().is_some() { e } else { io::Error::new(e.kind(), format!("{}: {e}", self.path.display())) }
     }
@@ -438,14 +439,14 @@ pub(crate) fn free_bytes_of(file: BorrowedFd<'_>, path: &Path) -> Result<(u64, u
     Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
 }
 
-/// Fails where the file system of `path` has less than `reserve_bytes` left.
+/// Fails if the file system of `path` has less than `reserve_bytes` free.
 pub(crate) fn require_room(path: &Path, reserve_bytes: u64) -> Result<()> {
     let (free, _) = free_bytes(path)?;
     if free >= reserve_bytes {
         return Ok(());
     }
     let context = format!(
-        "only {free} bytes are free on the file system of {} while {reserve_bytes} bytes must stay free; free some space",
+        "only {free} bytes are free on the file system of {}, which must keep {reserve_bytes} bytes free; free some space",
         path.display()
     );
     Err(Error::new(Kind::NoSpace, context))

@@ -1,30 +1,30 @@
-//! Opens what lies in a backup directory, without ever following a symbolic link. The one way to open it: clippy forbids the
-//! calls of `std::fs` that follow links.
+//! Opens files and directories in a backup directory without ever following a symbolic link. There is no other way to open
+//! them: clippy forbids the calls of `std::fs` that follow links.
 //!
 //! # Threats
-//! The backup directory, and what we create there, belongs to the node's user, and the service may be root. So everything in
-//! it may have been planted by an attacker who has become the node's user: symbolic links, also in place of a directory; FIFOs,
-//! which would keep `open` or `read` waiting for ever; sockets, devices, files of a terabyte, trees of any depth. He can
-//! change it at any moment, also between two of our calls.
-//! - He can destroy, change and forge backups: they are his files. A check with `verify --deep` on a machine that he
-//!   does not have is the only proof against that.
+//! The backup directory and the files in it belong to the node's user, and the service may be root. So an attacker who has
+//! become the node's user may have planted anything there: symbolic links, also in place of a directory; FIFOs, on which
+//! `open` or `read` would wait for ever; sockets, devices, files of a terabyte, trees of any depth. He can change them at any
+//! moment, also between two of our calls.
+//! - He can destroy, change and forge backups: they are his files. The only proof against that is `verify --deep` on a machine
+//!   that he does not control.
 //! - He can make a backup, a restore or a deletion fail, with a message that names the path.
-//! - He cannot make us read, create, write, give away, rename or remove anything outside of the backup directory, the pin
-//!   directory and the target of a restore, nor keep us waiting.
+//! - He cannot make us read, create, write, change the owner of, rename or remove anything outside the backup directory, the
+//!   pin directory and the target of a restore, and he cannot make us wait.
 //!
 //! # How
-//! - Where the operator put the backup directory is his choice: links on the way to it are resolved once, when it is opened.
-//!   Below, each path is resolved by the kernel without links: `openat2` with `RESOLVE_NO_SYMLINKS`, or one `openat` with
-//!   `O_NOFOLLOW` for each component where the kernel, or a seccomp filter, does not know that call.
-//! - A change (create, rename, link, remove) is made by its last name in the directory that was opened so. An owner is changed
-//!   through a descriptor, after a look at what it is.
-//! - What is read is opened with `O_NONBLOCK` and must be a regular file; small files have a limit of size.
-//! - Only ENOENT means that something is not there. Every other error is one.
+//! - The operator may have put links on the way to the backup directory: they are resolved once, when it is opened. Below it
+//!   the kernel resolves each path without links: `openat2` with `RESOLVE_NO_SYMLINKS`, or one `openat` with `O_NOFOLLOW` for
+//!   each component if the kernel, or a seccomp filter, does not support that call.
+//! - A change (create, rename, link, remove) is made by the last name of the path in the directory opened in this way. An owner
+//!   is changed through a descriptor, after a check of what it is open on.
+//! - Files are opened for reading with `O_NONBLOCK` and must be regular; small files have a maximum size.
+//! - Only ENOENT means that a file does not exist. Every other error is returned.
 //!
 //! # Limitations
-//! RocksDB and SQLite open files by path. What they are given was looked at before; an attacker who exchanges a file in the
-//! moment between makes them read another one, in which they find no database, or wait for a FIFO: the service then ends the
-//! job as one that makes no progress, and the child in which RocksDB runs has a time limit.
+//! RocksDB and SQLite open files by path, after we have checked those files. An attacker who replaces a file after the check
+//! makes them read another file, in which they find no database, or wait for a FIFO: then the service ends the job because it
+//! makes no progress, and the child process in which RocksDB runs has a time limit.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -37,10 +37,10 @@ use std::path::{Component, Path};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 
-/// How every directory on the way is opened.
+/// The flags with which every directory on the way is opened.
 const ON_THE_WAY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
-/// Why something is not what we put there, although it can be looked at.
+/// Why a file cannot be one that we made.
 #[derive(Debug)]
 struct Unfit(&'static str);
 
@@ -56,13 +56,13 @@ fn not_regular() -> io::Error {
     io::Error::other(Unfit("it is not a regular file, or a symbolic link leads to it"))
 }
 
-/// Whether an error of this module says that something else is there than what we make: a link, a FIFO, a directory, a file
-/// that is too large.
+/// Whether an error of this module says that the file cannot be one that we made: it is a link, a FIFO, a directory, or too
+/// large.
 pub(crate) fn is_unfit(e: &io::Error) -> bool {
     e.get_ref().is_some_and(|inner| inner.is::<Unfit>())
 }
 
-/// Opens `path` with `flags`; fails with ELOOP or ENOTDIR where a component is a symbolic link.
+/// Opens `path` with `flags`; fails with ELOOP or ENOTDIR if a component is a symbolic link.
 pub(crate) fn open(path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat2(CWD, path, flags, mode, ResolveFlags::NO_SYMLINKS) {
@@ -71,7 +71,7 @@ pub(crate) fn open(path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd
     }
 }
 
-/// As [`open`], for kernels before 5.6 and seccomp filters that do not know `openat2`.
+/// As [`open`], for kernels before 5.6 and seccomp filters that do not support `openat2`.
 fn open_by_steps(path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
     let start = if path.is_absolute() { "/" } else { "." };
     let mut names = path.components().filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir)).peekable();
@@ -89,19 +89,19 @@ fn open_by_steps(path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> 
     Ok(at)
 }
 
-/// Opens a regular file for reading. Anything else of that name is [unfit](is_unfit), and never waits.
+/// Opens a regular file for reading, and never waits. Anything else of that name is an [unfit](is_unfit) file.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     require_regular(open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty()))
 }
 
-/// Opens a regular file of the node's databases for reading: the operator may have put links on the way to it, but a FIFO
-/// in its place shall not keep us waiting either.
+/// Opens a regular file of the node's databases for reading. The operator may have put links on the way to it, but it must not
+/// be a link itself, and a FIFO in its place does not make us wait.
 pub(crate) fn open_of_node(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     require_regular(rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from))
 }
 
-/// A descriptor that was opened with `O_NONBLOCK`, as a regular file.
+/// Takes a descriptor that was opened with `O_NONBLOCK`; anything but a regular file is [unfit](is_unfit).
 pub(crate) fn require_regular(opened: io::Result<OwnedFd>) -> io::Result<File> {
     let planted = [libc::ELOOP, libc::ENOTDIR, libc::ENXIO, libc::EISDIR, libc::ENODEV];
     match opened {
@@ -113,7 +113,7 @@ pub(crate) fn require_regular(opened: io::Result<OwnedFd>) -> io::Result<File> {
     }
 }
 
-/// All of a file that has `limit_bytes` at most; a larger one is [unfit](is_unfit).
+/// Reads a whole file of at most `limit_bytes`; a larger one is [unfit](is_unfit).
 pub(crate) fn read_small(path: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
     let too_large = || io::Error::other(Unfit("it is larger than such a file can be"));
     let file = open_regular(path)?;
@@ -121,13 +121,13 @@ pub(crate) fn read_small(path: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
     if length > limit_bytes {
         return Err(too_large());
     }
-    // One byte more, so that the second read finds the end.
+    // One byte more, so that the read that finds the end has room.
     let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 1);
     file.take(limit_bytes + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit_bytes { Err(too_large()) } else { Ok(bytes) }
 }
 
-/// Looks at what has this name, which may be a link; `None` where nothing has.
+/// The metadata of the file, directory or link of this name; `None` if there is none.
 pub(crate) fn look(path: &Path) -> io::Result<Option<Metadata>> {
     match open(path, OFlags::PATH, Mode::empty()) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -135,7 +135,7 @@ pub(crate) fn look(path: &Path) -> io::Result<Option<Metadata>> {
     }
 }
 
-/// Whether a directory has this name, and no link to one.
+/// Whether this name is that of a directory, not of a link to one.
 pub(crate) fn is_directory(path: &Path) -> io::Result<bool> {
     Ok(look(path)?.is_some_and(|meta| meta.is_dir()))
 }
@@ -152,7 +152,7 @@ pub(crate) fn open_directory(path: &Path) -> io::Result<File> {
     open(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).map(File::from)
 }
 
-/// The names in a directory with what they are, links for themselves. What disappears meanwhile is left out.
+/// The names in a directory with their metadata; links are not followed. A file that disappears meanwhile is left out.
 pub(crate) fn entries(path: &Path) -> io::Result<impl Iterator<Item = io::Result<(OsString, Stat)>> + use<>> {
     let directory = open_directory(path)?;
     let names = Dir::read_from(&directory)?;
@@ -173,26 +173,26 @@ pub(crate) fn entries(path: &Path) -> io::Result<impl Iterator<Item = io::Result
     }))
 }
 
-/// A name in an open directory: where a change is made.
+/// A name in an open directory: every change is made by one.
 pub(crate) struct Place<'a> {
     pub(crate) directory: OwnedFd,
     pub(crate) name: &'a OsStr,
 }
 
 impl<'a> Place<'a> {
-    /// Opens the directory that holds, or shall hold, `path`.
+    /// Opens the directory that holds `path`, or will hold it.
     pub(crate) fn of(path: &'a Path) -> io::Result<Place<'a>> {
         let name = path.file_name().ok_or(Errno::INVAL)?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Ok(Place { directory: open(parent, ON_THE_WAY, Mode::empty())?, name })
     }
 
-    /// Opens or creates what has the name.
+    /// Opens or creates the file of this name.
     pub(crate) fn open(&self, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         Ok(rustix::fs::openat(&self.directory, self.name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode)?)
     }
 
-    /// Looks at what has the name; `None` where nothing has.
+    /// The metadata of the file, directory or link of this name; `None` if there is none.
     pub(crate) fn look(&self) -> io::Result<Option<Stat>> {
         match rustix::fs::statat(&self.directory, self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
@@ -202,7 +202,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Opens a directory by its name in another, unless something is mounted there.
+/// Opens a directory by its name in another one; fails with EXDEV if a file system is mounted there.
 pub(crate) fn open_below(directory: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let within = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;

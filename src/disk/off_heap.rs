@@ -1,9 +1,9 @@
-//! Lists that may become long and do not live long, kept out of the heap.
+//! Lists that may become long and are soon dropped, kept out of the heap.
 //!
-//! A list that grows on the heap leaves holes there, and what glibc gets back of it, it keeps: after one large backup every
-//! later one begins with the memory of that. A block of more than 32 MiB (`DEFAULT_MMAP_THRESHOLD_MAX` of malloc.c) has a
-//! mapping of its own, grows without being copied, and goes back to the system at once. So these lists begin with that much
-//! address space: of memory they take only the pages that are written to.
+//! A list that grows on the heap leaves holes in it, and glibc does not return the freed memory to the system: after one large
+//! backup the process would keep that memory. A block of more than 32 MiB (`DEFAULT_MMAP_THRESHOLD_MAX` of malloc.c) has its
+//! own mapping, grows without being copied, and is returned to the system at once. So these lists begin with that much address
+//! space; they use memory only for the pages that are written to.
 
 /// More than 32 MiB.
 const BYTES: usize = 33 * 1024 * 1024;

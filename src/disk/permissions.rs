@@ -16,14 +16,15 @@ pub(crate) fn set_of_directory(path: &Path, mode: u32) -> Result<()> {
     set(&directory, path, mode | 0o700)
 }
 
-/// Gives a file that we created the permissions of `mode`. One that has another name is left alone: it is a link, and the node's.
+/// Gives a file that we created the permissions of `mode`. Does not change a file with a second name: it is a hard link to a
+/// file of the node.
 pub(crate) fn set_of_file(path: &Path, mode: u32) -> Result<()> {
     let file = nofollow::open_regular(path).context(|| failed("open", path))?;
     let meta = file.metadata().context(|| failed("look at", path))?;
     if meta.nlink() == 1 { set(&file, path, mode) } else { Ok(()) }
 }
 
-/// Gives what is open the permissions of `mode`, which it may have already.
+/// Gives an open file or directory the permissions of `mode`, unless it has them already.
 pub(crate) fn set(file: &File, path: &Path, mode: u32) -> Result<()> {
     let current = file.metadata().context(|| failed("look at", path))?.mode();
     if current & 0o777 == mode & 0o777 {

@@ -1,18 +1,18 @@
-//! Reading that keeps out of the node's way: the page cache is the node's, and what we read once is not worth a place in it.
+//! Reads files without changing what the page cache holds for the node: we read a file once, so it needs no place in the cache.
 //!
-//! A file without a writer (SSTs, backups, the databases of a node that is down) is read past the page cache: straight
-//! from the disk, but for what the cache has. That takes a third of the processor time, and leaves the cache to the node.
-//! A file that the node may write to is never read so: a direct read keeps every writer of the file waiting until the disk has
-//! answered, and with our idle I/O class that may be long (a checkpoint of SQLite: 5 ms became 550 ms beside a busy
-//! mq-deadline, 1,070 ms beside bfq).
+//! A file without a writer (SSTs, backups, the databases of a node that is down) is read past the page cache, directly from the
+//! disk, except for the parts that are cached. That takes a third of the processor time and leaves the cache to the node.
+//! A file that the node may write to is never read in this way: a direct read makes every writer of the file wait until the
+//! disk has answered, and with our idle I/O class that may take long (a WAL checkpoint of SQLite took 550 ms instead of 5 ms
+//! with a busy mq-deadline, and 1,070 ms with bfq).
 //!
 //! Invariants
-//! - What was in the page cache is there afterwards, and nothing else of the file: that is read past it, or leaves it again as
-//!   soon as it was read. Exceptions: what shares [`GRAIN_BYTES`] with something that was there, a few megabytes where
-//!   reading ends before the end of the file, and kernels that do not tell us what the page cache has.
-//! - Nothing here makes the kernel write: what the node has written waits for the node's own fsync.
-//! - The flags of a descriptor that is used elsewhere too are not touched.
-//! - A large file is read by a thread of its own, [`WINDOWS`] ahead at most, so that one disk reads while another writes.
+//! - The page cache has the same parts of the file before and after: other parts are read past it, or dropped from it as soon
+//!   as they are read. Exceptions: pages within [`GRAIN_BYTES`] of one that was cached, a few megabytes if reading ends before
+//!   the end of the file, and kernels that do not report what is cached.
+//! - Nothing here makes the kernel write: the data that the node has written waits for the node's own fsync.
+//! - The flags of a descriptor that is also used elsewhere are not changed.
+//! - A thread of its own reads a large file, at most [`WINDOWS`] ahead, so that one disk reads while another writes.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -31,44 +31,44 @@ use crate::disk::nofollow;
 use crate::disk::sys;
 use crate::error::{IoContext, Result};
 
-/// How much of a file is read and taken at once. It is also how much of ours may stand in front of the node's own reads and
-/// writes. Measured on an NVMe disk: 1 MiB is no faster, and the node's median commit takes 0.59 ms beside it instead of
-/// 0.50 (0.41 alone); 256 KiB leaves it at 0.44, but takes 1.2 times as long.
+/// How much of a file is read and taken at once. The node's own reads and writes may wait for as much I/O of ours. Measured on
+/// an NVMe disk, with the node's median commit at 0.41 ms without us and 0.50 ms with this size: 1 MiB is no faster and makes
+/// it 0.59 ms; 256 KiB makes it 0.44 ms but takes 1.2 times as long.
 pub(crate) const WINDOW_BYTES: usize = 512 * 1024;
 
-/// What reading and writing past the page cache wants of offsets and lengths, on every usual disk.
+/// The alignment of offsets and lengths with which every usual disk can be read and written past the page cache.
 pub(crate) const ALIGNMENT: usize = 4096;
 
-/// How many windows there are: one that is read, one that is taken, one between.
+/// The number of windows: one is read, one is taken, one waits between.
 const WINDOWS: usize = 3;
 
-/// From which size on a thread of its own is worth it.
+/// The smallest read for which a thread of its own is worth its cost.
 const THREAD_FROM_BYTES: u64 = 4 * 1024 * 1024;
 
-/// How far the kernel is asked to read ahead through the page cache: much further than by itself, which costs half the
+/// How far ahead we ask the kernel to read through the page cache: much further than it does by itself, which halves the
 /// processor time.
 const AHEAD_BYTES: u64 = 2 * 1024 * 1024;
 
-/// The smallest part of a file that leaves the page cache again because nothing of it was there before. A call asks for each
-/// part, where the cache has a little here and there.
+/// The smallest part of a file that is dropped from the page cache because none of it was cached before. If small parts of
+/// the file are cached, each part costs one call.
 const GRAIN_BYTES: u64 = 64 * 1024;
 
 /// Reads a file by position.
 pub(crate) struct QuietReader<'a> {
     fd: BorrowedFd<'a>,
     at: u64,
-    /// Whether it may and can be read past the page cache.
+    /// Whether the file may and can be read past the page cache.
     direct: bool,
-    /// Whether the page cache keeps what is read.
+    /// Whether the page cache keeps the parts that are read.
     keeps: bool,
-    /// Up to where the kernel was asked to read ahead.
+    /// The offset up to which the kernel was asked to read ahead.
     ahead: u64,
-    /// What the page cache did not have before that, and will not have when it was read; in the order of the file.
+    /// Parts that were not cached before and are dropped from the page cache once they are read; in the order of the file.
     passing: VecDeque<Range<u64>>,
 }
 
 impl<'a> QuietReader<'a> {
-    /// Reads a file without a writer, from the beginning. Its descriptor is not used elsewhere meanwhile.
+    /// Reads a file without a writer, from the beginning. Its descriptor must not be used elsewhere meanwhile.
     pub(crate) fn past_cache(file: &'a File) -> QuietReader<'a> {
         QuietReader { direct: true, ..QuietReader::through_cache(file.as_fd()) }
     }
@@ -78,17 +78,17 @@ impl<'a> QuietReader<'a> {
         QuietReader { fd, at: 0, direct: false, keeps: false, ahead: 0, passing: VecDeque::new() }
     }
 
-    /// Reads a file that is soon read again, from the beginning: the page cache keeps it.
+    /// Reads a file that will soon be read again, from the beginning: the page cache keeps it.
     pub(crate) fn into_cache(file: &'a File) -> QuietReader<'a> {
         QuietReader { keeps: true, ..QuietReader::through_cache(file.as_fd()) }
     }
 
-    /// The same from another place on.
+    /// The same reader, from another offset on.
     pub(crate) fn starting_at(self, at: u64) -> QuietReader<'a> {
         QuietReader { at, ahead: at, ..self }
     }
 
-    /// Whether the disk shall be asked, rather than the page cache, which does not have it all.
+    /// Whether to read past the page cache: it may be done, the alignment fits, and part of the range is not cached.
     fn goes_direct(&self, buffer: &[u8]) -> bool {
         let is_aligned = |number: usize| number.is_multiple_of(ALIGNMENT);
         let fits = is_aligned(buffer.as_ptr().addr()) && is_aligned(buffer.len());
@@ -96,11 +96,11 @@ impl<'a> QuietReader<'a> {
             return false;
         }
         let cached = sys::cached(self.fd, self.at, buffer.len() as u64);
-        // What was just written, by us, comes from the cache; and an older kernel does not say what it has.
+        // Unwritten pages, which we have just written, are read from the cache. An older kernel does not report what is cached.
         cached.is_none_or(|cached| cached.unwritten_pages == 0 && cached.bytes() < buffer.len() as u64)
     }
 
-    /// `Ok(None)` where that cannot be done.
+    /// Reads past the page cache; `Ok(None)` if that is not possible.
     fn read_direct(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let flags = rustix::fs::fcntl_getfl(self.fd)?;
         let set = rustix::fs::fcntl_setfl(self.fd, flags | OFlags::DIRECT);
@@ -109,7 +109,7 @@ impl<'a> QuietReader<'a> {
         match result {
             Ok(count) => Ok(Some(count)),
             Err(Errno::INTR) => Err(Errno::INTR.into()),
-            // Other blocks, a file system that cannot, or a disk that fails: reading through the cache will tell.
+            // Larger blocks, a file system without direct reads, or a failing disk: reading through the cache shows which.
             Err(_) => {
                 self.direct = false;
                 Ok(None)
@@ -118,7 +118,7 @@ impl<'a> QuietReader<'a> {
     }
 
     fn read_cached(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // What is read past the cache shall find nothing of the next windows there.
+        // No read-ahead for direct reads: the next windows must not be cached when they are read directly.
         if !self.direct && self.at + AHEAD_BYTES > self.ahead {
             let from = self.ahead.max(self.at) / GRAIN_BYTES * GRAIN_BYTES;
             if !self.keeps {
@@ -132,7 +132,7 @@ impl<'a> QuietReader<'a> {
         Ok(count)
     }
 
-    /// Remembers which parts of a range the page cache has nothing of.
+    /// Notes the parts of a range that are not cached at all.
     fn note_passing(&mut self, from: u64, bytes: u64) {
         match sys::cached(self.fd, from, bytes) {
             Some(cached) if cached.bytes() == 0 => self.passing.push_back(from..from + bytes),
@@ -144,9 +144,9 @@ impl<'a> QuietReader<'a> {
         }
     }
 
-    /// Lets what was read up to `end` leave the page cache, if it was not there before. Where the node has written there in the
-    /// moment between, the cache keeps it: the kernel would write it to the disk first, with our I/O class, and the node's
-    /// fsync would wait for that. And where the page cache is another one than that which we can see (overlayfs), it keeps all.
+    /// Drops from the page cache what was read up to `end`, if it was not cached before. If the node has written to a part
+    /// meanwhile, that part is kept: the kernel would first write it to the disk, with our I/O class, and the node's fsync
+    /// would wait for that. If we cannot see the page cache of the file (overlayfs), everything is kept.
     fn let_pass(&mut self, end: u64) {
         while let Some(range) = self.passing.front_mut().filter(|range| range.start < end) {
             let (start, bytes) = (range.start, range.end.min(end) - range.start);
@@ -176,17 +176,17 @@ impl Read for QuietReader<'_> {
     }
 }
 
-/// What the windows of a file are for.
+/// Takes the windows of a file.
 pub(crate) trait Sink {
     /// Asked before each window; an error ends the reading.
     fn proceed(&mut self) -> Result<()>;
 
-    /// Takes a window: full, and aligned in memory, but for the last.
+    /// Takes a window, which is aligned in memory, and full unless it is the last.
     fn take(&mut self, window: &[u8]) -> Result<()>;
 }
 
-/// Gives the first `limit_bytes` of a file (all of it, where there are fewer) to `sink`, window by window. `failed` names
-/// what cannot be read.
+/// Gives the first `limit_bytes` of a file (the whole file, if it is shorter) to `sink`, window by window. `failed` is the
+/// context of a read error.
 pub(crate) fn each_window(
     from: &mut (dyn Read + Send),
     limit_bytes: u64,
@@ -212,7 +212,7 @@ pub(crate) fn each_window(
     Ok(())
 }
 
-/// As [`each_window`], read by a thread of its own; `None`, with nothing read, where no thread can be had.
+/// As [`each_window`], with a thread of its own that reads; `None`, with nothing read, if no thread can be started.
 fn each_window_ahead(
     from: &mut (dyn Read + Send),
     limit_bytes: u64,
@@ -233,7 +233,7 @@ fn each_window_ahead(
                     }
                     Err(e) => Err(e),
                 };
-                // It is not taken any more: an error, or cancelled.
+                // The receiver has stopped: an error, or the job was cancelled.
                 if give.send(result).is_err() || left == 0 {
                     break;
                 }
@@ -256,8 +256,8 @@ fn each_window_ahead(
     })
 }
 
-/// Memory for [`WINDOW_BYTES`], or for less where a file has less. It has its pages for itself: while the disk writes to
-/// them, a process that forks must not copy them with something else on them (open(2), O_DIRECT).
+/// Memory for [`WINDOW_BYTES`], or for less if the file is shorter. Nothing else lies in its pages: while the disk writes to
+/// them, a fork must not copy them (open(2), O_DIRECT).
 struct Window {
     memory: Vec<u8>,
     start: usize,
@@ -277,13 +277,13 @@ impl Window {
         &self.memory[self.start..self.start + count]
     }
 
-    /// Reads until it is full, has `limit_bytes`, or the file ends; returns how much that is.
+    /// Reads until the window is full or has `limit_bytes`, or the file ends; returns the number of bytes.
     fn fill(&mut self, from: &mut dyn Read, limit_bytes: u64) -> io::Result<usize> {
         let window = &mut self.memory[self.start..self.start + self.bytes];
         let limit = usize::try_from(limit_bytes).unwrap_or(usize::MAX).min(window.len());
         let mut count = 0;
         while count < limit {
-            // Up to a whole block, which can be read past the page cache.
+            // Whole blocks can be read past the page cache.
             match from.read(&mut window[count..limit.next_multiple_of(ALIGNMENT)]) {
                 Ok(0) => break,
                 Ok(more) => count += more,
@@ -295,7 +295,7 @@ impl Window {
     }
 }
 
-/// Lets what was read of a file of ours leave the page cache.
+/// Drops one of our files from the page cache.
 pub(crate) fn forget_cached(path: &Path) {
     if let Ok(file) = nofollow::open_regular(path) {
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);

@@ -1,8 +1,8 @@
-//! The BLAKE2b-512 of a file, as coreutils' `b2sum` has it, and when the file was last read against it.
+//! The BLAKE2b-512 checksum of a file, as coreutils' `b2sum` prints it, and when the file was last compared with it.
 //!
-//! A file that is copied is summed while it is read: about 1 s of processor time for each GB, in the thread that reads, beside
-//! the one that writes. Its `BLAKE2SUMS` then needs no second reading, and every later backup that has the file by a link knows
-//! what it must hold.
+//! The checksum of a copied file is computed while the file is read: about 1 s of processor time for each GB, in the thread
+//! that reads, beside the thread that writes. So `BLAKE2SUMS` needs no second reading, and every later backup that links the
+//! file has its checksum.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -20,7 +20,7 @@ use crate::error::{IoContext, Result};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sum([u8; OUTBYTES]);
 
-/// What is known of a file: its checksum, and when it was last read whole, in milliseconds since the epoch; 0 if that is unknown.
+/// The checksum of a file, and when the file was last read whole, in milliseconds since the epoch; 0 if that is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Known {
     pub(crate) sum: Sum,
@@ -68,8 +68,8 @@ impl<'de> Deserialize<'de> for Sum {
     }
 }
 
-/// The checksum of a file. `quiet` leaves no trace in the page cache; otherwise the file is in there afterwards, as far as it
-/// fits, for the next reader.
+/// Computes the checksum of a file. With `quiet` the page cache is the same afterwards; otherwise it keeps the file, as far as
+/// it fits, for the next reader.
 pub(crate) fn of(path: &Path, quiet: bool, control: &Control) -> Result<Sum> {
     let failed = || format!("cannot read {}", path.display());
     let file = nofollow::open_regular(path).context(failed)?;
@@ -101,7 +101,7 @@ impl Sink for Summing<'_> {
     }
 }
 
-/// Sums the first bytes of what is read through it.
+/// A reader that computes the checksum of the first bytes that are read through it.
 pub(crate) struct SummingReader<R> {
     inner: R,
     state: State,
@@ -109,7 +109,7 @@ pub(crate) struct SummingReader<R> {
 }
 
 impl<R: Read> SummingReader<R> {
-    /// Sums `bytes` bytes of `inner`: a reader of blocks may read more.
+    /// The checksum covers `bytes` bytes of `inner`: a reader of whole blocks may read more.
     pub(crate) fn new(inner: R, bytes: u64) -> SummingReader<R> {
         SummingReader { inner, state: State::new(), left_bytes: bytes }
     }

@@ -1,4 +1,4 @@
-//! Calls that need `unsafe`, each with its proof. Nothing else in the crate has any.
+//! System calls that need `unsafe`, each with its proof. No other file of the crate contains `unsafe`.
 #![allow(unsafe_code)]
 
 use std::fs::{self, File};
@@ -7,43 +7,43 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-/// The nice value of a thread that lets others go first.
+/// The nice value of a thread that yields to others.
 const NICE: i32 = 10;
 
-/// The turns that such a thread asks for: longer than the kernel's own, of 0.7 to 3 ms, and not so long that it matters to
-/// others who are as busy, and wait for theirs.
+/// The time slice that such a thread asks for: longer than the kernel's default of 0.7 to 3 ms, but short enough for other
+/// busy threads that wait for theirs.
 const TURN: Duration = Duration::from_millis(5);
 
-/// The descriptors of this process that lead to the file `(device, inode)`, for as long as `keeper` lives.
+/// The descriptors of this process that are open on the file `(device, inode)`, borrowed as long as `keeper`.
 ///
-/// They belong to somebody else and must not be closed: closing any descriptor of a file drops every POSIX lock that
-/// this process has on it, and so SQLite's. The caller vouches that `keeper` keeps them open: it is a connection of SQLite
-/// in a read transaction on that file.
-#[expect(clippy::disallowed_methods, reason = "what the kernel says of our descriptors")]
+/// They belong to SQLite and must not be closed: closing any descriptor of a file drops every POSIX lock that this process
+/// has on it, and so SQLite's. The caller guarantees that `keeper` keeps them open: it is an SQLite connection in a read
+/// transaction on that file.
+#[expect(clippy::disallowed_methods, reason = "lists the descriptors of this process")]
 pub(crate) fn descriptors_of<K>(file: (u64, u64), _keeper: &K) -> io::Result<Vec<BorrowedFd<'_>>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
         let Some(number) = entry.file_name().to_str().and_then(|n| n.parse::<RawFd>().ok()) else { continue };
-        // One that is closed meanwhile is not the keeper's.
+        // A descriptor that was closed meanwhile is not one of the keeper's.
         let Ok(meta) = fs::metadata(entry.path()) else { continue };
         if (meta.dev(), meta.ino()) == file {
             // SAFETY: the descriptor was open on this file a moment ago. SQLite (os_unix.c, unixClose and setPendingFd)
             // closes no descriptor of a database while any connection of the process has a lock on it, and the
             // descriptor of a -shm while any connection uses it. The keeper is such a connection, in a read transaction,
-            // and is borrowed for as long as the descriptor is. Whoever else opened these files in this process broke
-            // the rule stated at `SqliteSource::Embedded`.
+            // and is borrowed for as long as the descriptor is. Other code of this process must not open these files:
+            // `SqliteSource::Embedded` states that rule.
             found.push(unsafe { BorrowedFd::borrow_raw(number) });
         }
     }
     Ok(found)
 }
 
-/// Takes a POSIX read lock of this process on a range of a file, without waiting. It ends when the process closes any
+/// Takes a POSIX read lock of this process on a range of a file, without waiting. The lock ends when the process closes any
 /// descriptor of the file.
 ///
 /// # Errors
-/// `EACCES` or `EAGAIN` where another process writes there.
+/// `EACCES` or `EAGAIN` if another process has a write lock there.
 pub(crate) fn read_lock(file: &File, first: i64, bytes: i64) -> io::Result<()> {
     let lock = libc::flock {
         l_type: libc::F_RDLCK as libc::c_short,
@@ -61,7 +61,7 @@ pub(crate) fn read_lock(file: &File, first: i64, bytes: i64) -> io::Result<()> {
 /// Makes `bytes` bytes of `to` share the blocks of `from`, at the same offset in both; 0 bytes mean up to the end.
 ///
 /// # Errors
-/// `EOPNOTSUPP`, `EXDEV` or `EINVAL` where the file systems cannot share blocks.
+/// `EOPNOTSUPP`, `EXDEV` or `EINVAL` if the file systems cannot share blocks.
 pub(crate) fn clone_range(from: BorrowedFd<'_>, to: &File, offset: u64, bytes: u64) -> io::Result<()> {
     let range = libc::file_clone_range {
         src_fd: i64::from(from.as_raw_fd()),
@@ -84,12 +84,12 @@ pub(crate) enum Flush {
     Wait,
 }
 
-/// Paces writing, so that a large copy never queues more than a little in front of somebody else's fsync. It makes nothing
-/// durable: that is what fsync is for.
+/// Paces writing, so that a large copy never queues much in front of another program's fsync. It makes nothing durable: only
+/// an fsync does.
 ///
 /// # Errors
-/// What went wrong while the range was written to the disk. It is told once: an fsync that comes later may succeed, so
-/// this must not be ignored. A file system that cannot do it loses nothing, and that is no error.
+/// An error of writing the range to the disk. The kernel reports it once: a later fsync may succeed, so this error must not be
+/// ignored. If the file system does not support the call, that is no error: only the pacing is missing.
 pub(crate) fn flush_range(file: &File, offset: u64, bytes: u64, flush: Flush) -> io::Result<()> {
     let (Ok(offset), Ok(bytes)) = (i64::try_from(offset), i64::try_from(bytes)) else { return Ok(()) };
     let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
@@ -104,26 +104,28 @@ pub(crate) fn flush_range(file: &File, offset: u64, bytes: u64, flush: Flush) ->
     if result == 0 || error.raw_os_error().is_some_and(|errno| cannot.contains(&errno)) { Ok(()) } else { Err(error) }
 }
 
-/// Lets everybody else go first from now on: this thread, and what it starts, gets the processor with a low weight, and the
-/// disk (where its scheduler knows classes) only while nobody else wants it. Where that is not permitted, nothing changes.
+/// Gives other programs precedence from now on: this thread, and the threads and processes that it starts, run with a low CPU
+/// weight and use the disk (if its scheduler supports I/O classes) only while it is otherwise idle. Changes nothing if that is
+/// not permitted.
 pub fn step_back() {
-    // linux/ioprio.h: who is one process or thread, 0 the caller; class 3 is idle, its place is above 13 bits of data.
+    // linux/ioprio.h: 1 stands for one process or thread, and the identifier 0 for the caller; class 3 is idle, and the class
+    // stands above 13 bits of data.
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     const IOPRIO_IDLE: libc::c_int = 3 << 13;
     // SAFETY: ioprio_set(2) takes three numbers and touches no memory.
     let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE) };
-    // On Linux a nice value belongs to the thread. Whoever gave it a higher one meant it.
+    // On Linux a nice value belongs to the thread. A higher one was set on purpose.
     let nice = rustix::process::getpriority_process(None).map_or(NICE, |nice| nice.max(NICE));
     let _ = rustix::process::setpriority_process(None, nice);
     yield_at_once(nice);
 }
 
-/// Asks for long turns on the processor, with the weight of `nice`: who has shorter ones, as everybody who did not ask, takes it
-/// from us when he wakes up and has not had his share (from Linux 6.12 on). Otherwise he waits until our turn ends. Seen beside
-/// a node that syncs 180 batches a second, on two processors: while a backup is made, it waits for more than a millisecond
-/// three times a second instead of 14 times.
+/// Asks for long time slices, with the weight of `nice`. From Linux 6.12 on, a thread with shorter slices (the default)
+/// preempts us as soon as it wakes up and has not had its share; otherwise it would wait until our slice ends. Measured on two
+/// processors beside a node that syncs 180 batches a second: during a backup the node waits for more than a millisecond three
+/// times a second instead of 14 times.
 fn yield_at_once(nice: i32) {
-    /// `struct sched_attr` of linux/sched/types.h, as it was first.
+    /// `struct sched_attr` of linux/sched/types.h, in its first version.
     #[repr(C)]
     struct Attributes {
         size: u32,
@@ -135,7 +137,7 @@ fn yield_at_once(nice: i32) {
         deadline_ns: u64,
         period_ns: u64,
     }
-    // linux/sched.h: the policy stays what it is.
+    // linux/sched.h: do not change the policy.
     const SCHED_FLAG_KEEP_POLICY: u64 = 0x08;
     let mut attributes = Attributes {
         size: size_of::<Attributes>() as u32,
@@ -147,12 +149,12 @@ fn yield_at_once(nice: i32) {
         deadline_ns: 0,
         period_ns: 0,
     };
-    // SAFETY: sched_setattr(2) reads the structure, as many bytes of it as its first field says, which lives until the call
-    // returns. It would write to that field if the kernel did not know this size, but it is the first there was.
+    // SAFETY: sched_setattr(2) reads as many bytes of the structure as its first field says; the structure lives until the call
+    // returns. The kernel would write to that field if it did not support this size, but it is the size of the first version.
     let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw mut attributes, 0 as libc::c_uint) };
 }
 
-/// What the page cache has of a range of a file.
+/// How much of a range of a file is in the page cache.
 #[derive(Debug)]
 pub(crate) struct Cached {
     pages: u64,
@@ -161,16 +163,16 @@ pub(crate) struct Cached {
 }
 
 impl Cached {
-    /// Bytes of the range, and of the rest of its last page.
+    /// The cached bytes of the range, in whole pages.
     pub(crate) fn bytes(&self) -> u64 {
         self.pages * rustix::param::page_size() as u64
     }
 }
 
-/// Asks what the page cache has of a range of a file, without changing it: cachestat(2), from Linux 6.5 on. `None` where the
-/// kernel does not know, or does not tell us.
+/// How much of a range of a file is in the page cache, which this does not change: cachestat(2), from Linux 6.5 on. `None` if
+/// the kernel does not support or permit the call.
 pub(crate) fn cached(fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Option<Cached> {
-    // linux/mman.h; the number is the same on every architecture that Rust has, MIPS aside, where it is nothing.
+    // The number is the same on every architecture that Rust supports except MIPS, which has no call of this number.
     const SYS_CACHESTAT: libc::c_long = 451;
     #[repr(C)]
     #[derive(Default)]
@@ -191,7 +193,7 @@ pub(crate) fn cached(fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Option<Cach
 }
 
 /// Takes a write lock on a range of a file, without waiting. It conflicts with the POSIX locks of other processes, but belongs
-/// to the open file: it ends when `file` is closed, and not when this process closes another descriptor of the same file.
+/// to the open file: it ends when `file` is closed, not when this process closes another descriptor of the same file.
 ///
 /// # Errors
 /// `EACCES` or `EAGAIN` if another process, or another open file, has a lock there.
@@ -209,16 +211,16 @@ pub(crate) fn write_lock(file: &File, first: i64, bytes: i64) -> io::Result<()> 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Takes a write lease on a file that is open for writing: from now on, a process that opens the file waits until `file` is closed,
-/// `/proc/sys/fs/lease-break-time` seconds at most, and [`is_leased`] tells that there is one.
+/// Takes a write lease on a file that is open for writing: from now on, a process that opens the file waits until `file` is
+/// closed, at most `/proc/sys/fs/lease-break-time` seconds, and [`is_leased`] returns false while a process waits.
 ///
 /// # Errors
-/// `EAGAIN` if the file is open elsewhere; others if there are no leases for this file, file system or user.
+/// `EAGAIN` if the file is open elsewhere; other errors if this file, file system or user can have no leases.
 pub(crate) fn lease(file: &File) -> io::Result<()> {
     /// linux/fcntl.h
     const F_SETSIG: libc::c_int = 10;
     let fd = file.as_raw_fd();
-    // The kernel signals us that a process waits. By default that is SIGIO, which would end this one; SIGURG is ignored.
+    // The kernel sends a signal when a process waits: by default SIGIO, which would end this process; SIGURG is ignored.
     // SAFETY: the descriptor is open while `file` is borrowed; F_SETSIG (fcntl(2)) takes a number and touches no memory.
     let asked = unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) };
     if asked != 0 {
@@ -229,17 +231,17 @@ pub(crate) fn lease(file: &File) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether the lease of [`lease`] is still there, and no process waits for its end.
+/// Whether the lease of [`lease`] still exists and no process waits for its end.
 pub(crate) fn is_leased(file: &File) -> bool {
     // SAFETY: the descriptor is open while `file` is borrowed; F_GETLEASE (fcntl(2)) takes nothing and touches no memory.
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) == libc::F_WRLCK }
 }
 
-/// Has btrfs commit what it has of changes, and waits for that: one commit, as it makes every half a minute by itself, after
-/// which fsync finds nothing left to do for each file that was written before.
+/// Makes btrfs commit all changes, and waits for that: one commit, such as it makes every half minute by itself. Afterwards an
+/// fsync of a file that was written before has nothing to do.
 ///
 /// # Errors
-/// `ENOTTY` and the like on another file system.
+/// `ENOTTY` or similar on another file system.
 pub(crate) fn commit_btrfs(fd: BorrowedFd<'_>) -> io::Result<()> {
     // linux/btrfs.h: _IOR(0x94, 24, __u64) and _IOW(0x94, 22, __u64), as most architectures encode them.
     const START_SYNC: u32 = 0x8008_9418;
@@ -247,7 +249,7 @@ pub(crate) fn commit_btrfs(fd: BorrowedFd<'_>) -> io::Result<()> {
     let mut transaction = 0_u64;
     for request in [START_SYNC, WAIT_SYNC] {
         // SAFETY: the descriptor is open while it is borrowed. The first call writes one 64-bit number, the second reads it;
-        // it lives until they return. Another file system does not know these numbers and touches nothing.
+        // it lives until they return. Another file system rejects these requests and touches nothing.
         let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, &raw mut transaction) };
         if result != 0 {
             return Err(io::Error::last_os_error());

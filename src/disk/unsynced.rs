@@ -1,15 +1,15 @@
-//! What was written and is not yet durable, and how it becomes so without a file system's journal being asked again and again.
+//! Makes written files durable with few commits of the file system's journal.
 //!
-//! An fsync has the journal commit, and until that is done everybody else's fsync waits: the node's too. What is written
-//! together is therefore synced together: first all of it is given to the disk, so that the commit for the first file
-//! serves the others, whose fsyncs then find nothing left to commit.
+//! An fsync makes the journal commit, and every other fsync waits for that commit, the node's too. So files that are written
+//! together are synced together: first the data of all of them goes to the disk. Then the commit for the first file includes
+//! the others, and their fsyncs have nothing to commit.
 //!
-//! A link is to a file that another program wrote, and perhaps nobody synced: a node syncs what it makes, but `cp -r`, `tar` and
-//! `rsync`, with which an operator brought the database here a moment ago, do not. See [`Links`] for how these become durable.
+//! A linked file was written by another program, which may not have synced it: a node syncs its files, but `cp -r`, `tar` and
+//! `rsync`, with which an operator may have brought the database here a moment ago, do not. [`Links`] makes these durable.
 //!
-//! Invariants: a file that we wrote keeps its descriptor until its fsync; every error of writing back and of fsync is
-//! returned, and final: after one, the kernel may have dropped the data. What waits is little: the node's fsync may have to
-//! wait for it.
+//! Invariants: the descriptor of a file that we wrote is open until its fsync. Every error of writing back and of fsync is
+//! returned and final: after such an error the kernel may have dropped the data. Only a little data is on its way to the disk
+//! at any time, because the node's fsync may have to wait for it.
 
 use std::fs::File;
 use std::io;
@@ -24,15 +24,15 @@ use crate::disk::permissions;
 use crate::disk::sys::{self, Flush};
 use crate::error::{IoContext, Result, failed};
 
-/// How much is given to the disk at once where it is written through the page cache. Two such pieces of ours at most stand
-/// in front of the node's own fsync. Measured beside a node with 60 commits a second: its p99 stays what it is without us,
-/// and the copy takes 1.2 times as long as with 8 MiB, where the p99 was ten times as long.
+/// How much is sent to the disk at once when it is written through the page cache. At most two such pieces of ours are in
+/// front of the node's own fsync. Measured beside a node with 60 commits a second: its p99 is the same as without us, and the
+/// copy takes 1.2 times as long as with 8 MiB, which made the p99 ten times as long.
 pub(crate) const PACE_BYTES: u64 = 256 * 1024;
 
-/// How many files wait at most: they are open.
+/// How many files wait for their fsync at most: each has an open descriptor.
 const MAX_FILES: usize = 8;
 
-/// How much of them may be on its way to the disk at once.
+/// How many of their bytes may be on the way to the disk at once.
 const MAX_WAITING_BYTES: u64 = 2 * PACE_BYTES;
 
 /// Magic numbers of linux/magic.h.
@@ -40,30 +40,30 @@ const EXT4_MAGIC: i64 = 0xef53;
 const XFS_MAGIC: i64 = 0x5846_5342;
 const BTRFS_MAGIC: i64 = 0x9123_683e;
 
-/// Which file system a file is on, as statfs(2) tells; 0 where it does not.
+/// The type of a file's file system, from statfs(2); 0 if that fails.
 fn magic_of(file: &File) -> i64 {
     #[allow(clippy::unnecessary_cast)] // its type differs between architectures
     rustix::fs::fstatfs(file).map_or(0, |s| s.f_type as i64)
 }
 
-/// Whether a file is on an ext4 or an xfs.
+/// Whether a file is on ext4 or xfs.
 pub(crate) fn is_on_ext4_or_xfs(file: &File) -> bool {
     [EXT4_MAGIC, XFS_MAGIC].contains(&magic_of(file))
 }
 
-/// Who wrote a file.
+/// Which program wrote a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Writer {
-    /// We.
+    /// This one.
     Ours,
-    /// Another program, which may read it: the page cache keeps what it has of it.
+    /// Another one, which may read it again: its pages are not dropped from the page cache.
     Another,
 }
 
-/// A file that was written and not yet synced. It keeps the descriptor that wrote: an error of writing to the disk is told
-/// to it for certain, but perhaps not to one that is opened later.
+/// A file that was written and not yet synced. It keeps the descriptor that wrote: the kernel reports a write error to that
+/// descriptor for certain, but perhaps not to one that is opened later.
 #[derive(Debug)]
-#[must_use = "what is not synced is not there after a power cut"]
+#[must_use = "a file that is not synced may be lost by a power cut"]
 pub(crate) struct Unsynced {
     file: File,
     path: PathBuf,
@@ -73,7 +73,7 @@ pub(crate) struct Unsynced {
 }
 
 impl Unsynced {
-    /// The file in `path`, to which somebody has written.
+    /// The file in `path`, to which we have written.
     pub(crate) fn of(file: File, path: &Path, bytes: u64) -> Unsynced {
         Unsynced { file, path: path.to_owned(), writer: Writer::Ours, bytes }
     }
@@ -93,7 +93,7 @@ impl Unsynced {
         permissions::set(&self.file, &self.path, mode)
     }
 
-    /// Makes the content durable, whoever wrote it, at the pace of a copy; returns the bytes that were copied.
+    /// Makes the content durable, at the pace of a copy; returns the number of bytes that were copied.
     pub(crate) fn sync(self) -> Result<u64> {
         if self.size()? > PACE_BYTES {
             self.write_back(Flush::Wait)?;
@@ -105,7 +105,7 @@ impl Unsynced {
         Ok(self.file.metadata().context(|| failed("look at", &self.path))?.len())
     }
 
-    /// Gives the content to the disk, piece by piece.
+    /// Sends the content to the disk, piece by piece.
     fn write_back(&self, how: Flush) -> Result<()> {
         let (bytes, mut at) = (self.size()?, 0);
         while at < bytes {
@@ -119,7 +119,7 @@ impl Unsynced {
         let fsync = || -> io::Result<()> {
             pass("fsync", &self.path)?;
             if self.writer == Writer::Another {
-                // Its times and names are not ours to care for.
+                // The data must be durable; the times of another program's file are no concern of the backup.
                 return self.file.sync_data();
             }
             self.file.sync_all()?;
@@ -135,22 +135,22 @@ impl Unsynced {
 
 /// Files that are synced together.
 #[derive(Debug, Default)]
-#[must_use = "what is not synced is not there after a power cut"]
+#[must_use = "a file that is not synced may be lost by a power cut"]
 pub(crate) struct Batch {
     files: Vec<Unsynced>,
-    /// What of them may not be on the disk: of a large one all but the last piece is.
+    /// How many of their bytes may not be on the disk: of a large file only the last piece.
     waiting_bytes: u64,
 }
 
 impl Batch {
-    /// Adds a file; where that makes too many, or too much, all are synced now.
+    /// Adds a file; syncs all of them if there are now too many files or bytes.
     pub(crate) fn add(&mut self, file: Unsynced) -> Result<()> {
         self.waiting_bytes += file.size()?.min(PACE_BYTES);
         self.files.push(file);
         if self.files.len() < MAX_FILES && self.waiting_bytes < MAX_WAITING_BYTES { Ok(()) } else { self.sync() }
     }
 
-    /// Makes the content of all files durable. After an error nothing is certain of any of them.
+    /// Makes the content of all files durable. After an error, none of them is certain to be durable.
     pub(crate) fn sync(&mut self) -> Result<()> {
         self.waiting_bytes = 0;
         for file in &self.files {
@@ -163,21 +163,23 @@ impl Batch {
     }
 }
 
-/// The links in one directory of ours, to files that others wrote: each is made durable by [`Links::sync`].
+/// The links in one of our directories to files that other programs wrote. [`Links::sync`] makes each of them durable:
 ///
-/// - **ext4 and xfs** take changes of metadata to the disk in the order in which they were made, in one journal, and first the
-///   data that they speak of; a page counts as written only when the size and the place of its data have come into that
-///   journal. So of a file whose pages are all written nothing is missing once something that was changed later is durable: our
-///   own commit. Files with pages that are not written, which cachestat(2) tells, get an fdatasync. An older kernel, which
-///   cannot be asked, writes them and waits for it; the fsync of each file would cost a flush of the disk and find nothing.
-///   (Not so without a journal, as an ext2 has none; there a power cut damages more than this.)
-/// - **btrfs** syncs a directory without the files in it: one commit of all, then each file gets an fdatasync, which finds
-///   nothing to do for what that commit had. Without the commit each would write: 8,000 took 11 seconds instead of 0.1.
-/// - **elsewhere** each file gets an fdatasync. A page cache that has nothing of it says nothing: ZFS keeps its own.
+/// - **ext4 and xfs** write changes of metadata to the disk in the order in which they were made, through one journal, and
+///   they write the data of a file before the metadata that refers to it. A page counts as written only when the size of the
+///   file and the place of the data are in the journal. So if all pages of a file are written, the whole file is durable as
+///   soon as a later change is: our own commit. Files with unwritten pages, which cachestat(2) reports, get an fdatasync. On
+///   an older kernel without cachestat(2) we have the pages written and wait for that; an fsync of each file would cost a
+///   flush of the disk and change nothing. (This does not hold without a journal, as on ext2, where a power cut damages more
+///   than this.)
+/// - **btrfs** syncs a directory without the files in it. So we ask for one commit of everything, and then each file gets an
+///   fdatasync, which has nothing to do if the commit included the file. Without that commit each fdatasync would write: 8,000
+///   of them took 11 seconds instead of 0.1.
+/// - **elsewhere** each file gets an fdatasync, even if the page cache has none of it: ZFS has a cache of its own.
 ///
-/// What went wrong when the kernel wrote a file by itself is told to us here, where nobody was told before. Nothing of the
-/// files changes, nor of what the page cache has of them.
-#[must_use = "what is not synced is not there after a power cut"]
+/// If the kernel failed to write a file in the background, and has not reported the error to any process, it reports it
+/// here. The files do not change, and neither do their pages in the page cache.
+#[must_use = "a file that is not synced may be lost by a power cut"]
 pub(crate) struct Links<'a> {
     path: &'a Path,
     directory: File,
@@ -190,7 +192,7 @@ impl Links<'_> {
     pub(crate) fn of(path: &Path) -> Result<Links<'_>> {
         let directory = nofollow::open_directory(path).context(|| failed("open directory", path))?;
         if magic_of(&directory) == BTRFS_MAGIC {
-            // Where that cannot be done, the fsync of each file does it.
+            // If that fails, the fdatasync of each file makes it durable.
             let _ = sys::commit_btrfs(directory.as_fd());
         }
         let is_ordered = is_on_ext4_or_xfs(&directory);
@@ -205,13 +207,13 @@ impl Links<'_> {
         let file = nofollow::require_regular(opened).context(|| failed("open", &path))?;
         let is_written = || sys::cached(file.as_fd(), 0, 0).is_none_or(|cached| cached.unwritten_pages == 0);
         if self.is_ordered && is_written() {
-            // Up to the end: 0 bytes. Where all is written it only asks for the error that nobody was told of.
+            // 0 bytes mean up to the end. If all is written, this only returns an error that was not reported before.
             return sys::flush_range(&file, 0, 0, Flush::Wait).context(|| failed("write", &path));
         }
         self.batch.add(Unsynced { file, path, writer: Writer::Another, bytes: 0 })
     }
 
-    /// Makes durable what is left. It is certain once a change that is made later is durable.
+    /// Makes the noted files durable. All links are durable as soon as any later change is.
     pub(crate) fn finish(mut self) -> Result<()> {
         self.batch.sync()
     }
@@ -225,8 +227,8 @@ mod tests {
 
     use super::*;
 
-    /// Whatever of a linked file waits to be written, nothing does afterwards; the page cache keeps what it has of it. (In memory
-    /// nothing ever waits, and an older kernel cannot be asked.)
+    /// After the sync no page of a linked file waits to be written, and the page cache still has the file. (On a file system in
+    /// memory no page ever waits, and an older kernel has no cachestat(2).)
     #[test]
     fn links_are_written_and_stay_cached() {
         let directory = tempfile::tempdir().unwrap();
@@ -235,7 +237,7 @@ mod tests {
         fs::create_dir(&ours).unwrap();
         let names: Vec<String> = (0..40).map(|n| format!("{n:06}.sst")).collect();
         for (n, name) in names.iter().enumerate() {
-            // None, one that fits into a page, many.
+            // An empty file, one of a page, one of many.
             fs::write(node.join(name), vec![7; [0, 100, 300_000, 2_000_000][n % 4]]).unwrap();
             fs::hard_link(node.join(name), ours.join(name)).unwrap();
         }

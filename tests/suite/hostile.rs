@@ -112,7 +112,7 @@ fn a_pin_directory_that_is_a_link_is_refused() {
     let service = Service::start(config(&elsewhere.path().join("backups")), node.embedded()).unwrap();
     if is_elsewhere {
         let (_, reason) = make_failed(&service, ROCKSDB);
-        assert!(reason.contains("is not a directory of ours but a link or a file; remove it"), "{reason}");
+        assert!(reason.contains("is a link or a file, not a directory that we made; remove it"), "{reason}");
     } else {
         eprintln!("only one file system: no backup that needs pins");
         make_done(&service, ROCKSDB);
