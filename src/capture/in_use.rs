@@ -1,15 +1,15 @@
 //! Work on a finished backup keeps it from being deleted.
 //!
-//! Two locks: that of its file `.use`, which a job holds alone while it makes the backup, and that of its directory itself, which
-//! is always there.
+//! There are two locks: the lock of the backup's file `.use`, which a job holds exclusively while it makes the backup, and the
+//! lock of the backup's directory, which always exists.
 //!
 //! | | `.use` | the directory |
 //! |---|---|---|
 //! | verify, restore, pin, the base of the next backup | shared | shared |
-//! | write checksums, which takes hours and can wait | shared | looked at again and again: ends its work when it is taken |
-//! | delete | alone, waited for | alone, taken first |
+//! | write checksums, which takes hours and can be interrupted | shared | not locked; stops when another process locks it |
+//! | delete | exclusive, waited for | exclusive, locked first |
 //!
-//! Invariant: what is found in a backup after [`share`] is there until that is dropped.
+//! Invariant: a file that is in a backup after [`share`] exists until the result of [`share`] is dropped.
 
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -23,14 +23,14 @@ use crate::disk::nofollow;
 use crate::error::{IoContext, Result};
 use crate::format::layout::USE_FILE;
 
-/// How long a delete waits for work that can wait to end, and the pause between two looks.
+/// How long a delete waits for the end of work that can be interrupted, and the pause between two attempts.
 const YIELD_LIMIT: Duration = Duration::from_secs(5);
 const YIELD_PAUSE: Duration = Duration::from_millis(20);
 
-/// How often work that can wait looks whether the backup shall be deleted.
+/// How often work that can be interrupted checks whether the backup is to be deleted.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What a thread needs that only waits and looks.
+/// The stack of a thread that only waits and checks.
 const STACK_BYTES: usize = 256 * 1024;
 
 /// The locks of one backup.
@@ -41,21 +41,23 @@ pub(crate) struct InUse {
     _use: Option<Lock>,
 }
 
-/// Keeps a backup from being deleted; `None` where it is being made or deleted. It may have been deleted just before: look again.
+/// Keeps a backup from being deleted; `None` if it is being made or deleted. It may have been deleted just before: the caller
+/// must look again.
 pub(crate) fn share(backup: &Path) -> Result<Option<InUse>> {
     let Some(directory) = Lock::try_share_directory(backup)? else { return Ok(None) };
     let of_use = share_use(backup)?;
     Ok(of_use.map(|of_use| InUse { _directory: directory, _use: of_use }))
 }
 
-/// The outer `None`: it is taken. The inner one: a backup that an operator copied here, for one, has no such file.
+/// Takes a shared lock of `.use`. The outer `None`: it is locked. The inner `None`: the backup has no such file, for example
+/// because an operator copied it here.
 fn share_use(backup: &Path) -> Result<Option<Option<Lock>>> {
     let path = backup.join(USE_FILE);
     let there = nofollow::look(&path).context(|| format!("cannot look at {}", path.display()))?;
     if there.is_some() { Ok(Lock::try_share(&path)?.map(Some)) } else { Ok(Some(None)) }
 }
 
-/// Has a backup alone, in order to delete it; `None` where other work on it does not end within [`YIELD_LIMIT`].
+/// Locks a backup exclusively, in order to delete it; `None` if other work on it does not end within [`YIELD_LIMIT`].
 pub(crate) fn take(backup: &Path, owner: Option<Owner>) -> Result<Option<InUse>> {
     let Some(directory) = Lock::try_take_directory(backup)? else { return Ok(None) };
     let deadline = Instant::now() + YIELD_LIMIT;
@@ -70,8 +72,8 @@ pub(crate) fn take(backup: &Path, owner: Option<Owner>) -> Result<Option<InUse>>
     }
 }
 
-/// Does work on a backup that can wait: if the backup shall be deleted meanwhile, `control` is stopped. `Ok(None)` where it is
-/// being made or deleted already.
+/// Does work on a backup that can be interrupted: stops `control` if the backup is to be deleted meanwhile. `Ok(None)` if it is
+/// already being made or deleted.
 pub(crate) fn yielding<T: Send>(
     backup: &Path,
     control: &Control,
@@ -88,7 +90,7 @@ pub(crate) fn yielding<T: Send>(
         }
     };
     thread::scope(|scope| {
-        // Without this thread a delete is told that the backup is in use.
+        // If this thread cannot be started, a delete fails because the backup is in use.
         let _ = thread::Builder::new().name("yield".to_owned()).stack_size(STACK_BYTES).spawn_scoped(scope, watch);
         let result = work();
         drop(ended);

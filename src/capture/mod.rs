@@ -1,4 +1,4 @@
-//! A source becomes a directory of synced files: RocksDB and SQLite, each in whichever way fits.
+//! Captures a source into a directory of synced files: RocksDB and SQLite, each in the way that fits the source.
 
 pub(crate) mod in_use;
 pub(crate) mod modes;

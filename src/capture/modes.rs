@@ -1,8 +1,8 @@
-//! A backup's files and directories have the permissions of the node's: what only the node's user may read there, only that
-//! user may read here.
+//! Gives a backup's files and directories the permissions of the node's: a file that only the node's user may read is readable
+//! only for that user in the backup, too.
 //!
-//! Until [`keep`] has done that, no other user may enter the directory that is filled. Invariant: a linked file is not touched, it
-//! is the node's and has its mode.
+//! Until [`keep`] has done that, no other user may enter the directory of the unfinished backup. Invariant: a linked file is not
+//! changed: it is the node's own file and has its mode.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,8 +14,8 @@ use crate::error::Result;
 use crate::format::manifest::Manifest;
 use crate::format::record::Method;
 
-/// Gives what was captured into `partial` the modes of its sources. A file that is gone there meanwhile, as an old WAL, counts as
-/// one with the mode of `CURRENT`.
+/// Gives the captured files in `partial` the modes of their sources. If the source file no longer exists, as an old WAL, the copy
+/// gets the mode of `CURRENT`.
 pub(crate) fn keep(sources: &Sources, partial: &Path, manifest: &Manifest) -> Result<()> {
     let (rocksdb, sqlite) = (sources.rocksdb.path(), sources.sqlite.path());
     let usual = mode_of(&rocksdb.join("CURRENT"));
@@ -28,7 +28,7 @@ pub(crate) fn keep(sources: &Sources, partial: &Path, manifest: &Manifest) -> Re
             permissions::set_of_file(&partial.join(directory).join(name), mode | 0o600)?;
         }
     }
-    // Last the one that lets others in.
+    // The directory that gives other users access comes last.
     let directories = [("rocksDb", Some(rocksdb)), ("sqlite", Some(sqlite)), ("", rocksdb.parent())];
     for (name, source) in directories {
         let path = partial.join(name);

@@ -1,20 +1,21 @@
-//! Which process uses the databases below a `0`, and locks that keep a node from opening them for a moment.
+//! Finds the process that uses the databases below a `0`, and takes locks that prevent a node from opening them.
 //!
 //! RocksDB takes a POSIX write lock on the whole of `LOCK` before it reads anything, and fails if another process has it. A
 //! connection of SQLite takes a read lock on the shared range of its database before it reads, and keeps it as long as it is
 //! open if there is a WAL; for that it first locks the byte before, `PENDING_BYTE` (os_unix.c, pager.c).
 //!
-//! So write locks on these bytes can only be taken while no process has a database open, and then no process gets further than
-//! to open the file. One that has opened it and waits for the lock would go on with the old database, and with the WAL of the
-//! one that is in its place by then. Locks do not show such a process, but a *lease* does: the kernel gives one on a file that is
-//! not open elsewhere. A process that opens the file waits until the lease ends, and the lease tells that there is one.
+//! So we can take write locks on these bytes only while no process has a database open, and as long as we hold them, another
+//! process can open the file but not use it. A process that has opened the file and waits for the lock would later use the old
+//! database with the WAL of the database that has replaced it. Locks do not show such a process, but a *lease* does: the kernel
+//! grants one on a file that is not open elsewhere. A process that opens the file waits until the lease ends, and the holder of
+//! the lease can see that a process waits.
 //!
 //! Invariants: the locks belong to our open files (`F_OFD_SETLK`): this process may close other descriptors of these files.
 //! Never used for a database that is open in this process.
 //!
 //! # Limitations
-//! Only a file's owner and root may take leases, and some file systems have none. Then only the locks count: they are enough
-//! for a node, which opens no SQLite database before it has RocksDB's lock.
+//! Only a file's owner and root may take leases, and some file systems have none. Then we rely on the locks alone: they are
+//! enough for a node, which opens no SQLite database before it has RocksDB's lock.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -33,19 +34,19 @@ use crate::error::{Error, IoContext, Kind, Result};
 /// The whole of RocksDB's `LOCK`.
 const ROCKSDB: Range = Range { first: 0, bytes: 0 };
 
-/// `PENDING_BYTE`, `RESERVED_BYTE` and the shared range of a SQLite database: what an exclusive lock of SQLite covers.
+/// `PENDING_BYTE`, `RESERVED_BYTE` and the shared range of an SQLite database: the bytes of SQLite's exclusive lock.
 const SQLITE: Range = Range { first: 0x4000_0000, bytes: 512 };
 
 /// The shared range alone.
 const SQLITE_SHARED: Range = Range { first: 0x4000_0002, bytes: 510 };
 
-/// The byte of a `-shm` that each user of it holds (`UNIX_SHM_DMS`).
+/// The byte of a `-shm` that each of its users locks (`UNIX_SHM_DMS`).
 const SHM_IN_USE: Range = Range { first: 128, bytes: 1 };
 
-/// Our own name, as the kernel tells it of a process.
+/// The name of our own process in `/proc/PID/comm`.
 const OURSELVES: &str = "chainweb-backup";
 
-/// Bytes of a file that locks are about; none are all of them.
+/// A range of bytes of a file that is locked; 0 bytes mean up to the end.
 #[derive(Clone, Copy)]
 struct Range {
     first: u32,
@@ -56,19 +57,19 @@ struct Range {
 #[derive(Debug)]
 pub(crate) struct User {
     file: PathBuf,
-    /// Absent where it cannot be seen from here, as in another container.
+    /// `None` if it is not visible from here, as in another container.
     pid: Option<Pid>,
 }
 
 impl User {
-    /// What it is called, where that can be seen.
+    /// The name of the process, if it is visible.
     #[expect(clippy::disallowed_methods, reason = "it lies in no backup directory")]
     fn name(&self) -> Option<String> {
         let name = fs::read_to_string(format!("/proc/{}/comm", self.pid?.as_raw_nonzero())).ok()?;
         Some(name.trim_end().to_owned())
     }
 
-    /// The error of using a database that shall be replaced.
+    /// The error of a restore that would replace a database in use.
     pub(crate) fn into_error(self) -> Error {
         let (name, file) = (self.name(), self.file.display());
         if name.as_deref() == Some(OURSELVES) {
@@ -84,16 +85,16 @@ impl fmt::Display for User {
         match (self.pid, self.name()) {
             (Some(pid), Some(name)) => write!(f, "process {} ({name})", pid.as_raw_nonzero()),
             (Some(pid), None) => write!(f, "process {}", pid.as_raw_nonzero()),
-            (None, _) => write!(f, "a process that cannot be seen from here (another container?)"),
+            (None, _) => write!(f, "a process that is not visible from here (another container?)"),
         }
     }
 }
 
-/// The process that uses a database below `place`, a `0`, if one does. Takes no lock.
+/// The process that uses a database below `place`, a `0`, if there is one. Takes no lock.
 pub(crate) fn user_of(place: &Path) -> Result<Option<User>> {
     let mut probes = vec![(place.join("rocksDb").join("LOCK"), ROCKSDB)];
     for database in databases(place)? {
-        // Every user of a WAL holds a byte of the -shm, everybody else the shared range.
+        // A process that uses a WAL locks a byte of the -shm, any other process the shared range.
         probes.push((beside(&database, "-shm"), SHM_IN_USE));
         probes.push((database, SQLITE_SHARED));
     }
@@ -107,7 +108,7 @@ pub(crate) fn user_of(place: &Path) -> Result<Option<User>> {
     Ok(None)
 }
 
-/// The locks that keep a node from opening the databases below one `0`, until this is dropped.
+/// Locks that prevent a node from opening the databases below one `0`, held until dropped.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct NodeLocks {
@@ -124,8 +125,8 @@ struct Held {
 }
 
 impl NodeLocks {
-    /// Takes them. Fails with [`Kind::NodeRunning`] where a process has one of the databases open, with [`Kind::Busy`] where it
-    /// is a backup. A `LOCK` that is missing is created, as RocksDB does when it opens its database.
+    /// Takes the locks. Fails with [`Kind::NodeRunning`] if a process has one of the databases open, with [`Kind::Busy`] if that
+    /// process is one of ours. A missing `LOCK` is created, as RocksDB does when it opens its database.
     pub(crate) fn take(place: &Path, owner: Option<Owner>) -> Result<NodeLocks> {
         let mut wanted = Vec::new();
         let rocksdb = place.join("rocksDb");
@@ -148,11 +149,11 @@ impl NodeLocks {
         Ok(NodeLocks { place: place.to_owned(), held, databases_count })
     }
 
-    /// Fails with [`Kind::NodeRunning`] where a process has opened one of the databases since, which are at `place` by now, or
-    /// where there are others than were locked.
+    /// Fails with [`Kind::NodeRunning`] if a process has since opened one of the databases, which now lie in `place`, or if the
+    /// databases are not the ones that were locked.
     pub(crate) fn require_unused(&self, place: &Path) -> Result<()> {
         for held in &self.held {
-            let name = held.path.strip_prefix(&self.place).expect("it was found below that place");
+            let name = held.path.strip_prefix(&self.place).expect("every locked file was found below that place");
             let opened = held.has_lease && !sys::is_leased(&held.file);
             if opened || !is_file_at(&held.file, &place.join(name)) {
                 return Err(opened_meanwhile(&held.path));
@@ -176,10 +177,10 @@ impl Held {
         let file_system = rustix::fs::fstatfs(&file).context(|| format!("cannot look at {}", path.display()))?;
         let has_lease = match sys::lease(&file) {
             Ok(()) => true,
-            // What such a file system says of other programs is not theirs.
+            // Such a file system may report a file as open that no process has open.
             Err(_) if doubtful_name(&file_system).is_some() => false,
             Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => return Err(open_elsewhere(&path)),
-            // Not ours, or a file system without leases.
+            // The file of another user, or a file system without leases.
             Err(_) => false,
         };
         Ok(Held { file, path, has_lease })
@@ -195,7 +196,7 @@ fn open_elsewhere(path: &Path) -> Error {
 
 fn opened_meanwhile(path: &Path) -> Error {
     let context = format!(
-        "a process opened {} at this moment: a node that starts again by itself? Stop it first",
+        "a process has just opened {}, perhaps a node that is restarted automatically: stop it first",
         path.display()
     );
     Error::new(Kind::NodeRunning, context)
@@ -205,7 +206,7 @@ fn databases(place: &Path) -> Result<Vec<PathBuf>> {
     SqliteSource::Foreign(place.join("sqlite")).databases()
 }
 
-/// Opens a regular file; `None` where there is none. The operator may have put links on the way to it.
+/// Opens a regular file; `None` if there is none. The operator may have put links on the way to it.
 fn open(path: &Path, access: OFlags) -> Result<Option<File>> {
     let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match nofollow::require_regular(rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)) {
@@ -217,7 +218,7 @@ fn open(path: &Path, access: OFlags) -> Result<Option<File>> {
 fn holder(file: &File, path: &Path, range: Range) -> Result<Option<User>> {
     let probe = Flock { start: range.first.into(), length: range.bytes.into(), ..Flock::from(FlockType::WriteLock) };
     let found = rustix::process::fcntl_getlk(file, &probe);
-    let found = found.context(|| format!("cannot ask who uses {}", path.display()))?;
+    let found = found.context(|| format!("cannot find out which process uses {}", path.display()))?;
     Ok(found.map(|lock| User { file: path.to_owned(), pid: lock.pid.filter(|pid| pid.as_raw_nonzero().get() > 0) }))
 }
 

@@ -1,6 +1,6 @@
-//! What is backed up: the node's databases, and how we may reach them.
+//! The sources of a backup: the node's databases, and how we may access them.
 //!
-//! Closed enums: one `match` shows all the ways there are. Invariant: nothing here changes a source.
+//! The sources are closed enums, so that one `match` shows every case. Invariant: nothing here changes a source.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,7 +16,7 @@ use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::PIN_DIRECTORY;
 
-/// File systems whose view of a file is cached, or is another file system's: magic numbers of statfs(2).
+/// File systems that may show a file from a cache, or show a file of another file system: magic numbers of statfs(2).
 const REFUSED_FILE_SYSTEMS: [(i64, &str); 9] = [
     (0x6969, "NFS"),
     (0x517b, "SMB"),
@@ -29,30 +29,30 @@ const REFUSED_FILE_SYSTEMS: [(i64, &str); 9] = [
     (0x0bd0_0bd0, "Lustre"),
 ];
 
-/// Where the RocksDB is, and whether we hold it open.
+/// The place of the RocksDB, and whether this process has it open.
 #[derive(Clone)]
 pub enum RocksSource {
     /// The node's own open handle: the service is embedded in the node.
     Handle(Arc<Db>),
-    /// The directory of a database that a program of its own process uses; it is never opened with RocksDB.
+    /// The directory of a database that another process uses; we never open it with RocksDB.
     Directory(PathBuf),
 }
 
-/// Where the Pact databases are, and in whose process they are open. A missing directory means that there are none.
+/// The directory of the Pact databases, and whether this process has them open. If the directory does not exist, there are none.
 #[derive(Debug, Clone)]
 pub enum SqliteSource {
     /// Open in this process, through the SQLite that is linked into this crate (`chainweb_backup::rusqlite`). A second
     /// SQLite library in the process would lose its locks when either closes a file.
     Embedded(PathBuf),
-    /// Used by another process, or by none.
+    /// Used by another process, or by no process.
     Foreign(PathBuf),
 }
 
 /// The databases of one node.
 #[derive(Clone)]
 pub struct Sources {
-    /// The node's `--database-directory`, which holds `0`. Our pin directory is made here when the backup directory is
-    /// on another file system, and what we create follows its owner.
+    /// The node's `--database-directory`, which holds `0`. If the backup directory is on another file system, our pin directory
+    /// is made here. The files that we create get the owner of this directory.
     pub database_directory: PathBuf,
     /// The RocksDB.
     pub rocksdb: RocksSource,
@@ -79,13 +79,13 @@ impl Sources {
         }
     }
 
-    /// Fails with [`Kind::Usage`] where there is no RocksDB. The Pact databases may come later, with the node's first start.
+    /// Fails with [`Kind::Usage`] if there is no RocksDB. The Pact databases may appear later, when the node first starts.
     pub(crate) fn validate(&self) -> Result<()> {
         let rocksdb = self.rocksdb.path();
         match fs::metadata(rocksdb.join("CURRENT")) {
             Ok(meta) if meta.is_file() => return Ok(()),
             Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-                let context = format!("cannot look into {}: run as the node's user or as root", rocksdb.display());
+                let context = format!("cannot read {}: run as the node's user or as root", rocksdb.display());
                 return Err(Error::io(context, e));
             }
             _ => {}
@@ -97,22 +97,22 @@ impl Sources {
         Err(Error::new(Kind::Usage, context))
     }
 
-    /// Fails with [`Kind::Usage`] where a backup directory would lie among the node's own files, or ours beside them,
-    /// whatever links and mounts its name goes through.
+    /// Fails with [`Kind::Usage`] if a backup directory would lie in the directories of the node's files or in our pin
+    /// directory, also through links and mounts.
     pub(crate) fn require_apart(&self, directory: &Path) -> Result<()> {
         let node = &self.database_directory;
         let theirs = [&node.join("0"), &node.join(PIN_DIRECTORY), self.rocksdb.path(), self.sqlite.path()];
         let resolved = resolve(directory)?;
         let mut within = is_same(directory, node);
         for own in theirs {
-            // What a mount shows has another name; what is not there yet has only its name.
+            // A directory that is also mounted elsewhere has another name; one that does not exist yet has only a name.
             within |= resolved.ancestors().any(|above| is_same(above, own)) || resolved.starts_with(resolve(own)?);
         }
         if !within {
             return Ok(());
         }
         let context = format!(
-            "the backup directory {} lies among the node's own files: name another, like {}",
+            "the backup directory {} lies among the node's own files: name another one, such as {}",
             directory.display(),
             node.join("backups").display()
         );
@@ -120,13 +120,13 @@ impl Sources {
     }
 }
 
-/// Whether both names are there, and of one file.
+/// Whether both names exist and belong to the same file.
 pub(crate) fn is_same(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
     identity(a).is_some_and(|a| Some(a) == identity(b))
 }
 
-/// Refuses a path on which no directory can be, because a file stands there or on the way.
+/// Fails if `path`, or a part of it, is a file, so that it cannot be a directory.
 pub(crate) fn require_no_file(path: &Path, what: &str, flag: &str) -> Result<()> {
     match path.ancestors().find(|above| above.metadata().is_ok_and(|meta| !meta.is_dir())) {
         None => Ok(()),
@@ -138,10 +138,10 @@ pub(crate) fn require_no_file(path: &Path, what: &str, flag: &str) -> Result<()>
     }
 }
 
-/// The absolute name of a path, without links where they can be followed, whether or not it is there.
+/// The absolute name of a path, with links resolved as far as possible. The path need not exist.
 ///
 /// # Errors
-/// [`Kind::Usage`]: `..` after what is not there, which means nothing.
+/// [`Kind::Usage`] if `..` follows a directory that does not exist.
 pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
     let mut there = std::path::absolute(path).context(|| format!("cannot find out where {} is", path.display()))?;
     let mut missing = Vec::new();
@@ -152,13 +152,13 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
                 match there.components().next_back() {
                     Some(Component::Normal(name)) => missing.push(name.to_owned()),
                     _ => {
-                        let context = format!("{} has .. after a directory that is not there", path.display());
+                        let context = format!("{} has .. after a directory that does not exist", path.display());
                         return Err(Error::new(Kind::Usage, context));
                     }
                 }
                 there.pop();
             }
-            // Where not even root could look, its name must do.
+            // Even root could not look there, so the name is used as it is.
             Err(_) => break there,
         }
     };
@@ -166,7 +166,7 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
     Ok(resolved)
 }
 
-/// What a file system is called on which files may not be what they seem.
+/// The name of a file system that may not show a file as it is; `None` for any other.
 pub(crate) fn doubtful_name(file_system: &StatFs) -> Option<&'static str> {
     #[allow(clippy::unnecessary_cast)] // its type differs between architectures
     let magic = file_system.f_type as i64;
@@ -182,7 +182,7 @@ impl RocksSource {
         }
     }
 
-    /// Whether another process holds the database open: asked of its LOCK, which is not taken.
+    /// Whether another process has the database open. This asks for the holder of its LOCK, and takes no lock.
     pub(crate) fn is_held_by_another(&self) -> Result<bool> {
         Ok(self.lock_seen_on()?.is_some())
     }
@@ -192,11 +192,11 @@ impl RocksSource {
         let RocksSource::Directory(path) = self else { return Ok(None) };
         let path = path.join("LOCK");
         let file = match nofollow::open_of_node(&path) {
-            // A database whose LOCK was never made or copied is held by nobody.
+            // No process holds a database that has no LOCK: none was made, or it was not copied.
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.context(|| format!("cannot open {}", path.display()))?,
         };
-        let failed = || format!("cannot ask who holds {}", path.display());
+        let failed = || format!("cannot find out which process holds {}", path.display());
         let holder = rustix::process::fcntl_getlk(&file, &Flock::from(FlockType::WriteLock)).context(failed)?;
         let device = file.metadata().context(failed)?.dev();
         Ok(holder.map(|_| device))
@@ -211,7 +211,7 @@ impl SqliteSource {
         }
     }
 
-    /// The database files, `*.sqlite`, by chain; none where the directory is missing.
+    /// The database files, `*.sqlite`, by chain; none if the directory does not exist.
     #[expect(clippy::disallowed_methods, reason = "the operator may have put links on the way to the node's files")]
     pub(crate) fn databases(&self) -> Result<Vec<PathBuf>> {
         let directory = self.path();

@@ -1,4 +1,4 @@
-//! What an attempt at a database is given, and how it ends: the words that all ways of copying share.
+//! The input and the result of an attempt at a database: the types that all ways of copying share.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ use crate::control::Control;
 use crate::disk::Owner;
 use crate::error::{Error, Kind, Result};
 
-const WAL_TOO_LARGE: &str = "the node's WAL grew over the bound of 512 MiB while it was held (a higher limit of bytes per \
-                             second, or a quieter hour, helps)";
+const WAL_TOO_LARGE: &str = "the node's WAL grew by more than 512 MiB while the database was copied (raise the limit of bytes \
+                             per second, or try again when the node writes less)";
 
 const NOT_SEEN: &str = "the node runs, but no process is seen that has this database open, and it lies on another file system \
                         than the node's RocksDB, so its locks may not reach this process (another container or mount?): run \
@@ -17,17 +17,18 @@ const NOT_SEEN: &str = "the node runs, but no process is seen that has this data
 /// Why an attempt at a database gave no copy.
 #[derive(Debug)]
 pub(crate) enum Lost {
-    /// The node moved on: another attempt may succeed.
+    /// The node changed the database: another attempt may succeed.
     Raced(String),
-    /// Its WAL grew too far while we held it.
+    /// The node's WAL grew too far during our read transaction.
     WalGrew,
-    /// Its file system has too little room left for its WAL.
+    /// The node's file system has too little free space for the WAL to grow.
     SourceFull(Error),
-    /// The source is not what it should be. It is looked at again all the same: what is read while others write may mislead.
+    /// The source is damaged. Another attempt is made all the same: a file that is read while a process writes to it may only
+    /// look damaged.
     Damaged(String),
-    /// The node runs, but no process is seen that has the database open, on a file system where none of its locks was seen.
+    /// The node runs, but we see no process that has the database open, on a file system where we see none of its locks.
     NotSeen,
-    /// No attempt will succeed.
+    /// Another attempt would fail, too.
     Final(Error),
 }
 
@@ -40,28 +41,28 @@ impl From<Error> for Lost {
 /// The result of one attempt.
 pub(crate) type Attempt<T> = std::result::Result<T, Lost>;
 
-/// How databases are copied, the same for all of a backup.
+/// How databases are copied; the same for all databases of a backup.
 pub(crate) struct How<'a> {
-    /// The file system (its device) on which a lock of the running node is seen; `None` where no node runs.
+    /// The file system (its device) on which we see a lock of the running node; `None` if no node runs.
     pub(crate) node_seen_on: &'a dyn Fn() -> Result<Option<u64>>,
     pub(crate) method: PactMethod,
     pub(crate) owner: Option<Owner>,
     pub(crate) control: &'a Control,
 }
 
-/// What the node has to bear while its database is held, over all attempts at it.
+/// The limits of what our read transactions may cost the node, over all attempts at a database.
 #[derive(Debug, Default)]
 pub(crate) struct Burden {
-    /// Bytes of the WAL when it was held first, or fewer where it was started anew since.
+    /// Bytes of the WAL at the start of the first attempt, or fewer if the WAL was restarted since.
     pub(crate) wal_bytes: Option<u64>,
-    /// What must be free on the node's file system.
+    /// The bytes that must be free on the node's file system.
     pub(crate) floor_bytes: Option<u64>,
-    /// Whether an attempt was given up for its sake.
+    /// Whether an attempt was given up because it cost the node too much.
     pub(crate) is_too_much: bool,
 }
 
 impl Lost {
-    /// Why, for the log.
+    /// The reason, for the log.
     pub(crate) fn reason(&self) -> String {
         match self {
             Lost::Raced(why) | Lost::Damaged(why) => why.clone(),
@@ -71,7 +72,7 @@ impl Lost {
         }
     }
 
-    /// What an operator gets when no attempt is left.
+    /// The error after the last attempt.
     pub(crate) fn into_error(self, database: &Path, attempts: u32) -> Error {
         let name = database.display();
         match self {
@@ -80,7 +81,7 @@ impl Lost {
             Lost::NotSeen => Error::new(Kind::Refused, format!("cannot back up {name}: {NOT_SEEN}")),
             Lost::WalGrew | Lost::Raced(_) => {
                 let why = self.reason();
-                Error::new(Kind::Changed, format!("cannot copy {name}: {why}, {attempts} times"))
+                Error::new(Kind::Changed, format!("cannot copy {name}: all {attempts} attempts failed: {why}"))
             }
         }
     }

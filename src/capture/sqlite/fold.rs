@@ -1,6 +1,6 @@
-//! The last step of a raw copy: the copied WAL is applied to the copied database, by SQLite, in the unfinished backup.
+//! The fold, the last step of a raw copy: SQLite applies the copied WAL to the copied database, in the unfinished backup.
 //!
-//! Invariant: what is applied is exactly the frames that were copied; otherwise the copy is given up, and the source is not touched.
+//! Invariants: exactly the copied frames are applied, otherwise the copy is discarded; the source is not accessed.
 
 use std::fs;
 use std::path::Path;
@@ -18,11 +18,11 @@ use crate::disk;
 use crate::disk::fault_gate;
 use crate::error::{Error, Kind};
 
-/// How often it is looked whether SQLite shall be interrupted, and from which size of a WAL on that is worth a thread.
+/// How often we check whether SQLite must be interrupted, and the smallest WAL for which that is worth a thread.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(200);
 const INTERRUPT_FROM_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Applies the copied WAL to the copied database: only in the copy, and exactly the frames that were copied. Not synced.
+/// Applies the copied WAL, exactly `frames` frames, to the copied database. The result is not synced.
 pub(crate) fn fold(database: &Path, copy: &Path, frames: u64, control: &Control) -> Attempt<()> {
     let wal = beside(copy, "-wal");
     if frames > 0 {
@@ -30,16 +30,16 @@ pub(crate) fn fold(database: &Path, copy: &Path, frames: u64, control: &Control)
             let (kind, why) = match e.sqlite_error_code() {
                 Some(ErrorCode::DiskFull) => (Kind::NoSpace, ""),
                 Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::ReadOnly) => (Kind::Io, ""),
-                _ => (Kind::Damaged, "; is the node's database damaged, or cut off?"),
+                _ => (Kind::Damaged, "; is the node's database damaged or truncated?"),
             };
             let context = format!("cannot apply the WAL of {} to its copy {}{why}", database.display(), copy.display());
             Error::new(kind, context).because(e)
         };
         disk::written_by_library(copy)?;
         let connection = Connection::open(copy).map_err(failed)?;
-        // One that is given up shall not be applied after all when it is closed.
+        // If the copy is discarded, closing it must not apply the WAL after all.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
-        // Exclusive before the first access: then SQLite needs no -shm. Synced once, below.
+        // Exclusive before the first access: then SQLite needs no -shm. The caller syncs the file once.
         connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA synchronous=OFF").map_err(failed)?;
         let counts =
             |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
@@ -50,21 +50,21 @@ pub(crate) fn fold(database: &Path, copy: &Path, frames: u64, control: &Control)
         let result = result.map_err(failed)?;
         let expected = i64::try_from(frames).unwrap_or(i64::MAX);
         if result != (0, expected, expected) && !fault_gate::simpler("raw-fold", copy) {
-            return Err(Lost::Raced(format!("the copied WAL gave {result:?} instead of {expected} frames")));
+            return Err(Lost::Raced(format!("SQLite applied {result:?} instead of {expected} frames of the WAL")));
         }
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(failed)?;
         connection.close().map_err(|(_, e)| failed(e))?;
     }
-    // It is empty now, and SQLite leaves it there.
+    // The WAL is empty now, and SQLite does not remove it.
     match fs::metadata(&wal) {
         Ok(meta) if meta.len() > 0 => {
-            Err(Error::new(Kind::Damaged, format!("{} is not empty after it was applied", wal.display())).into())
+            Err(Error::new(Kind::Damaged, format!("{} is not empty after SQLite applied it", wal.display())).into())
         }
         _ => Ok(disk::remove_file(&wal)?),
     }
 }
 
-/// Runs `work`, and interrupts SQLite when the job is stopped meanwhile.
+/// Runs `work`, and interrupts SQLite if the job is stopped meanwhile.
 fn interruptibly<T>(connection: &Connection, control: &Control, work: impl FnOnce() -> T) -> T {
     let handle = connection.get_interrupt_handle();
     let (ended, end) = mpsc::channel::<()>();
@@ -76,7 +76,7 @@ fn interruptibly<T>(connection: &Connection, control: &Control, work: impl FnOnc
         }
     };
     thread::scope(|scope| {
-        // Where no thread can be had, it takes as long as it takes.
+        // If no thread can be started, the work cannot be interrupted.
         let _ = thread::Builder::new().name("interrupt".to_owned()).spawn_scoped(scope, watch);
         let result = work();
         drop(ended);

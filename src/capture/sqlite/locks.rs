@@ -1,10 +1,10 @@
-//! SQLite's locks on a database and its `-shm`: which bytes they are, which of them others hold, which we hold. They stand here once.
+//! SQLite's locks on a database and its `-shm`: their bytes, the locks of other processes, and our own.
 //!
-//! SQLite locks bytes of its files with POSIX locks (os_unix.c). These belong to the process and are gone when it closes *any*
-//! descriptor of the file. Invariants
-//! - [`Held`] borrows the descriptors that SQLite has; it opens and closes none of the database or the `-shm`.
+//! SQLite locks bytes of its files with POSIX locks (os_unix.c). These belong to the process, and end when the process closes
+//! *any* descriptor of the file. Invariants
+//! - [`Held`] borrows SQLite's descriptors; it opens and closes none of the database or the `-shm`.
 //! - [`ReadLock`] and the probes open descriptors of their own. They are for databases that this process does not have open:
-//!   those of another process, before SQLite opens them here and after it closed them.
+//!   those of another process, before SQLite opens them here and after it has closed them.
 
 use std::cell::RefCell;
 use std::fs::{self, File, Metadata};
@@ -30,33 +30,33 @@ use crate::error::{Error, IoContext, Kind, Result};
 pub(crate) const SHARED_FIRST: i64 = 0x4000_0002;
 pub(crate) const SHARED_BYTES: i64 = 510;
 
-/// Byte of the `-shm` that every user of it holds (`UNIX_SHM_DMS`).
+/// The byte of the `-shm` that each of its users locks (`UNIX_SHM_DMS`).
 pub(crate) const SHM_IN_USE: u64 = 128;
 
-/// Byte of the `-shm` that stands for `WAL_READ_LOCK(0)`; those of the others follow (`UNIX_SHM_BASE` + 3).
+/// The byte of the `-shm` for `WAL_READ_LOCK(0)`; the bytes of the other read locks follow (`UNIX_SHM_BASE` + 3).
 const SHM_READ0: u64 = 123;
 
-/// How many read locks there are.
+/// The number of read locks.
 const SHM_READ_LOCKS: u64 = 5;
 
 /// How long we wait for a lock that another process holds.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The pause between two looks at such a lock.
+/// The pause between two attempts at such a lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// How often the WAL index is read anew while it changes, and the pause between.
+/// How often the WAL index is read again while it changes, and the pause between two reads.
 const INDEX_READS: u32 = 100;
 const INDEX_PAUSE: Duration = Duration::from_micros(200);
 
-/// What an operator can do about a database that is locked exclusively.
+/// The reason and the remedy if a database is locked exclusively.
 pub(crate) const LOCKED: &str = "it is locked exclusively: a node that opens its databases with locking_mode=EXCLUSIVE can be \
                                  backed up only while it is stopped; otherwise try again when the writer is done";
 
-/// A read lock of ours on a database that this process does not have open, which is SQLite's own `SHARED`. While it is held, a
-/// writer with a rollback journal waits, and no process that closes the database can remove its `-wal`.
+/// Our read lock, SQLite's own `SHARED`, on a database that this process does not have open. While it is held, a writer with a
+/// rollback journal waits, and a process that closes the database cannot remove its `-wal`.
 ///
-/// No more than these bytes: with a lock on the one for `RESERVED` others would take a hot journal for one in use.
+/// It covers no other bytes: with a lock on the byte of `RESERVED`, other processes would take a hot journal for one in use.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct ReadLock {
@@ -65,7 +65,7 @@ pub(crate) struct ReadLock {
 }
 
 impl ReadLock {
-    /// Takes it; waits for a writer for a time.
+    /// Takes the lock; waits for a writer, at most [`BUSY_TIMEOUT`].
     pub(crate) fn take(database: &Path, control: &Control) -> Result<ReadLock> {
         let file = match nofollow::open_of_node(database) {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
@@ -91,13 +91,13 @@ impl ReadLock {
         Ok(ReadLock { file, meta })
     }
 
-    /// Whether the database still has its name.
+    /// Whether `database` is still the name of the locked file.
     pub(crate) fn is_at(&self, database: &Path) -> bool {
         identity(database).is_ok_and(|now| now == (self.meta.dev(), self.meta.ino()))
     }
 }
 
-/// Whether another process has the WAL of a database in use.
+/// Whether another process uses the WAL of a database.
 pub(crate) fn has_other_user(database: &Path) -> Result<bool> {
     is_locked_by_another(&beside(database, "-shm"), SHM_IN_USE, 1)
 }
@@ -109,15 +109,15 @@ fn is_locked_by_another(path: &Path, start: u64, length: u64) -> Result<bool> {
     };
     let probe = Flock { start, length, ..Flock::from(FlockType::WriteLock) };
     let holder = rustix::process::fcntl_getlk(&file, &probe);
-    Ok(holder.context(|| format!("cannot ask for the locks on {}", path.display()))?.is_some())
+    Ok(holder.context(|| format!("cannot read the locks on {}", path.display()))?.is_some())
 }
 
-/// What a read transaction no longer has.
+/// The lock or the file that a read transaction has lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
     DatabaseLock,
     ReadLock,
-    /// Nothing has the name of the database.
+    /// There is no file with the name of the database.
     Name,
     /// Another file has the name of the database, or of its `-shm`.
     Replaced,
@@ -130,8 +130,8 @@ pub(crate) struct Held<'a> {
     identities: [(u64, u64); 2],
     pub(crate) database: BorrowedFd<'a>,
     shm: BorrowedFd<'a>,
-    /// The read locks on the `-shm`, as bytes, that were there whenever we looked: ours, and such as a node that embeds us
-    /// has all the time.
+    /// The bytes of the read locks on the `-shm` that this process has held at every check so far: our lock, and those that a
+    /// node that embeds us holds all the time.
     read_locks: RefCell<Vec<u64>>,
 }
 
@@ -142,7 +142,7 @@ impl<'a> Held<'a> {
         let one = |identity, read_only: bool, path: &Path| -> Result<BorrowedFd<'a>> {
             let failed = || format!("cannot find the descriptor of {} that SQLite uses", path.display());
             let all = sys::descriptors_of(identity, connection).context(failed)?;
-            // A database has the node's descriptors too where we are embedded; ours is the read-only one.
+            // If a node embeds us, its own descriptors are open on the database too; ours is the read-only one.
             let fits = |fd: &BorrowedFd<'_>| {
                 let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::empty());
                 !read_only || flags & OFlags::RWMODE == OFlags::RDONLY
@@ -165,7 +165,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// What the WAL index says now; `None` where it says nothing.
+    /// The present content of the WAL index; `None` if it cannot be parsed.
     pub(crate) fn index(&self) -> Option<Index> {
         let mut bytes = [0; INDEX_BYTES];
         for _ in 0..INDEX_READS {
@@ -176,46 +176,46 @@ impl<'a> Held<'a> {
             }
             sleep(INDEX_PAUSE);
         }
-        // Killed between the two headers: until the next writer repairs that, either is right.
+        // A process was killed between the writes of the two headers: both are valid until the next writer repairs this.
         Index::parse_either(&bytes)
     }
 
-    /// Bytes of the frames that the WAL has now, as well as one look can tell.
+    /// The present size of the WAL's frames, from a single read of the WAL index.
     pub(crate) fn wal_bytes(&self) -> u64 {
         let mut bytes = [0; INDEX_BYTES];
         let read = rustix::io::pread(self.shm, &mut bytes, 0) == Ok(INDEX_BYTES);
         Index::parse_either(&bytes).filter(|_| read).map_or(0, |index| index.bytes())
     }
 
-    /// Whether SQLite reads through the WAL index that all share. Where it may not write to the `-shm` of a crashed node, it
-    /// makes one of its own.
+    /// Whether SQLite reads through the shared WAL index. If SQLite may not write to the `-shm` of a crashed node, it makes a
+    /// private WAL index.
     pub(crate) fn shares_index(&self) -> Result<bool> {
         Ok(covers(&locks_of(&[self.shm])?, SHM_IN_USE))
     }
 
-    /// Whether what we see is the database file alone: our only read lock is READ0, and the `-shm` is in use by us (SQLite
-    /// also takes READ0 while it reads through a WAL index of its own).
+    /// Whether our read transaction reads the database file alone, without the WAL: our only read lock is READ0, and we use the
+    /// `-shm` (SQLite also takes READ0 while it reads through a private WAL index).
     pub(crate) fn reads_database_only(&self) -> Result<bool> {
         self.note_read_locks()?;
         Ok(*self.read_locks.borrow() == [SHM_READ0] && self.shares_index()?)
     }
 
-    /// Forgets the read locks that are no longer there. Where the node embeds us, other connections of the process come
-    /// and go; ours is always there. The process cannot get a lost one back: SQLite believes that it has it.
+    /// Forgets the read locks that the process no longer holds. If a node embeds us, its connections take and release read
+    /// locks; ours is always held. A lost lock cannot come back unnoticed: SQLite believes that it holds it.
     pub(crate) fn note_read_locks(&self) -> Result<()> {
         let locks = locks_of(&[self.shm])?;
         self.read_locks.borrow_mut().retain(|byte| covers(&locks, *byte));
         Ok(())
     }
 
-    /// Names the lock, or the name of a file, that is no longer there.
+    /// The lock that is no longer held, or the file that no longer has its name; `None` if nothing is missing.
     pub(crate) fn missing(&self, database: &Path) -> Result<Option<Missing>> {
         match identity(database) {
             Err(_) if !database.try_exists().unwrap_or(true) => return Ok(Some(Missing::Name)),
             Ok(now) if now == self.identities[0] => {}
             _ => return Ok(Some(Missing::Replaced)),
         }
-        // In an embedding node the lock may have been taken through any connection of the process.
+        // In a node that embeds us, any connection of the process may have taken the lock.
         let all = sys::descriptors_of(self.identities[0], self.connection);
         let locks = locks_of(&all.context(|| format!("cannot find the descriptors of {}", database.display()))?)?;
         if !covers(&locks, SHARED_FIRST.cast_unsigned()) {
@@ -242,7 +242,7 @@ fn covers(locks: &[(u64, u64)], byte: u64) -> bool {
 
 /// The ranges of POSIX read locks that this process has through these descriptors: first and last byte of each.
 /// Format of `/proc/self/fdinfo`: proc(5), `lock: 1: POSIX ADVISORY READ 4711 00:2f:4711 124 124`.
-#[expect(clippy::disallowed_methods, reason = "what the kernel says of our descriptors")]
+#[expect(clippy::disallowed_methods, reason = "reads the locks of this process")]
 fn locks_of(descriptors: &[BorrowedFd<'_>]) -> Result<Vec<(u64, u64)>> {
     let mut locks = Vec::new();
     for fd in descriptors {

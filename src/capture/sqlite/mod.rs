@@ -1,18 +1,19 @@
-//! One SQLite database into one finished file.
+//! Copies one SQLite database to one finished file.
 //!
-//! Three ways, chosen anew by each attempt at a database and written into the record. For a database of another process, they
-//! are chosen under SQLite's own read lock, so that no process that closes it takes the `-wal` away after the look: SQLite
-//! would create another, beside a node that has stopped.
-//! - **File copy**: in WAL mode without a `-wal`: its node stopped cleanly, and opening it would create files beside it. The bytes
-//!   are copied under the lock; size, modification and change time, inode, and "no -wal" must be the same before and after,
-//!   otherwise a node has used it, and the next attempt copies it as one in use.
-//! - **Raw copy** (`raw_copy`): every other database in WAL mode, which is how the node has them.
-//! - **Online backup** (`sqlite_online`): what is left, databases with a rollback journal.
+//! There are three ways. Each attempt at a database chooses one anew, and the record names it. For a database of another
+//! process, the choice is made under SQLite's own read lock, so that a process that closes the database cannot remove the `-wal`
+//! after we have seen it: SQLite would then create a new one beside the database of a stopped node.
+//! - **File copy**: for a database in WAL mode without a `-wal`. Its node has stopped cleanly, and opening the database would
+//!   create files beside it. The bytes are copied under the lock; size, modification and change time, inode, and the absence of
+//!   a `-wal` must be the same before and after. Otherwise a node has used the database, and the next attempt copies it as a
+//!   database in use.
+//! - **Raw copy** (`raw_copy`): for every other database in WAL mode, the mode of the node's databases.
+//! - **Online backup** (`online`): for all others, those with a rollback journal.
 //!
-//! A running node whose locks do not reach us (in another container) would see its `-shm` emptied when SQLite opens the
-//! database here. That they reach us is known where a lock of the node is seen on the same file system (its RocksDB's), or
-//! another process is seen to have the `-shm` in use. On the same file system, a database that no process has open is copied as
-//! that of a stopped node, whatever else runs.
+//! If the locks of a running node do not reach us (from another container), SQLite would empty the node's `-shm` when it opens
+//! the database here. The locks reach us if we see a lock of the node on the same file system (that of its RocksDB), or see that
+//! another process uses the `-shm`. On the same file system, a database that no process has open is copied as that of a stopped
+//! node, even if the node is running.
 //!
 //! Invariants
 //! - POSIX locks belong to the process: closing any descriptor of a database drops every lock SQLite holds on it here.
@@ -58,40 +59,40 @@ const MAX_ATTEMPTS: u32 = 3;
 /// The pause before the next attempt, times the attempts so far.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long it is looked again whether a process has a database open, and the pause between two looks.
+/// How long we check again whether a process has a database open, and the pause between two checks.
 const SEEN_WAIT: Duration = Duration::from_secs(3);
 const SEEN_PAUSE: Duration = Duration::from_millis(50);
 
 /// Size of a database's header, the first bytes of the file.
 const HEADER_BYTES: usize = 100;
 
-/// How a header says that the database is written and read in WAL mode.
+/// The bytes of a header which say that the database is written and read in WAL mode.
 const WAL_MODES: [u8; 2] = [2, 2];
 
-/// What a path may not hold in a `file:` URI.
+/// The characters that must be encoded in the path of a `file:` URI.
 const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
 
-/// How many steps of SQLite's machine lie between two looks whether to go on: some milliseconds.
+/// How many steps of SQLite's virtual machine pass between two checks of whether the job was stopped: some milliseconds.
 const PROGRESS_STEPS: i32 = 100_000;
 
 /// The first height of mainnet's chains 10 to 19, which were added later.
 const LATE_GENESIS: u64 = 852_054;
 
-/// Bytes that a copy of this database will need at most: the database and what its WAL holds.
+/// The bytes that a copy of this database needs at most: the size of the database and of its WAL.
 pub(crate) fn needed_bytes(database: &Path) -> Result<u64> {
     let main = look(database)?.len();
     Ok(main + fs::metadata(wal_of(database)).map_or(0, |m| m.len()))
 }
 
-/// Copies one database to the new file `to`, synced. What it holds is one commit of the source, made no earlier than the
-/// call. Fails with [`Kind::Refused`] for what is not a SQLite database that can be copied.
+/// Copies one database to the new file `to`, synced. The copy has the content of one commit of the source, which was the last
+/// one at some moment of the call. Fails with [`Kind::Refused`] if it is not an SQLite database that can be copied.
 pub(crate) fn copy(source: &SqliteSource, database: &Path, to: &Path, how: &How<'_>) -> Result<PactPart> {
     let name = database.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| refused(database, "its name is not UTF-8; rename it"))?;
     let method = copy_by_attempts(source, database, to, how)?;
     let newest = newest_block(to).map_err(|e| match e.kind() {
         Kind::Damaged => {
-            let why = "cannot be read, nor can its copy: it is damaged, or cut off; restore it from a backup";
+            let why = "cannot be read, nor can its copy: it is damaged or truncated; restore it from a backup";
             Error::new(Kind::Damaged, format!("the node's database {} {why}", database.display())).because(e)
         }
         _ => e,
@@ -131,10 +132,10 @@ fn copy_by_attempts(source: &SqliteSource, database: &Path, to: &Path, how: &How
     }
 }
 
-/// Waits for what makes the next attempt worth while.
+/// Waits until the next attempt may succeed.
 fn pause(lost: &Lost, attempts: u32, database: &Path, control: &Control) -> Result<()> {
     let wait = match lost {
-        // The next attempt waits for the node.
+        // The next attempt waits for the node's WAL checkpoint.
         Lost::WalGrew | Lost::SourceFull(_) => Duration::ZERO,
         Lost::NotSeen => SEEN_WAIT,
         _ => ATTEMPT_PAUSE * attempts,
@@ -185,19 +186,19 @@ fn attempt_foreign(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burde
             }
         }
     }
-    // A writer with a rollback journal waits for it.
+    // A writer with a rollback journal would wait for this lock.
     drop(lock);
     online::copy(database, to, how).map(|()| Method::OnlineBackup)
 }
 
-/// What a database is copied as.
+/// The state of a database, which decides how it is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     /// In WAL mode, and no process has used it since the last one closed it.
     AtRest,
     /// It has a WAL.
     Wal,
-    /// It has a rollback journal, or is no database: SQLite will tell.
+    /// It has a rollback journal, or is not a database, which SQLite will report.
     Journal,
 }
 
@@ -218,7 +219,7 @@ impl Shape {
             None => Ok(Shape::AtRest),
             Some(bytes) => {
                 let context = format!(
-                    "the node's database {} is cut off: it has {} of the {bytes} bytes that its header names; restore it from \
+                    "the node's database {} is truncated: it has {} of the {bytes} bytes that its header names; restore it from \
                      a backup",
                     database.display(),
                     lock.meta.len()
@@ -229,7 +230,7 @@ impl Shape {
     }
 }
 
-/// Whether there is a rollback journal that SQLite would play back: one that does not begin with a zero.
+/// Whether there is a rollback journal that SQLite would play back: one whose first byte is not zero.
 fn has_hot_journal(database: &Path) -> Result<bool> {
     let journal = beside(database, "-journal");
     let failed = || format!("cannot read {}", journal.display());
@@ -242,7 +243,7 @@ fn has_hot_journal(database: &Path) -> Result<bool> {
     }
 }
 
-/// The size that the header of a database names; `None` where it was written by a SQLite that did not know of that.
+/// The size that the header of a database names; `None` if an old SQLite wrote the database, which does not write the size.
 fn size_in(header: &[u8; HEADER_BYTES]) -> Option<u64> {
     let number = |at: usize| header[at..at + 4].iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
     let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
@@ -263,7 +264,7 @@ fn refused(database: &Path, why: &str) -> Error {
     Error::new(Kind::Refused, format!("cannot back up {}: {why}", database.display()))
 }
 
-/// The file itself, not what a link points to: locks and `-wal` would stand beside the wrong name.
+/// The metadata of a database, which must not be a link: its `-wal` and `-shm` would lie beside the file that the link names.
 fn look(database: &Path) -> Result<Metadata> {
     let meta = database.symlink_metadata().context(|| format!("cannot look at {}", database.display()))?;
     if meta.is_file() { Ok(meta) } else { Err(refused(database, "it is not a regular file")) }
@@ -273,17 +274,18 @@ fn wal_of(database: &Path) -> PathBuf {
     beside(database, "-wal")
 }
 
-/// Copies a database in WAL mode that has no `-wal`. The lock makes sure that a process that opens it meanwhile cannot remove
-/// the `-wal` again, on whose absence the copy relies. Times alone are too coarse for that.
+/// Copies a database in WAL mode that has no `-wal`. The copy is valid if there is no `-wal` at the end either: the lock makes
+/// sure that a process that opens the database meanwhile, and creates one, cannot remove it again. Times alone would be too
+/// coarse to see such a process.
 fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Attempt<Method> {
     let fingerprint = |m: &Metadata| (m.len(), m.ino(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
     let before = fingerprint(&lock.meta);
-    // Asked at every window: a node that has just opened it shall not share the disk with a copy that is lost.
+    // Checked at every window: if a node has opened the database, the copy is lost and must not slow the node down.
     let used = Cell::new(false);
     let watch = || {
         fault_gate::point("file-window", database);
         used.set(wal_of(database).exists());
-        if used.get() { Err(Error::new(Kind::Changed, "given up for the node's sake")) } else { Ok(()) }
+        if used.get() { Err(Error::new(Kind::Changed, "stopped because the node needs the database")) } else { Ok(()) }
     };
     let (owner, control) = (how.owner, how.control);
     let copy = || -> Result<Method> {
@@ -292,13 +294,13 @@ fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Atte
         {
             return cloned.sync().map(|_| Method::RawClone);
         }
-        // A node that is up may open it meanwhile.
+        // A running node may open the database meanwhile.
         let is_up = (how.node_seen_on)()?.is_some();
         let through_cache = QuietReader::through_cache(lock.file.as_fd());
         let mut pages = if is_up { through_cache } else { QuietReader::past_cache(&lock.file) };
         copy::copy(&mut pages, before.0, to, owner, control, &watch)?.sync().map(|_| Method::Copied)
     };
-    let lost = || Lost::Raced("it was used while it was copied: the node has been started".to_owned());
+    let lost = || Lost::Raced("the node was started and used the database while it was copied".to_owned());
     let method = copy().map_err(|e| if used.get() { lost() } else { Lost::Final(e) })?;
     let untouched = look(to)?.len() == before.0
         && fingerprint(&look(database)?) == before
@@ -323,7 +325,7 @@ pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>>
     Ok(newest.and_then(|(height, hash)| Some((u64::try_from(height).ok()?, hash_text(hash)))))
 }
 
-/// Whether old blocks were compacted away in a finished copy: its first block is above the genesis of its chain. On
+/// Whether old blocks were removed from a finished copy by compaction: its first block is above the genesis of its chain. On
 /// mainnet, chains 10 to 19 begin at [`LATE_GENESIS`].
 pub(crate) fn is_compacted(copy: &Path) -> Result<bool> {
     let failed = |e: rusqlite::Error| Error::new(Kind::Damaged, format!("cannot read {}", copy.display())).because(e);
@@ -346,7 +348,7 @@ fn has_history(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row(tables, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
 }
 
-/// What SQLite's own integrity check finds wrong with a finished copy; it reads every page.
+/// The first fault that SQLite's own integrity check finds in a finished copy; it reads every page.
 pub(crate) fn integrity_fault(copy: &Path, control: &Control) -> Result<Option<String>> {
     let check = || -> rusqlite::Result<String> {
         let mut connection = open_finished(copy)?;
@@ -363,7 +365,7 @@ pub(crate) fn integrity_fault(copy: &Path, control: &Control) -> Result<Option<S
     })
 }
 
-/// Opens a finished file, without leaving anything beside it.
+/// Opens a finished copy, and creates no file beside it.
 fn open_finished(copy: &Path) -> rusqlite::Result<Connection> {
     let path = std::path::absolute(copy).unwrap_or_else(|_| copy.to_owned());
     let encoded = percent_encode(path.as_os_str().as_encoded_bytes(), URI_PATH);

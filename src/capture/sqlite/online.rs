@@ -1,10 +1,11 @@
-//! The online backup: databases with a rollback journal, whose writer waits while another process reads.
+//! The online backup: copies a database with a rollback journal, whose writer waits while another process reads.
 //!
-//! 1. In small steps; between them the lock is given up, and there the limit of bytes per second is waited for. A writer waits
-//!    for one step at most, some milliseconds. When it has written, SQLite starts the copy again, by itself.
-//! 2. After [`MAX_RESTARTS`] of these the copy might never end. Then a read transaction pins one commit, and the copy is
-//!    made at full speed: the writer waits for all of it (some 1.3 s a GB from the page cache). What the limit demands is waited
-//!    for afterwards.
+//! 1. The database is copied in small steps. Between them SQLite releases its lock, and we wait as long as the limit of bytes
+//!    per second demands. A writer waits for one step at most, some milliseconds. After a write SQLite restarts the copy by
+//!    itself.
+//! 2. After [`MAX_RESTARTS`] restarts the copy might never end. Then a read transaction pins one commit, and the database is
+//!    copied at full speed: the writer waits for the whole copy (about 1.3 s per GB from the page cache). We wait for the limit
+//!    afterwards.
 
 use std::path::Path;
 use std::thread::sleep;
@@ -21,17 +22,17 @@ use crate::disk::fault_gate;
 use crate::disk::unsynced::Unsynced;
 use crate::error::{Error, Kind, Result};
 
-/// Bytes of a step: what a writer may have to wait for.
+/// The size of a step, for which a writer may have to wait.
 const STEP_BYTES: u64 = 512 * 1024;
 
-/// How often a writer may make SQLite start again.
+/// How often a writer may make SQLite restart the copy.
 const MAX_RESTARTS: u32 = 3;
 
 /// How often in a row a step may find the database busy before the copy fails, and the pause after each.
 const MAX_BUSY_STEPS: u32 = 100;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How much is copied between two looks at the free space, in steps.
+/// The number of steps between two checks of the free space.
 const STEPS_PER_SPACE_CHECK: u32 = 32;
 
 /// Copies one database to the new file `to`, synced.
@@ -47,7 +48,7 @@ pub(crate) fn copy(database: &Path, to: &Path, how: &How<'_>) -> Attempt<()> {
     let mut copying = Copying { database, to, how, page_bytes, counted: 0 };
     let mut unsynced = copying.make(&source, false)?;
     if unsynced.is_none() {
-        log::info!("pinned for its copy database={} reason=\"it is written to all the time\"", database.display());
+        log::info!("pinned for its copy database={} reason=\"the node writes to it all the time\"", database.display());
         disk::remove_file(to)?;
         begin(&source, database, how.control)?;
         unsynced = copying.make(&source, true)?;
@@ -56,7 +57,7 @@ pub(crate) fn copy(database: &Path, to: &Path, how: &How<'_>) -> Attempt<()> {
     }
     source.close().map_err(|(_, e)| unreadable(database, e))?;
     if identity(database).ok() != Some(before) {
-        return Err(Lost::Raced("another file has its name by now: was it renamed or replaced?".to_owned()));
+        return Err(Lost::Raced("another file has its name now: was it renamed or replaced?".to_owned()));
     }
     if let Some(unsynced) = unsynced {
         unsynced.sync()?;
@@ -73,12 +74,12 @@ struct Copying<'a> {
     to: &'a Path,
     how: &'a How<'a>,
     page_bytes: u64,
-    /// Bytes that count as progress: the most that any run has copied.
+    /// The bytes counted as progress: the most that any run has copied.
     counted: u64,
 }
 
 impl Copying<'_> {
-    /// Makes the new file; `None`, with a file left that is worth nothing, where the source is written to again and again.
+    /// Makes the new file; `None`, with an unusable file left, if the source is written to again and again.
     fn make(&mut self, source: &Connection, is_pinned: bool) -> Result<Option<Unsynced>> {
         let to = self.to;
         let failed =
@@ -86,7 +87,7 @@ impl Copying<'_> {
         let unsynced = Unsynced::of(disk::create_new("create", to, self.how.owner)?, to, 0);
         disk::written_by_library(to)?;
         let mut target = Connection::open(to).map_err(failed)?;
-        // It is not part of a backup before it is whole and synced: no journal, no sync on the way.
+        // The file is not part of a backup before it is whole and synced, so it needs no journal and no sync before that.
         target.execute_batch("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF").map_err(failed)?;
         let ends = self.run(source, &mut target, is_pinned)?;
         let closed = target.close();
@@ -97,7 +98,7 @@ impl Copying<'_> {
         Ok(Some(unsynced))
     }
 
-    /// Steps to the end; `Ok(false)` where the source is written to again and again.
+    /// Makes all steps; `Ok(false)` if the source is written to again and again.
     fn run(&mut self, source: &Connection, target: &mut Connection, is_pinned: bool) -> Result<bool> {
         let failed = |e| unreadable(self.database, e);
         let control = self.how.control;

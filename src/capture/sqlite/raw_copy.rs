@@ -1,30 +1,31 @@
-//! The raw copy: a SQLite database in WAL mode, copied as files while a read transaction holds one commit of it.
+//! The raw copy: copies the files of an SQLite database in WAL mode while a read transaction holds one commit of it.
 //!
-//! It costs what `cp` costs; SQLite's own online backup costs five times that, and nine times its CPU. Every step
-//! counts: leaving one out was seen to corrupt copies (each by a stress test with that step taken out).
+//! It costs as much as `cp`; SQLite's own online backup takes five times as long, and nine times the CPU time. Every step is
+//! necessary: for each of them a stress test with that step taken out has produced corrupt copies.
 //!
-//! 1. Open read-only through SQLite, never to run a WAL checkpoint, not even on close. (`sqlite` made sure before that there
-//!    is a `-wal`, and that the locks of a running node reach us: SQLite empties a `-shm` that it takes for unused.)
-//! 2. `BEGIN`, one read: from now on a read lock on the `-shm` says which commit we see. No checkpoint moves pages into
-//!    the database beyond that commit, and the WAL is not started anew.
-//! 3. With READ0 the database file alone is what we see, and no checkpoint writes to it: the WAL is not read at all.
-//!    Otherwise M = the frames that the WAL index knows of (`mxFrame`), which is our commit or a later one. All M must be
-//!    whole, by their chain of checksums: the node never reads a frame again that a checkpoint has moved, so it does not
-//!    notice a rotten one, and what follows that would be missing in the copy. (Where SQLite cannot use the `-shm` of a crashed node,
-//!    M is where the chain ends, as for SQLite itself.)
-//! 4. Copy the database through SQLite's own descriptor: closing one of ours would drop SQLite's locks. Pages that a
-//!    checkpoint writes meanwhile come from frames up to M, which are applied again later.
-//! 5. Copy frames 1 to M (from the first: a checkpointer may skip pages that a later frame has) and read the header
-//!    again. Other salts mean that the WAL was started anew: legal only where our lock is READ0 by now. (In a node that embeds
-//!    us, its own locks may hide for a while that ours is.)
-//! 6. Before releasing: the lock on the database, a read lock that was there all the time, and the inode must be there.
-//! 7. Release. Then, in the copy only: apply the WAL; it must be exactly M frames, otherwise the copy is discarded.
+//! 1. Open read-only through SQLite, configured never to run a WAL checkpoint, not even on close. (The caller has made sure
+//!    that there is a `-wal`, and that the locks of a running node reach us: SQLite empties a `-shm` that it takes for unused.)
+//! 2. `BEGIN`, one read: from now on a read lock on the `-shm` determines which commit we see. No WAL checkpoint copies pages
+//!    of later commits to the database, and the WAL is not restarted.
+//! 3. With the lock READ0 we see the database file alone, and no WAL checkpoint writes to it: the WAL is not read at all.
+//!    With any other lock, M is the number of frames in the WAL index (`mxFrame`), which belongs to our commit or a later one.
+//!    The chain of checksums must reach frame M: the node never reads a frame again that a WAL checkpoint has copied, so it
+//!    does not notice a damaged one, and the frames after it would be missing in the copy. (If SQLite cannot use the `-shm` of
+//!    a crashed node, M is the last commit of the chain, as for SQLite itself.)
+//! 4. Copy the database through SQLite's own descriptor: closing one of ours would drop SQLite's locks. If a WAL checkpoint
+//!    writes pages meanwhile, they come from frames up to M, which are applied again later.
+//! 5. Copy frames 1 to M (from the first: a WAL checkpoint may skip pages that a later frame has) and read the header of the
+//!    WAL again. Other salts mean that the WAL was restarted: the copy is then valid only if our lock is READ0 by now. (In a
+//!    node that embeds us, its own locks may hide for a while that ours is READ0.)
+//! 6. Before releasing: SQLite must still hold the lock on the database and a read lock that it has held all the time, and the
+//!    path must lead to the same inode.
+//! 7. Release. Then, in the copy only, fold: SQLite must apply exactly M frames, otherwise the copy is discarded.
 //!
-//! While the transaction is open the node's WAL grows. When it has grown by more than [`MAX_WAL_BYTES`] over all attempts, or
-//! leaves too little room on the node's file system, the copy is given up; the next attempt first waits for a WAL checkpoint.
+//! While the transaction is open, the node's WAL grows. If it has grown by more than [`MAX_WAL_BYTES`] over all attempts, or
+//! the node's file system has too little free space, the attempt is given up; the next one first waits for a WAL checkpoint.
 //!
-//! Invariants: no descriptor of the source's database or `-shm` is opened or closed by us while SQLite has it; the `-wal`
-//! carries no locks. Nothing of the source is written, SQLite's own `-shm` aside.
+//! Invariants: we open and close no descriptor of the source's database or `-shm` while SQLite has them open; the `-wal` has no
+//! locks. Nothing is written to the source, except by SQLite to its `-shm`.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -54,13 +55,14 @@ use crate::disk::unsynced::Unsynced;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::Method;
 
-/// How far the node's WAL may grow while we hold it, in all attempts of a database.
+/// How far the node's WAL may grow during our read transactions, over all attempts at a database.
 const MAX_WAL_BYTES: u64 = 512 * 1024 * 1024;
 
 /// The same for a test (`raw-small-wal`).
 const SMALL_WAL_BYTES: u64 = 1024 * 1024;
 
-/// How long an attempt waits for the node's WAL checkpoint after one that was given up, for a test, and between two looks.
+/// How long an attempt waits for the node's WAL checkpoint if the one before was given up, the same for a test, and the pause
+/// between two checks.
 const CHECKPOINT_WAIT: Duration = Duration::from_secs(30);
 const SMALL_CHECKPOINT_WAIT: Duration = Duration::from_secs(1);
 const CHECKPOINT_PAUSE: Duration = Duration::from_millis(50);
@@ -68,14 +70,14 @@ const CHECKPOINT_PAUSE: Duration = Duration::from_millis(50);
 /// How long one call of SQLite waits for a lock, so that a job can be cancelled; see [`BUSY_TIMEOUT`].
 const BUSY_SLICE: Duration = Duration::from_millis(200);
 
-/// The longest time between two looks at the free space of the node's file system.
+/// The longest time between two checks of the free space of the node's file system.
 const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
 /// SQLite's extended code for a hot journal that a read-only connection cannot play back.
 const SQLITE_READONLY_ROLLBACK: i32 = 8 | 3 << 8;
 
-/// Tries once to copy a database in WAL mode to the new file `to`, synced. `Ok(None)`, with nothing left behind, where it
-/// is not in WAL mode. `lock` is held on a database of another process: so its `-wal` is there until the end.
+/// Tries once to copy a database in WAL mode to the new file `to`, synced. `Ok(None)`, and no file is made, if it is not in WAL
+/// mode. For a database of another process the caller holds `lock`, so that its `-wal` exists until the end.
 pub(crate) fn attempt(
     database: &Path,
     lock: Option<&ReadLock>,
@@ -84,7 +86,7 @@ pub(crate) fn attempt(
     burden: &mut Burden,
 ) -> Attempt<Option<Method>> {
     let connection = open(database).map_err(|e| unreadable(database, e))?;
-    // Before anything is read: in another database than the one that was looked at SQLite might create a -wal.
+    // Before the first read: if the database was replaced since the caller checked it, SQLite might create a -wal beside it.
     if lock.is_some_and(|lock| !lock.is_at(database)) {
         return Err(lost_hold(database, if is_gone(database) { Missing::Name } else { Missing::Replaced }));
     }
@@ -109,7 +111,8 @@ pub(crate) fn attempt(
     Ok(Some(method))
 }
 
-/// Copies what the read transaction sees: the database and, beside it, the frames to apply to it, whose number is returned.
+/// Copies the database and, beside it, the frames that must be applied to it, and returns their number: together they are what
+/// the read transaction sees.
 fn copy_held(
     held: &Held<'_>,
     database: &Path,
@@ -127,24 +130,24 @@ fn copy_held(
     }
     fault_gate::point("raw-wal-copied", database);
     let now = extent.as_ref().map_or(Ok(None), |extent| read_header(&extent.wal, &extent.path))?;
-    // Asked after the header was read: a lock that is there now was there then.
+    // Checked after the header was read: a lock that is held now was held then.
     if let Some(missing) = held.missing(database)?.filter(|_| !fault_gate::simpler("raw-locks", database)) {
         return Err(lost_hold(database, missing));
     }
     let reads_database_only = held.reads_database_only()?;
     let Some(extent) = extent else {
-        // One of its own: then READ0 is what it has, whatever there is.
+        // With a private WAL index SQLite always has READ0.
         if reads_database_only || !held.shares_index()? {
             return Ok((method, unsynced, 0));
         }
-        return Err(Lost::Raced("it is read through the WAL by now".to_owned()));
+        return Err(Lost::Raced("it has a WAL now".to_owned()));
     };
     let same = whole && now.is_some_and(|now| now.salts() == extent.header.salts());
     if same || fault_gate::simpler("raw-salts", database) {
         return Ok((method, unsynced, extent.frames));
     }
     if !reads_database_only {
-        return Err(Lost::Raced("the WAL was started anew although we read it".to_owned()));
+        return Err(Lost::Raced("the WAL was restarted although a read transaction held it".to_owned()));
     }
     disk::remove_file(&beside(to, "-wal"))?;
     Ok((method, unsynced, 0))
@@ -158,14 +161,14 @@ fn copy_database(held: &Held<'_>, to: &Path, how: &How<'_>, watch: &Watch<'_>) -
     {
         return Ok((Method::RawClone, cloned));
     }
-    // What a WAL checkpoint appends meanwhile is in the frames that we take too.
+    // Pages that a WAL checkpoint appends meanwhile are in the copied frames, too.
     let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
     let bytes = bytes.context(|| format!("cannot look at the source of {}", to.display()))?;
     let mut pages = QuietReader::through_cache(held.database);
     Ok((Method::RawCopy, copy::copy(&mut pages, bytes, to, how.owner, how.control, &look)?))
 }
 
-/// The part of the WAL that belongs to what we see.
+/// The part of the WAL that belongs to the commit that we see.
 struct Extent {
     wal: File,
     path: PathBuf,
@@ -174,7 +177,7 @@ struct Extent {
 }
 
 impl Extent {
-    /// `None` where the database file alone is what we see.
+    /// Finds it; `None` if we see the database file alone.
     fn find(held: &Held<'_>, database: &Path, control: &Control, watch: &Watch<'_>) -> Attempt<Option<Extent>> {
         if held.reads_database_only()? {
             return Ok(None);
@@ -203,7 +206,7 @@ impl Extent {
             }
             rotten_frame = Some(index.frames.min(scanned.whole() + 1));
         }
-        // Started anew meanwhile: other read locks of this process hid that ours is READ0.
+        // The WAL may have been restarted meanwhile: other read locks of this process hid that ours is READ0.
         if held.reads_database_only()? {
             Ok(None)
         } else {
@@ -211,8 +214,8 @@ impl Extent {
         }
     }
 
-    /// Copies the frames, behind their header; whether they were all there. It is not synced: it is applied to the database,
-    /// which is.
+    /// Copies the header and the frames; returns whether all frames were there. The copy is not synced: it is applied to the
+    /// database, which is synced.
     fn copy(&self, to: &Path, how: &How<'_>, watch: &Watch<'_>) -> Attempt<bool> {
         let bytes = self.header.extent_bytes(self.frames);
         let frames = QuietReader::through_cache(self.wal.as_fd()).starting_at(HEADER_BYTES as u64);
@@ -223,7 +226,7 @@ impl Extent {
     }
 }
 
-/// Follows the frames of a WAL until no more of them count, as considerately as everything is copied.
+/// Follows the frames of a WAL until no more of them count; within the limit of bytes per second, as for every copy.
 fn scan(wal: &File, path: &Path, mut scan: Scan, (control, watch): (&Control, &Watch<'_>)) -> Result<Scan> {
     let mut frames = QuietReader::through_cache(wal.as_fd()).starting_at(HEADER_BYTES as u64);
     let mut window = vec![0; WINDOW_BYTES];
@@ -244,13 +247,13 @@ fn scan(wal: &File, path: &Path, mut scan: Scan, (control, watch): (&Control, &W
     Ok(scan)
 }
 
-/// What an operator should know of a WAL with a frame, or a header, that is not what was written.
+/// The message about a WAL whose frame or header is damaged.
 fn rotten(wal: &Path, frame: Option<u64>, frames: u64) -> String {
     let at = frame.map_or_else(|| "its header".to_owned(), |frame| format!("frame {frame} of {frames}"));
     format!(
-        "{} is damaged in {at}: the running node does not notice, but would lose what follows when it is killed. Stop the \
-         node cleanly, or run PRAGMA wal_checkpoint(TRUNCATE) beside it as its user, then PRAGMA integrity_check, and make \
-         the backup again",
+        "{} is damaged in {at}: the running node does not notice this, but would lose all later commits if it were killed. \
+         Stop the node cleanly, or run PRAGMA wal_checkpoint(TRUNCATE) beside it as its user, then PRAGMA integrity_check, \
+         and make the backup again",
         wal.display()
     )
 }
@@ -259,13 +262,13 @@ fn lost_hold(database: &Path, missing: Missing) -> Lost {
     let lock = match missing {
         Missing::Name => return removed(database).into(),
         Missing::Replaced => {
-            return Lost::Raced("another file has its name by now: was it renamed or replaced?".to_owned());
+            return Lost::Raced("another file has its name now: was it renamed or replaced?".to_owned());
         }
         Missing::DatabaseLock => "the lock on the database",
         Missing::ReadLock => "the read lock on the -shm",
     };
     log::error!("lock lost database={} lock={lock:?}", database.display());
-    Lost::Raced(format!("{lock} was lost: this process has opened and closed the file, not through SQLite"))
+    Lost::Raced(format!("{lock} was lost: code of this process has opened and closed the file, not through SQLite"))
 }
 
 fn is_gone(database: &Path) -> bool {
@@ -274,49 +277,49 @@ fn is_gone(database: &Path) -> bool {
 
 fn removed(database: &Path) -> Error {
     let context = format!(
-        "{} was removed while it was backed up; a node that has it open still writes to it, and loses that when it stops: \
-         restart the node, then make the backup again",
+        "{} was removed while it was backed up; a node that has it open still writes to it, and will lose those writes when it \
+         stops: restart the node, then make the backup again",
         database.display()
     );
     Error::new(Kind::Refused, context)
 }
 
-/// Looks, again and again while a database is held, whether the node can bear it.
+/// Checks repeatedly, while a read transaction holds a database, whether it costs the node too much.
 struct Watch<'a> {
     held: &'a Held<'a>,
     database: &'a Path,
-    /// What the WAL may have.
+    /// The largest size that the WAL may have.
     wal_bytes: u64,
-    /// What must be free on the node's file system.
+    /// The bytes that must be free on the node's file system.
     floor_bytes: u64,
     looked: Cell<Option<Instant>>,
-    /// Why it cannot.
+    /// The reason to give up, if there is one.
     verdict: RefCell<Option<Lost>>,
 }
 
 impl<'a> Watch<'a> {
     fn begin(held: &'a Held<'a>, database: &'a Path, control: &Control, burden: &mut Burden) -> Result<Watch<'a>> {
         let bound_bytes = if fault_gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
-        // What was there before is not our doing.
+        // The WAL may have been large before we began.
         let now_bytes = held.wal_bytes();
         let first_bytes = burden.wal_bytes.map_or(now_bytes, |first| first.min(now_bytes));
         burden.wal_bytes = Some(first_bytes);
         let (free_bytes, size_bytes) = disk::free_bytes_of(held.database, database)?;
-        // Where little was free before, it is the half of that.
+        // If little was free before, the floor is half of that.
         let floor_bytes = control.reserve_bytes().min(size_bytes / 20).min(free_bytes / 2);
         let floor_bytes = *burden.floor_bytes.get_or_insert(floor_bytes);
         let wal_bytes = first_bytes + bound_bytes;
         Ok(Watch { held, database, wal_bytes, floor_bytes, looked: Cell::default(), verdict: RefCell::default() })
     }
 
-    /// Fails where it cannot; [`Watch::judge`] says why.
+    /// Fails if it costs the node too much; [`Watch::judge`] returns the reason.
     fn look(&self, point: &'static str) -> Result<()> {
         fault_gate::point(point, self.database);
         self.held.note_read_locks()?;
         let lost = if self.held.wal_bytes() > self.wal_bytes { Some(Lost::WalGrew) } else { self.look_at_room()? };
         let Some(lost) = lost else { return Ok(()) };
         *self.verdict.borrow_mut() = Some(lost);
-        Err(Error::new(Kind::Changed, "given up for the node's sake"))
+        Err(Error::new(Kind::Changed, "stopped because it costs the node too much"))
     }
 
     fn look_at_room(&self) -> Result<Option<Lost>> {
@@ -329,21 +332,21 @@ impl<'a> Watch<'a> {
         let context = || {
             format!(
                 "only {free_bytes} bytes are free on the node's file system, where the WAL of {} grows while it is copied, and \
-                 {floor_bytes} bytes must stay free: free some space there",
+                 which must keep {floor_bytes} bytes free: free some space there",
                 self.database.display()
             )
         };
         Ok((free_bytes < floor_bytes).then(|| Lost::SourceFull(Error::new(Kind::NoSpace, context()))))
     }
 
-    /// The result of what looked.
+    /// Replaces the error of [`Watch::look`] by its reason.
     fn judge<T>(&self, result: Attempt<T>) -> Attempt<T> {
         result.map_err(|lost| self.verdict.take().unwrap_or(lost))
     }
 }
 
-/// Waits for a time until the node has moved its WAL into the database, or has started it anew: what it could not do while we
-/// held it.
+/// Waits, at most [`CHECKPOINT_WAIT`], until a WAL checkpoint has copied the whole WAL to the database, or the WAL was restarted:
+/// our read transaction prevented both.
 fn await_checkpoint(connection: &Connection, database: &Path, control: &Control) -> Attempt<()> {
     begin(connection, database, control)?;
     let is_wal = journal_mode(connection, database)? == "wal";
@@ -362,7 +365,7 @@ fn await_checkpoint(connection: &Connection, database: &Path, control: &Control)
     Ok(())
 }
 
-/// What SQLite's error means to the operator.
+/// Translates an error of SQLite for the operator.
 pub(crate) fn unreadable(database: &Path, e: rusqlite::Error) -> Error {
     let code = e.sqlite_error().map(|e| (e.code, e.extended_code));
     let (kind, why) = match code {
@@ -381,7 +384,7 @@ pub(crate) fn unreadable(database: &Path, e: rusqlite::Error) -> Error {
     Error::new(kind, format!("cannot read {}: {why}", database.display())).because(e)
 }
 
-/// Opens a source: for reading only, and never to run a WAL checkpoint, not even on close.
+/// Opens a source read-only; the connection never runs a WAL checkpoint, not even on close.
 pub(crate) fn open(database: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(database, flags)?;
@@ -391,10 +394,11 @@ pub(crate) fn open(database: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Begins the read transaction, which gets its snapshot with the first read; waits for a time while the database is locked.
+/// Begins a read transaction, which gets its snapshot with the first read; waits while the database is locked, at most
+/// [`BUSY_TIMEOUT`].
 pub(crate) fn begin(connection: &Connection, database: &Path, control: &Control) -> Attempt<()> {
     let failed = |e: rusqlite::Error| match e.sqlite_error_code() {
-        // What SQLite says when others open and close the database all the time.
+        // SQLite returns this if other processes open and close the database all the time.
         Some(ErrorCode::FileLockingProtocolFailed) => Lost::Raced(e.to_string()),
         _ => Lost::Final(unreadable(database, e)),
     };

@@ -1,4 +1,4 @@
-//! SQLite's formats of the WAL and of the WAL index, read from bytes: pure, no I/O of its own.
+//! Parses SQLite's formats of the WAL and of the WAL index, from bytes: no I/O.
 //!
 //! Source of the WAL's format: sqlite.org/fileformat2.html, section 4. Numbers are big-endian; the checksums run over words
 //! in the byte order that the magic number names, from the header through all frames:
@@ -6,10 +6,10 @@
 //! header 32: magic 4 | version 4 | page size 4 | checkpoint 4 | salts 8 | checksums 8
 //! frame 24 + page: page number 4 | pages of the database if this commits, else 0: 4 | salts 8 | checksums 8
 //! ```
-//! A frame counts when its salts are the header's and its checksums continue the chain.
+//! A frame counts if its salts are the header's and its checksums continue the chain.
 //!
 //! The WAL index is the `-shm`, in the machine's byte order (sqlite.org/walformat.html, section 2): two copies of its header,
-//! the second written first, then what WAL checkpoints have done:
+//! of which SQLite writes the second first, then the progress of WAL checkpoints:
 //! ```text
 //! header 48: version 4 | - 4 | change 4 | initialised 1 | byte order 1 | page size 2 | frames (mxFrame) 4 | pages 4 |
 //!            checksums of the last frame 8 | salts 8, as in the WAL | checksums 8
@@ -30,13 +30,13 @@ const INDEX_SUMMED_BYTES: usize = 40;
 /// Size of a frame's header.
 const FRAME_HEADER_BYTES: usize = 24;
 
-/// Where the salts stand in the header.
+/// The place of the salts in the header.
 const SALTS: std::ops::Range<usize> = 16..24;
 
-/// What tells one WAL from the next in the same file.
+/// Distinguishes one WAL from the next one in the same file.
 pub(crate) type Salts = [u8; 8];
 
-/// The header of a WAL, known to be whole.
+/// The header of a WAL, with a correct checksum.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Header {
     bytes: [u8; HEADER_BYTES],
@@ -44,7 +44,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Reads a header; `None` where there is none, or its checksum is wrong.
+    /// Parses a header; `None` if there is none, or its checksum is wrong.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Header> {
         let bytes: [u8; HEADER_BYTES] = bytes.get(..HEADER_BYTES)?.try_into().ok()?;
         let magic = be(&bytes[0..4]);
@@ -56,12 +56,12 @@ impl Header {
         Some(Header { bytes, page_bytes })
     }
 
-    /// The bytes as they stand in the file.
+    /// The bytes of the header in the file.
     pub(crate) fn bytes(&self) -> &[u8; HEADER_BYTES] {
         &self.bytes
     }
 
-    /// Two WALs of different salts have nothing in common.
+    /// The salts. WALs with different salts have no frame in common.
     pub(crate) fn salts(&self) -> Salts {
         let mut salts = [0; 8];
         salts.copy_from_slice(&self.bytes[SALTS]);
@@ -73,12 +73,12 @@ impl Header {
         FRAME_HEADER_BYTES + self.page_bytes
     }
 
-    /// Size of the file up to and with this many frames.
+    /// Size of a file with the header and this many frames.
     pub(crate) fn extent_bytes(&self, frames: u64) -> u64 {
         HEADER_BYTES as u64 + frames * self.frame_bytes() as u64
     }
 
-    /// Begins to follow the frames, of which `frames` count at most.
+    /// Begins to follow the frames; stops after `frames` frames at the latest.
     pub(crate) fn scan(&self, frames: u64) -> Scan {
         Scan {
             big_endian: self.bytes[3] & 1 == 1,
@@ -94,13 +94,13 @@ impl Header {
     }
 }
 
-/// Follows the chain of checksums through the frames of a WAL, which come in pieces of any size.
+/// Follows the chain of checksums through the frames of a WAL, which it takes in pieces of any size.
 #[derive(Debug)]
 pub(crate) struct Scan {
     big_endian: bool,
     salts: Salts,
     chain: [u32; 2],
-    /// What came of the next frame.
+    /// The first bytes of the next frame, if it is incomplete.
     frame: Vec<u8>,
     frame_bytes: usize,
     wanted: u64,
@@ -110,7 +110,7 @@ pub(crate) struct Scan {
 }
 
 impl Scan {
-    /// Takes the bytes that follow those before.
+    /// Takes the next bytes of the WAL.
     pub(crate) fn take(&mut self, mut bytes: &[u8]) {
         while !self.ended && !bytes.is_empty() {
             let (more, rest) = bytes.split_at(bytes.len().min(self.frame_bytes - self.frame.len()));
@@ -144,41 +144,42 @@ impl Scan {
         self.ended = self.whole == self.wanted;
     }
 
-    /// Whether nothing that follows counts any more.
+    /// Whether no further frame counts.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// How many frames are whole.
+    /// How many frames count.
     pub(crate) fn whole(&self) -> u64 {
         self.whole
     }
 
-    /// How many frames there are up to the last commit.
+    /// The number of frames up to the last commit.
     pub(crate) fn committed(&self) -> u64 {
         self.committed
     }
 }
 
-/// What the WAL index says.
+/// The content of the WAL index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Index {
-    /// Frames of the WAL up to the last commit that the users of the database know of.
+    /// The frames of the WAL up to the last commit (`mxFrame`).
     pub(crate) frames: u64,
-    /// How many of them are in the database.
+    /// The number of frames that WAL checkpoints have copied to the database (`nBackfill`).
     pub(crate) backfilled: u64,
     pub(crate) salts: Salts,
     page_bytes: u64,
 }
 
 impl Index {
-    /// Reads the WAL index; `None` where both headers are not the same, as while one is written, or their checksums are wrong.
+    /// Parses the WAL index; `None` if the two headers differ, as while SQLite writes them, or their checksums are wrong.
     pub(crate) fn parse(bytes: &[u8; INDEX_BYTES]) -> Option<Index> {
         let same = bytes[..INDEX_HEADER_BYTES] == bytes[INDEX_HEADER_BYTES..2 * INDEX_HEADER_BYTES];
         if same { Index::parse_either(bytes) } else { None }
     }
 
-    /// Reads the older of both headers that is whole: a process may have been killed after it wrote one of them.
+    /// Parses the first header with a correct checksum, which may be the older one: a process may have been killed after it wrote
+    /// one of the two.
     pub(crate) fn parse_either(bytes: &[u8; INDEX_BYTES]) -> Option<Index> {
         let backfilled = u64::from(ne(&bytes[96..100]));
         let mut headers = bytes[..2 * INDEX_HEADER_BYTES].chunks_exact(INDEX_HEADER_BYTES);
@@ -197,7 +198,7 @@ impl Index {
         })
     }
 
-    /// Bytes of the frames. The length of the file says nothing: it is the largest that the WAL ever had.
+    /// The size of the frames. The length of the file is not their size, but the largest that the WAL ever had.
     pub(crate) fn bytes(&self) -> u64 {
         self.frames * (FRAME_HEADER_BYTES as u64 + self.page_bytes)
     }
