@@ -40,7 +40,7 @@
 //! backups   finished backups, and how one becomes finished
 //!           catalog commit damage details operations recover reread restore retention sums verify
 //! service   the one thread, the channel, the status map; one backup from start to end
-//!           answers attempt job listing metrics repair watchdog
+//!           answers fill job listing metrics repair shared watchdog worker
 //! http      words in, words out
 //!           accept head listener routes
 //! ```
@@ -92,7 +92,8 @@ pub use format::record::{Method, PactPart, Record, RocksdbPart, Scope, Status, V
 pub use http::listener::{Decorate, Handler, Limits, Listener, Stopper};
 pub use http::routes::ROUTES;
 pub use id::BackupId;
-pub use service::{MakeRequest, Service};
+pub use service::Service;
+pub use service::shared::MakeRequest;
 
 #[cfg(feature = "engine")]
 pub use rocksdb;

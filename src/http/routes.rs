@@ -20,9 +20,10 @@ use crate::error::{Error, Kind};
 use crate::format::record::Scope;
 use crate::http::accept;
 use crate::id::BackupId;
+use crate::service::Service;
 use crate::service::answers::{Held, Page};
 use crate::service::listing::{MAX_PAGE_COUNT, PAGE_COUNT};
-use crate::service::{MakeRequest, Service};
+use crate::service::shared::MakeRequest;
 
 const TEXT: &str = "text/plain;charset=utf-8";
 const JSON: &str = "application/json";

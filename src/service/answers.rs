@@ -129,7 +129,8 @@ impl<Q: Eq> Turns<Q> {
                 outcome
             }
         };
-        if waiting.is_last() {
+        // Counted down while the lock is held: otherwise each of two that end at once takes the other for one that waits.
+        if waiting.end() {
             *last = None;
         }
         outcome
@@ -145,9 +146,11 @@ impl<'a> Waiting<'a> {
         Waiting(count)
     }
 
-    /// Whether no other client waits; one that comes now has asked too late for what was just rendered.
-    fn is_last(&self) -> bool {
-        self.0.load(SeqCst) == 1
+    /// Ends the turn. Returns whether no other client waits: one that comes now has asked too late for the last answer.
+    fn end(self) -> bool {
+        let count = self.0.fetch_sub(1, SeqCst);
+        std::mem::forget(self);
+        count == 1
     }
 }
 

@@ -1,362 +1,193 @@
-//! One backup from pre-flight to a filled and synced `0.partial`; `commit` does the rest.
+//! One backup, start to end.
 //!
-//! Order of capture: the Pact databases first, one after the other, RocksDB last. Every Pact database is then at or behind
-//! RocksDB, which the node repairs by replaying blocks; nothing is held open longer than one database takes. A node may
-//! commit Pact a moment before the block reaches RocksDB: so the blocks are compared in the finished copies, and RocksDB is
-//! captured again while Pact is ahead by a block or two and less each time. A distance that is larger, or does not shrink, is
-//! no matter of a moment: it is a warning. On another file system, the capture that is discarded is the next one's earlier
-//! backup, put aside in `0.partial` until then: nothing is copied twice.
+//! ```text
+//! begin   the record is written, the status map knows the job: its identifier may be handed out
+//! run     fill, verify, commit, while the watchdog watches; after an error abandon
+//! end     the one place that every job passes, once: done, failed, cancelled, panicked or stalled
+//! ```
+//! A backup is filled a second time if a file that it took over from an earlier backup turns out damaged only when it is
+//! verified: the verification notes the damage there, and the second time that file comes from the node.
 //!
-//! Invariants: when this returns, every file is synced, links too, or is in the batch that is returned to be. The first error
-//! ends the job.
+//! Invariants
+//! - Nothing is committed that the verification did not find good.
+//! - [`end`] does not touch the disk, and does not wait: the watchdog calls it for a job whose thread hangs.
 
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::thread::sleep;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
 
-use crate::backups::catalog::Catalog;
-use crate::backups::commit::Unfinished;
-use crate::backups::reread::Base;
-use crate::capture::modes;
-use crate::capture::rocksdb::chain_cut::{Cut, Standing, Tip};
-use crate::capture::rocksdb::engine;
-use crate::capture::rocksdb::live_directories::is_immutable;
-use crate::capture::rocksdb::live_files;
-use crate::capture::rocksdb::version_edit::LiveFile;
-use crate::capture::rocksdb::{self, Capture};
-use crate::capture::source::{RocksSource, Sources, resolve};
+use crate::backups::commit::{self, Unfinished};
+use crate::backups::damage;
+use crate::backups::verify::{self, Depth};
 use crate::capture::sqlite;
-use crate::capture::sqlite::attempt::How;
-use crate::config::Config;
-use crate::control::{Control, Phase};
-use crate::disk;
-use crate::disk::sum::{self, Known};
-use crate::disk::unsynced::{Batch, Links};
+use crate::clock::now_ms;
+use crate::config::Verify;
+use crate::control::Control;
 use crate::error::{Error, Kind, Result};
-use crate::format::layout::DISCARDED;
-use crate::format::manifest::Manifest;
-use crate::format::record::{Method, PactPart, RocksdbPart, Status};
-use crate::service::repair::Capturing;
+use crate::format::record::{Record, Scope, Status, Versions};
+use crate::id::BackupId;
+use crate::service::fill;
+use crate::service::shared::{Job, MakeRequest, Shared};
+use crate::service::watchdog::Watched;
 
-/// How often RocksDB is captured while Pact is ahead of it: once, and three times again.
-const MAX_CAPTURES: u32 = 4;
-
-/// How many blocks ahead Pact may be for another capture to be worth it.
-const MAX_BLOCKS_AHEAD: u64 = 2;
-
-/// What a node may need to bring a committed Pact block into RocksDB: before the next capture, and once for a program that
-/// cannot read RocksDB's heights.
-const PACT_AHEAD_PAUSE: Duration = Duration::from_secs(1);
-
-/// The reserve where none is configured: the smaller of this and a twentieth of the file system.
-const DEFAULT_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
-
-/// Fills the backup and writes what came into its record. Returns the files, and what is still to be synced: besides the
-/// directories, what RocksDB has that is no link.
-pub(crate) fn fill(
-    backup: &mut Unfinished,
-    catalog: &Catalog,
-    sources: &Sources,
-    config: &Config,
-    control: &Control,
-) -> Result<(Manifest, Batch)> {
-    let owner = backup.owner();
-    let partial = backup.partial();
-    control.enter(Phase::PreFlight);
-    control.check()?;
-    disk::create_private_dir(&partial, owner)?;
-    let databases = if backup.record.scope.has_pact() { sources.sqlite.databases()? } else { Vec::new() };
-    let linked = rocksdb::can_link(sources.rocksdb.path(), &partial)?;
-    let mut base = if linked { None } else { Base::find(catalog)? };
-    let live = base
-        .as_ref()
-        .and_then(|_| resolve(sources.rocksdb.path()).and_then(|d| live_files::in_directory(&d)).ok())
-        .unwrap_or_default();
-    let saved_bytes = base.as_ref().map_or(0, |base| base.files.saved_bytes(&live));
-    let rocksdb_bytes = if linked { 0 } else { rocksdb::total_bytes(&sources.rocksdb)?.saturating_sub(saved_bytes) };
-    pre_flight(&partial, &databases, rocksdb_bytes, catalog, config, control)?;
-    let now_ms = backup.record.started_ms;
-    if let Some(base) = base.as_mut().filter(|_| config.reread_percent > 0) {
-        control.enter(Phase::Reread);
-        let faults = base.read_share(&live, config.reread_percent, now_ms, catalog, control)?;
-        backup.record.warnings.extend(faults.iter().map(|fault| base.warning(fault)));
-    }
-    drop(live);
-
-    if backup.record.scope.has_pact() {
-        control.enter(Phase::Pact);
-        let directory = partial.join("sqlite");
-        disk::create_dir(&directory, owner)?;
-        let node_seen_on = || sources.rocksdb.lock_seen_on();
-        let how = How { node_seen_on: &node_seen_on, method: config.pact_method, owner, control };
-        for database in &databases {
-            let name = database.file_name().ok_or_else(|| nameless(database))?;
-            let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), &how)?;
-            log::debug!("copied database={} bytes={} height={:?}", part.file, part.bytes, part.block_height);
-            backup.record.pact.push(part);
-        }
-        backup.record.warnings.extend(missing_databases(catalog, &backup.record.pact)?);
-    }
-
-    if backup.record.scope.has_pact() && engine::require("the heights").is_err() {
-        // Nobody can see whether Pact is ahead: what the node committed to it shall have reached RocksDB.
-        sleep(PACT_AHEAD_PAUSE);
-    }
-    let program = config.heights_program.as_deref();
-    let capturing = Capturing { sources, catalog, program, owner, now_ms, control };
-    let Captured { capture, cut, captures_count } = capture_rocksdb(backup, &capturing, base)?;
-
-    let rocksdb = partial.join("rocksDb");
-    backup.record.warnings.extend_from_slice(&capture.warnings);
-    control.enter(Phase::Sync);
-    let pact = backup.record.pact.clone();
-    let mut manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;
-    require_whole(&manifest, &pact, &rocksdb)?;
-    sync_links(&manifest, &partial, control)?;
-    modes::keep(sources, &partial, &manifest)?;
-    sum_logs(&mut manifest, &partial, control)?;
-    know_tables(&mut manifest, &capture, now_ms);
-    backup.record.replay_blocks = cut.as_ref().and_then(|cut| replay_blocks(&pact, cut));
-    backup.record.versions.rocksdb = rocksdb::version_in(&rocksdb).unwrap_or_default();
-    backup.record.rocksdb = Some(rocksdb_part(&manifest, &capture, captures_count, cut));
-    Ok((manifest, capture.unsynced))
+/// How a job ended.
+enum Ending {
+    /// Committed.
+    Done(Box<Record>),
+    /// Failed, cancelled or panicked.
+    Failed {
+        cause: Error,
+        /// Whether the status on disk says so.
+        is_on_disk: bool,
+    },
+    /// It made no progress for too long, and its thread hangs.
+    Stalled,
 }
 
-/// What the captures of RocksDB came to.
-struct Captured {
-    capture: Capture,
-    cut: Option<Cut>,
-    captures_count: u32,
-}
-
-/// Captures RocksDB, again while Pact is a little ahead of it. What is to be said of that comes into the record.
-fn capture_rocksdb(backup: &mut Unfinished, capturing: &Capturing<'_>, mut base: Option<Base>) -> Result<Captured> {
-    let (rocksdb, aside) = (backup.partial().join("rocksDb"), backup.partial().join(DISCARDED));
-    let source = &capturing.sources.rocksdb;
-    let (mut captures_count, mut blocks_before, mut brought_before) = (0, u64::MAX, None);
-    let (capture, cut) = loop {
-        captures_count += 1;
-        let (mut capture, cut) = capturing.run(&rocksdb, &mut base, &mut backup.record.warnings)?;
-        brought_before.iter().for_each(|before| capture.brought.count_from(before));
-        if let Err(e) = engine::require("reading the heights") {
-            let unknown = "the height of RocksDB is unknown, and whether Pact is ahead of it";
-            backup.record.warnings.push(format!("{unknown}: {}", e.chain()));
-            break (capture, None);
-        }
-        let Some(ahead) = cut.as_ref().and_then(|cut| Ahead::of(&backup.record.pact, cut)) else {
-            break (capture, cut);
-        };
-        // A node that is down will not write the missing block either.
-        let is_down = matches!(source, RocksSource::Directory(_)) && !source.is_held_by_another()?;
-        let may_pass = ahead.blocks_max <= MAX_BLOCKS_AHEAD && ahead.blocks_sum < blocks_before;
-        if is_down || !may_pass || captures_count == MAX_CAPTURES {
-            backup.record.warnings.push(ahead.warning(captures_count));
-            break (capture, cut);
-        }
-        log::info!("capturing rocksdb again id={} reason={:?}", backup.id(), ahead.what);
-        blocks_before = ahead.blocks_sum;
-        if capture.linked {
-            disk::remove_tree(&rocksdb, &|| true)?;
-        } else {
-            // Nobody else will sync what the next capture takes of it.
-            capture.unsynced.sync()?;
-            disk::remove_tree(&aside, &|| true)?;
-            disk::rename(&rocksdb, &aside)?;
-            base = Base::discarded(backup.id(), &aside, &capture.brought, capturing.now_ms);
-            brought_before = Some(capture.brought);
-        }
-        sleep(PACT_AHEAD_PAUSE);
+/// Writes the record of a new job and puts the job into the status map: afterwards its identifier may be handed out.
+pub(crate) fn begin(shared: &Shared, make: MakeRequest) -> Result<(Unfinished, Arc<Control>)> {
+    let scope = if make.backup_pact { Scope::RocksdbAndPact } else { Scope::Rocksdb };
+    if make.backup_pact && shared.sources.sqlite.databases()?.is_empty() {
+        let directory = shared.sources.sqlite.path().display();
+        let context = format!("there are no Pact databases (*.sqlite) in {directory}; make a backup without Pact");
+        return Err(Error::new(Kind::Usage, context));
+    }
+    let versions = Versions {
+        chainweb_backup: env!("CARGO_PKG_VERSION").to_owned(),
+        rocksdb: String::new(),
+        sqlite: sqlite::library_version(),
+        node: shared.config.node_version.clone().unwrap_or_else(|| "unknown".to_owned()),
     };
-    drop(base);
-    disk::remove_tree(&aside, &|| true)?;
-    Ok(Captured { capture, cut, captures_count })
+    let started_ms = now_ms();
+    let backup = Unfinished::create(&shared.catalog, scope, started_ms, versions)?;
+    let control = Arc::new(Control::limited(Arc::clone(&shared.limit)));
+    let (status, started) = (Status::InProgress, Instant::now());
+    let job = Job { status, scope, started_ms, started, control: Arc::clone(&control) };
+    shared.state.lock().jobs.insert(backup.id().clone(), job);
+    Ok((backup, control))
 }
 
-/// Makes the links durable: the node's files, which an operator may have copied here a moment ago, and those of an earlier
-/// backup, for the same reason.
-fn sync_links(manifest: &Manifest, partial: &Path, control: &Control) -> Result<()> {
-    let directory = partial.join("rocksDb");
-    let mut links = Links::of(&directory)?;
-    for file in manifest.files().filter(|file| matches!(file.method, Method::Linked | Method::Reused)) {
-        control.check()?;
-        control.step();
-        if let Some(name) = file.path.strip_prefix("0/rocksDb/") {
-            links.sync(Path::new(name))?;
-        }
-    }
-    links.finish()
-}
-
-/// Checksums of RocksDB's files that are no SSTs: they are small, always copied, and RocksDB itself takes a WAL that is
-/// damaged for one that ends there.
-fn sum_logs(manifest: &mut Manifest, partial: &Path, control: &Control) -> Result<()> {
-    let is_log = |path: &str| path.starts_with("0/rocksDb/") && !is_immutable(path);
-    let logs: Vec<String> = manifest.files().filter(|f| is_log(f.path)).map(|f| f.path.to_owned()).collect();
-    for path in logs {
-        let sum = sum::of(&partial.join(&path["0/".len()..]), false, control)?;
-        manifest.find(&path).into_iter().for_each(|at| manifest.know(at, Known { sum, read_ms: 0 }));
-    }
-    Ok(())
-}
-
-/// Notes in the manifest what is known of the files that are no links to the node's: what was copied was read just now.
-fn know_tables(manifest: &mut Manifest, capture: &Capture, now_ms: u64) {
-    for at in 0..manifest.count() {
-        let came = table_number(manifest.file(at).path).and_then(|number| capture.brought.find(number));
-        if let Some(came) = came
-            && let Some(known) = came.known
-        {
-            manifest.know(at, if came.reused { known } else { Known { read_ms: now_ms, ..known } });
-        }
-    }
-}
-
-/// The number of an SST or blob file of RocksDB.
-fn table_number(path: &str) -> Option<u64> {
-    path.strip_prefix("0/rocksDb/").and_then(LiveFile::number_in)
-}
-
-/// Refuses before byte one what cannot end well: a disk without room.
-fn pre_flight(
-    partial: &Path,
-    databases: &[std::path::PathBuf],
-    rocksdb_bytes: u64,
-    catalog: &Catalog,
-    config: &Config,
-    control: &Control,
-) -> Result<()> {
-    let mut needed_bytes = rocksdb_bytes;
-    for database in databases {
-        needed_bytes += sqlite::needed_bytes(database)?;
-    }
-    let (mut free_bytes, size_bytes) = disk::free_bytes(partial)?;
-    let reserve_bytes = config.reserve_bytes.unwrap_or(DEFAULT_RESERVE_BYTES.min(size_bytes / 20));
-    control.set_total(needed_bytes);
-    control.set_reserve(reserve_bytes);
-    let wanted_bytes = needed_bytes.saturating_add(reserve_bytes);
-    if free_bytes < wanted_bytes {
-        // What an interrupted backup has left must not keep the next one from being made.
-        let go_on = || {
-            control.step();
-            control.check().is_ok()
-        };
-        if let Err(e) = catalog.sweep(&go_on) {
-            log::warn!("garbage not removed reason={:?}", e.chain());
-        }
-        control.check()?;
-        free_bytes = disk::free_bytes(partial)?.0;
-    }
-    if free_bytes >= wanted_bytes {
-        return Ok(());
-    }
-    let context = format!(
-        "not enough space: the backup needs {needed_bytes} bytes and {reserve_bytes} bytes must stay free, but only \
-         {free_bytes} bytes are free; delete old backups or use a larger file system"
-    );
-    Err(Error::new(Kind::NoSpace, context))
-}
-
-/// What was copied must still be there: somebody may be deleting this backup by hand while it is made. `rm -rf` takes some
-/// files, fails on the directory that we go on filling, and leaves a backup that lacks what it took.
-fn require_whole(manifest: &Manifest, pact: &[PactPart], rocksdb: &Path) -> Result<()> {
-    let gone = |name: &str| {
-        Error::new(Kind::Damaged, format!("{name} is gone or has another size: did somebody delete this backup?"))
+/// Makes the backup, and ends its job.
+pub(crate) fn run(shared: &Arc<Shared>, backup: Unfinished, control: &Arc<Control>) {
+    let id = backup.id().clone();
+    log::info!("backup started id={id} scope={}", backup.record.scope.word());
+    let on_stall = {
+        let (shared, id) = (Arc::clone(shared), id.clone());
+        move || stall(&shared, &id)
     };
-    let live = live_files::in_directory(rocksdb)?;
-    let of_rocksdb = live.into_iter().map(|file| (format!("0/rocksDb/{}", file.name()), file.bytes));
-    let of_pact = pact.iter().map(|part| (format!("0/sqlite/{}", part.file), part.bytes));
-    for (name, expected) in of_rocksdb.chain(of_pact) {
-        if manifest.bytes_of(&name) != Some(expected) {
-            return Err(gone(&name));
+    let watched = Watched {
+        control: Arc::clone(control),
+        backup: shared.catalog.path(&id),
+        stall_limit: shared.config.stall_limit,
+        on_stall: Box::new(on_stall),
+    };
+    let ending = shared.watchers.watch(watched, || make(shared, backup, control));
+    end(shared, &id, &ending);
+}
+
+/// Fills, verifies and commits the backup, or abandons it.
+fn make(shared: &Shared, mut backup: Unfinished, control: &Control) -> Ending {
+    let made = catch_unwind(AssertUnwindSafe(|| fill_and_commit(shared, &mut backup, control)))
+        .unwrap_or_else(|_| Err(Error::new(Kind::Io, "the backup thread panicked; see the log")));
+    match made {
+        Ok(()) => Ending::Done(Box::new(backup.record)),
+        Err(cause) => {
+            backup.record.finished_ms = Some(now_ms());
+            let (is_on_disk, cause) = backup.abandon(&shared.catalog, cause);
+            Ending::Failed { cause, is_on_disk }
+        }
+    }
+}
+
+/// After an error the backup is unfinished.
+fn fill_and_commit(shared: &Shared, backup: &mut Unfinished, control: &Control) -> Result<()> {
+    for may_repeat in [true, false] {
+        let (manifest, unsynced) = fill::fill(backup, &shared.catalog, &shared.sources, &shared.config, control)?;
+        let sharers_count = Cell::new(0);
+        let check = |path: &Path, record: &Record| verify(shared, path, record, control, &sharers_count);
+        match backup.commit(manifest, unsynced, now_ms(), control, &check) {
+            Err(e) if may_repeat && e.kind() == Kind::Damaged && sharers_count.get() > 0 => {
+                log::warn!("filling the backup again id={} reason={:?}", backup.id(), e.chain());
+                backup.begin_again(&shared.catalog, &e.chain())?;
+            }
+            other => return other,
         }
     }
     Ok(())
 }
 
-fn nameless(database: &Path) -> Error {
-    Error::new(Kind::Refused, format!("{} has no file name", database.display()))
-}
-
-/// A database that the last good backup with Pact has and this one has not: worth a warning, never silent.
-fn missing_databases(catalog: &Catalog, pact: &[PactPart]) -> Result<Option<String>> {
-    let last = catalog.readable()?.find(|f| f.status == Status::Done && f.scope.has_pact() && f.record.is_some());
-    let Some(last) = last.and_then(|f| f.record) else { return Ok(None) };
-    let here = |file: &str| pact.iter().any(|p| p.file == file);
-    let missing: Vec<&str> = last.pact.iter().map(|p| p.file.as_str()).filter(|f| !here(f)).collect();
-    let warning = || format!("databases of backup {} are missing in this one: {}", last.id, missing.join(", "));
-    Ok((!missing.is_empty()).then(warning))
-}
-
-/// How far Pact is ahead of a capture of RocksDB.
-struct Ahead {
-    /// Of the chain that is furthest.
-    blocks_max: u64,
-    /// Of all chains.
-    blocks_sum: u64,
-    /// In words.
-    what: String,
-}
-
-impl Ahead {
-    /// `None` where every Pact database is at or behind the cut, as far as can be seen.
-    fn of(pact: &[PactPart], cut: &Cut) -> Option<Ahead> {
-        let standings = pact.iter().filter_map(|part| Some((standing(part, cut)?, part)));
-        let ahead: Vec<(Standing, &PactPart)> = standings.filter(|(s, _)| s.blocks_ahead() > 0).collect();
-        let (worst, part) = ahead.iter().max_by_key(|(standing, _)| *standing)?;
-        let (height, hash) = (part.block_height.unwrap_or(0), part.block_hash.as_deref().unwrap_or("of no hash"));
-        let what = match worst {
-            Standing::Above(blocks) => format!("pact is {blocks} blocks ahead of rocksdb"),
-            _ => format!("pact is on a block that rocksdb does not have ({hash})"),
-        };
-        let others = if ahead.len() > 1 { format!(" and {} more", ahead.len() - 1) } else { String::new() };
-        let what = format!("{what}, at height {height}, on chain {}{others}", part.chain.unwrap_or(0));
-        let blocks = || ahead.iter().map(|(standing, _)| standing.blocks_ahead());
-        Some(Ahead { blocks_max: blocks().max()?, blocks_sum: blocks().sum(), what })
+/// Verifies a filled backup as it is configured. Counts in `sharers_count` the other backups that share a damaged file with it.
+fn verify(shared: &Shared, path: &Path, record: &Record, control: &Control, sharers_count: &Cell<usize>) -> Result<()> {
+    let depth = match shared.config.verify {
+        Verify::None => return Ok(()),
+        Verify::Quick => Depth::Quick,
+        Verify::Deep => Depth::Deep,
+    };
+    let program = shared.config.heights_program.as_deref();
+    let verification = verify::verify(path, Some(record), depth, program, control)?;
+    let noted = damage::note_sharers(&shared.catalog, &record.id, &verification.faults, now_ms());
+    // If its files are links to the node's, another capture would have the same.
+    if record.rocksdb.as_ref().is_some_and(|rocksdb| rocksdb.oldest_read_ms.is_some()) {
+        sharers_count.set(noted.as_ref().map_or(0, |count| *count));
     }
-
-    fn warning(&self, captures_count: u32) -> String {
-        let promise = "Pact is to be at or behind RocksDB in a backup, but";
-        let then = "the node must rewind Pact at its start";
-        format!("{promise} {} after {captures_count} capture(s) of RocksDB: {then}", self.what)
+    // The damage is the reason of the failure, also if it could not be noted in the other backups.
+    verify::require_good(&verification).and(noted)?;
+    match depth {
+        // Each backup that is done was verified quickly: that needs no note.
+        Depth::Quick => Ok(()),
+        Depth::Deep => damage::note(&shared.catalog, &record.id, depth, &[], now_ms()),
     }
 }
 
-fn standing(part: &PactPart, cut: &Cut) -> Option<Standing> {
-    cut.standing(&Tip { chain: part.chain?, height: part.block_height?, hash: part.block_hash.clone() })
+/// Ends a job whose thread hangs: in the status map first, then on the disk, which may hang too.
+fn stall(shared: &Shared, id: &BackupId) {
+    end(shared, id, &Ending::Stalled);
+    if let Err(e) = commit::call_failed(&shared.catalog.path(id)) {
+        log::error!("status not written id={id} reason={:?}", e.chain());
+    }
 }
 
-/// The largest number of blocks that a Pact database is behind the cut.
-fn replay_blocks(pact: &[PactPart], cut: &Cut) -> Option<u64> {
-    let behind = |standing| if let Standing::Behind(blocks) = standing { blocks } else { 0 };
-    pact.iter().filter_map(|part| standing(part, cut).map(behind)).max()
-}
-
-fn method_of(path: &str, pact: &[PactPart], capture: &Capture) -> Method {
-    match path.strip_prefix("0/sqlite/") {
-        Some(name) => pact.iter().find(|p| p.file == name).map_or(Method::Copied, |p| p.method),
-        None if capture.linked && is_immutable(path) => Method::Linked,
-        None => {
-            let came = table_number(path).and_then(|number| capture.brought.find(number));
-            if came.is_some_and(|came| came.reused) { Method::Reused } else { Method::Copied }
+/// The end of a job. A job that stalled has ended: if its thread returns nevertheless, that only frees the thread.
+fn end(shared: &Shared, id: &BackupId, ending: &Ending) {
+    let mut state = shared.state.lock();
+    let Some(job) = state.jobs.get_mut(id) else { return };
+    let (has_ended, seconds) = (job.status != Status::InProgress, job.started.elapsed().as_secs_f64());
+    job.status = if matches!(ending, Ending::Done(_)) { Status::Done } else { Status::Failed };
+    if !matches!(ending, Ending::Stalled) {
+        state.running = None;
+    }
+    if matches!(ending, Ending::Done(_) | Ending::Failed { is_on_disk: true, .. }) {
+        state.jobs.remove(id);
+    }
+    if has_ended {
+        log::info!("thread of the stalled backup returned id={id} seconds={seconds:.2}");
+        return;
+    }
+    match ending {
+        Ending::Done(record) => {
+            shared.counters.job_done(seconds, record.bytes);
+            log_done(record, seconds);
+        }
+        Ending::Failed { cause, .. } => {
+            state.last_failure = Some((id.clone(), cause.kind()));
+            shared.counters.job_failed();
+            log::error!("backup failed id={id} seconds={seconds:.2} reason={:?}", cause.chain());
+        }
+        Ending::Stalled => {
+            state.last_failure = Some((id.clone(), Kind::Cancelled));
+            shared.counters.job_failed();
+            log::error!("backup stalled id={id} limit_seconds={}", shared.config.stall_limit.as_secs());
         }
     }
 }
 
-fn rocksdb_part(manifest: &Manifest, capture: &Capture, captures_count: u32, cut: Option<Cut>) -> RocksdbPart {
-    let files = || manifest.files().filter(|f| f.path.starts_with("0/rocksDb/"));
-    let copied = files().filter(|f| !matches!(f.method, Method::Linked | Method::Reused));
-    RocksdbPart {
-        capture: capture.way.to_owned(),
-        files_count: files().count() as u64,
-        bytes: files().map(|f| f.bytes).sum(),
-        copied_bytes: copied.map(|f| f.bytes).sum(),
-        captures_count,
-        rounds_count: capture.live.as_ref().map(|run| run.rounds_count),
-        window_us: capture.live.as_ref().map(|run| u64::try_from(run.window.as_micros()).unwrap_or(u64::MAX)),
-        cut_height: cut.map(|c| c.height),
-        oldest_read_ms: files()
-            .filter(|f| is_immutable(f.path) && f.method != Method::Linked)
-            .map(|f| f.read_ms.unwrap_or(0))
-            .min(),
-    }
+fn log_done(record: &Record, seconds: f64) {
+    let id = &record.id;
+    let replay = record.replay_blocks.map_or_else(String::new, |blocks| format!(" replay_blocks={blocks}"));
+    let copied = record.rocksdb.as_ref().map_or(0, |rocksdb| rocksdb.copied_bytes);
+    let size = format!("files={} bytes={} rocksdb_copied_bytes={copied}", record.files_count, record.bytes);
+    log::info!("backup done id={id} seconds={seconds:.2} {size}{replay}");
+    record.warnings.iter().for_each(|w| log::warn!("backup warning id={id} warning={w:?}"));
 }

@@ -9,9 +9,10 @@ use crate::backups::details::Details;
 use crate::disk::off_heap;
 use crate::error::{Error, Kind, Result};
 use crate::id::BackupId;
+use crate::service::Service;
 use crate::service::answers::{Answer, Held, Page};
 use crate::service::metrics::{self, Summary};
-use crate::service::{Service, Shared};
+use crate::service::shared::Shared;
 
 /// How many backups a page has where nothing is asked for, and at most.
 pub(crate) const PAGE_COUNT: usize = 100;

@@ -14,7 +14,7 @@ use chainweb_backup::{
     verify_backup,
 };
 
-use crate::fixture::{Node, PACT, ROCKSDB, make_done, make_failed, names, record, wait_until};
+use crate::fixture::{Node, PACT, ROCKSDB, call, make_done, make_failed, names, record, wait_until};
 
 /// What a failed backup leaves.
 const FAILED: [&str; 3] = [".use", "backup.json", "status"];
@@ -25,6 +25,15 @@ fn wait_for(service: &Service, id: &BackupId, status: Status) {
 
 fn status_on_disk(node: &Node, id: &BackupId) -> String {
     fs::read_to_string(node.backups().join(id.as_str()).join("status")).unwrap()
+}
+
+/// The jobs that the metrics count as done and as failed.
+fn counted(service: &Service) -> [String; 2] {
+    let metrics = call(service, "GET", "/metrics", &[]).unwrap().body;
+    ["done", "failed"].map(|result| {
+        let line = format!("chainweb_backup_jobs_total{{result=\"{result}\"}} ");
+        metrics.lines().find_map(|found| found.strip_prefix(&line)).expect("each result has its line").to_owned()
+    })
 }
 
 /// The backup thread hangs in a call of the system; what stands for it here is a hook that does not return.
@@ -45,6 +54,9 @@ fn a_job_that_hangs_is_called_failed() {
     wait_for(&service, &id, Status::Failed);
     wait_until("the status on disk", || status_on_disk(&node, &id) == "backup-failed");
 
+    // It has ended, although its thread has not.
+    assert_eq!(counted(&service), ["0", "1"]);
+    assert_eq!(service.failure_kind(&id), Some(Kind::Cancelled));
     let refused = service.make_backup(PACT).unwrap_err();
     assert!(refused.kind() == Kind::Busy && refused.chain().contains("stalled"), "{}", refused.chain());
     drop(let_go);
@@ -54,7 +66,24 @@ fn a_job_that_hangs_is_called_failed() {
     make_done(&service, PACT);
     assert_eq!(service.check_backup(&id).unwrap(), Some(Status::Failed));
     assert_eq!(names(&node.backups().join(id.as_str())), FAILED);
+    // The return of its thread was no second end.
+    assert_eq!(counted(&service)[1], "1");
     gate::forget_points(&database);
+}
+
+#[test]
+fn a_job_that_panics_has_failed_and_the_next_is_made() {
+    let node = Node::new();
+    let database = node.directory().join("0/sqlite/pact-v1-chain-0.sqlite");
+    gate::at_point(&database, |name| assert!(name != "raw-held", "a panic in the backup thread, on purpose"));
+    let service = node.start();
+    let (id, reason) = make_failed(&service, PACT);
+    assert_eq!(reason, "the backup thread panicked; see the log");
+    wait_until("the clean-up", || names(&node.backups().join(id.as_str())) == FAILED);
+    assert_eq!(service.failure_kind(&id), Some(Kind::Io));
+    gate::forget_points(&database);
+    make_done(&service, PACT);
+    assert_eq!(counted(&service), ["1", "1"]);
 }
 
 /// One that is slow because it was told to be is not stalled.

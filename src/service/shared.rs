@@ -1,0 +1,152 @@
+//! What the threads of the service share: configuration, catalog, counters, and the status map.
+//!
+//! Invariants
+//! - The status map speaks for the jobs of this process for which the disk does not speak: the running one, and one whose
+//!   end could not be written. For everything else the catalog on disk decides.
+//! - Whether a job runs is decided, and a request is put into the channel, under one lock. So a request that finds no
+//!   job running is answered before the next job begins, and a hundred callers at once get one identifier.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+
+use crate::backups::catalog::{Catalog, Found};
+use crate::backups::details::{Details, Progress};
+use crate::capture::source::Sources;
+use crate::config::Config;
+use crate::control::Control;
+use crate::disk;
+use crate::disk::nofollow;
+use crate::error::{Error, Kind, Result};
+use crate::format::record::{Scope, Status};
+use crate::id::BackupId;
+use crate::service::answers::Listings;
+use crate::service::metrics::{Counters, Gauges};
+use crate::service::watchdog::Watchers;
+
+/// The parameters of a backup.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MakeRequest {
+    /// Back up the Pact databases too. RocksDB is always backed up.
+    pub backup_pact: bool,
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) sources: Sources,
+    pub(crate) catalog: Catalog,
+    pub(crate) counters: Counters,
+    pub(crate) listings: Listings,
+    pub(crate) watchers: Watchers,
+    /// Bytes per second that may be copied; 0 is no limit.
+    pub(crate) limit: Arc<AtomicU64>,
+    pub(crate) state: Mutex<State>,
+}
+
+pub(crate) struct State {
+    /// The status map.
+    pub(crate) jobs: HashMap<BackupId, Job>,
+    /// The job that has the backup thread.
+    pub(crate) running: Option<BackupId>,
+    pub(crate) exclusive_bytes: HashMap<BackupId, u64>,
+    /// Work that the backup thread does only between backups; the next request stops it.
+    pub(crate) idle_work: Option<Arc<Control>>,
+    /// The last job that failed, and the kind of its error.
+    pub(crate) last_failure: Option<(BackupId, Kind)>,
+    /// Absent once no more jobs are accepted.
+    pub(crate) requests: Option<Sender<Request>>,
+    /// Set when the thread is to end at once. Garbage is then left for the next start.
+    pub(crate) is_stopping: bool,
+}
+
+/// A job of this process for which the catalog does not speak.
+pub(crate) struct Job {
+    pub(crate) status: Status,
+    pub(crate) scope: Scope,
+    pub(crate) started_ms: u64,
+    pub(crate) started: Instant,
+    pub(crate) control: Arc<Control>,
+}
+
+/// A request for a backup, on its way to the backup thread.
+pub(crate) struct Request {
+    pub(crate) make: MakeRequest,
+    pub(crate) reply: Sender<Result<BackupId>>,
+}
+
+impl Job {
+    pub(crate) fn progress(&self) -> Progress {
+        Progress::of(&self.control, self.started.elapsed())
+    }
+}
+
+impl State {
+    /// The answer to a request for a backup while a job runs.
+    pub(crate) fn answer_while(&self, running: &BackupId) -> Result<BackupId> {
+        if self.jobs.get(running).is_none_or(|job| job.status == Status::InProgress) {
+            return Ok(running.clone());
+        }
+        let context = format!(
+            "backup {running} stalled and its thread still hangs in the file system: look at the disks of the node and \
+             of the backups, then restart this service"
+        );
+        Err(Error::new(Kind::Busy, context))
+    }
+}
+
+impl Shared {
+    /// Whether the directory of a backup is certainly gone.
+    pub(crate) fn is_deleted(&self, id: &BackupId) -> bool {
+        nofollow::is_directory(&self.catalog.path(id)).is_ok_and(|is_there| !is_there)
+    }
+
+    /// A backup as the disk and the status map together describe it.
+    pub(crate) fn details(&self, id: &BackupId, found: Result<Option<Found>>) -> Result<Option<Details>> {
+        let on_disk = found.and_then(|found| found.map(|found| Details::of(&self.catalog, found)).transpose());
+        let state = self.state.lock();
+        let deleted = |j: &&Job| j.status != Status::InProgress && self.is_deleted(id);
+        let mut details = match (state.jobs.get(id).filter(|j| !deleted(j)), on_disk) {
+            (None, Err(e)) => return Err(e),
+            (None, Ok(None)) => return Ok(None),
+            (None, Ok(Some(on_disk))) => on_disk,
+            (Some(job), on_disk) => Details {
+                status: job.status,
+                scope: job.scope,
+                foreign: false,
+                progress: (job.status == Status::InProgress).then(|| job.progress()),
+                // The status map decides, whatever the disk says.
+                ..on_disk
+                    .ok()
+                    .flatten()
+                    .unwrap_or_else(|| Details::without_directory(id, job.status, job.scope, job.started_ms))
+            },
+        };
+        details.exclusive_bytes = state.exclusive_bytes.get(id).copied();
+        Ok(Some(details))
+    }
+
+    /// The values that the metrics show of this moment.
+    pub(crate) fn gauges(&self) -> Gauges<'_> {
+        let running = {
+            let state = self.state.lock();
+            state.running.as_ref().and_then(|id| state.jobs.get(id)).map(Job::progress)
+        };
+        Gauges {
+            running,
+            free_bytes: disk::free_bytes(self.catalog.directory()).map_or(0, |(free, _)| free),
+            limit_bytes: self.limit.load(Relaxed),
+            node_version: self.config.node_version.as_deref().unwrap_or("unknown"),
+        }
+    }
+
+    /// Computes anew how many bytes the deletion of each backup would free.
+    pub(crate) fn count_exclusive_bytes(&self) {
+        let Ok(readable) = self.catalog.readable() else { return };
+        let counted: HashMap<_, _> = readable.map(|f| (f.id.clone(), self.catalog.exclusive_bytes(&f.id))).collect();
+        self.state.lock().exclusive_bytes = counted;
+    }
+}
