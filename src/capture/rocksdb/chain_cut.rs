@@ -1,12 +1,12 @@
-//! The node's own table of cuts, as it stands in RocksDB: which block is the newest of every chain; and how a Pact database
-//! stands to it.
+//! The node's own table of cuts in RocksDB, which names the newest block of every chain; and the comparison of a Pact database
+//! with it.
 //!
-//! A node commits a block to Pact before RocksDB has it. Killed between the two and started again it may never come, and the
-//! height of Pact's newest block is then that of another block of the cut, or lower: so blocks are compared, not heights,
-//! as far as both sides are known. Of a block below the cut the cut says nothing; the node's table of headers does.
+//! A node commits a block to Pact before RocksDB has it. If it is killed between the two and started again, that block may never
+//! reach RocksDB, and the cut may have another block at the same height or above. So blocks are compared, not heights, as far as
+//! both are known. A cut does not name the blocks below it; the node's table of headers does.
 //!
-//! Invariant: what does not look like a cut is none; another node's table is not our business. What is unknown is not called
-//! wrong.
+//! Invariants: a value that cannot be parsed as a cut is ignored: it may be another node's table. A block of which nothing is
+//! known is not reported as wrong.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 
-/// A block as the cut names it.
+/// A block in a cut.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Block {
     pub(crate) height: u64,
-    /// As the node writes it: base64url of 32 bytes; other nodes have other texts, or none.
+    /// As the node writes it: base64url of 32 bytes; other nodes write other texts, or none.
     #[serde(default)]
     pub(crate) hash: Option<String>,
 }
@@ -28,7 +28,7 @@ pub(crate) struct Block {
 pub(crate) struct Tip {
     pub(crate) chain: u32,
     pub(crate) height: u64,
-    /// As the record has it: hexadecimal where the database has bytes.
+    /// As in the record: hexadecimal if the database has bytes.
     pub(crate) hash: Option<String>,
 }
 
@@ -37,24 +37,24 @@ pub(crate) struct Tip {
 pub(crate) struct Cut {
     pub(crate) height: u64,
     pub(crate) chains: BTreeMap<u32, Block>,
-    /// Whether RocksDB has the header of the newest Pact block, by chain, where it has a table of headers that we know.
+    /// Whether RocksDB has the header of the newest Pact block, by chain, if it has a table of headers that we know.
     #[serde(default)]
     pub(crate) has_header: BTreeMap<u32, bool>,
 }
 
-/// How a Pact database stands to a cut.
+/// The position of a Pact database relative to a cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Standing {
-    /// At the cut, or so many blocks behind it, as far as can be seen.
+    /// At the cut, or this many blocks behind it, as far as we can tell.
     Behind(u64),
-    /// On a block that RocksDB does not have, or perhaps not, at the height of the cut or below it.
+    /// At the height of the cut or below it, on a block that RocksDB does not have, or may not have.
     Unknown,
-    /// So many blocks above the cut.
+    /// This many blocks above the cut.
     Above(u64),
 }
 
 impl Standing {
-    /// How far it is ahead, in blocks; 0 for what is as promised.
+    /// How many blocks it is ahead; 0 if it is at the cut or behind it, as a backup promises.
     pub(crate) fn blocks_ahead(self) -> u64 {
         match self {
             Standing::Behind(_) => 0,
@@ -65,7 +65,7 @@ impl Standing {
 }
 
 impl Cut {
-    /// How a Pact database whose newest block is `tip` stands to this cut; `None` where the cut has no such chain.
+    /// The position of a Pact database whose newest block is `tip`; `None` if the cut does not have its chain.
     pub(crate) fn standing(&self, tip: &Tip) -> Option<Standing> {
         let block = self.chains.get(&tip.chain)?;
         if tip.height > block.height {
@@ -83,18 +83,18 @@ impl Cut {
     }
 }
 
-/// Whether two texts name the same block; `None` where they are not of one kind.
+/// Whether two texts name the same block; `None` if they are hashes of different kinds.
 fn is_same_hash(of_cut: &str, of_pact: &str) -> Option<bool> {
     let of_cut = from_base64url(of_cut).or_else(|| from_hex(of_cut)).unwrap_or_else(|| of_cut.as_bytes().to_vec());
     let of_pact = from_hex(of_pact).unwrap_or_else(|| of_pact.as_bytes().to_vec());
     if of_cut == of_pact {
         return Some(true);
     }
-    // The same bytes in a form that we do not know are not called another block.
+    // Texts of different length may be the same hash in a form that we do not know.
     (of_cut.len() == of_pact.len()).then_some(false)
 }
 
-/// The bytes of 32 in base64url, without padding.
+/// Decodes 32 bytes in base64url, without padding.
 fn from_base64url(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| match byte {
         b'A'..=b'Z' => Some(byte - b'A'),
@@ -128,26 +128,26 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(feature = "engine")]
 impl Tip {
-    /// Where a node has the headers of this chain: the prefixes of the tables, each followed by the height, 8 bytes
-    /// big-endian, and the hash. The second is our demo node's.
+    /// The tables in which a node may have the headers of this chain, as prefixes of their keys. The height, 8 bytes big-endian,
+    /// and the hash follow. The second table is that of our demo node.
     pub(crate) fn header_tables(&self) -> [String; 2] {
         [format!("-BlockHeader/{}/header$", self.chain), format!("-BlockHeader-{}$", self.chain)]
     }
 
-    /// What follows the prefix for this block; `None` where its hash is not one of 32 bytes.
+    /// The part of the key after the prefix, for this block; `None` unless its hash has 32 bytes.
     pub(crate) fn header_key(&self) -> Option<Vec<u8>> {
         let hash = from_hex(self.hash.as_deref()?).filter(|hash| hash.len() == 32)?;
         Some([&self.height.to_be_bytes(), hash.as_slice()].concat())
     }
 }
 
-/// What RocksDB says of a finished copy.
+/// The result of reading the heights of a finished copy.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Heights {
-    /// It cannot read it. The file is a name in the directory of the copy; empty where RocksDB names none.
+    /// RocksDB cannot read the copy. The file is a name in the directory of the copy; empty if RocksDB names none.
     Damaged(Fault),
-    /// The newest cut, where there is one.
+    /// The newest cut, if there is one.
     Cut(Option<Cut>),
 }
 
@@ -157,7 +157,7 @@ impl Cut {
     pub(crate) const PREFIX: &[u8] = b"-CutHashes$";
     pub(crate) const PREFIX_END: &[u8] = b"-CutHashes%";
 
-    /// A cut as the node stores it: behind the prefix, the key begins with the height, 8 bytes big-endian; the value is
+    /// Parses a cut as the node stores it: after the prefix, the key begins with the height, 8 bytes big-endian; the value is
     /// JSON with `height` and `hashes: {chain: {height, hash}}`.
     pub(crate) fn parse(key: &[u8], value: &[u8]) -> Option<Cut> {
         #[derive(Deserialize)]
@@ -212,11 +212,11 @@ mod tests {
         assert_eq!(standing(text, 30, same, None), Standing::Behind(0));
         assert_eq!(standing(text, 30, other, None), Standing::Unknown);
         assert_eq!(standing(text, 31, same, None), Standing::Above(1));
-        // Nothing is known of one of them.
+        // One of the blocks is not known.
         assert_eq!(standing(None, 30, other, None), Standing::Behind(0));
         assert_eq!(standing(text, 30, None, None), Standing::Behind(0));
         assert_eq!(standing(text, 28, other, None), Standing::Behind(2));
-        // The table of headers knows more than a cut.
+        // The table of headers has more blocks than a cut.
         assert_eq!(standing(text, 28, other, Some(true)), Standing::Behind(2));
         assert_eq!(standing(text, 28, other, Some(false)), Standing::Unknown);
         assert_eq!(standing(text, 30, other, Some(true)), Standing::Behind(0));

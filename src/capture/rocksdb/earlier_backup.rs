@@ -1,31 +1,32 @@
-//! The SSTs of an earlier backup on the same file system: what it has already need not be copied again.
+//! The SSTs of an earlier backup on the same file system: files that it already has are linked instead of copied.
 //!
-//! Used if links to the node's own files are impossible, because the backup directory is on another file system. A file number
-//! is no identity: after a restore the node uses numbers again. So a file is linked from the earlier backup only if its name,
-//! size and sequence numbers are the same in both MANIFESTs, and one of these proofs holds, the first that can be had:
+//! Used if the node's own files cannot be linked, because the backup directory is on another file system. A file number is not an
+//! identity: after a restore the node reuses numbers. So a file is linked from the earlier backup only if its name, size and
+//! sequence numbers are the same in both MANIFESTs, and the first of these proofs that is possible holds:
 //!
-//! - **Certain**, without a look at the node's file: both MANIFESTs have the same unique id (field 12 of a new file, from
+//! - **Certain**, without reading the node's file: both MANIFESTs have the same unique id (field 12 of a new file, from
 //!   RocksDB 7.3 on). It is a hash of the database's identity, the session that wrote the file and its number then
 //!   (`table/unique_id.cc`); a session is 103 random bits, drawn at each open and for each `SstFileWriter`. One thing changes
 //!   under a unique id: an ingested file gets its global sequence number written over the 8 bytes of the property
 //!   `rocksdb.external_sst_file.global_seqno` (`ExternalSstFileIngestionJob::AssignGlobalSeqnoForIngestedFile`, with
 //!   `write_global_seqno`: the default up to RocksDB 6, deprecated since, there to 11.8). That number is in the MANIFEST, too,
 //!   as the smallest and the largest of the file, and RocksDB refuses a file in which the two disagree
-//!   (`GetGlobalSequenceNumber`). So other sequence numbers are another file; and a file with one single number above 0, as
-//!   an ingested one has, is not certain: its end must be compared, which costs two reads of 8 KiB. Few files are like that.
-//!   Nothing else of an SST is written again: its creation times are set before its name is in a MANIFEST.
-//! - **Equal ends**: a MANIFEST is too old for unique ids, but both files end alike. There RocksDB writes the properties: the
-//!   session (`rocksdb.creating.session.identity`, from 6.15 on), behind it, sorted by name, the global sequence number and the
-//!   file's original number. Ends without a session prove nothing: RocksDB before 6.15, other table formats.
-//! - **Equal content**, for all the rest: blob files, whose footer has a count and no identity (`BlobLogFooter`, 32 bytes; each
-//!   checksum in them stands before the value that it is of), and files without ids. The node's file is read once, quietly, and
-//!   its BLAKE2b compared with the one that is known of the earlier backup's; without one that is read, too. It costs the read
-//!   of a copy, without its writing and without its space; a file that differs is then read once more to be copied.
+//!   (`GetGlobalSequenceNumber`). So other sequence numbers mean another file; and a file with a single sequence number above 0,
+//!   as an ingested one has, is not certain: its end must be compared, which costs two reads of 8 KiB. Few files are like that.
+//!   RocksDB rewrites no other part of an SST: it sets the creation times before the name of the file is in a MANIFEST.
+//! - **Equal ends**: a MANIFEST is too old for unique ids, but the ends of both files are equal. There RocksDB writes the
+//!   properties: the session (`rocksdb.creating.session.identity`, from 6.15 on), and after it, sorted by name, the global
+//!   sequence number and the file's original number. Equal ends without a session prove nothing: RocksDB before 6.15, other
+//!   table formats.
+//! - **Equal content**, for all other files: blob files, whose footer has a count and no identity (`BlobLogFooter`, 32 bytes; the
+//!   checksums in them lie before the values), and files without ids. The node's file is read once, quietly, and its BLAKE2b is
+//!   compared with the known one of the earlier backup's file; if none is known, that file is read, too. This costs the reading
+//!   of a copy, but no writing and no space; a file that differs is then read once more to copy it.
 //!
-//! What is known of a reused file, its checksum and when it was last read, goes with it (see `reread`); a file that is copied is
-//! summed on the way.
+//! The new backup takes over the checksum of a reused file and the time when it was last read (see `reread`); the checksum of a
+//! copied file is computed during the copy.
 //!
-//! Invariant: the earlier backup is held against deleting while this lives; its files are linked, never changed.
+//! Invariant: the earlier backup cannot be deleted while an [`Earlier`] exists; its files are linked, never changed.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -45,27 +46,27 @@ use crate::disk::unsynced::Batch;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 
-/// How much of the ends is compared: properties, index of the meta blocks and footer take some KiB.
+/// How much of the ends is compared: properties, the index of the meta blocks and the footer have some KiB.
 const TAIL_BYTES: u64 = 8 * 1024;
 
-/// The property that tells who wrote an SST, without what it has in common with the property before it: keys may be
-/// abbreviated so.
+/// The end of the name of the property that names the session which wrote an SST. Its beginning may be missing in the file:
+/// RocksDB omits what a key has in common with the key before it.
 const SESSION_PROPERTY: &[u8] = b"session.identity";
 
-/// Of the node's own file system, this part must stay free while deleted files are held there.
+/// The part of the node's own file system that must be free while our pins keep deleted files there: one divided by this.
 const SOURCE_RESERVE_DIVISOR: u64 = 20;
 
-/// What a link is refused with where another way must be found.
+/// The errors of a link after which the file is copied instead.
 const NO_LINK: [i32; 6] = [libc::EMLINK, libc::EPERM, libc::EACCES, libc::EXDEV, libc::ENOSYS, libc::EOPNOTSUPP];
 
-/// How it is decided whether a file of the earlier backup is the node's.
+/// How we decide whether a file of the earlier backup is the same as the node's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Proof {
-    /// It is.
+    /// It is the same for certain.
     Certain,
-    /// By the ends of both files.
+    /// Compare the ends of both files.
     Ends,
-    /// By the content of both files.
+    /// Compare the content of both files.
     Content,
 }
 
@@ -73,21 +74,20 @@ enum Proof {
 #[derive(Debug)]
 pub(crate) struct Earlier {
     directory: PathBuf,
-    /// What its MANIFEST names and is really there, in that size: somebody may have removed a file, or cut it off. Sorted by
-    /// number.
+    /// The files in its MANIFEST that exist with the right size: others were removed or truncated. Sorted by number.
     files: Vec<LiveFile>,
-    /// What is known of each of them.
+    /// The checksum of each of them, if it is known.
     known: Vec<Option<Known>>,
-    /// The numbers of those whose content must be compared, whatever their identity.
+    /// The numbers of the files whose content must be compared, even if they have the same identity.
     doubted: BTreeSet<u64>,
-    /// The numbers of those that must not be used.
+    /// The numbers of the files that must not be used.
     damaged: BTreeSet<u64>,
     _in_use: Option<InUse>,
 }
 
 impl Earlier {
-    /// The RocksDB in `directory` of a backup that `in_use` holds; `None` where its MANIFEST cannot be read. What lies in a backup
-    /// that is being made is held by its job.
+    /// The RocksDB in `directory` of a backup that `in_use` locks; `None` if its MANIFEST cannot be read. A backup that is being
+    /// made needs no `in_use`: its job has locked it.
     pub(crate) fn open(directory: &Path, in_use: Option<InUse>) -> Option<Earlier> {
         let is_there = |file: &LiveFile| {
             let meta = nofollow::look(&directory.join(file.name())).ok().flatten();
@@ -101,24 +101,24 @@ impl Earlier {
         Some(Earlier { directory, files, known, doubted: BTreeSet::new(), damaged: BTreeSet::new(), _in_use: in_use })
     }
 
-    /// Where its files are.
+    /// The directory of its files.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Its files, with what is known of them.
+    /// Its files, with the checksums that are known.
     pub(crate) fn files(&self) -> impl Iterator<Item = (&LiveFile, Option<Known>)> {
         self.files.iter().zip(self.known.iter().copied())
     }
 
-    /// Notes what is known of a file; one that it has not is none of its.
+    /// Notes the checksum of a file; a number that it does not have is ignored.
     pub(crate) fn know(&mut self, number: u64, known: Known) {
         if let Ok(at) = self.files.binary_search_by_key(&number, |file| file.number) {
             self.known[at] = Some(known);
         }
     }
 
-    /// Notes that every file of which something is known was read then.
+    /// Notes that every file with a known checksum was read at this time.
     pub(crate) fn read_all_at(&mut self, read_ms: u64) {
         self.known.iter_mut().flatten().for_each(|known| known.read_ms = known.read_ms.max(read_ms));
     }
@@ -133,7 +133,7 @@ impl Earlier {
         self.damaged.insert(number);
     }
 
-    /// The place of its file of the same name, size and sequence numbers, and how it is decided whether it is the same one.
+    /// The index of its file with the same name, size and sequence numbers, and how we decide whether it is the same file.
     fn find(&self, file: &LiveFile) -> Option<(usize, Proof)> {
         let at = self.files.binary_search_by_key(&file.number, |ours| ours.number).ok()?;
         let ours = &self.files[at];
@@ -150,13 +150,13 @@ impl Earlier {
         Some((at, proof))
     }
 
-    /// Whether it has `file` for certain. The source need not be looked at then.
+    /// Whether it has `file` for certain. Then the source's file is not needed.
     pub(crate) fn knows(&self, file: &LiveFile) -> bool {
         matches!(self.find(file), Some((_, Proof::Certain)))
     }
 
-    /// The file of this backup that is the node's `file`, which is at `pinned`, and what is known of it: proven in one of the
-    /// ways above.
+    /// The file of this backup that is the same as the node's `file`, which is at `pinned`, and its checksum if known: proven in
+    /// one of the ways above.
     fn same(&self, file: &LiveFile, pinned: &Path, control: &Control) -> Result<Option<(PathBuf, Option<Known>)>> {
         let Some((at, proof)) = self.find(file) else { return Ok(None) };
         let ours = self.directory.join(file.name());
@@ -176,23 +176,23 @@ impl Earlier {
         }
     }
 
-    /// Bytes of live files that need not be copied, as far as the MANIFESTs tell.
+    /// The bytes of live files that probably need not be copied, according to the MANIFESTs.
     pub(crate) fn saved_bytes(&self, live: &[LiveFile]) -> u64 {
         live.iter().filter(|file| self.find(file).is_some()).map(|file| file.bytes).sum()
     }
 
-    /// The numbers of its files that `live` seems to have, too, sorted.
+    /// The numbers of its files that are probably also in `live`, sorted.
     pub(crate) fn shared(&self, live: &[LiveFile]) -> Vec<u64> {
         live.iter().filter(|file| self.find(file).is_some()).map(|file| file.number).collect()
     }
 }
 
-/// Whether one sequence number is that of all its keys, as in a file that was ingested, and was perhaps written into it.
+/// Whether all keys have the same sequence number, as in an ingested file, into which RocksDB may have written it.
 fn may_be_ingested(file: &LiveFile) -> bool {
     file.sequences.0 == file.sequences.1 && file.sequences.1 > 0
 }
 
-/// What is known of `ours`, if the node's file has the same content. One of ours that cannot be read is another one.
+/// The checksum of `ours`, if the node's file has the same content; `None` if it differs or if ours cannot be read.
 fn same_content(ours: &Path, known: Option<Known>, pinned: &Path, control: &Control) -> Result<Option<Known>> {
     let known = match known {
         Some(known) => known,
@@ -205,36 +205,36 @@ fn same_content(ours: &Path, known: Option<Known>, pinned: &Path, control: &Cont
     Ok((sum::of(pinned, true, control)? == known.sum).then_some(known))
 }
 
-/// How a live file came.
+/// The origin of a live file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Came {
     pub(crate) number: u64,
-    /// From an earlier backup, by a link.
+    /// Whether it is a link to a file of an earlier backup.
     pub(crate) reused: bool,
-    /// When it was read is only said of one that is reused: the others were read by this job.
+    /// The time in it counts only for a reused file: this job has read the others.
     pub(crate) known: Option<Known>,
 }
 
-/// How the live files came, by number.
+/// The origin of the live files, by number.
 #[derive(Debug, Default)]
 pub(crate) struct Brought(Vec<Came>);
 
 impl Brought {
-    /// How this file came.
+    /// The origin of this file.
     pub(crate) fn find(&self, number: u64) -> Option<&Came> {
         let at = self.0.binary_search_by_key(&number, |came| came.number).ok()?;
         Some(&self.0[at])
     }
 
-    /// Makes it what came by this job and by the capture `before`, from whose files it took some: what that had copied was not
-    /// reused.
+    /// Corrects a capture that has reused files of `before`, a discarded capture of the same job: files that `before` had copied
+    /// do not count as reused.
     pub(crate) fn count_from(&mut self, before: &Brought) {
         for came in &mut self.0 {
             came.reused &= before.find(came.number).is_some_and(|before| before.reused);
         }
     }
 
-    /// What is known of each file.
+    /// The known checksums of the files.
     pub(crate) fn known(&self, now_ms: u64) -> impl Iterator<Item = (u64, Known)> {
         let known = move |came: &Came| {
             let known = came.known?;
@@ -243,17 +243,17 @@ impl Brought {
         self.0.iter().filter_map(known)
     }
 
-    /// The numbers of those that are links to an earlier backup's.
+    /// The numbers of the files that are links to files of an earlier backup.
     pub(crate) fn reused(&self) -> impl Iterator<Item = u64> {
         self.0.iter().filter(|came| came.reused).map(|came| came.number)
     }
 }
 
-/// How files are brought to a backup.
+/// Brings the live files to a backup on another file system.
 pub(crate) struct Bringing<'a> {
-    /// Links to the node's files, each dropped when it was used. What the earlier backup knows needs none.
+    /// Links to the node's files; each is removed once it was used. Files that the earlier backup has for certain have none.
     pub(crate) pins: &'a Path,
-    /// Where they are brought.
+    /// The target directory.
     pub(crate) to: &'a Path,
     pub(crate) earlier: Option<&'a Earlier>,
     pub(crate) owner: Option<Owner>,
@@ -261,7 +261,7 @@ pub(crate) struct Bringing<'a> {
 }
 
 impl Bringing<'_> {
-    /// Brings every live file, which are sorted by number.
+    /// Brings all live files; `live` is sorted by number.
     pub(crate) fn all(&self, live: &[LiveFile], unsynced: &mut Batch) -> Result<Brought> {
         let mut brought = off_heap::list();
         for file in live {
@@ -286,9 +286,12 @@ impl Bringing<'_> {
         }
         if !came.reused {
             let copied = self.copy(file, &from, &target, unsynced)?;
-            // A file of the earlier backup that cannot be linked was copied: it must be what it was.
+            // A file of the earlier backup that cannot be linked was copied: its content must be unchanged.
             if is_known && came.known.is_some_and(|known| known.sum != copied.sum) {
-                return Err(Error::new(Kind::Damaged, format!("{} is not what was backed up", from.display())));
+                return Err(Error::new(
+                    Kind::Damaged,
+                    format!("{}: its checksum differs from the manifest's", from.display()),
+                ));
             }
             came.known = Some(copied);
         }
@@ -301,8 +304,8 @@ impl Bringing<'_> {
     fn copy(&self, file: &LiveFile, from: &Path, target: &Path, unsynced: &mut Batch) -> Result<Known> {
         let source = nofollow::open_regular(from).context(|| format!("cannot open {}", from.display()))?;
         let mut bytes = SummingReader::new(QuietReader::past_cache(&source), file.bytes);
-        // Pins hold what the node has deleted: its disk must not run full because of us. The reserve was made for the file
-        // system of the backup; the node's may be far smaller.
+        // Pins keep files on the node's disk that the node has deleted, and must not fill that disk. The reserve is meant for the
+        // file system of the backup; the node's may be much smaller.
         let node_has_room = || {
             let free_bytes = disk::free_bytes(self.pins)?.1;
             disk::require_room(self.pins, self.control.reserve_bytes().min(free_bytes / SOURCE_RESERVE_DIVISOR))
@@ -310,7 +313,7 @@ impl Bringing<'_> {
         let copied = copy::copy(&mut bytes, file.bytes, target, self.owner, self.control, &node_has_room)?;
         if copied.bytes != file.bytes {
             let (found, said) = (copied.bytes, file.bytes);
-            let context = format!("{} has {found} bytes but the MANIFEST says {said}", from.display());
+            let context = format!("{} has {found} bytes instead of the {said} in its MANIFEST", from.display());
             return Err(Error::new(Kind::Damaged, context));
         }
         unsynced.add(copied)?;
@@ -318,8 +321,8 @@ impl Bringing<'_> {
     }
 }
 
-/// Links a file of an earlier backup; `Ok(false)` if it must be copied: too many links, no right to link, a file system that has
-/// none.
+/// Links a file of an earlier backup; `Ok(false)` if it must be copied: it has too many links, we may not link it, or the file
+/// system has no links.
 fn link(ours: &Path, to: &Path) -> Result<bool> {
     match disk::link(ours, to) {
         Ok(()) => Ok(true),
@@ -328,18 +331,18 @@ fn link(ours: &Path, to: &Path) -> Result<bool> {
     }
 }
 
-/// What the ends of two files tell.
+/// The result of comparing the ends of two files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ends {
     Differ,
-    /// They are the same, and name the session that wrote them.
+    /// They are equal, and name the session that wrote them.
     OfOneSession,
-    /// They are the same, and say nothing of where they are from.
+    /// They are equal, but do not name a session.
     Alike,
 }
 
 impl Ends {
-    /// One of ours that cannot be read, or is shorter, is no use.
+    /// Compares the last bytes of both files. If ours cannot be read, or either is shorter than `bytes`, they differ.
     fn of(ours: &Path, source: &Path, bytes: u64) -> io::Result<Ends> {
         let start = bytes.saturating_sub(TAIL_BYTES);
         let tail = |path: &Path| -> io::Result<Vec<u8>> {

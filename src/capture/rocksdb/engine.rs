@@ -1,12 +1,12 @@
-//! RocksDB through RocksDB itself: the only file that calls the `rocksdb` crate.
+//! The only file that calls the `rocksdb` crate.
 //!
-//! A checkpoint of the node's own open handle, and reading a finished copy, which is opened read-only and without a LOG: no
-//! file appears in the backup. It is opened as the node opens it, with all its column families and without transactions, as
-//! far as that is possible: what RocksDB then recovers, and what it refuses, depends on both.
+//! Makes a checkpoint through the node's own open handle, and reads a finished copy. A copy is opened read-only and without a
+//! LOG, so that no file appears in the backup. If possible it is opened as the node opens it, with all column families and
+//! without two-phase commit: RocksDB recovers and refuses different things otherwise.
 //!
 //! Invariant: a backup is never opened read-write.
 //!
-//! A build without the feature `engine` has `no_engine` in its place.
+//! A build without the feature `engine` uses `no_engine` instead.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -25,19 +25,20 @@ use crate::fault::{Fault, Inspected, table_in};
 /// An open database.
 pub(crate) type Db = DB;
 
-/// How far a full read reads ahead.
+/// The read-ahead of a full read.
 const READAHEAD_BYTES: usize = 2 * 1024 * 1024;
 
-/// How much is read between two looks at the limit of bytes per second. What counts are keys and values: more than is on the disk.
+/// How much is read between two waits for the limit of bytes per second. Keys and values are counted, which are larger than the
+/// compressed data on the disk.
 const PACED_BYTES: u64 = 256 * 1024;
 
-/// Files that the finished copy may hold open, so that a terabyte does not cost thousands of descriptors.
+/// How many files of a finished copy RocksDB may have open, so that a terabyte does not need thousands of descriptors.
 const MAX_OPEN_FILES: i32 = 64;
 
-/// RocksDB's name for the size of all its SSTs, of every version.
+/// RocksDB's property for the size of all SSTs, of every version.
 const TOTAL_SST_BYTES: &str = "rocksdb.total-sst-files-size";
 
-/// Fails with [`Kind::Usage`] where there is no RocksDB for `what`. Here there is.
+/// Fails with [`Kind::Usage`] if this program was built without RocksDB, which `what` needs. This build has it.
 pub(crate) fn require(_what: &str) -> Result<()> {
     Ok(())
 }
@@ -47,13 +48,13 @@ pub(crate) fn path(db: &Db) -> &Path {
     db.path()
 }
 
-/// Bytes of all its SSTs.
+/// The size of all its SSTs.
 pub(crate) fn sst_bytes(db: &Db) -> Result<u64> {
-    let failed = |e| Error::new(Kind::Database, "cannot ask RocksDB for its size").because(e);
+    let failed = |e| Error::new(Kind::Database, "cannot read the size of the SSTs from RocksDB").because(e);
     Ok(db.property_int_value(TOTAL_SST_BYTES).map_err(failed)?.unwrap_or(0))
 }
 
-/// A checkpoint of an open database in the new directory `to`: it flushes, links every SST and copies the rest.
+/// Makes a checkpoint of an open database in the new directory `to`: flushes, links every SST and copies the rest.
 pub(crate) fn checkpoint(db: &Db, to: &Path) -> Result<()> {
     disk::written_by_library(to)?;
     let failed = |e| Error::new(Kind::Database, format!("cannot make a checkpoint in {}", to.display())).because(e);
@@ -62,10 +63,10 @@ pub(crate) fn checkpoint(db: &Db, to: &Path) -> Result<()> {
     Checkpoint::new(db).and_then(|c| c.create_checkpoint(parent.path.join(name))).map_err(failed)
 }
 
-/// A directory by a name that RocksDB's bindings can pass on: UTF-8.
+/// A directory with a name that RocksDB's bindings accept: UTF-8.
 struct Spelled {
     path: PathBuf,
-    /// Holds the directory that the name means, if it is not its own.
+    /// Keeps the directory open if the path is that of its descriptor.
     _directory: Option<File>,
 }
 
@@ -84,7 +85,7 @@ impl Spelled {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Families {
     All,
-    /// The others may have comparators that are not known here.
+    /// The other ones may need comparators that this program does not have.
     Default,
 }
 
@@ -96,10 +97,10 @@ struct Copy {
 }
 
 impl Copy {
-    /// Opens it in the first of these ways that it permits: as the node does, or with prepared transactions, or only what is
-    /// known here. The error within is RocksDB's.
+    /// Opens it in the first of these ways that RocksDB permits: as the node does, or with prepared transactions, or only the
+    /// default column family. The inner error is RocksDB's.
     fn open(copy: &Path, ways: &[(Families, TwoPhase)]) -> Result<std::result::Result<Copy, rocksdb::Error>> {
-        // RocksDB would create a directory that is not there, even read-only.
+        // RocksDB would create a missing directory, even if it opens it read-only.
         if !copy.join("CURRENT").is_file() {
             let context = format!("there is no RocksDB in {} (no file CURRENT)", copy.display());
             return Err(Error::new(Kind::Damaged, context));
@@ -119,7 +120,7 @@ impl Copy {
             };
             match DB::open_cf_for_read_only(&read_only_options(*two_phase), &directory.path, &names, false) {
                 Ok(db) => return Ok(Copy { db, families: names, _directory: directory }),
-                // It needs what only the next way has.
+                // The copy cannot be opened in this way: try the next one.
                 Err(e)
                     if matches!(e.kind(), ErrorKind::NotSupported | ErrorKind::InvalidArgument)
                         && ways.peek().is_some() => {}
@@ -129,8 +130,8 @@ impl Copy {
     }
 }
 
-/// The newest cut in a finished copy, and whether the copy has the headers of the blocks `tips`, or the damage because of which
-/// RocksDB cannot read it.
+/// Reads the newest cut in a finished copy, and whether the copy has the headers of the blocks `tips`; or returns the damage that
+/// RocksDB reports.
 pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
     use {Families::*, TwoPhase::*};
     let cut = Copy::open(copy, &[(All, Off), (All, On), (Default, Off), (Default, On)])?.and_then(|copy| {
@@ -152,7 +153,7 @@ pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
     })
 }
 
-/// Whether the header of a block is there; `None` where there is no table of such headers.
+/// Whether the database has the header of a block; `None` if it has no table of headers that we know.
 fn has_header(db: &DB, tip: &Tip) -> std::result::Result<Option<bool>, rocksdb::Error> {
     let Some(key) = tip.header_key() else { return Ok(None) };
     for table in tip.header_tables() {
@@ -165,8 +166,8 @@ fn has_header(db: &DB, tip: &Tip) -> std::result::Result<Option<bool>, rocksdb::
     Ok(None)
 }
 
-/// Reads every block of every column family of a finished copy and checks its checksum. Of a column family with damage, what
-/// comes first.
+/// Reads every block of every column family of a finished copy and checks its checksum. Reading of a column family ends at its
+/// first damage.
 pub(crate) fn inspect(copy: &Path, control: &Control) -> Result<Inspected> {
     use {Families::*, TwoPhase::*};
     let mut inspected = Inspected::default();
@@ -205,7 +206,7 @@ pub(crate) fn inspect(copy: &Path, control: &Control) -> Result<Inspected> {
     Ok(inspected)
 }
 
-/// What RocksDB says of a copy that it cannot read.
+/// The fault that RocksDB reports of a copy that it cannot read.
 fn reported(e: &rocksdb::Error) -> Fault {
     let why = format!("RocksDB reports damage: {e}");
     Fault { file: table_in(&why).unwrap_or_default(), why }
@@ -218,17 +219,17 @@ enum TwoPhase {
     On,
 }
 
-/// Options that open a finished copy without leaving anything in it.
+/// Options that open a finished copy without creating a file in it.
 fn read_only_options(two_phase: TwoPhase) -> Options {
     let text = format!("allow_2pc={}", two_phase == TwoPhase::On);
     let mut options = Options::default().get_options_from_string(text).expect("RocksDB knows this option");
     options.set_max_open_files(MAX_OPEN_FILES);
-    // By itself it takes fifteen threads for a moment, and aborts the process where they are not to be had.
+    // By default RocksDB starts fifteen threads for a moment, and aborts the process if it cannot start them.
     options.set_max_file_opening_threads(1);
-    // Where the MANIFEST lists the WALs they are compared with it. (Without this, RocksDB 11.8 dies of a null pointer: a
-    // read-only database cannot clear the list.)
+    // If the MANIFEST lists the WALs, RocksDB compares them with it. (Without this option, RocksDB 11.8 crashes with a null
+    // pointer: a read-only database cannot clear the list.)
     options.set_track_and_verify_wals_in_manifest(true);
-    // A logger of our own, which drops everything: the default one would create a LOG in the backup.
+    // Our own logger drops all messages: the default one would create a LOG in the backup.
     options.set_info_logger(rocksdb::InfoLogger::new_callback_logger(rocksdb::LogLevel::Fatal, |_, _| {}));
     options
 }

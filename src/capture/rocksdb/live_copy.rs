@@ -1,45 +1,46 @@
-//! The live copy: a RocksDB directory, copied while another process writes to it.
+//! The live copy: copies a RocksDB directory while another process writes to it.
 //!
 //! Guarantee: *the copied directory is what `kill -9` of the node at one instant would have left on disk.* RocksDB offers
 //! nothing for this: opening the database needs its LOCK, and a checkpoint over a read-only or a secondary instance
 //! returned OK with a wrong copy in a third of all tries.
 //!
-//! Why it can work (RocksDB, `VersionSet::ProcessManifestWrites`): an edit is written and synced to the MANIFEST, and
+//! Why it works (RocksDB, `VersionSet::ProcessManifestWrites`): an edit is written and synced to the MANIFEST, and
 //! CURRENT renamed, before the version is installed, and files are deleted only after that. The sizes of MANIFEST and WAL
-//! are exact (space is reserved behind them, nothing is mapped). SSTs never change once the MANIFEST names them. A WAL
-//! gets its first byte only when the one before it is complete. Recovery never notices a missing WAL: so none may miss.
+//! are exact (reserved space lies beyond them, nothing is mapped). SSTs never change once the MANIFEST names them. A WAL
+//! gets its first byte only when the one before it is complete. Recovery does not notice a missing WAL, so the copy must
+//! have them all.
 //!
 //! One round
 //! 1. Read CURRENT, open its MANIFEST, note inode and size S.
-//! 2. The window opens. List the WALs twice; W = those of the second list with a number up to the largest of the first,
+//! 2. The window opens. List the WALs twice; W = the WALs of the second list with a number up to the largest of the first,
 //!    because one read of a directory may miss a file that is created meanwhile.
 //! 3. Open and link each WAL of W. The link matters: RocksDB's trash truncates files that have only one name.
-//! 4. Take the sizes of the WALs from the descriptors, newest first. These sizes are the cut: whatever a newer WAL holds
-//!    comes after what the older ones hold.
+//! 4. Take the sizes of the WALs from the descriptors, newest first. These sizes are the cut: every record of a newer WAL was
+//!    written after all records of the older ones.
 //! 5. CURRENT and the MANIFEST (by name: inode, size) must be as in step 1; the window closes. Taking the sizes after
-//!    this check silently breaks the copy where files are ingested or column families come and go.
-//! 6. Where the MANIFEST is another file than in the round before, drop the pins whose source is gone or another inode:
-//!    after a crash the numbers of files that were not committed are used again. (Growth does not count, or the last
-//!    step would starve.)
-//! 7. Parse the first S bytes of the MANIFEST: the live files. Of the same file as in the round before, only what is new: it
-//!    only ever grows.
-//! 8. Link each live file, level 0 first. A size that is not the MANIFEST's, or a file that is gone, needs a new round, which
-//!    keeps the pins: only the difference is raced. What was linked in a round of the same MANIFEST is good: a number that a
-//!    MANIFEST has named is given to no other file by it. What was linked before that is good if it is the same inode, or if
-//!    its source is gone. While CURRENT and the MANIFEST still are what they were, a file that is gone is damage: edits come
-//!    before deletions. What an earlier backup on another file system has, by RocksDB's own unique id, needs no link: it is
-//!    taken from there.
+//!    this check silently breaks the copy if files are ingested, or column families are created or dropped, meanwhile.
+//! 6. If the MANIFEST is another file than in the round before, drop the pins whose source no longer exists or is another
+//!    inode: after a crash RocksDB reuses the numbers of files that were not committed. (A MANIFEST that has only grown is the
+//!    same file; otherwise step 8 would never come to an end.)
+//! 7. Parse the first S bytes of the MANIFEST: the live files. If it is the same file as in the round before, parse only the
+//!    new part: a MANIFEST only ever grows.
+//! 8. Link each live file, level 0 first. If the size differs from the MANIFEST's, or the file no longer exists, a new round is
+//!    needed. It keeps the pins, so it only races for the difference. A pin of a round with the same MANIFEST is good: a number
+//!    that a MANIFEST has named is never given to another file. An older pin is good if it is the same inode as its source, or
+//!    if its source no longer exists. If a file does not exist although CURRENT and the MANIFEST are unchanged, the database is
+//!    damaged: edits are written before files are deleted. A file that an earlier backup on another file system has, by
+//!    RocksDB's own unique id, needs no link: it is taken from there.
 //!
-//! Then, all of the instant of the cut: copy each WAL up to its cut (`live_wals`), the MANIFEST's S bytes, OPTIONS and
-//! IDENTITY. Only then the live files, where they are copied: that may take hours. CURRENT comes last. Links that are not live
-//! in the end are dropped.
+//! Then copy what belongs to the instant of the cut: each WAL up to its cut (`live_wals`), S bytes of the MANIFEST, OPTIONS
+//! and IDENTITY. Only then, if files cannot be linked, copy the live files, which may take hours. CURRENT comes last. Links
+//! that are not live in the end are removed.
 //!
-//! Refused, because the guarantee would not hold: WALs that are used again or that are elsewhere, data in other
-//! directories or of other engines, symbolic links, and file systems whose attributes are cached or not their own.
+//! Refused, because the guarantee would not hold: WAL files that are reused or that are elsewhere, data in other directories
+//! or of other engines, symbolic links, and file systems that cache attributes or show those of another file system.
 //!
-//! Invariants: no file of the source is opened for writing, LOCK is not taken, no link is followed. The loop has a limit in
-//! rounds, and in time from the end of the first pass through all live files, which takes what the disk takes. It ends in
-//! an error that names what was in the way.
+//! Invariants: no file of the source is opened for writing, LOCK is not taken, no link is followed. The rounds are limited in
+//! number, and in time from the end of the first pass through all live files, whose time depends on the disk. If the limit is
+//! reached, the error names the reason of the last failure.
 
 use std::fs::File;
 use std::io::Read;
@@ -69,40 +70,40 @@ const MAX_ROUNDS: u32 = 200;
 /// The longest time from the end of the first pass through all live files.
 const MAX_TIME: Duration = Duration::from_secs(120);
 
-/// How long a database that is open may have no WAL: as long as it is being opened.
+/// How long an open database may have no WAL: it has none while it is being opened.
 const MAX_TIME_WITHOUT_WAL: Duration = Duration::from_secs(20);
 
-/// How often it is looked for.
+/// The pause between two checks for a WAL.
 const WAL_POLL: Duration = Duration::from_millis(100);
 
-/// Both limits where a test wants them short.
+/// Both limits in a test that needs short ones.
 const SHORT_TIME: Duration = Duration::from_millis(300);
 
-/// How long a round that failed waits for the next one.
+/// The pause between a failed round and the next one.
 const ROUND_PAUSE: Duration = Duration::from_millis(5);
 
-/// What a live copy has made.
+/// The result of a live copy.
 #[derive(Debug)]
 pub(crate) struct Copied {
     pub(crate) run: Run,
-    /// How the live files came that are no links to the node's.
+    /// The origin of the live files that are not links to the node's files.
     pub(crate) brought: Brought,
-    /// What is no link, and to be synced.
+    /// The files that are not links and must be synced.
     pub(crate) unsynced: Batch,
-    /// What an operator should know of it.
+    /// Warnings for the operator.
     pub(crate) warnings: Vec<String>,
 }
 
-/// How a live copy went.
+/// The rounds of a live copy.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
-    /// Rounds until one held.
+    /// The number of rounds; the last one succeeded.
     pub(crate) rounds_count: u32,
     /// How long the window of the last round was open.
     pub(crate) window: Duration,
 }
 
-/// What steps 1 to 5 found, all of one instant.
+/// The result of steps 1 to 5, the state at one instant.
 struct Instantaneous {
     current: String,
     manifest: File,
@@ -114,11 +115,11 @@ struct Instantaneous {
     window: Duration,
 }
 
-/// A MANIFEST, and what was read of it in the rounds so far.
+/// A MANIFEST, and the part of it that was parsed in the rounds so far.
 struct Reading {
-    /// What CURRENT said, and the device and inode.
+    /// The content of CURRENT, and the device and inode of the MANIFEST.
     of: (String, (u64, u64)),
-    /// As long as it is open, no other file gets its inode.
+    /// While it is open, no other file gets its inode.
     _manifest: File,
     versions: Versions,
 }
@@ -127,12 +128,12 @@ fn again(why: impl Into<String>) -> Failure {
     Failure::Again(why.into())
 }
 
-/// Copies the database in `source` to the new directory `to`. `pins` is where links are made: `to` itself on the source's
-/// mount, otherwise a directory that is there, from which the files are then copied.
+/// Copies the database in `source` to the new directory `to`. The links are made in `pins`: `to` itself if it is on the
+/// source's mount, otherwise an existing directory, from which the files are then copied.
 ///
-/// Fails with [`Kind::Refused`] where the guarantee cannot be given, and with [`Kind::Changed`] when the limits are reached.
+/// Fails with [`Kind::Refused`] if the guarantee cannot be given, and with [`Kind::Changed`] if a limit is reached.
 ///
-/// What `earlier`, a backup on the file system of `to`, has already is linked from there instead of copied.
+/// Files that `earlier`, a backup on the file system of `to`, already has are linked from there instead of copied.
 pub(crate) fn copy(
     source: &Path,
     to: &Path,
@@ -149,8 +150,7 @@ pub(crate) fn copy(
     let (instant, versions, rounds_count) = Loop { source: &source, staging: &staging, earlier, control }.run()?;
     let newest = instant.wals.first().map_or(0, |wal| wal.number);
     if wal_place == WalPlace::Presumed && newest < versions.newest_settled_wal() {
-        let why =
-            "the WALs in its directory are older than its tables: its OPTIONS name another place for them (wal_dir)";
+        let why = "the WALs in its directory are older than its tables: its OPTIONS name another directory for them (wal_dir)";
         return Err(source.refused(why));
     }
     let target = Target { directory: to, owner, control };
@@ -171,13 +171,13 @@ pub(crate) fn copy(
     if pins != to {
         brought = Bringing { pins, to, earlier, owner, control }.all(&live, &mut unsynced)?;
     }
-    // Without it the directory is no database.
+    // CURRENT comes last: a directory without it is not a database.
     unsynced.add(disk::write_new(&to.join("CURRENT"), instant.current.as_bytes(), owner)?)?;
     Ok(Copied { run: Run { rounds_count, window: instant.window }, brought, unsynced, warnings })
 }
 
-/// Refuses a database that another process has open and that has no WAL here: it always has one, so it is elsewhere. It has
-/// none yet while it is opened for the first time without one.
+/// Refuses a database that another process has open and that has no WAL in its directory: an open database always has a WAL, so
+/// it is elsewhere. Waits first, because a new database has no WAL while it is being opened.
 fn require_wal(source: &Source, control: &Control) -> Result<()> {
     let short = fault_gate::simpler("short-limits", &source.path);
     let deadline = Instant::now() + if short { SHORT_TIME } else { MAX_TIME_WITHOUT_WAL };
@@ -193,7 +193,7 @@ fn require_wal(source: &Source, control: &Control) -> Result<()> {
     Ok(())
 }
 
-/// The rounds, until one holds.
+/// Repeats rounds until one succeeds.
 struct Loop<'a> {
     source: &'a Source,
     staging: &'a Staging,
@@ -223,7 +223,7 @@ impl Loop<'_> {
             }
             if rounds_count == MAX_ROUNDS || deadline.is_some_and(|deadline| Instant::now() > deadline) {
                 let context = format!(
-                    "the database in {} changed faster than it could be copied, {rounds_count} rounds long; the last one \
+                    "the database in {} changed faster than it could be copied, in all of {rounds_count} rounds; the last one \
                      failed because {why}",
                     self.source.path.display()
                 );
@@ -233,7 +233,7 @@ impl Loop<'_> {
         }
     }
 
-    /// Steps 1 to 8. `reading` is left behind by a round that went through all live files and lost one.
+    /// Steps 1 to 8. A round that went through all live files, and could not link one of them, leaves `reading` for the next.
     fn round(&self, reading: &mut Option<Reading>) -> Attempt<(Instantaneous, Versions)> {
         let instant = window(self.source, self.staging)?;
         let of = (instant.current.clone(), instant.manifest_identity);
@@ -259,7 +259,7 @@ impl Loop<'_> {
         }
     }
 
-    /// Step 8. Goes on behind a file that is lost: what is linked needs no second round.
+    /// Step 8. Continues after a file that cannot be linked: the files that are linked now need no second round.
     fn pin_all(&self, instant: &Instantaneous, versions: &mut Versions) -> Attempt<()> {
         let mut lost = None;
         for of_level_0 in [true, false] {
@@ -284,7 +284,7 @@ impl Loop<'_> {
     fn pin(&self, instant: &Instantaneous, file: &LiveFile) -> Attempt<()> {
         let source = self.source;
         let pin = match self.earlier.filter(|earlier| earlier.knows(file)) {
-            // Needed no more, but a node that has lost it shall hear of that.
+            // We do not need the node's file, but if the node has lost it, the operator must learn that.
             Some(_) => match Pin::of(source.stat(&file.name())?, file) {
                 Pin::Good => Pin::Good,
                 lost if instant.still_holds(source)? => lost,
@@ -294,7 +294,7 @@ impl Loop<'_> {
         };
         match pin {
             Pin::Good => Ok(()),
-            // A file is deleted only after the edit that says so was written.
+            // RocksDB deletes a file only after it has written the edit that removes it.
             Pin::Gone if instant.still_holds(source)? => Err(missing(source, file)?.into()),
             Pin::Gone => Err(again(format!("{} was deleted", file.name()))),
             Pin::Unfit(why) if instant.still_holds(source)? => {
@@ -305,7 +305,7 @@ impl Loop<'_> {
     }
 }
 
-/// What is to be said of a live file that is not there.
+/// The error for a live file that does not exist.
 fn missing(source: &Source, file: &LiveFile) -> Result<Error> {
     let level_db = format!("{:06}.ldb", file.number);
     let why = if source.stat(&level_db)?.is_some() {
@@ -322,7 +322,7 @@ fn window(source: &Source, staging: &Staging) -> Attempt<Instantaneous> {
     let name = manifest_in(&current)
         .ok_or_else(|| source.refused("its CURRENT does not name a MANIFEST: the database is damaged"))?;
     let Some(manifest) = source.open(&name)? else {
-        // It is deleted only after CURRENT names the next one.
+        // RocksDB deletes a MANIFEST only after CURRENT names the next one.
         if source.read_current()?.as_ref() != Some(&current) {
             return Err(again("the MANIFEST was being replaced"));
         }
@@ -386,7 +386,7 @@ fn take_sizes(wals: &mut [Wal]) -> Result<()> {
 }
 
 impl Instantaneous {
-    /// Whether CURRENT and the MANIFEST are still what they were: then no edit has been written since.
+    /// Whether CURRENT and the MANIFEST are unchanged: then no edit has been written since.
     fn still_holds(&self, source: &Source) -> Result<bool> {
         let same =
             |now: Stat| identity(now) == self.manifest_identity && now.st_size.cast_unsigned() == self.manifest_bytes;
@@ -418,9 +418,9 @@ fn copy_metadata(source: &Source, instant: &Instantaneous, target: &Target<'_>, 
     }
     unsynced.add(manifest)?;
     let mut options = source.names(&is_options)?;
-    // A longer number is a larger one.
+    // A name with more digits has a larger number.
     options.sort_by_key(|name| (name.len(), name.clone()));
-    // The newest OPTIONS may be replaced while we look; the database opens without any.
+    // The newest OPTIONS may be replaced meanwhile, so the second newest is tried too; the database also opens without one.
     let mut copied_options = false;
     for name in options.iter().rev().map(String::as_str).take(2).chain(["IDENTITY"]) {
         if name != "IDENTITY" && copied_options {

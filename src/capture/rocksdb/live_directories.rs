@@ -1,8 +1,8 @@
-//! The two directories of a live copy: the source, which is only read, and the staging, where its files get a second
-//! name. Steps of the protocol in `live`, one call each.
+//! The two directories of a live copy: the source, which is only read, and the staging, in which its files get a second
+//! name. Each call is a step of the protocol in `live_copy`.
 //!
-//! Invariants: the source is opened once and used by name in that directory; links are not followed, only regular files
-//! are taken; nothing here opens a file for writing. What is in the way is named, with the remedy.
+//! Invariants: the source directory is opened once, and its files are opened by name in it; links are not followed, only regular
+//! files are used; nothing here opens a file for writing. An error names the obstacle and the remedy.
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -26,36 +26,37 @@ use crate::format::layout::WAL_PIN;
 /// The largest CURRENT and OPTIONS that are read; real ones have 16 bytes and some KiB.
 pub(crate) const MAX_TEXT_BYTES: u64 = 4 * 1024 * 1024;
 
-/// What became of the link to a live file.
+/// The result of linking a live file.
 pub(crate) enum Pin {
-    /// It is there, and has the size that it must have.
+    /// The link exists, and has the size that the MANIFEST names.
     Good,
-    /// The source has the file no more, and it was not linked before.
+    /// The source no longer has the file, and it was not linked before.
     Gone,
-    /// It does not fit its MANIFEST, for this reason.
+    /// The file does not fit the MANIFEST, for this reason.
     Unfit(String),
-    /// Another round must look again, because of this.
+    /// Another round is needed, for this reason.
     Again(String),
 }
 
 impl Pin {
-    /// What is to be said of the file that was found for `file`, if any.
+    /// Compares the file that was found, if any, with `file`.
     pub(crate) fn of(found: Option<Stat>, file: &LiveFile) -> Pin {
         match found.map(|stat| stat.st_size.cast_unsigned()) {
             None => Pin::Gone,
             Some(bytes) if bytes == file.bytes => Pin::Good,
             Some(bytes) => {
-                Pin::Unfit(format!("{} has {bytes} bytes where the MANIFEST says {}", file.name(), file.bytes))
+                Pin::Unfit(format!("{} has {bytes} bytes instead of the {} in its MANIFEST", file.name(), file.bytes))
             }
         }
     }
 }
 
-/// How sure it is that a database's WALs are in its own directory.
+/// Whether a database's WALs are in its own directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WalPlace {
     Here,
-    /// Its OPTIONS name the place that it had before it was moved here: what is here must prove to be its newest WAL.
+    /// Probably here: its OPTIONS name the directory in which it was before it was moved. The caller must check that the newest
+    /// WAL here is the newest one of the database.
     Presumed,
     Elsewhere,
 }
@@ -77,7 +78,7 @@ impl Source {
         Error::new(Kind::Refused, format!("cannot copy the database in {}: {why}", self.path.display()))
     }
 
-    /// Looks at the file system, the directory and its OPTIONS, before anything is done; returns where its WALs are.
+    /// Checks the file system, the directory and its OPTIONS before the copy begins; returns where its WALs are.
     pub(crate) fn refuse_what_cannot_be_copied(&self) -> Result<WalPlace> {
         let file_system = rustix::fs::fstatfs(&self.directory).context(|| not_readable(&self.path))?;
         if let Some(name) = doubtful_name(&file_system) {
@@ -85,10 +86,10 @@ impl Source {
                 format!("it lies on {name}, whose file sizes and names may be out of date; run beside the real disk");
             return Err(self.refused(&why));
         }
-        // Once through the directory: it may be large.
+        // Reads the directory only once: it may be large.
         let names = self.names(&|name| is_options(name) || matches!(name, "titandb" | "blob_dir"))?;
         if let Some(name) = names.iter().find(|name| !is_options(name)) {
-            return Err(self.refused(&format!("its directory {name} holds data that RocksDB does not know of")));
+            return Err(self.refused(&format!("its directory {name} holds data that is not in RocksDB's files")));
         }
         let options = names.iter().max_by_key(|name| (name.len(), *name));
         let Some(mut file) = options.map(|name| self.open(name)).transpose()?.flatten() else {
@@ -96,9 +97,9 @@ impl Source {
         };
         let mut text = Vec::new();
         (&mut file).take(MAX_TEXT_BYTES).read_to_end(&mut text).context(|| not_readable(&self.path))?;
-        // A hint, and not the last word: each WAL is looked at too. But it says so before anything is done.
+        // Only a hint, each WAL is checked, too; but with it we refuse before anything is copied.
         if option_values(&text, b"recycle_log_file_num").any(|n| n != b"0") {
-            return Err(self.refused_recycling("its OPTIONS say that it uses WAL files again"));
+            return Err(self.refused_recycling("its OPTIONS say that it reuses WAL files"));
         }
         if option_values(&text, b"enable_blob_direct_write").any(|on| on == b"true") {
             let why = "its OPTIONS say that it writes blob files which its MANIFEST does not name yet";
@@ -117,23 +118,23 @@ impl Source {
         }
     }
 
-    /// What a WAL file that is used again holds cannot be told from what it held.
+    /// The error for a database that reuses WAL files: the new records of such a file cannot be distinguished from old ones.
     pub(crate) fn refused_recycling(&self, what: &str) -> Error {
         self.refused(&format!(
-            "{what}, so that what they hold cannot be told from what they held; set recycle_log_file_num to 0"
+            "{what}, and new records of a reused file cannot be distinguished from old ones; set recycle_log_file_num to 0"
         ))
     }
 
-    /// The lock of the process that has the database open; LOCK is looked at, not taken.
+    /// The lock of the process that has the database open. This reads the lock on LOCK, and does not take it.
     pub(crate) fn holder(&self) -> Result<Option<Flock>> {
         let Some(lock) = self.open("LOCK")? else { return Ok(None) };
         let holder = rustix::process::fcntl_getlk(&lock, &Flock::from(FlockType::WriteLock));
-        holder.context(|| format!("cannot ask who holds {}", self.path.join("LOCK").display()))
+        holder.context(|| format!("cannot find out which process holds {}", self.path.join("LOCK").display()))
     }
 
-    /// Whether the `wal_dir` of OPTIONS is the database's own directory. The process that has the database open knows it by
-    /// that name, which may mean another directory to us, or none. When no process has it open, it may have been moved:
-    /// then OPTIONS still name its old place.
+    /// Whether the `wal_dir` of OPTIONS is the database's own directory. That name is the one of the process that has the
+    /// database open; for us it may be another directory, or none. If no process has the database open, it may have been moved,
+    /// and OPTIONS still name its old directory.
     fn wal_place(&self, named: &Path) -> Result<WalPlace> {
         let own = rustix::fs::fstat(&self.directory).context(|| not_readable(&self.path))?;
         let judged = |found: Stat| if identity(found) == identity(own) { WalPlace::Here } else { WalPlace::Elsewhere };
@@ -150,10 +151,10 @@ impl Source {
             return Ok(seen.or_else(ours).map_or(WalPlace::Elsewhere, judged));
         }
         let moved = match rustix::fs::stat(named) {
-            // From where the node was started, which is not known.
+            // Relative to the directory in which the node was started, which we do not know.
             _ if !named.is_absolute() => true,
             Ok(found) if identity(found) == identity(own) => return Ok(WalPlace::Here),
-            // The directory of another database, which keeps its own WALs there.
+            // If it is the directory of another database, the WALs there belong to that database.
             Ok(_) => named.join("CURRENT").exists(),
             Err(Errno::NOENT | Errno::NOTDIR) => true,
             Err(errno) => return Err(Error::io(not_readable(named), errno.into())),
@@ -162,7 +163,7 @@ impl Source {
         Ok(if moved && has_wals { WalPlace::Presumed } else { WalPlace::Elsewhere })
     }
 
-    /// Those names in the directory that are `wanted`: it has too many to keep them all.
+    /// The names in the directory that are `wanted`: there are too many to keep all of them.
     pub(crate) fn names(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
         let mut names = Vec::new();
         self.each_name(&mut |name| {
@@ -176,7 +177,7 @@ impl Source {
         let dir = Dir::read_from(&self.directory).context(|| not_readable(&self.path))?;
         for entry in dir {
             let entry = entry.context(|| not_readable(&self.path))?;
-            // A name that is not UTF-8 is no file of RocksDB's.
+            // RocksDB has no files with names that are not UTF-8.
             if let Ok(name) = entry.file_name().to_str() {
                 take(name)?;
             }
@@ -196,7 +197,7 @@ impl Source {
         Ok(wals)
     }
 
-    /// Opens a regular file of the database; `None` where it is gone.
+    /// Opens a regular file of the database; `None` if it does not exist.
     pub(crate) fn open(&self, name: &str) -> Result<Option<File>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match rustix::fs::openat(&self.directory, name, flags, Mode::empty()) {
@@ -227,12 +228,12 @@ impl Source {
     }
 }
 
-/// What an OPTIONS file gives this option, in each of its sections. A path in it need not be UTF-8.
+/// The values of an option in all sections of an OPTIONS file. A path in it need not be UTF-8.
 fn option_values<'a>(text: &'a [u8], option: &'static [u8]) -> impl Iterator<Item = &'a [u8]> {
     text.split(|byte| *byte == b'\n').filter_map(move |line| line.trim_ascii().strip_prefix(option)?.strip_prefix(b"="))
 }
 
-/// RocksDB escapes `#`, `:` and `\` in a value by a `\`.
+/// Undoes RocksDB's escapes: it writes a `\` before `#`, `:` and `\` in a value.
 fn unescaped(value: &[u8]) -> OsString {
     let mut plain = Vec::with_capacity(value.len());
     let mut bytes = value.iter();
@@ -246,7 +247,7 @@ fn not_readable(path: &Path) -> String {
     format!("cannot read {}; run as the node's user or as root", path.display())
 }
 
-/// The state of a name; `None` where it is gone.
+/// The metadata of a name; `None` if it does not exist.
 fn stat_at(directory: &OwnedFd, name: &str) -> rustix::io::Result<Option<Stat>> {
     match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
@@ -255,7 +256,7 @@ fn stat_at(directory: &OwnedFd, name: &str) -> rustix::io::Result<Option<Stat>> 
     }
 }
 
-/// Where the links are made.
+/// The directory in which the links are made.
 pub(crate) struct Staging {
     path: PathBuf,
     directory: OwnedFd,
@@ -278,7 +279,7 @@ impl Staging {
         stat_at(&self.directory, name).context(|| format!("cannot look at {}", self.path.join(name).display()))
     }
 
-    /// Links `name` of the source as `as_name`; `Ok(false)` where it is gone, `Err(None)` where something has that name.
+    /// Links `name` of the source as `as_name`; `Ok(false)` if the source does not exist, `Err(None)` if `as_name` exists.
     fn link(&self, source: &Source, name: &str, as_name: &str) -> std::result::Result<bool, Option<Error>> {
         let linked = disk::link_at(source.directory.as_fd(), name, self.directory.as_fd(), as_name, &self.path);
         match linked {
@@ -291,7 +292,8 @@ impl Staging {
     }
 
     pub(crate) fn link_wal(&self, source: &Source, name: &str) -> Result<bool> {
-        let taken = || Error::new(Kind::Busy, format!("somebody else works in {}", self.path.display()));
+        let taken =
+            || Error::new(Kind::Busy, format!("another process works in {}; try again later", self.path.display()));
         self.wals.borrow_mut().push(name.to_owned());
         self.link(source, name, &format!("{WAL_PIN}{name}")).map_err(|e| e.unwrap_or_else(taken))
     }
@@ -304,7 +306,7 @@ impl Staging {
         self.wals.take().iter().try_for_each(|name| self.drop_wal(name))
     }
 
-    /// Drops the pins whose source is gone or is another file now.
+    /// Removes the pins whose source no longer exists or is now another file.
     pub(crate) fn drop_stale(&self, source: &Source) -> Result<()> {
         for name in &self.names(&is_immutable)? {
             let (pinned, there) = (self.stat(name)?, source.stat(name)?);
@@ -321,7 +323,7 @@ impl Staging {
         let path = self.path.join(name);
         match self.link(source, name, name) {
             Ok(true) => {}
-            // Gone from the source, but what was linked in an earlier round is it.
+            // The source no longer has the file, but an earlier round has linked it.
             Ok(false) if self.stat(name)?.is_some() => {}
             Ok(false) => return Ok(Pin::Gone),
             Err(Some(e)) => return Err(e),
@@ -329,7 +331,7 @@ impl Staging {
                 let (pinned, there) = (self.stat(name)?, source.stat(name)?);
                 if there.is_some() && pinned.map(identity) != there.map(identity) {
                     disk::remove_file(&path)?;
-                    return Ok(Pin::Again(format!("the number of {name} was used again")));
+                    return Ok(Pin::Again(format!("the number of {name} was reused")));
                 }
             }
         }
@@ -346,7 +348,7 @@ impl Staging {
         Ok(pin)
     }
 
-    /// Drops what earlier rounds pinned and the last one does not need; `live` is sorted by number.
+    /// Removes pins of earlier rounds that are not in `live`, which is sorted by number.
     pub(crate) fn keep_only(&self, live: &[LiveFile]) -> Result<()> {
         let is_live = |number: u64| live.binary_search_by_key(&number, |file| file.number).is_ok();
         let is_left = |name: &str| is_immutable(name) && !LiveFile::number_in(name).is_some_and(is_live);
@@ -363,7 +365,8 @@ pub(crate) fn is_immutable(name: &str) -> bool {
     name.ends_with(".sst") || name.ends_with(".blob")
 }
 
-/// EPERM and EACCES on a link: `fs.protected_hardlinks` wants the owner of the file, or somebody who may write to it.
+/// The error for EPERM and EACCES on a link: with `fs.protected_hardlinks` only the owner of a file, or a user who may write to
+/// it, may link it.
 pub(crate) fn not_permitted(database: &Path, cause: io::Error) -> Error {
     let context = format!(
         "the files of {} may not be linked by this user (fs.protected_hardlinks); run as the node's user or as root",
@@ -372,7 +375,8 @@ pub(crate) fn not_permitted(database: &Path, cause: io::Error) -> Error {
     Error::new(Kind::Refused, context).because(cause)
 }
 
-/// Sizes of all files of the database added up: what a copy needs where links cannot reach. Files may come and go.
+/// The sum of the sizes of all files of the database: the bytes that a copy needs if files cannot be linked. Files may be created
+/// and deleted meanwhile.
 pub(crate) fn total_bytes(database: &Path) -> Result<u64> {
     let source = Source::at(database)?;
     let mut bytes = 0;

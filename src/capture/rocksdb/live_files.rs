@@ -1,6 +1,6 @@
-//! The files that a RocksDB directory consists of, by its CURRENT and MANIFEST.
+//! Lists the live files of a RocksDB directory, from its CURRENT and MANIFEST.
 //!
-//! Invariant: nothing is followed that is no regular file, and nothing is changed.
+//! Invariant: only regular files are read, no link is followed, and nothing is changed.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::capture::rocksdb::version_edit::{LiveFile, Versions};
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
 
-/// The live files of a RocksDB directory, by its CURRENT and MANIFEST, sorted by number.
+/// The live files of a RocksDB directory, from its CURRENT and MANIFEST, sorted by number.
 pub(crate) fn in_directory(directory: &Path) -> Result<Vec<LiveFile>> {
     let damaged = |name: &str, why: &str| {
         Error::new(Kind::Damaged, format!("{} of the copy: {why}", directory.join(name).display()))
@@ -28,7 +28,7 @@ pub(crate) fn in_directory(directory: &Path) -> Result<Vec<LiveFile>> {
     }
 }
 
-/// The name in CURRENT, which must be a plain MANIFEST name: it is joined to a path.
+/// The name in CURRENT; `None` unless it is a plain name of a MANIFEST, because it is joined to a path.
 pub(crate) fn manifest_in(current: &str) -> Option<String> {
     let name = current.strip_suffix('\n')?;
     let digits = name.strip_prefix("MANIFEST-")?;

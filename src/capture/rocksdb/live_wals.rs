@@ -1,4 +1,4 @@
-//! The WALs of a live copy: up to the cut, byte for byte, so that RocksDB recovers from the copy what it recovers from the
+//! Copies the WALs of a live copy up to the cut, byte for byte, so that RocksDB recovers the same from the copy as from the
 //! source.
 //!
 //! RocksDB replays the WALs in order and stops at a record that is incomplete or damaged (point-in-time recovery, its
@@ -8,12 +8,12 @@
 //! `MaybeReviseStopReplayForCorruption`, `MaybeHandleStopReplayForCorruptionForInconsistency`.) All this depends on the
 //! incomplete record: in a copy without it, RocksDB would replay later WALs over the hole.
 //!
-//! One record is cut off all the same: the one that a running node is writing at the instant of the cut, so that a node
-//! with `wal_recovery_mode=kAbsoluteConsistency` starts from the copy. Only if nothing depends on it: its WAL is the last
-//! that holds any record and the only one that does not end with a complete one, and no column family has in its tables
-//! what came after that WAL.
+//! There is one exception: the record that a running node is writing at the instant of the cut is cut off, so that a node with
+//! `wal_recovery_mode=kAbsoluteConsistency` starts from the copy. This is done only if nothing depends on the record: its WAL
+//! is the last one with any record and the only one that does not end with a complete record, and no column family has changes
+//! in its tables that came after that WAL.
 //!
-//! Invariant: what the copy recovers less than its files hold is a warning.
+//! Invariant: if RocksDB will recover less from the copy than its files hold, there is a warning.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -32,7 +32,7 @@ use crate::disk::quiet_reader::QuietReader;
 use crate::disk::unsynced::Unsynced;
 use crate::error::{IoContext, Result};
 
-/// Where a copy is made, for whom, and under which limits.
+/// The directory of a copy, the owner of its files, and the control of the job.
 pub(crate) struct Target<'a> {
     pub(crate) directory: &'a Path,
     pub(crate) owner: Option<Owner>,
@@ -63,7 +63,7 @@ impl Wal {
         let mut bytes = QuietReader::through_cache(self.file.as_fd());
         let unsynced = copy::copy(&mut bytes, self.bytes, &path, target.owner, target.control, &|| Ok(()))?;
         if unsynced.bytes != self.bytes {
-            let why = format!("{} became shorter while it was read: another program truncates it", self.name);
+            let why = format!("{} became shorter while it was read: another program has truncated it", self.name);
             return Err(source.refused(&why));
         }
         let copy = nofollow::open_regular(&path).context(|| format!("cannot open {}", path.display()))?;
@@ -71,13 +71,13 @@ impl Wal {
         target.control.check()?;
         let extent = measured.context(|| format!("cannot read {}", path.display()))?;
         if extent.recyclable {
-            return Err(source.refused_recycling(&format!("{} belongs to WAL files that are used again", self.name)));
+            return Err(source.refused_recycling(&format!("{} is a reused WAL file", self.name)));
         }
         Ok(CopiedWal { name: self.name.clone(), number: self.number, bytes: self.bytes, extent, unsynced })
     }
 }
 
-/// Ends with an error when the job is cancelled.
+/// A reader that fails if the job is cancelled.
 struct Cancellable<'a> {
     reader: File,
     control: &'a Control,
@@ -91,12 +91,12 @@ impl Read for Cancellable<'_> {
 }
 
 impl CopiedWal {
-    /// Whether it ends with a complete record, or is empty.
+    /// Whether the WAL ends with a complete record, or is empty.
     fn is_whole(&self) -> bool {
         self.extent.end == End::Clean && self.extent.complete_bytes == self.bytes
     }
 
-    /// Whether it ends within a record, as a writer leaves it.
+    /// Whether the WAL ends within a record, as a killed writer leaves it.
     fn is_torn(&self) -> bool {
         !self.is_whole() && self.extent.end != End::Damaged && !self.extent.zeroes
     }
@@ -104,19 +104,19 @@ impl CopiedWal {
     fn warning(&self) -> String {
         let (name, at, bytes) = (&self.name, self.extent.complete_bytes, self.bytes);
         let what = match (self.extent.zeroes, self.extent.end) {
-            (true, _) => "holds only zeroes behind",
-            (false, End::Damaged) => "is damaged behind",
-            (false, _) => "ends within the record behind",
+            (true, _) => "holds only zeroes after",
+            (false, End::Damaged) => "is damaged after",
+            (false, _) => "ends within the record after",
         };
         format!(
-            "{name} of RocksDB {what} byte {at} of {bytes}: RocksDB recovers what is before that place, and what is in \
-             later WALs only if it continues from there"
+            "{name} of RocksDB {what} byte {at} of {bytes}: RocksDB recovers the records before that byte, and those in \
+             later WALs only if they continue from there"
         )
     }
 }
 
-/// Cuts off the record that the node is writing, if nothing depends on it, and returns what the copy will recover less than
-/// its files hold. `wals` are sorted by number.
+/// Cuts off the record that the node is writing, if nothing depends on it, and returns a warning for each WAL of which RocksDB
+/// will recover less than the file holds. `wals` are sorted by number.
 pub(crate) fn settle(wals: &[CopiedWal], versions: &Versions, source: &Source) -> Result<Vec<String>> {
     let trimmed = trimmable(wals, versions.newest_settled_wal());
     if let Some(wal) = trimmed.map(|at| &wals[at]) {
@@ -136,7 +136,7 @@ pub(crate) fn settle(wals: &[CopiedWal], versions: &Versions, source: &Source) -
     Ok(warnings)
 }
 
-/// The WAL whose incomplete last record can be cut off without a change to what RocksDB recovers.
+/// The WAL whose incomplete last record can be cut off, so that RocksDB still recovers the same.
 fn trimmable(wals: &[CopiedWal], newest_settled: u64) -> Option<usize> {
     let last = wals.iter().rposition(|wal| wal.extent.has_records || !wal.is_whole())?;
     let is_trimmable =

@@ -1,13 +1,13 @@
-//! The log format of RocksDB's MANIFEST and WAL, read from bytes: pure, no I/O of its own.
+//! Parses the log format of RocksDB's MANIFEST and WAL: no I/O but reading its bytes.
 //!
-//! Source of the format: RocksDB, `db/log_format.h` and `db/log_reader.cc`. A file is a row of blocks of 32 KiB; a record
-//! is one fragment, or several of which each lies in one block:
+//! Source of the format: RocksDB, `db/log_format.h` and `db/log_reader.cc`. A file is a sequence of blocks of 32 KiB; a record
+//! is one fragment or several fragments, and each fragment lies within one block:
 //! ```text
 //! +---------+--------+------+---------+
 //! | crc (4) | len(2) |type 1| payload |   crc: masked CRC-32C of type and payload; numbers little-endian
 //! +---------+--------+------+---------+   fewer than 7 bytes left in a block: zeroes, skipped
 //! ```
-//! Invariants: no input makes this panic; no more than one block is held in memory, however long a record is.
+//! Invariants: no input makes this panic; at most one block is in memory, however long a record is.
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -18,33 +18,33 @@ const BLOCK_BYTES: usize = 32 * 1024;
 /// Size of a fragment's header.
 const HEADER_BYTES: usize = 7;
 
-/// How many bytes get a checksum at most while whole fragments are looked for behind a torn one: what is no fragment may look
-/// like the header of one at each of its bytes.
+/// How many bytes are summed at most in the search for whole fragments after a torn one: in arbitrary data, the header of a
+/// fragment may seem to begin at every byte.
 const MAX_SEARCHED_BYTES: usize = 16 * 1024 * 1024;
 
-/// What a fragment's type means to us.
+/// The type of a fragment, as far as we distinguish them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FragmentKind {
     /// A whole record.
     Full,
-    /// A record begins.
+    /// The first part of a record.
     First,
-    /// A record goes on.
+    /// A middle part of a record.
     Middle,
-    /// A record ends.
+    /// The last part of a record.
     Last,
-    /// Tells about the log itself: compression, time stamps, the log before this one, or something that RocksDB declares
-    /// ignorable (types from 128 on). Complete by itself.
+    /// Information about the log itself: compression, time stamps, the log before this one, or a type that RocksDB declares
+    /// ignorable (from 128 on). Complete by itself.
     Meta,
-    /// Belongs to a log file that is used again: what follows it in the file may be an older log.
+    /// A fragment of a reused log file: the bytes after it may belong to an older log.
     Recyclable,
 }
 
-/// One fragment, and where it ends in the file.
+/// One fragment, and its end in the file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Fragment {
     pub(crate) kind: FragmentKind,
-    /// Where its content is in the block.
+    /// The place of its content in the block.
     payload: Range<usize>,
     pub(crate) end: u64,
 }
@@ -52,13 +52,13 @@ pub(crate) struct Fragment {
 /// Why there is no further fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The file ends behind a fragment.
+    /// The file ends after a complete fragment.
     Clean,
-    /// The file ends within a fragment, or behind a record in zeroes that were never written: what a writer leaves that is
-    /// killed. RocksDB takes this for the end of any log.
+    /// The file ends within a fragment, or in zeroes after a record, which were reserved and never written: a killed writer
+    /// leaves a file like that. RocksDB takes this for the end of any log.
     Torn,
-    /// A fragment makes no sense, and no writer that is killed leaves it so. RocksDB refuses a MANIFEST with it, and stops
-    /// there in a WAL.
+    /// A fragment is invalid in a way that a killed writer does not cause. RocksDB refuses a MANIFEST with it, and stops
+    /// replaying a WAL there.
     Damaged,
 }
 
@@ -66,13 +66,13 @@ pub(crate) enum End {
 pub(crate) struct Fragments<R> {
     reader: R,
     block: Vec<u8>,
-    /// Where the next fragment begins in the block.
+    /// The beginning of the next fragment in the block.
     at: usize,
-    /// Where the block begins in the file.
+    /// The beginning of the block in the file.
     block_start: u64,
-    /// How much was read of a record that has begun and not ended.
+    /// How many bytes were read of a record that has begun and not ended.
     open_bytes: Option<usize>,
-    /// Whether reading has ended in zeroes.
+    /// Whether reading has ended at zeroes.
     zeroes: bool,
 }
 
@@ -81,10 +81,10 @@ impl<R: Read> Fragments<R> {
         Fragments::from(reader, 0)
     }
 
-    /// Goes on at `position`, where a fragment begins; the reader stands where [`block_of`] says.
+    /// Continues at `position`, the beginning of a fragment; the reader must be positioned at [`block_of`] of it.
     fn from(reader: R, position: u64) -> Fragments<R> {
         let block_start = block_of(position);
-        // Where the first block is read, it is behind the empty one that is held now.
+        // The first read appends to the empty block that we hold now, so it begins at `block_start`.
         let at = (position - block_start) as usize;
         Fragments { reader, block: Vec::new(), at, block_start, open_bytes: None, zeroes: false }
     }
@@ -107,20 +107,20 @@ impl<R: Read> Fragments<R> {
         }
         let (length, kind) = (usize::from(u16::from_le_bytes([rest[4], rest[5]])), rest[6]);
         if kind == 0 && length == 0 {
-            // Space that was reserved and never written. Real data behind it, or half a record before it, is damage.
+            // Space that was reserved and never written. Data after it, or half a record before it, is damage.
             self.zeroes = rest.iter().all(|byte| *byte == 0) && !self.more_follows()?;
             return Ok(Err(if self.zeroes && self.open_bytes.is_none() { End::Torn } else { End::Damaged }));
         }
         if matches!(kind, 5..=8 | 11 | 131) {
-            // Its header is longer, by the number of the log that it belongs to. Nothing behind it is looked at: it may
-            // be an older log's, and its checksum half overwritten.
+            // Its header is longer: it has the number of its log. The bytes after it are not read: they may belong to an
+            // older log, whose checksum may be half overwritten.
             self.at = self.block.len();
             let end = self.block_start + self.at as u64;
             return Ok(Ok(Fragment { kind: FragmentKind::Recyclable, payload: 0..0, end }));
         }
         let end = self.at + HEADER_BYTES + length;
         if end > self.block.len() {
-            // A writer that is killed ends the file here; with a whole block, or fragments behind it, the length is wrong.
+            // A killed writer leaves a file that ends here. If the block is whole, or fragments follow, the length is wrong.
             let torn = self.block.len() < BLOCK_BYTES && !holds_fragment(&rest[1..]);
             return Ok(Err(if torn { End::Torn } else { End::Damaged }));
         }
@@ -134,9 +134,9 @@ impl<R: Read> Fragments<R> {
         Ok(Ok(Fragment { kind, payload: start..end, end: self.block_start + end as u64 }))
     }
 
-    /// Notes that a fragment of this type comes; `None` if there is no such type, or if it cannot follow those before it.
+    /// Notes a fragment of this type; `None` if there is no such type, or if it cannot follow the fragments before it.
     fn follow(&mut self, kind: u8, length: usize) -> Option<FragmentKind> {
-        // Old versions wrote an empty first part at the end of a block and began anew behind it.
+        // Old versions wrote an empty first part at the end of a block and began the record again in the next block.
         let between = self.open_bytes.unwrap_or(0) == 0;
         let (kind, open_bytes) = match (kind, self.open_bytes) {
             (1, _) if between => (FragmentKind::Full, None),
@@ -150,7 +150,7 @@ impl<R: Read> Fragments<R> {
         Some(kind)
     }
 
-    /// Whether the file has anything but zeroes behind the current block. Only asked where reading ends.
+    /// Whether the file has anything but zeroes after the current block. Only called at the end of reading.
     fn more_follows(&mut self) -> io::Result<bool> {
         if self.block.len() < BLOCK_BYTES {
             return Ok(false);
@@ -187,21 +187,21 @@ fn holds_fragment(rest: &[u8]) -> bool {
     })
 }
 
-/// RocksDB stores checksums masked, so that a checksum of data with checksums in it stays a good one.
+/// RocksDB stores checksums masked, because a checksum of data that contains checksums would be weak.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// What a log consists of, up to the last complete record.
+/// The extent of a log, up to its last complete record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Extent {
-    /// Where the last complete record ends.
+    /// The end of the last complete record.
     pub(crate) complete_bytes: u64,
-    /// Whether there is any part of a record, besides what tells about the log itself.
+    /// Whether there is any part of a record, not counting information about the log itself.
     pub(crate) has_records: bool,
-    /// Whether any record belongs to a log file that is used again.
+    /// Whether any record is of a type that only reused log files have.
     pub(crate) recyclable: bool,
-    /// Whether zeroes stand where reading has ended.
+    /// Whether reading has ended at zeroes.
     pub(crate) zeroes: bool,
     pub(crate) end: End,
 }
@@ -228,7 +228,7 @@ pub(crate) fn measure(reader: impl Read) -> io::Result<Extent> {
     }
 }
 
-/// Where the block begins that holds this place of a log: from there it must be read to go on at the place.
+/// The beginning of the block that contains this offset of a log: to continue at the offset, the log is read from there.
 pub(crate) fn block_of(position: u64) -> u64 {
     position - position % BLOCK_BYTES as u64
 }
@@ -236,12 +236,12 @@ pub(crate) fn block_of(position: u64) -> u64 {
 /// Reads a log record by record.
 pub(crate) struct Records<R> {
     fragments: Fragments<R>,
-    /// Where the last complete record ends.
+    /// The end of the last complete record.
     complete_bytes: u64,
 }
 
 impl<R: Read> Records<R> {
-    /// Begins at `position`, where a record begins; the reader stands where [`block_of`] says.
+    /// Begins at `position`, the beginning of a record; the reader must be positioned at [`block_of`] of it.
     pub(crate) fn from(reader: R, position: u64) -> Records<R> {
         Records { fragments: Fragments::from(reader, position), complete_bytes: position }
     }
@@ -263,26 +263,26 @@ impl<R: Read> Records<R> {
         }
     }
 
-    /// Where the last record ends that was read to its end.
+    /// The end of the last record that was read to its end.
     pub(crate) fn complete_bytes(&self) -> u64 {
         self.complete_bytes
     }
 }
 
-/// A record while it is read. It may prove incomplete at its end: what was read of it counts only when [`Record::finish`] says
-/// so.
+/// A record that is being read. It may turn out to be incomplete: its content counts only if [`Record::finish`] says that it is
+/// complete.
 pub(crate) struct Record<'a, R> {
     log: &'a mut Records<R>,
-    /// What is left of the fragment, in the block.
+    /// The rest of the fragment, in the block.
     rest: Range<usize>,
-    /// What the fragment is of the record.
+    /// Which part of the record the fragment is.
     part: FragmentKind,
-    /// Why reading has stopped before the record's end.
+    /// Why reading has stopped before the end of the record.
     stopped: Option<io::Result<End>>,
 }
 
 impl<R: Read> Record<'_, R> {
-    /// Whether nothing is left, or can be read.
+    /// Whether there is nothing left to read.
     pub(crate) fn is_empty(&mut self) -> bool {
         while self.rest.is_empty() {
             if self.stopped.is_some() || matches!(self.part, FragmentKind::Full | FragmentKind::Last) {
@@ -308,7 +308,7 @@ impl<R: Read> Record<'_, R> {
         self.rest.next().map(|at| self.log.fragments.block[at])
     }
 
-    /// Passes over so many bytes; `None` where there are not so many.
+    /// Skips `count` bytes; `None` if the record has fewer.
     pub(crate) fn skip(&mut self, mut count: usize) -> Option<()> {
         while count > 0 {
             if self.is_empty() {
@@ -321,7 +321,7 @@ impl<R: Read> Record<'_, R> {
         Some(())
     }
 
-    /// Goes to the end of the record: `None` where it is complete, otherwise why it is not.
+    /// Goes to the end of the record: `None` if it is complete, otherwise the reason why it is not.
     pub(crate) fn finish(mut self) -> io::Result<Option<End>> {
         while !self.is_empty() {
             self.rest.start = self.rest.end;

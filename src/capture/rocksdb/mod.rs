@@ -1,13 +1,13 @@
-//! One RocksDB into one finished directory, in whichever way fits, and what is read from it afterwards.
+//! Captures one RocksDB into one finished directory, and reads from the finished copy.
 //!
 //! - **Checkpoint** of the node's own open handle, by `engine`. It links every SST and copies the rest. RocksDB would
-//!   copy across file systems by itself, but without cancel, space check or progress. So when the backup directory is on
-//!   another file system the checkpoint is made in the pin directory, a sibling of the node's `0`, and our own engine
-//!   copies from there, releasing each pin as soon as it is copied.
-//! - **Directory**: the live copy of `live`, which needs no RocksDB.
-//! - **Heights** and every block of a finished copy are read in a child process where one is given.
+//!   copy across file systems by itself, but without cancel, space check or progress. So if the backup directory is on
+//!   another file system, the checkpoint is made in the pin directory, a sibling of the node's `0`, and our own engine
+//!   copies from there and removes each pin as soon as it is copied.
+//! - **Directory**: the live copy of `live_copy`, which needs no RocksDB.
+//! - **Heights** and every block of a finished copy are read in a child process if a program for it is given.
 //!
-//! Invariant: a linked file is never written to, given away or synced.
+//! Invariant: a linked file is never written to, and its owner is never changed.
 
 pub(crate) mod chain_cut;
 pub(crate) mod earlier_backup;
@@ -49,16 +49,16 @@ use crate::format::layout::{PIN_DIRECTORY, PROBE};
 /// How long the child that reads the heights may take; replaying a large WAL takes seconds.
 const HEIGHTS_TIME_LIMIT: Duration = Duration::from_secs(600);
 
-/// How long the child that reads everything may take: a terabyte at 20 MB/s.
+/// How long the child that reads every block may take: a terabyte at 20 MB/s.
 const INSPECT_TIME_LIMIT: Duration = Duration::from_secs(14 * 60 * 60);
 
-/// How often a waiting parent looks whether the child has ended.
+/// How often a waiting parent checks whether the child has ended.
 const CHILD_POLL: Duration = Duration::from_millis(10);
 
-/// How long to wait for a process to be had.
+/// How long to wait until a process can be started.
 const CHILD_WAIT: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether the child reads.
+/// How often we check whether the child makes progress.
 const CHILD_LOOK: Duration = Duration::from_secs(1);
 
 /// How RocksDB was captured.
@@ -66,15 +66,15 @@ const CHILD_LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Capture {
     /// `checkpoint` or `live-copy`.
     pub(crate) way: &'static str,
-    /// How the live copy went.
+    /// The rounds of the live copy, if it was one.
     pub(crate) live: Option<live_copy::Run>,
     /// Whether SSTs are links to the node's own files.
     pub(crate) linked: bool,
-    /// How the live files came that are no links to the node's.
+    /// The origin of the live files that are not links to the node's files.
     pub(crate) brought: Brought,
-    /// What is no link, and to be synced.
+    /// The files that are not links and must be synced.
     pub(crate) unsynced: Batch,
-    /// What an operator should know of it.
+    /// Warnings for the operator.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -87,7 +87,7 @@ impl Capture {
         Capture { way: "checkpoint", live: None, linked, brought, unsynced, warnings: Vec::new() }
     }
 
-    /// Puts the blame for a copy that RocksDB does not open on the source, if that was damaged before.
+    /// The error if RocksDB does not open the copy: it names the source as the cause, if the source was damaged before.
     pub(crate) fn blame(&self, e: Error) -> Error {
         if self.warnings.is_empty() {
             return e;
@@ -110,7 +110,7 @@ pub(crate) fn can_link(database: &Path, directory: &Path) -> Result<bool> {
     }
 }
 
-/// Bytes of the whole database: what a copy needs where links cannot reach.
+/// The size of the whole database: the bytes that a copy needs if files cannot be linked.
 pub(crate) fn total_bytes(source: &RocksSource) -> Result<u64> {
     match source {
         RocksSource::Handle(db) => engine::sst_bytes(db),
@@ -144,7 +144,7 @@ pub(crate) fn capture(
             for name in file_names(to, &|name| !is_immutable(name))? {
                 let path = to.join(&name);
                 let meta = nofollow::look(&path).context(|| format!("cannot look at {}", path.display()))?;
-                // RocksDB links its OPTIONS file, too: that one is the node's, and keeps its owner.
+                // RocksDB links its OPTIONS file, too: the linked file is the node's own and keeps its owner.
                 if meta.is_none_or(|meta| meta.nlink() == 1) {
                     disk::give(&path, owner)?;
                 }
@@ -156,7 +156,7 @@ pub(crate) fn capture(
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
             let copied = copy_pinned(db, &pins.directory.join("rocksDb"), to, earlier, owner, control);
-            // Also where it failed: links hold what the node deletes.
+            // Even if the copy failed: the pins keep files on the disk that the node deletes.
             let cleared = pins.clear();
             let (brought, unsynced) = copied?;
             cleared?;
@@ -170,7 +170,7 @@ pub(crate) fn capture(
             let pinned = pins.directory.join("rocksDb");
             disk::ensure_private_dir(&pinned, owner)?;
             let copied = live_copy::copy(database, to, &pinned, earlier, owner, control);
-            // Also where it failed: links hold what the node deletes.
+            // Even if the copy failed: the pins keep files on the disk that the node deletes.
             let cleared = pins.clear();
             let copied = copied?;
             cleared?;
@@ -179,7 +179,7 @@ pub(crate) fn capture(
     }
 }
 
-/// Makes the checkpoint in `pinned` and copies it to `to`, but for what `earlier` had already.
+/// Makes the checkpoint in `pinned` and copies it to `to`; files that `earlier` has are linked from there instead.
 fn copy_pinned(
     db: &Db,
     pinned: &Path,
@@ -191,7 +191,7 @@ fn copy_pinned(
     engine::checkpoint(db, pinned)?;
     disk::create_dir(to, owner)?;
     let live = live_files::in_directory(pinned)?;
-    // The links to what need not be copied go first: the node may delete these files.
+    // First remove the pins of files that need not be copied: the node may delete these files.
     for file in live.iter().filter(|file| earlier.is_some_and(|earlier| earlier.knows(file))) {
         disk::remove_file(&pinned.join(file.name()))?;
     }
@@ -207,7 +207,7 @@ fn copy_pinned(
     Ok((brought, unsynced))
 }
 
-/// Removes the pins that a crash left. They are links: they cost nothing until the node deletes their files.
+/// Removes the pins that a crash left. They are links, which take no space until the node deletes their files.
 pub(crate) fn clear_pins(sources: &Sources) -> Result<()> {
     let directory = resolve(&sources.database_directory)?.join(PIN_DIRECTORY);
     let found = nofollow::look(&directory).context(|| format!("cannot look at {}", directory.display()))?;
@@ -251,9 +251,9 @@ fn file_names(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Str
     Ok(names)
 }
 
-/// Reads the newest cut of a finished copy, and what it knows of the newest blocks of the Pact databases beside it, in
-/// `../sqlite`; `None` where the database has no cuts. With a `program`, it reads them in a
-/// child process (`program heights DIR`), so that neither a damaged file nor a large WAL harms this one.
+/// Reads the newest cut of a finished copy, and whether the copy has the headers of the newest blocks of the Pact databases
+/// beside it, in `../sqlite`; no cut if the database has no table of cuts. With a `program`, a child process reads them
+/// (`program heights DIR`), so that neither a damaged file nor a large WAL harms this process.
 pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -> Result<Heights> {
     match program {
         None => engine::read_cut(copy, &tips_beside(copy)?),
@@ -264,8 +264,8 @@ pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -
     }
 }
 
-/// The newest blocks of the Pact databases that lie beside a finished copy of RocksDB. One that cannot be read has none here:
-/// that it is damaged is for a verification to tell.
+/// The newest blocks of the Pact databases that lie beside a finished copy of RocksDB. A database that cannot be read is left
+/// out: a verification reports that it is damaged.
 fn tips_beside(copy: &Path) -> Result<Vec<Tip>> {
     let databases = SqliteSource::Foreign(copy.with_file_name("sqlite")).databases()?;
     let tip = |database: &PathBuf| {
@@ -287,9 +287,9 @@ pub(crate) fn inspect(copy: &Path, program: Option<&Path>, control: &Control) ->
     }
 }
 
-/// Runs `program WORD DIR`, with further words, and reads its answer, one line of JSON. The time limit is that of a child which
-/// reads as fast as it can.
-#[expect(clippy::disallowed_methods, reason = "what the kernel says of the child")]
+/// Runs `program WORD DIR`, with further words, and reads its answer, one line of JSON. The time limit applies only if there is
+/// no limit of bytes per second.
+#[expect(clippy::disallowed_methods, reason = "reads the I/O counters of the child")]
 fn ask_child<T: DeserializeOwned>(
     program: &Path,
     words: &[&str],
@@ -324,7 +324,7 @@ fn ask_child<T: DeserializeOwned>(
         match waited {
             Some(status) => break status,
             None if cancelled.is_err() || (Instant::now() > deadline && control.limit_bytes().is_none()) => {
-                // A child that has ended meanwhile is as good as a killed one.
+                // An error means that the child has ended by itself.
                 let _ = child.kill().and_then(|()| child.wait());
                 return Err(cancelled.err().unwrap_or_else(|| failed("the time limit was reached")));
             }
@@ -336,16 +336,17 @@ fn ask_child<T: DeserializeOwned>(
     let read = |pipe: Option<&mut dyn Read>, text: &mut String| pipe.map(|p| p.read_to_string(text)).transpose();
     let outputs = read(child.stdout.as_mut().map(|p| p as _), &mut out)
         .and_then(|_| read(child.stderr.as_mut().map(|p| p as _), &mut err));
-    outputs.context(|| "cannot read what the child said".to_owned())?;
+    outputs.context(|| "cannot read the output of the child that reads the copy".to_owned())?;
     if !status.success() {
         let said = err.trim().lines().last().unwrap_or("nothing").to_owned();
-        return Err(failed(&format!("the child ended with {status}")).because(said));
+        return Err(failed(&format!("the child process ended with {status}")).because(said));
     }
-    serde_json::from_str(&out).map_err(|e| failed("the child's answer made no sense").because(e))
+    serde_json::from_str(&out)
+        .map_err(|e| failed("the output of the child process is not the expected JSON").because(e))
 }
 
-/// Starts a process. Where there are too many (`ulimit -u`), it waits: our own listener leaves some threads to a backup, as
-/// soon as it notices.
+/// Starts a process. If there are too many processes (`ulimit -u`), waits: our own listener ends some of its threads as soon as
+/// it notices.
 fn spawn(command: &mut Command) -> io::Result<Child> {
     let give_up = Instant::now() + CHILD_WAIT;
     loop {
@@ -358,20 +359,21 @@ fn spawn(command: &mut Command) -> io::Result<Child> {
     }
 }
 
-/// The child's side of reading the heights: the newest cut of the RocksDB in `directory` as JSON, `null` where it has none; or
-/// the damage that RocksDB reports.
+/// What the child process that reads the heights prints: the newest cut of the RocksDB in `directory` as JSON, `null` if it has
+/// none; or the damage that RocksDB reports.
 ///
 /// # Errors
-/// Fails where there is no RocksDB in the directory, or none is built in.
+/// Fails if there is no RocksDB in the directory, or this program was built without RocksDB.
 pub fn heights_json(directory: &Path) -> Result<String> {
     let heights = engine::read_cut(directory, &tips_beside(directory)?)?;
     Ok(serde_json::to_string(&heights).expect("a cut has keys that JSON can spell"))
 }
 
-/// The child's side of a deep verification, which reads at most so many bytes a second: the number of keys and the damage, as JSON.
+/// What the child process of a deep verification prints: the number of keys and the damage, as JSON. Reads at most
+/// `limit_bytes_per_second`.
 ///
 /// # Errors
-/// Fails where there is no RocksDB in the directory, or none is built in.
+/// Fails if there is no RocksDB in the directory, or this program was built without RocksDB.
 pub fn inspect_json(directory: &Path, limit_bytes_per_second: Option<u64>) -> Result<String> {
     let inspected = engine::inspect(directory, &Control::with_limit(limit_bytes_per_second))?;
     Ok(serde_json::to_string(&inspected).expect("it has only string keys"))

@@ -1,4 +1,4 @@
-//! What stands in for `engine` in a build without RocksDB: live copies need none, so only this is missing: an embedded node's
+//! Replaces `engine` in a build without RocksDB. Live copies do not need RocksDB, so only these are missing: an embedded node's
 //! checkpoint, the height of the cut, and deep verification.
 
 use std::path::Path;
@@ -8,11 +8,11 @@ use crate::control::Control;
 use crate::error::{Error, Kind, Result};
 use crate::fault::Inspected;
 
-/// An open database: there is none.
+/// An open database: this build cannot have one.
 #[derive(Debug)]
 pub enum Db {}
 
-/// Fails: there is no RocksDB for `what`.
+/// Fails: this program was built without RocksDB, which `what` needs.
 pub(crate) fn require(what: &str) -> Result<()> {
     let context = format!("this program was built without RocksDB, which {what} needs: use the full build");
     Err(Error::new(Kind::Usage, context))

@@ -1,16 +1,15 @@
-//! What a MANIFEST says: the files that a RocksDB consists of. Pure functions over bytes.
+//! Parses a MANIFEST, which names the live files of a RocksDB: no I/O but reading its bytes.
 //!
 //! Source of the format: RocksDB, `db/version_edit.cc` and `db/blob/*.cc`. Each record of the MANIFEST is an edit: tagged
-//! fields, numbers as varints. Edits of an atomic group count only when the whole group is there. A tag that RocksDB
-//! declares ignorable is skipped by its length; any other tag that is not known here is refused, because the files it may
-//! speak of would be missing.
+//! fields, numbers as varints. Edits of an atomic group count only if the group is complete. A tag that RocksDB declares
+//! ignorable is skipped by its length; any other unknown tag is an error, because it may add files, which the copy would lack.
 //!
-//! A database may have a hundred thousand files, and its MANIFEST a record that names them all. So a record is taken while it
-//! is read, and what is said of files is kept in one list of small rows, in the order in which it is said; now and then only
-//! what was said last is kept of each file.
+//! A database may have a hundred thousand files, and one record of its MANIFEST may name them all. So a record is parsed while
+//! it is read, and the changes of files are kept in one list of small rows, in the order of the MANIFEST; from time to time the
+//! list is reduced to the last row of each live file.
 //!
-//! Invariants: no input makes this panic; what is returned is what RocksDB itself would find on recovery; a record or a group
-//! that is incomplete changes nothing.
+//! Invariants: no input makes this panic; the result is the set of files that RocksDB itself would find on recovery; an
+//! incomplete record or group changes nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
@@ -21,44 +20,44 @@ use crate::disk::off_heap;
 /// Tags with this bit are followed by a length and may be skipped.
 const IGNORABLE_TAG: u32 = 1 << 13;
 
-/// Tags of a new file's own fields with this bit may not be skipped.
+/// Field tags of a new file with this bit may not be skipped.
 const NON_IGNORABLE_FIELD: u32 = 1 << 6;
 
-/// Header and footer of a blob file, which its total does not count.
+/// The size of header and footer of a blob file, which the MANIFEST does not count.
 const BLOB_FRAME_BYTES: u64 = 30 + 32;
 
 /// The deepest level that RocksDB can have.
 const MAX_LEVEL: u32 = 1 << 16;
 
-/// How many rows are taken at least before what was said last is looked for.
+/// The smallest number of new rows after which the list is reduced.
 const MIN_SETTLED: usize = 4096;
 
-/// What is known of a file at some place of the MANIFEST.
+/// The state of a file at some point of the MANIFEST.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
-    /// First in the order: an edit deletes before it adds.
+    /// The first in the order, because an edit deletes files before it adds files.
     Deleted,
     Level0,
     Deeper,
     Blob,
 }
 
-/// A file that the database cannot do without. It has its number, not its name, so that many of them need little memory.
+/// A live file: the database needs it. It has a number instead of a name, so that many of them need little memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LiveFile {
-    /// SSTs and blob files are numbered together: no two files of a database have the same.
+    /// SSTs and blob files are numbered together: no two files of a database have the same number.
     pub(crate) number: u64,
     pub(crate) bytes: u64,
-    /// RocksDB's own identity of the file, in MANIFESTs since version 7.3 or so.
+    /// RocksDB's own identity of the file, in MANIFESTs since about version 7.3.
     pub(crate) unique_id: Option<[u8; 16]>,
     /// The smallest and the largest sequence number in an SST.
     pub(crate) sequences: (u64, u64),
-    /// For whoever collects the files: that this one needs no second look. A number that a MANIFEST has named is not given
-    /// to another file later.
+    /// Set by the caller that collects the files: this one is collected. A number that a MANIFEST has named is never given to
+    /// another file.
     pub(crate) seen: bool,
     state: State,
     family: u32,
-    /// The edit that says so, counted since the rows were settled.
+    /// The edit that the row is from, counted since the list was reduced.
     edit: u32,
 }
 
@@ -72,29 +71,29 @@ impl LiveFile {
         name.strip_suffix(".sst").or_else(|| name.strip_suffix(".blob"))?.parse().ok()
     }
 
-    /// Whether it is of the level whose files disappear soonest.
+    /// Whether it is in level 0, whose files are deleted soonest.
     pub(crate) fn is_level_0(&self) -> bool {
         self.state == State::Level0
     }
 
-    /// Whether it is a blob file, whose content nothing but the content tells.
+    /// Whether it is a blob file, which has no identity but its content.
     pub(crate) fn is_blob(&self) -> bool {
         self.state == State::Blob
     }
 
-    /// One that is said of in an edit that is not yet taken.
+    /// A row of an edit that is not complete yet.
     fn said(number: u64, bytes: u64, state: State) -> LiveFile {
         LiveFile { number, bytes, unique_id: None, sequences: (0, 0), seen: false, state, family: 0, edit: 0 }
     }
 }
 
-/// A column family, but for its tables. Most databases have no blob files.
+/// A column family without its tables. Most databases have no blob files.
 #[derive(Debug, Default)]
 struct Family {
-    /// The first WAL that may hold what its tables do not.
+    /// The first WAL that may have changes which its tables do not have.
     log_number: u64,
     files: BTreeMap<u64, Blob>,
-    /// The oldest that a table refers to, by the table's number.
+    /// The oldest blob file that a table refers to, by the table's number.
     oldest_of: HashMap<u64, u64>,
 }
 
@@ -105,7 +104,7 @@ struct Blob {
     garbage_count: u64,
 }
 
-/// One record of the MANIFEST, but for its rows.
+/// One record of the MANIFEST, without its rows.
 #[derive(Debug, Default)]
 struct Edit {
     family: u32,
@@ -114,7 +113,7 @@ struct Edit {
     log_number: Option<u64>,
     min_log_number: Option<u64>,
     remaining_in_group: Option<u32>,
-    /// How many rows it has, behind those of the edits before it.
+    /// How many rows it has, after the rows of the edits before it.
     rows_count: usize,
     blobs: Vec<(u64, Blob)>,
     oldest_blobs: Vec<(u64, u64)>,
@@ -124,8 +123,8 @@ struct Edit {
 /// The state of a database while its MANIFEST is read.
 #[derive(Debug)]
 pub(crate) struct Versions {
-    /// What is said of tables: first the settled ones, sorted, then what the edits since then say; last, the rows of an edit
-    /// or a group that is not complete.
+    /// The rows of tables: first the reduced ones (settled), sorted; then those of later edits; last, those of an incomplete edit
+    /// or group.
     rows: Vec<LiveFile>,
     settled_count: usize,
     edits_count: u32,
@@ -149,14 +148,14 @@ impl Versions {
         }
     }
 
-    /// Up to where the MANIFEST was read: the end of its last complete record.
+    /// The offset up to which the MANIFEST was read: the end of its last complete record.
     pub(crate) fn complete_bytes(&self) -> u64 {
         self.complete_bytes
     }
 
-    /// Reads the MANIFEST on from [`Versions::complete_bytes`]; `manifest` stands at the beginning of the block
-    /// ([`block_of`](crate::capture::rocksdb::log_format::block_of)) that holds this place. The error within says what it is that cannot be
-    /// backed up; after it there is no reading on.
+    /// Reads the MANIFEST from [`Versions::complete_bytes`] on; `manifest` must be positioned at the beginning of the block
+    /// ([`block_of`](crate::capture::rocksdb::log_format::block_of)) that contains this offset. The inner error says why the
+    /// database cannot be backed up; after it, this must not be called again.
     pub(crate) fn read(&mut self, manifest: impl Read) -> io::Result<Result<End, String>> {
         let mut records = Records::from(manifest, self.complete_bytes);
         loop {
@@ -180,7 +179,7 @@ impl Versions {
         }
     }
 
-    /// Takes an edit whose rows are the last ones.
+    /// Applies an edit whose rows are the last ones.
     fn take(&mut self, edit: Edit) -> Result<(), String> {
         match edit.remaining_in_group {
             None if self.group.is_empty() => {
@@ -207,17 +206,17 @@ impl Versions {
         Ok(())
     }
 
-    /// How many rows count: all but those of a group that is not complete.
+    /// How many rows count: all except those of an incomplete group.
     fn taken_count(&self) -> usize {
         self.rows.len() - self.group.iter().map(|edit| edit.rows_count).sum::<usize>()
     }
 
-    /// Lets an edit count whose rows begin at `start`.
+    /// Applies an edit whose rows begin at `start`.
     fn commit(&mut self, edit: Edit, start: usize) -> Result<(), String> {
         if edit.drop_family || edit.add_family {
             for row in self.rows[..start].iter_mut().filter(|row| row.family == edit.family) {
                 row.state = State::Deleted;
-                // They may have been settled, and no row of this edit says that they are not any more.
+                // These rows may be settled ones, which must be reduced again although this edit has no rows for them.
                 self.settled_count = 0;
             }
         }
@@ -226,7 +225,7 @@ impl Versions {
         } else if edit.add_family {
             self.families.insert(edit.family, Family::default());
         }
-        // Neither ever goes back.
+        // Neither number ever decreases.
         self.min_log_number = self.min_log_number.max(edit.min_log_number.unwrap_or(0));
         self.edits_count += u32::from(edit.rows_count > 0);
         let rows = &mut self.rows[start..start + edit.rows_count];
@@ -234,7 +233,7 @@ impl Versions {
             (row.family, row.edit) = (edit.family, self.edits_count);
         }
         let Some(family) = self.families.get_mut(&edit.family) else {
-            // Edits of a family that was dropped may follow; RocksDB ignores them too.
+            // Edits of a dropped family may follow; RocksDB ignores them too.
             rows.iter_mut().for_each(|row| row.state = State::Deleted);
             return Ok(());
         };
@@ -253,7 +252,7 @@ impl Versions {
         Ok(())
     }
 
-    /// Keeps of each file what was said last, if it is not that it was deleted.
+    /// Reduces the list to the last row of each file, without the deleted files.
     fn settle(&mut self) {
         let mut open = self.rows.split_off(self.taken_count());
         self.rows.sort_unstable_by_key(|row| (row.family, row.number, row.edit, row.state));
@@ -270,19 +269,20 @@ impl Versions {
         self.rows.append(&mut open);
     }
 
-    /// The first WAL that RocksDB reads when it opens the database: each column family has all older ones in its tables.
+    /// The first WAL that RocksDB reads when it opens the database: each column family has the changes of all older ones in its
+    /// tables.
     pub(crate) fn oldest_wal(&self) -> u64 {
         let oldest = self.families.values().map(|family| family.log_number).min().unwrap_or(0);
         oldest.max(self.min_log_number)
     }
 
-    /// The largest number of a WAL, before which some column family has all in its tables. While a database is open, it has
-    /// a WAL of this number or a larger one.
+    /// The largest WAL number of which some column family has all older changes in its tables. An open database has a WAL with
+    /// this number or a larger one.
     pub(crate) fn newest_settled_wal(&self) -> u64 {
         self.families.values().map(|family| family.log_number).max().unwrap_or(0)
     }
 
-    /// The SSTs that are live now. An incomplete group at the end does not count.
+    /// The live SSTs at this point. An incomplete group at the end does not count.
     pub(crate) fn tables(&mut self) -> &mut [LiveFile] {
         if self.taken_count() > self.settled_count {
             self.settle();
@@ -290,8 +290,8 @@ impl Versions {
         &mut self.rows[..self.settled_count]
     }
 
-    /// The blob files that are live now, as RocksDB's VersionBuilder has it: those older than any that a table refers to are
-    /// gone, and so is one that is all garbage and that no table names as its oldest.
+    /// The live blob files at this point, by the rules of RocksDB's VersionBuilder: a blob file is not live if it is older than
+    /// every one that a table refers to, or if it is all garbage and no table names it as its oldest.
     pub(crate) fn blobs(&mut self) -> Vec<LiveFile> {
         self.tables();
         let tables = &self.rows[..self.settled_count];
@@ -321,7 +321,7 @@ impl Versions {
     }
 }
 
-/// The fields of a record, as they are encoded.
+/// Decodes the fields of a record.
 impl<R: Read> Record<'_, R> {
     fn varint(&mut self) -> Option<u64> {
         varint(|| self.byte())
@@ -335,13 +335,13 @@ impl<R: Read> Record<'_, R> {
         self.varint32().filter(|level| *level <= MAX_LEVEL)
     }
 
-    /// Passes over something that is preceded by its length.
+    /// Skips a value that is preceded by its length.
     fn skip_slice(&mut self) -> Option<()> {
         let length = self.varint32()?;
         self.skip(length as usize)
     }
 
-    /// The length of such a thing, and its first bytes.
+    /// The length of such a value, and its first bytes.
     fn value(&mut self) -> Option<(usize, [u8; 16])> {
         let length = self.varint32()? as usize;
         let mut first = [0; 16];
@@ -366,7 +366,7 @@ fn varint(mut byte: impl FnMut() -> Option<u8>) -> Option<u64> {
 }
 
 impl Versions {
-    /// Reads an edit, whose rows are put behind the others.
+    /// Reads an edit, and appends its rows to the list.
     fn decode<R: Read>(&mut self, input: &mut Record<'_, R>) -> Result<Edit, String> {
         let mut edit = Edit::default();
         let start = self.rows.len();
@@ -379,7 +379,7 @@ impl Versions {
         Ok(edit)
     }
 
-    /// Reads one field; `Ok(None)` where it is cut off.
+    /// Reads one field; `Ok(None)` if the record ends within it.
     fn field<R: Read>(&mut self, tag: u32, input: &mut Record<'_, R>, edit: &mut Edit) -> Result<Option<()>, String> {
         let done = match tag {
             // Comparator: length-prefixed.
@@ -402,10 +402,10 @@ impl Versions {
                 Some(())
             }
             300 => input.varint32().map(|remaining| edit.remaining_in_group = Some(remaining)),
-            // Blob files, by their final tags and by their first, ignorable ones, which carry no length.
+            // Blob files, by their final tags and by their first, ignorable ones, which have no length.
             400 | 8194 => return blob_file(input, edit),
             401 | 8195 => return blob_garbage(input, edit),
-            // The first forms of WAL addition and deletion carry no length either.
+            // The first forms of WAL addition and deletion have no length either.
             8196 => wal_addition(input),
             8197 => input.varint().map(|_| ()),
             _ if tag & IGNORABLE_TAG != 0 => input.skip_slice(),
@@ -453,7 +453,7 @@ impl Versions {
                 12 => table.unique_id = (length == first.len()).then_some(first),
                 65 => path = u64::from(first[0]),
                 _ if custom & NON_IGNORABLE_FIELD != 0 => {
-                    let why = "the node's RocksDB is too new";
+                    let why = "the node's RocksDB is newer than this program";
                     return Err(format!("the MANIFEST has an unknown file field {custom}: {why}"));
                 }
                 _ => {}
@@ -467,14 +467,16 @@ impl Versions {
     }
 }
 
-/// The fields that later versions may have appended to a blob record; `Ok(None)` where they are cut off.
+/// Skips the fields that later versions may have appended to a blob record; `Ok(None)` if the record ends within one.
 fn custom_fields<R: Read>(input: &mut Record<'_, R>) -> Result<Option<()>, String> {
     loop {
         match input.varint32() {
             None => return Ok(None),
             Some(0) => return Ok(Some(())),
             Some(custom) if custom & NON_IGNORABLE_FIELD != 0 => {
-                return Err(format!("the MANIFEST has an unknown blob field {custom}: the node's RocksDB is too new"));
+                return Err(format!(
+                    "the MANIFEST has an unknown blob field {custom}: the node's RocksDB is newer than this program"
+                ));
             }
             Some(_) if input.skip_slice().is_none() => return Ok(None),
             Some(_) => {}
