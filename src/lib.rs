@@ -1,24 +1,8 @@
 //! Backups of a running Chainweb node: its RocksDB and its SQLite databases, taken beside the writing node, committed at
 //! one point, found again after any crash. No Tokio: one backup thread, one channel, a status map.
 //!
-//! # Embedding
-//! A node that is written in Rust hands over its open database and mounts the endpoints in its own rouille server:
-//! ```no_run
-//! use std::{path::Path, sync::Arc};
-//! use chainweb_backup::{Config, Service, Sources, rocksdb, rouille};
-//!
-//! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let node_directory = Path::new("/var/lib/node");
-//!     let db = Arc::new(rocksdb::DB::open_default(node_directory.join("0/rocksDb"))?);
-//!     let config = Config { api_enabled: true, ..Config::new(node_directory.join("backups")) };
-//!     let service = Service::start(config, Sources::embedded(db, node_directory))?;
-//!     rouille::start_server("127.0.0.1:1848", move |request| {
-//!         service.handle(request).unwrap_or_else(rouille::Response::empty_404)
-//!     });
-//! }
-//! ```
-//! A database that this crate backs up in the node's own process must be opened through the libraries that are linked
-//! here, re-exported as `rocksdb` and `rusqlite`: a second SQLite in one process loses its file locks.
+//! [`manual`] has the HTTP interface, the command line, the configuration, the on-disk format, performance, and
+//! [how to embed this crate in a node](manual::embedding).
 //!
 //! # Architecture
 //! A functional core with one dirty hand, in rooms with names on the doors. A folder uses only itself and folders above it in
@@ -98,3 +82,29 @@ pub use service::shared::MakeRequest;
 #[cfg(feature = "engine")]
 pub use rocksdb;
 pub use {rouille, rusqlite};
+
+/// The pages of the [`manual`], topic and text, for `chainweb-backup help TOPIC`.
+pub const MANUAL: [(&str, &str); 6] = [
+    ("api", include_str!("manual/api.md")),
+    ("commands", include_str!("manual/commands.md")),
+    ("configuration", include_str!("manual/configuration.md")),
+    ("format", include_str!("manual/format.md")),
+    ("performance", include_str!("manual/performance.md")),
+    ("embedding", include_str!("manual/embedding.md")),
+];
+
+/// The manual, a module for each page. `chainweb-backup help TOPIC` prints the same text.
+pub mod manual {
+    #[doc = include_str!("manual/api.md")]
+    pub mod api {}
+    #[doc = include_str!("manual/commands.md")]
+    pub mod commands {}
+    #[doc = include_str!("manual/configuration.md")]
+    pub mod configuration {}
+    #[doc = include_str!("manual/embedding.md")]
+    pub mod embedding {}
+    #[doc = include_str!("manual/format.md")]
+    pub mod format {}
+    #[doc = include_str!("manual/performance.md")]
+    pub mod performance {}
+}

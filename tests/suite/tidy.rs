@@ -1,16 +1,19 @@
 //! The rules of the house that a compiler does not hold: folders and circles, one crate one module, file lengths, a duty at the top of
-//! each file, and a README that knows every route.
+//! each file, a README that is short and leads to what is there, and a manual that is whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use chainweb_backup::ROUTES;
+use chainweb_backup::{MANUAL, ROUTES};
 
 use crate::fixture::paths;
 
 /// The longest source file.
 const MAX_LINES: usize = 550;
+
+/// The longest README: what is longer belongs in the manual.
+const MAX_README_LINES: usize = 250;
 
 /// Crates that only these modules, and those below them, name.
 const ONLY_IN: [(&str, &str); 5] = [
@@ -234,19 +237,67 @@ fn files_are_short_and_open_with_their_duty() {
     }
 }
 
+/// The README and the pages of the manual: path and text.
+fn pages() -> Vec<(PathBuf, String)> {
+    let manual = paths(&root().join("src/manual")).into_iter().filter(|p| p.extension().is_some_and(|e| e == "md"));
+    let files = manual.chain([root().join("README.md")]);
+    files.map(|file| (file.clone(), fs::read_to_string(file).unwrap())).collect()
+}
+
 #[test]
-fn the_readme_lists_every_route_and_no_other() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    for route in ROUTES {
-        assert!(readme.contains(&format!("`{route}`")), "`{route}` is not in README.md");
-    }
+fn the_manual_lists_every_route_and_no_page_another() {
     let known: BTreeSet<&str> = ROUTES.iter().map(|r| r.split_once(' ').unwrap().1).collect();
-    for (at, method) in
-        ["`GET /", "`POST /", "`PUT /", "`DELETE /", "`HEAD /"].iter().flat_map(|m| readme.match_indices(m))
-    {
-        let path = &readme[at + method.len() - 1..];
-        let path = path.split(['`', '?', ' ', '[']).next().unwrap();
-        let bare = path.strip_prefix("/chainweb/0.0/{chainwebVersion}").unwrap_or(path);
-        assert!(known.contains(bare), "README.md speaks of {method}{} which is no route", &bare[1..]);
+    let (_, api) = MANUAL.iter().find(|(topic, _)| *topic == "api").unwrap();
+    for route in ROUTES {
+        assert!(api.contains(&format!("`{route}`")), "`{route}` is not in the manual");
+    }
+    for (file, page) in pages() {
+        let methods = ["`GET /", "`POST /", "`PUT /", "`DELETE /", "`HEAD /"];
+        for (at, method) in methods.iter().flat_map(|m| page.match_indices(m)) {
+            let path = &page[at + method.len() - 1..];
+            let path = path.split(['`', '?', ' ', '[']).next().unwrap();
+            let bare = path.strip_prefix("/chainweb/0.0/{chainwebVersion}").unwrap_or(path);
+            assert!(known.contains(bare), "{} speaks of {method}{}, which is no route", file.display(), &bare[1..]);
+        }
+    }
+}
+
+#[test]
+fn the_readme_is_short_and_the_manual_is_whole() {
+    let crate_doc = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let mut topics = BTreeSet::new();
+    for (file, page) in pages() {
+        let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        if name == "README" {
+            let lines = page.lines().count();
+            assert!(lines <= MAX_README_LINES, "README.md has {lines} lines");
+            continue;
+        }
+        let printed = MANUAL.iter().find(|(topic, _)| *topic == name);
+        assert!(printed.is_some_and(|(_, text)| *text == page), "MANUAL does not have {}", file.display());
+        let doc = format!("#[doc = include_str!(\"manual/{name}.md\")]");
+        assert!(crate_doc.contains(&doc), "{} is not in the documentation of the crate", file.display());
+        // A link between pages works either on GitHub or in the documentation of the crate, not in both.
+        assert!(!page.contains("]("), "{} has a link: name the page instead", file.display());
+        topics.insert(name);
+    }
+    assert_eq!(topics, MANUAL.iter().map(|(topic, _)| (*topic).to_owned()).collect());
+}
+
+#[test]
+fn the_readme_leads_to_what_is_there() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let targets = readme.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
+    let files: Vec<&str> = targets.filter(|target| !target.starts_with("https://")).collect();
+    assert!(files.len() > MANUAL.len());
+    files.iter().for_each(|file| assert!(root().join(file).is_file(), "README.md links to {file}"));
+
+    // The map of the rooms: every one in it is there, and every folder is in it.
+    let map = readme.split("| to change |").nth(1).unwrap().split("\n\n").next().unwrap();
+    let rooms: Vec<&str> = map.lines().skip(2).flat_map(|line| line.split('`').skip(1).step_by(2)).collect();
+    rooms.iter().for_each(|room| assert!(root().join("src").join(room).exists(), "README.md leads to src/{room}"));
+    for folder in FOLDERS.iter().skip(1) {
+        let is_in = rooms.iter().any(|room| room.split('/').next() == Some(folder));
+        assert!(is_in, "the map of README.md lacks src/{folder}");
     }
 }

@@ -25,7 +25,8 @@ const USAGE: &str = "chainweb-backup [serve] --database-directory DIR [--enable-
        chainweb-backup sum     --backup-directory DIR ID|latest
        chainweb-backup delete  --backup-directory DIR ID|latest...
        chainweb-backup prune   --backup-directory DIR [--keep-last N] [--keep-daily N] [--keep-weekly N] [--dry-run]
-       chainweb-backup pin|unpin --backup-directory DIR ID|latest";
+       chainweb-backup pin|unpin --backup-directory DIR ID|latest
+       chainweb-backup help [TOPIC]";
 
 const AFTER_HELP: &str = "\
 Commands:
@@ -40,6 +41,7 @@ Commands:
   delete ID   Delete backups
   prune       Delete what no rule keeps; never the last good, a pinned or a used one
   pin ID      Keep a backup from delete and prune; unpin takes it back
+  help TOPIC  Print a page of the manual: api, commands, configuration, format, performance or embedding
 ID is an identifier from list, or latest, the newest good backup (for cancel: an identifier)
 
 Each value comes from the flag, else the environment (ENABLE_BACKUP_API=true, BACKUP_DIR=DIR), else the last

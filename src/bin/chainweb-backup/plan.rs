@@ -16,7 +16,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use chainweb_backup::{Config, FILE_BYTES_MAX, FileConfig, Policy, parse_file, require_no_tilde, suggest};
+use chainweb_backup::{Config, FILE_BYTES_MAX, FileConfig, MANUAL, Policy, parse_file, require_no_tilde, suggest};
 use clap::{CommandFactory, Parser};
 use log::LevelFilter;
 
@@ -207,14 +207,32 @@ pub fn parse(
         to_stdout: !e.use_stderr(),
         text: e.render().to_string(),
     })?;
-    if typed.words.first().is_some_and(|word| word == "help") {
-        return Err(Exit { code: 0, to_stdout: true, text: Typed::command().render_help().to_string() });
-    }
-    resolve(typed, env, read_file).map_err(|message| Exit {
+    let wrong_usage = |message: String| Exit {
         code: 2,
         to_stdout: false,
         text: format!("error: {message}\n\nFor more information, try '--help'.\n"),
-    })
+    };
+    if let Some((_, topics)) = typed.words.split_first().filter(|(word, _)| *word == "help") {
+        return Err(help(topics).map_or_else(wrong_usage, |text| Exit { code: 0, to_stdout: true, text }));
+    }
+    resolve(typed, env, read_file).map_err(wrong_usage)
+}
+
+/// The help page, also for the name of a command, or a page of the manual, without its marks for the tests.
+fn help(topics: &[OsString]) -> Result<String, String> {
+    let Some(topic) = topics.first() else { return Ok(Typed::command().render_help().to_string()) };
+    if let Some(more) = topics.get(1) {
+        return Err(format!("unexpected argument {more:?} after 'help {}'", topic.to_string_lossy()));
+    }
+    if COMMANDS.iter().any(|(name, _)| topic == name) {
+        return Ok(Typed::command().render_help().to_string());
+    }
+    if let Some((_, page)) = MANUAL.iter().find(|(name, _)| topic == name) {
+        return Ok(page.replace("<!-- test -->\n", ""));
+    }
+    let names = MANUAL.map(|(name, _)| name);
+    let tip = suggest(&topic.to_string_lossy(), &names).map_or(String::new(), |n| format!("did you mean '{n}'? "));
+    Err(format!("no topic {topic:?}: {tip}(topics: {})", names.join(", ")))
 }
 
 /// Reads a configuration file for [`parse`]: UTF-8, and never more than the parser takes.

@@ -166,6 +166,21 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
+fn help_prints_the_pages_of_the_manual() {
+    let page = run("--help", &[], &[]).expect_err("help").text;
+    for (topic, text) in MANUAL {
+        let exit = run(&format!("help {topic}"), &[], &[]).expect_err(topic);
+        assert_eq!((exit.code, exit.to_stdout), (0, true), "{topic}");
+        let marked = |line: &&str| *line != "<!-- test -->";
+        assert!(exit.text.lines().eq(text.lines().filter(marked)), "{topic}");
+        assert!(page.contains(topic), "{topic} is not in the help");
+    }
+    assert_eq!(run("help restore", &[], &[]).expect_err("help").text, page);
+    wrong("help apis", &[], &[], &["no topic \"apis\"", "did you mean 'api'?", "topics: api, commands"]);
+    wrong("help api format", &[], &[], &["unexpected argument \"format\""]);
+}
+
+#[test]
 fn wrong_usage_is_exit_code_2_with_the_remedy() {
     let bad = &[("f", "backup: {direcotry: /b}")];
     wrong("", &[], &[], &["no database directory", "--database-directory DIR", "`databaseDirectory`", "mainnet01"]);
