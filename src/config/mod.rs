@@ -1,16 +1,16 @@
-//! Configuration: what a service needs to know, and what a configuration file says.
+//! The configuration of a service, and the parser of configuration files.
 //!
-//! Pure functions over text. A file is read in two steps: the text becomes a tree (`config_tree`, the same for JSON and
-//! YAML), then the few keys that are ours are looked up in it. Every other key is the node's and is tolerated, whatever
-//! it holds; below `backup` all is ours, so that a misspelt key there is an error and not a backup that never runs.
+//! Pure functions over text. A file is read in two steps: the text becomes a tree (`tree`, the same for JSON and
+//! YAML), then the few keys that are ours are looked up in it. Every other key is the node's and is ignored, whatever its
+//! value is. Below `backup` all keys are ours: a misspelt key there is an error, because otherwise a backup might never run.
 //!
 //! Invariants:
-//! - A key that we read and that stands twice in one mapping is an error: which of the two is meant cannot be known.
-//! - Plain YAML scalars mean what the node's own parser takes them for (YAML 1.1: `yes` and `on` are true).
+//! - If a mapping has a key that we read twice, that is an error: we cannot know which of the two is meant.
+//! - Plain YAML scalars mean the same as for the node's own parser (YAML 1.1: `yes` and `on` are true).
 //!
 //! # Limitations
 //! A file that begins with `{` is JSON, so YAML in flow style at the top level is not read. Merge keys (`<<`) are
-//! refused where they could hide a key of ours, and tolerated elsewhere. Sizes are whole numbers.
+//! refused if they could hide a key of ours, and ignored elsewhere. Sizes are whole numbers.
 
 pub(crate) mod tree;
 
@@ -22,10 +22,10 @@ use std::time::Duration;
 use crate::config::tree::{Entries, Node, QUOTE_CHARS_MAX, Said, quote, tree};
 use crate::error::{Error, Kind, Result};
 
-/// The longest version name: they end in HTTP headers, URLs and records.
+/// The longest version name: version names appear in HTTP headers, URLs and records.
 const NAME_CHARS_MAX: usize = 128;
 
-/// How long a job may make no progress where nothing is configured.
+/// How long a job may make no progress, by default.
 const STALL_LIMIT: Duration = Duration::from_secs(900);
 
 const BACKUP_KEYS: &[&str] = &[
@@ -42,18 +42,17 @@ const BACKUP_KEYS: &[&str] = &[
 ];
 const API_KEYS: &[&str] = &["enabled", "interface", "port", "configuration"];
 
-/// How much of what is taken over from an earlier backup is read again in each run, where nothing is configured: all of it
-/// within 25 daily backups.
+/// The share of the files linked from an earlier backup that each run reads again, by default: in 25 daily backups all of them.
 const REREAD_PERCENT: u8 = 4;
 
 /// How the Pact databases are copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PactMethod {
-    /// Byte by byte: costs space and time, and the node's databases stay as they are on disk.
+    /// Copies all bytes: takes space and time, and does not change the layout of the node's databases on the disk.
     #[default]
     Copy,
-    /// Sharing blocks where the file system can (xfs, btrfs), otherwise as `Copy`: costs no time and no space at first,
-    /// but from then on the node's writes break its databases into many extents.
+    /// Shares blocks if the file system can (xfs, btrfs), otherwise as `Copy`: takes no time and no space at first, but from
+    /// then on the node's writes break its databases into many extents.
     Clone,
 }
 
@@ -65,19 +64,19 @@ pub fn parse_pact_method(text: &str) -> Result<PactMethod> {
     match text {
         "copy" => Ok(PactMethod::Copy),
         "clone" => Ok(PactMethod::Clone),
-        _ => Err(Error::new(Kind::Usage, format!("{} is no way to copy Pact: use copy or clone", quote(text)))),
+        _ => Err(Error::new(Kind::Usage, format!("{} is not a way to copy Pact: use copy or clone", quote(text)))),
     }
 }
 
-/// Which checksums are written by themselves, after a backup and while no other is wanted.
+/// Which `BLAKE2SUMS` the service writes by itself, after a backup and while no other backup is requested.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Sums {
-    /// Of a directory of which nothing is linked from the node: Pact always, RocksDB on another file system.
+    /// Those of directories without links to the node's files: always Pact, and RocksDB on another file system.
     #[default]
     Copied,
-    /// Of every file.
+    /// Those of all directories.
     All,
-    /// Of none.
+    /// No checksums.
     None,
 }
 
@@ -90,21 +89,22 @@ pub fn parse_sums(text: &str) -> Result<Sums> {
         "copied" => Ok(Sums::Copied),
         "all" => Ok(Sums::All),
         "none" => Ok(Sums::None),
-        _ => {
-            Err(Error::new(Kind::Usage, format!("{} is no choice of checksums: use copied, all or none", quote(text))))
-        }
+        _ => Err(Error::new(
+            Kind::Usage,
+            format!("{} is not a choice of checksums: use copied, all or none", quote(text)),
+        )),
     }
 }
 
-/// How a backup is verified before it is called done.
+/// How a backup is verified before its status becomes done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Verify {
-    /// Names, sizes, headers, RocksDB's own list of files: in seconds.
+    /// Checks names, sizes, headers, and RocksDB's own list of files: takes seconds.
     #[default]
     Quick,
-    /// Every byte, at the disk's speed.
+    /// Reads every byte, at the disk's speed.
     Deep,
-    /// Not at all.
+    /// Does not verify.
     None,
 }
 
@@ -117,16 +117,16 @@ pub fn parse_verify(text: &str) -> Result<Verify> {
         "quick" => Ok(Verify::Quick),
         "deep" => Ok(Verify::Deep),
         "none" => Ok(Verify::None),
-        _ => Err(Error::new(Kind::Usage, format!("{} is no way to verify: use quick, deep or none", quote(text)))),
+        _ => Err(Error::new(Kind::Usage, format!("{} is not a way to verify: use quick, deep or none", quote(text)))),
     }
 }
 
-/// What a service needs to know.
+/// The configuration of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where the backups are.
+    /// The directory of the backups.
     pub backup_directory: PathBuf,
-    /// Whether the backup endpoints answer; off unless somebody asked for them. Health and metrics always answer.
+    /// Whether the backup endpoints answer; off by default. Health and metrics always answer.
     pub api_enabled: bool,
     /// The `{chainwebVersion}` of the URL prefix; `None` accepts any.
     pub chainweb_version: Option<String>,
@@ -138,21 +138,20 @@ pub struct Config {
     pub heights_program: Option<PathBuf>,
     /// How the Pact databases are copied.
     pub pact_method: PactMethod,
-    /// Which checksums are written by themselves.
+    /// Which `BLAKE2SUMS` the service writes by itself.
     pub sums: Sums,
-    /// How a backup is verified before it is called done.
+    /// How a backup is verified before its status becomes done.
     pub verify: Verify,
-    /// How much of the files that are taken over from an earlier backup is read again in each run, in percent of their bytes;
-    /// 0 is nothing.
+    /// The share of the files linked from an earlier backup that each run reads again, in percent of their bytes; 0 reads none.
     pub reread_percent: u8,
-    /// How long a job may make no progress until it is called failed; zero is for ever.
+    /// How long a job may make no progress before it fails; zero means without a limit.
     pub stall_limit: Duration,
-    /// How many bytes a second are copied at most; `None` is as fast as the disk. [`crate::Service::set_limit`] changes it.
+    /// The most bytes that are copied per second; `None` is no limit. [`crate::Service::set_limit`] changes it.
     pub limit_bytes_per_second: Option<u64>,
 }
 
 impl Config {
-    /// The configuration of an embedder that says nothing but where: API off, everything else by default.
+    /// The configuration with a backup directory and defaults for everything else: the API is off.
     pub fn new(backup_directory: impl Into<PathBuf>) -> Config {
         Config {
             backup_directory: backup_directory.into(),
@@ -171,7 +170,7 @@ impl Config {
     }
 }
 
-/// What one configuration file says; `None` where it says nothing.
+/// The settings in one configuration file; `None` if it does not have the key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FileConfig {
     /// `databaseDirectory`
@@ -202,12 +201,12 @@ pub struct FileConfig {
     pub stall_limit: Option<Duration>,
     /// `backup.limitBytesPerSecond`
     pub limit_bytes_per_second: Option<u64>,
-    /// Keys outside `backup` that look like misspelt keys of ours, each a whole sentence. They may be the node's.
+    /// A sentence for each key outside `backup` that looks like a misspelt key of ours; it may be the node's.
     pub warnings: Vec<String>,
 }
 
 impl FileConfig {
-    /// What both say, where `self` wins.
+    /// Merges both; `self` takes precedence.
     pub fn or(self, other: FileConfig) -> FileConfig {
         FileConfig {
             database_directory: self.database_directory.or(other.database_directory),
@@ -229,7 +228,7 @@ impl FileConfig {
     }
 }
 
-/// Reads the text of a configuration file of ours or of a node, JSON or YAML; `name` stands in front of every message.
+/// Parses the text of a configuration file of ours or of a node, JSON or YAML; every message begins with `name`.
 pub fn parse_file(text: &str, name: &str) -> Result<FileConfig> {
     let said = tree(text).and_then(|root| root.map_or(Ok(FileConfig::default()), |root| read_root(&root)));
     said.map(|said| FileConfig { warnings: said.warnings.iter().map(|w| format!("{name}: {w}")).collect(), ..said })
@@ -262,7 +261,7 @@ pub fn parse_size(text: &str) -> Result<u64> {
 /// A number of seconds.
 ///
 /// # Errors
-/// [`Kind::Usage`] for anything else; one with a unit is told the number that it means.
+/// [`Kind::Usage`] for anything else; if the text has a unit, the message names the number of seconds.
 pub fn parse_seconds(text: &str) -> Result<Duration> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let factor = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {
@@ -298,12 +297,12 @@ pub fn parse_port(text: &str) -> Result<u16> {
     whole(text).ok_or_else(|| Error::new(Kind::Usage, context()))
 }
 
-/// A number of digits alone: `parse` takes a leading `+`, too.
+/// Parses digits only: `parse` alone would accept a leading `+`, too.
 fn whole<T: FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// Refuses a path that begins with `~`: a shell makes a home directory of it, a file and `--flag=~/x` do not.
+/// Refuses a path that begins with `~`: a shell replaces it by the home directory, but not in a file or in `--flag=~/x`.
 ///
 /// # Errors
 /// [`Kind::Usage`].
@@ -312,7 +311,7 @@ pub fn require_no_tilde(path: &Path) -> Result<()> {
         return Ok(());
     }
     let shown = path.to_string_lossy();
-    let remedy = format!("write the whole path, or ./{shown} for a name that begins so");
+    let remedy = format!("write the whole path, or ./{shown} for a name that begins with ~");
     Err(Error::new(Kind::Usage, format!("{} begins with ~, which only a shell replaces: {remedy}", quote(&shown))))
 }
 
@@ -330,7 +329,7 @@ pub fn parse_interface(text: &str) -> Result<IpAddr> {
     }
 }
 
-/// A version name as it may stand in an HTTP header, a URL and a log line: printable ASCII without blanks and slashes.
+/// A version name for an HTTP header, a URL and a log line: printable ASCII without blanks and slashes.
 pub fn parse_name(text: &str) -> Result<String> {
     if !text.is_empty() && text.len() <= NAME_CHARS_MAX && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/') {
         return Ok(text.to_string());
@@ -341,18 +340,18 @@ pub fn parse_name(text: &str) -> Result<String> {
     Err(Error::new(Kind::Usage, format!("{} is not a version: {remedy}", quote(text))))
 }
 
-/// The known word that was probably meant. Case and separators do not count; a beginning or an end of a known word, a
-/// known word with something added, and a few wrong letters (one in three at most) are recognised.
+/// The known word that was probably meant. Case and separators are ignored. Recognised are a beginning or an end of a known
+/// word, a known word with something added, and a few wrong letters (at most one in three).
 pub fn suggest<'a>(typed: &str, known: &[&'a str]) -> Option<&'a str> {
     fn letters(word: &str) -> String {
         word.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
     }
-    /// Whether one is a beginning or an end of the other; two letters say too little.
+    /// Whether one is a beginning or an end of the other; two letters are too few.
     fn part(a: &str, b: &str) -> bool {
         let (short, long) = if a.len() < b.len() { (a, b) } else { (b, a) };
         short.len() >= 3 && (long.starts_with(short) || long.ends_with(short))
     }
-    // Bounds the work on text from outside: the distance costs the product of both lengths.
+    // Limits the work on text from outside: computing the distance takes the product of both lengths.
     if typed.len() > QUOTE_CHARS_MAX {
         return None;
     }
@@ -382,15 +381,16 @@ fn read_root(root: &Node) -> Said<FileConfig> {
         for (key, _) in entries.iter().filter(|(key, _)| !ours.contains(&key.as_str())) {
             if let Some(meant) = suggest(key, ours).filter(|meant| key.len().abs_diff(meant.len()) <= 2) {
                 let key = quote(&format!("{prefix}{key}"));
-                said.warnings
-                    .push(format!("key {key} is not ours and is ignored: if it should be ours, write `{meant}`"));
+                said.warnings.push(format!(
+                    "key {key} is ignored because this program does not know it: did you mean `{meant}`?"
+                ));
             }
         }
     }
     Ok(said)
 }
 
-/// The `backup` section below `above`, which is at `prefix`.
+/// Reads the `backup` section in `above`, whose own place is `prefix`.
 fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
     let Some(backup) = section(above, prefix, "backup")? else { return Ok(FileConfig::default()) };
     let prefix = format!("{prefix}backup.");
@@ -433,7 +433,7 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
     })
 }
 
-/// Refuses a key that is not one of `keys`; `elsewhere` are keys whose place is `place`, a common slip.
+/// Refuses a key that is not one of `keys`; `elsewhere` are keys that belong at `place`, a common mistake.
 fn known(entries: &Entries, prefix: &str, keys: &[&str], place: &str, elsewhere: &[&str]) -> Said<()> {
     let Some((key, _)) = entries.iter().find(|(key, _)| !keys.contains(&key.as_str())) else { return Ok(()) };
     let full = quote(&format!("{prefix}{key}"));
@@ -449,7 +449,7 @@ fn known(entries: &Entries, prefix: &str, keys: &[&str], place: &str, elsewhere:
     Err(format!("unknown key {full}: {remedy} (known here: {})", keys.join(", ")))
 }
 
-/// The node at `key`; nothing there and null are the same.
+/// The node at `key`; a missing key and null are the same.
 fn get<'a>(entries: &'a Entries, prefix: &str, key: &str) -> Said<Option<&'a Node>> {
     if entries.iter().any(|(k, _)| k == "<<") {
         return Err(format!("merge key `{prefix}<<` is not supported: write its keys out"));
@@ -457,7 +457,7 @@ fn get<'a>(entries: &'a Entries, prefix: &str, key: &str) -> Said<Option<&'a Nod
     let mut found = entries.iter().filter(|(k, _)| k == key).map(|(_, node)| &**node);
     let node = found.next();
     if found.next().is_some() {
-        return Err(format!("key `{prefix}{key}` stands there twice: remove one"));
+        return Err(format!("key `{prefix}{key}` occurs twice: remove one"));
     }
     Ok(node.filter(|node| !node.is_null()))
 }
@@ -470,7 +470,7 @@ fn section<'a>(entries: &'a Entries, prefix: &str, key: &str) -> Said<Option<&'a
     }
 }
 
-/// What `convert` makes of the node at `key`: `None` is the wrong type, an error the wrong value.
+/// Converts the node at `key`; `convert` returns `None` for a wrong type and an error for a wrong value.
 fn value<T>(
     entries: &Entries,
     prefix: &str,

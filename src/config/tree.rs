@@ -1,7 +1,7 @@
-//! The text of a configuration file as a tree, the same for JSON and YAML. What its keys mean is `config`'s business.
+//! Parses the text of a configuration file, JSON or YAML, into one kind of tree. `config` interprets the keys.
 //!
-//! Invariants: no text makes this file panic, recurse without bound or hold more than a small multiple of the text's size;
-//! an alias shares what it names, it copies nothing.
+//! Invariants: no text makes this file panic, recurse without bound or use more memory than a small multiple of the text's size;
+//! an alias shares the node that it names, and copies nothing.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,23 +15,23 @@ use yaml_rust2::scanner::{Marker, TScalarStyle};
 pub const FILE_BYTES_MAX: usize = 1 << 20;
 /// The deepest nesting in a YAML file (serde_json has its own limit of 128).
 const DEPTH_MAX: usize = 64;
-/// How much of a text from outside an error message repeats.
+/// How many characters of a text from outside an error message repeats.
 pub(crate) const QUOTE_CHARS_MAX: usize = 60;
 
-/// Text from outside for a message: one line, short, in backquotes.
+/// Quotes text from outside for a message: one line, short, in backquotes.
 pub(crate) fn quote(text: &str) -> String {
     let shown: String = text.chars().take(QUOTE_CHARS_MAX).flat_map(char::escape_debug).collect();
     format!("`{shown}{}`", if text.chars().count() > QUOTE_CHARS_MAX { "…" } else { "" })
 }
 
-/// What stands in a configuration file. Mappings keep their duplicates: only a lookup knows whether they matter.
+/// A node of the tree. Mappings keep duplicate keys: only the lookup of a key can tell whether they matter.
 #[derive(Debug)]
 pub(crate) enum Node {
-    /// A scalar without quotes, not yet interpreted: the key that holds it knows what it should be.
+    /// A scalar without quotes, not interpreted yet: its type depends on its key.
     Plain(String),
     /// A scalar in quotes, or a block.
     Text(String),
-    /// Nothing of ours is a list, so what it holds is not kept.
+    /// No key of ours has a list, so its items are not kept.
     List,
     Map(Vec<(String, Rc<Node>)>),
 }
@@ -55,18 +55,18 @@ impl Node {
     }
 
     pub(crate) fn is_number(&self) -> bool {
-        // `inf` and `nan` are numbers for Rust, words for everybody else.
+        // Rust parses `inf` and `nan` as numbers; here they are words.
         matches!(self, Node::Plain(p) if p.contains(|c: char| c.is_ascii_digit()) && p.parse::<f64>().is_ok())
     }
 
-    /// Whether quotes make a text of a truth value or a number.
+    /// Whether it is a truth value or a number in quotes.
     pub(crate) fn is_quoted_scalar(&self) -> bool {
         let Node::Text(text) = self else { return false };
         let plain = Node::Plain(text.clone());
         plain.as_bool().is_some() || plain.is_number()
     }
 
-    /// What it is, for a message.
+    /// Describes the node, for a message.
     pub(crate) fn found(&self) -> String {
         match self {
             Node::Map(_) => "a mapping".to_string(),
@@ -78,10 +78,10 @@ impl Node {
     }
 }
 
-/// The tree of a text; `None` where it holds nothing.
+/// Parses a text; `None` if it is empty or null.
 pub(crate) fn tree(text: &str) -> Said<Option<Rc<Node>>> {
     if text.len() > FILE_BYTES_MAX {
-        return Err(format!("the file has {} bytes, at most {FILE_BYTES_MAX} are read", text.len()));
+        return Err(format!("the file has {} bytes, at most {FILE_BYTES_MAX} are allowed", text.len()));
     }
     let text = text.trim_start_matches('\u{feff}');
     let root = if text.trim_start().starts_with('{') {
@@ -147,16 +147,16 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 }
 
-/// A list or mapping whose end has not been read.
+/// A list or mapping of which the end has not been read.
 struct Open {
     is_map: bool,
-    /// The items of a list; of a mapping, keys and values by turns.
+    /// The items of a list; for a mapping, keys and values in turn.
     items: Vec<Rc<Node>>,
     anchor: usize,
     height: usize,
 }
 
-/// The tree of a YAML text. Not by yaml-rust2's own loader: it recurses without bound and copies what an alias names.
+/// Parses a YAML text. This does not use yaml-rust2's own loader, which recurses without bound and copies the node of an alias.
 fn yaml_tree(text: &str) -> Said<Option<Rc<Node>>> {
     let at = |mark: Marker, message: &str| format!("{message} at line {} column {}", mark.line(), mark.col() + 1);
     let too_deep = format!("nested deeper than {DEPTH_MAX} levels");
@@ -189,10 +189,11 @@ fn yaml_tree(text: &str) -> Said<Option<Rc<Node>>> {
             }
             Event::Alias(id) => match anchors.get(&id) {
                 Some((node, height)) => (Rc::clone(node), *height, 0),
-                None => return Err(at(mark, "an alias stands within what it names")),
+                None => return Err(at(mark, "an alias is within the node that it names")),
             },
         };
-        // Counts the levels behind an alias too: chained aliases could build a depth that no stack of `drop` survives.
+        // Counts the levels of an alias's node too: chained aliases could build a tree so deep that dropping it overflows the
+        // stack.
         if open.len() + height > DEPTH_MAX {
             return Err(at(mark, &too_deep));
         }
@@ -209,7 +210,7 @@ fn yaml_tree(text: &str) -> Said<Option<Rc<Node>>> {
     }
 }
 
-/// Keys that are lists or mappings are nobody's: they are left out.
+/// Leaves out keys that are lists or mappings: neither we nor the node have such keys.
 fn mapping(keys_and_values: &[Rc<Node>]) -> Node {
     let entries = keys_and_values.chunks_exact(2).filter_map(|pair| match &*pair[0] {
         Node::Plain(key) | Node::Text(key) => Some((key.clone(), Rc::clone(&pair[1]))),

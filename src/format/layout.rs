@@ -1,4 +1,4 @@
-//! Every name that this crate gives to a file or directory, with its maker, its remover, and the state after a crash.
+//! Every name that this crate gives to a file or directory: what makes it, what removes it, and its state after a crash.
 //!
 //! ```text
 //! BACKUPS/.lock  .service  .creating-<id>/  .deleting-<id>.<n>/
@@ -7,8 +7,8 @@
 //! TARGET/.restoring-<time>/  .exchanging-<time>/  0.bak-<time>/
 //! DATABASE/.chainweb-backup-pin/
 //! ```
-//! Invariant: a name of ours stands nowhere else in the source. The names of the node's files are in `chainweb`, those of RocksDB
-//! and SQLite in the rooms that read them.
+//! Invariant: no other source file spells one of these names. The names of the node's files are in `chainweb`, those of RocksDB
+//! and SQLite in the folders that read them.
 
 /// `BACKUPS/.lock`: flock while a job is created and runs; its content is the last identifier that was given out. Made by the
 /// first job, never removed. A crash releases the lock and keeps the content.
@@ -49,30 +49,30 @@ pub(crate) const USE_FILE: &str = ".use";
 /// `BACKUPS/<id>/.pinned`: the operator keeps this backup. Made by `pin`, removed by `unpin`.
 pub(crate) const PIN_FILE: &str = ".pinned";
 
-/// `BACKUPS/<id>/.cancel`: the operator wants the job to end. Made by `cancel`, removed by it or by the end of the job.
+/// `BACKUPS/<id>/.cancel`: the operator has cancelled the job. Made by `cancel`, removed by it or by the end of the job.
 pub(crate) const CANCEL_FILE: &str = ".cancel";
 
-/// `BACKUPS/<id>/0.partial/`: the data while the backup is filled. Renamed to [`WHOLE`] by the commit; after a crash `recover` moves
-/// it to the garbage.
+/// `BACKUPS/<id>/0.partial/`: the data while the backup is being made. Renamed to [`WHOLE`] by the commit; after a crash `recover`
+/// moves it to the garbage.
 pub(crate) const PARTIAL: &str = "0.partial";
 
-/// `BACKUPS/<id>/0/`: the data of a finished backup; it has the name that the node's own directory has.
+/// `BACKUPS/<id>/0/`: the data of a finished backup; it has the name of the node's own directory.
 pub(crate) const WHOLE: &str = "0";
 
-/// `BACKUPS/<id>/0.partial/.discarded/`: a capture of RocksDB that was taken too early, until the next one has taken its files.
+/// `BACKUPS/<id>/0.partial/.discarded/`: a capture of RocksDB that was made too early, until the next capture has taken its files.
 pub(crate) const DISCARDED: &str = ".discarded";
 
 /// `BLAKE2SUMS` in `0/rocksDb` and `0/sqlite`: checksums for `b2sum -c`, under the community's name. Made after the commit.
 pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
 
-/// A link whose making shows whether hard links work; removed at once, and before the next look.
+/// A link that is made to find out whether hard links work; removed at once, and also before the next attempt.
 pub(crate) const PROBE: &str = ".probe";
 
-/// The prefix of a link to a WAL in a directory that gets a copy of it under its own name. Removed when it is copied.
+/// The prefix of a link to a WAL, in a directory that gets a copy of the WAL under its own name. Removed after the copy.
 pub(crate) const WAL_PIN: &str = "pin.";
 
 /// `DATABASE/.chainweb-backup-pin/`: links to files that are copied to another file system. Made by the first such backup,
-/// emptied by each and at the start of a service.
+/// emptied by each such backup and at the start of a service.
 pub(crate) const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
 
 /// `TARGET/.restoring-<time>/`: a restore that is not finished. After a crash the next restore removes it.

@@ -1,7 +1,7 @@
 //! `manifest.json`: every file of a finished backup. Written and synced before the backup gets its final name.
 //!
-//! There may be a hundred thousand of them. So a list of files keeps all names in one text, and a `manifest.json` is written
-//! and read file by file. Invariant: a list is sorted by path.
+//! A backup may have a hundred thousand files. So a list of files has all names in one text, and a `manifest.json` is written and
+//! read file by file. Invariant: a list is sorted by path.
 
 use std::fmt;
 use std::io::{self, BufReader, Read, Write};
@@ -18,18 +18,18 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::{FORMAT, Method};
 use crate::format::seal;
 
-/// One file of a backup, as it stands in `manifest.json`.
+/// One file of a backup in `manifest.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Entry<Text> {
     /// Path below the backup's directory, `0/rocksDb/000012.sst`.
     pub(crate) path: Text,
     pub(crate) bytes: u64,
-    /// How it came here.
+    /// How it was put into the backup.
     pub(crate) method: Method,
-    /// Its checksum, if it was computed: of RocksDB's files, but for those that are links to the node's own.
+    /// Its checksum, if it was computed: for RocksDB's files, except links to the node's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) blake2b: Option<Sum>,
-    /// When it was last read whole, and had that checksum: milliseconds since the epoch.
+    /// When it was last read whole and had this checksum: milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) read_ms: Option<u64>,
 }
@@ -39,27 +39,27 @@ pub(crate) struct Entry<Text> {
 pub(crate) struct Manifest {
     paths: String,
     rows: Vec<Row>,
-    /// What is known of those that have a checksum.
+    /// The checksums of the files that have one.
     known: Vec<Known>,
 }
 
-/// Marks a file of which nothing is known.
+/// Marks a file without a checksum.
 const UNKNOWN: u32 = u32::MAX;
 
 #[derive(Debug)]
 struct Row {
-    /// Where its path begins in the text, and how long it is.
+    /// The beginning of its path in the text, and the length of the path.
     start: usize,
     length: u32,
-    /// The place in the list of what is known.
+    /// The index of its checksum.
     known: u32,
     method: Method,
     bytes: u64,
 }
 
 impl Manifest {
-    /// Lists what lies below `0.partial`, under the names that it will have; `method_of` tells how a file came.
-    /// Anything but regular files and directories is an error: nobody of ours makes such a thing.
+    /// Lists the files below `0.partial`, under the names that they will have; `method_of` returns how a file was put there.
+    /// Anything but regular files and directories is an error: we make no others.
     pub(crate) fn of(partial: &Path, method_of: &dyn Fn(&str) -> Method) -> Result<Manifest> {
         let (manifest, others) = Manifest::list(partial, method_of)?;
         match others.first() {
@@ -72,7 +72,7 @@ impl Manifest {
         }
     }
 
-    /// Lists what lies below the `0` of a finished backup: the files, and the paths of what is neither file nor directory.
+    /// Lists the files below the `0` of a finished backup, and the paths of anything that is neither a file nor a directory.
     pub(crate) fn found(whole: &Path) -> Result<(Manifest, Vec<String>)> {
         Manifest::list(whole, &|_| Method::Copied)
     }
@@ -101,13 +101,13 @@ impl Manifest {
     }
 
     fn push(&mut self, path: &str, bytes: u64, method: Method) {
-        // PATH_MAX is far below.
+        // PATH_MAX is much smaller.
         let length = u32::try_from(path.len()).unwrap_or(u32::MAX);
         self.rows.push(Row { start: self.paths.len(), length, known: UNKNOWN, method, bytes });
         self.paths.push_str(path);
     }
 
-    /// Notes what is known of the file at this place of the list.
+    /// Notes the checksum of the file with this index.
     pub(crate) fn know(&mut self, at: usize, known: Known) {
         if self.known.is_empty() {
             self.known = off_heap::list();
@@ -121,7 +121,7 @@ impl Manifest {
         (0..self.rows.len()).map(|at| self.file(at))
     }
 
-    /// The file at this place of the list.
+    /// The file with this index.
     pub(crate) fn file(&self, at: usize) -> Entry<&str> {
         let row = &self.rows[at];
         let known = self.known.get(row.known as usize);
@@ -134,7 +134,7 @@ impl Manifest {
         }
     }
 
-    /// The place of this path in the list.
+    /// The index of this path.
     pub(crate) fn find(&self, path: &str) -> Option<usize> {
         self.rows.binary_search_by(|row| row.path(&self.paths).cmp(path)).ok()
     }
@@ -149,12 +149,12 @@ impl Manifest {
         self.rows.len()
     }
 
-    /// Sizes of all files added up.
+    /// The sum of the sizes of all files.
     pub(crate) fn bytes(&self) -> u64 {
         self.rows.iter().fold(0, |sum, row| sum.saturating_add(row.bytes))
     }
 
-    /// Writes `manifest.json`: one file a line.
+    /// Writes `manifest.json`: one line per file.
     pub(crate) fn write(&self, to: &mut dyn Write) -> io::Result<()> {
         seal::write_by(to, &|to| {
             write!(to, "{{\n  \"format\": \"{FORMAT}\",\n  \"files\": [")?;
@@ -173,8 +173,8 @@ impl Row {
     }
 }
 
-/// Reads a `manifest.json` and gives every file to `take`. `false` where it is not ours: broken, or of another format; then
-/// what was taken means nothing. An error says that it could not be read.
+/// Reads a `manifest.json` and gives every file to `take`. `false` if it is not ours: broken, or of another format; then the
+/// entries that were given must be ignored. An error means that it could not be read.
 pub(crate) fn read_each(from: impl Read, take: &mut dyn FnMut(Entry<String>)) -> io::Result<bool> {
     let mut json = serde_json::Deserializer::from_reader(BufReader::new(from));
     match json.deserialize_map(Reading { take }).and_then(|is_ours| json.end().map(|()| is_ours)) {

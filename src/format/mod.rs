@@ -1,4 +1,4 @@
-//! Our own names and durable formats: pure, no I/O.
+//! Our own names on the disk, and our durable formats.
 
 pub(crate) mod layout;
 pub(crate) mod manifest;

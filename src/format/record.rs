@@ -1,8 +1,8 @@
 //! The durable record of a backup: `status` decides, `backup.json` explains.
 //!
-//! `status` holds one word and no newline. `backup.json` opens with our mark, `"format": "chainweb-backup/1"`: a
-//! directory without it is somebody else's and is never changed. Fields may be added within a format; readers ignore
-//! fields that they do not know, and take a format that they do not know for somebody else's.
+//! `status` has one word and no newline. `backup.json` begins with our mark, `"format": "chainweb-backup/1"`: a directory
+//! without it is foreign and is never changed. Fields may be added within a format: readers ignore unknown fields, and treat an
+//! unknown format as foreign.
 
 use std::collections::BTreeSet;
 
@@ -15,16 +15,16 @@ use crate::id::BackupId;
 /// Our mark in `backup.json` and `manifest.json`.
 pub(crate) const FORMAT: &str = "chainweb-backup/1";
 
-/// How the last verification of a backup went, or the last deep one, where a quick one after it found nothing.
+/// The result of the last verification of a backup, or of the last deep one if a quick one after it found no fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
     /// `quick` or `deep`.
     pub depth: String,
     /// Milliseconds since the epoch.
     pub at_ms: u64,
-    /// How much was wrong.
+    /// The number of faults.
     pub faults_count: u64,
-    /// The SSTs and blob files that are damaged, if nothing else is: a later backup takes over the others.
+    /// The damaged SSTs and blob files, if no other file is damaged: then a later backup may link the good ones.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub damaged: BTreeSet<String>,
 }
@@ -39,19 +39,19 @@ impl Verified {
     }
 }
 
-/// What is known of a backup job, in the words of the contract.
+/// The state of a backup, in the words of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     /// The backup is being made.
     InProgress,
     /// The backup is whole and durable.
     Done,
-    /// There is no backup; the record says why.
+    /// The backup failed and has no data; the record says why.
     Failed,
 }
 
 impl Status {
-    /// The word of the contract, as it stands in the `status` file and in answers.
+    /// The word of the contract, in the `status` file and in answers.
     pub fn word(self) -> &'static str {
         match self {
             Status::InProgress => "backup-in-progress",
@@ -60,7 +60,7 @@ impl Status {
         }
     }
 
-    /// Reads a `status` file's content; white space around the word is somebody's editor.
+    /// Parses the content of a `status` file; ignores white space around the word, which an editor may have added.
     pub(crate) fn parse(text: &str) -> Option<Status> {
         [Status::InProgress, Status::Done, Status::Failed].into_iter().find(|s| s.word() == text.trim())
     }
@@ -84,7 +84,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// The scope as the header `x-backup-scope` and the record spell it.
+    /// The scope as text, in the header `x-backup-scope` and in the record.
     pub fn word(self) -> &'static str {
         match self {
             Scope::Rocksdb => "rocksdb",
@@ -92,53 +92,53 @@ impl Scope {
         }
     }
 
-    /// Whether the Pact databases are in.
+    /// Whether the Pact databases are included.
     pub fn has_pact(self) -> bool {
         self == Scope::RocksdbAndPact
     }
 }
 
-/// How a file, or a whole database, came into a backup.
+/// How a file, or a whole database, was put into a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// A second name of the node's own file.
+    /// A hard link to the node's own file.
     Linked,
-    /// A second name of a file of an earlier backup.
+    /// A hard link to a file of an earlier backup.
     Reused,
-    /// Bytes read and written.
+    /// Copied: all bytes were read and written.
     Copied,
-    /// The files of a SQLite database, copied under a read transaction.
+    /// The files of an SQLite database, copied under a read transaction.
     RawCopy,
-    /// As a raw copy or a plain one, sharing the blocks of the node's own file.
+    /// As a raw copy or a file copy, but the copy shares the blocks of the node's own file.
     RawClone,
     /// Written by SQLite's online backup.
     OnlineBackup,
 }
 
-/// How RocksDB came into the backup, and what it holds.
+/// How RocksDB was captured, and the content of the copy.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RocksdbPart {
     /// `checkpoint` through an open handle, or `live-copy` of a directory that another process may hold.
     pub capture: String,
-    /// Files in it.
+    /// The number of its files.
     pub files_count: u64,
-    /// Their sizes added up.
+    /// The sum of their sizes.
     pub bytes: u64,
-    /// Bytes that were copied; the rest is linked, to the node's files or to an earlier backup's.
+    /// Bytes that were copied; the other files are links to files of the node or of an earlier backup.
     pub copied_bytes: u64,
-    /// How often RocksDB was captured: more than once when Pact was ahead of it.
+    /// How often RocksDB was captured: more than once if Pact was ahead of it.
     pub captures_count: u32,
-    /// Rounds until a live copy held, the last time.
+    /// The number of rounds of the last live copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounds_count: Option<u32>,
     /// How long the window of its last round was open, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_us: Option<u64>,
-    /// Height of the newest cut, where the database has cuts.
+    /// Height of the newest cut, if the database has cuts.
     pub cut_height: Option<u64>,
-    /// When the file was read whole whose last reading was the longest ago, in milliseconds since the epoch; 0 if that is unknown.
-    /// Absent where files are the node's own.
+    /// Each file was last read whole at this time or later, in milliseconds since the epoch; 0 if that is unknown. Absent if files
+    /// are links to the node's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_read_ms: Option<u64>,
 }
@@ -160,14 +160,14 @@ pub struct PactPart {
     pub block_hash: Option<String>,
 }
 
-/// The programs that took part.
+/// The versions of the programs involved.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Versions {
     /// This crate.
     pub chainweb_backup: String,
     /// The RocksDB that last wrote the database: the node's.
     pub rocksdb: String,
-    /// The SQLite linked into it.
+    /// The SQLite linked into this crate.
     pub sqlite: String,
     /// The node, as configured.
     pub node: String,
@@ -182,13 +182,13 @@ pub struct Record {
     pub id: BackupId,
     /// What it covers.
     pub scope: Scope,
-    /// The last phase that was written down.
+    /// The last phase that was recorded.
     pub phase: Phase,
     /// Milliseconds since the epoch.
     pub started_ms: u64,
     /// Milliseconds since the epoch; absent while it runs.
     pub finished_ms: Option<u64>,
-    /// Sizes of all its files added up.
+    /// The sum of the sizes of its files.
     pub bytes: u64,
     /// Number of its files.
     pub files_count: u64,
@@ -199,18 +199,18 @@ pub struct Record {
     pub pact: Vec<PactPart>,
     /// Blocks that the node will replay after a restore: the largest distance of a Pact database behind the cut.
     pub replay_blocks: Option<u64>,
-    /// Things an operator should know although the backup is good.
+    /// Warnings for the operator; the backup is good.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// Why it failed.
     pub reason: Option<String>,
-    /// The programs that took part.
+    /// The versions of the programs involved.
     #[serde(default)]
     pub versions: Versions,
 }
 
 impl Record {
-    /// The record of a job that has just been created.
+    /// The record of a new job.
     pub(crate) fn new(id: BackupId, scope: Scope, started_ms: u64, versions: Versions) -> Record {
         Record {
             format: FORMAT.to_owned(),
@@ -235,12 +235,12 @@ impl Record {
         seal::to_bytes(self)
     }
 
-    /// Whether a record of this age must carry its seal: version 0.1.0 knew none.
+    /// Whether the record must have a seal: version 0.1.0 did not write one.
     pub(crate) fn must_be_sealed(&self) -> bool {
         self.versions.chainweb_backup != "0.1.0"
     }
 
-    /// Reads `backup.json`; `None` where it is not ours: broken, or of another format.
+    /// Parses `backup.json`; `None` if it is not ours: broken, or of another format.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Record> {
         serde_json::from_slice(bytes).ok().filter(|r: &Record| r.format == FORMAT)
     }

@@ -1,8 +1,8 @@
-//! The checksum that our own JSON files carry of themselves: without it, nobody would notice that a time or a name in them
-//! was changed by a failing disk.
+//! The seal: a checksum in each of our own JSON files of that file. Without it, a time or a name in the file that a failing disk
+//! has changed would not be noticed.
 //!
-//! It is the last field of the one object in the file, `"seal"`: the BLAKE2b-512, in hexadecimal, of every byte before the
-//! comma in front of it. So it is still plain JSON, and whoever does not know the field skips it.
+//! The seal is the last field, `"seal"`, of the one object in the file: the BLAKE2b-512, in hexadecimal, of all bytes before the
+//! comma in front of the field. So the file is plain JSON, and a program that does not know the field ignores it.
 
 use std::io::{self, BufWriter, Read, Write};
 
@@ -13,10 +13,10 @@ const BEFORE: &str = ",\n  \"seal\": \"";
 const AFTER: &str = "\"\n}\n";
 const HEX_BYTES: usize = 128;
 
-/// How the object ends that is to be sealed.
+/// The end of an object before it is sealed.
 const OBJECT_END: &[u8] = b"\n}";
 
-/// What writes the JSON of an object with at least one field, over several lines.
+/// Writes the JSON of an object with at least one field, over several lines.
 type WriteObject<'a> = &'a dyn Fn(&mut dyn Write) -> io::Result<()>;
 
 /// Writes an object, with its seal.
@@ -28,7 +28,7 @@ pub(crate) fn write_by(to: &mut dyn Write, object: WriteObject<'_>) -> io::Resul
     write!(to, "{BEFORE}{}{AFTER}", state.finalize().to_hex())
 }
 
-/// The JSON of `value`, an object with at least one field, for people, with its seal.
+/// The indented JSON of `value`, an object with at least one field, with its seal.
 pub(crate) fn to_bytes(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = Vec::new();
     write_by(&mut bytes, &|to| Ok(serde_json::to_writer_pretty(to, value)?))
@@ -36,7 +36,7 @@ pub(crate) fn to_bytes(value: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-/// Whether a file of so many bytes is what was sealed; `None` where it has no seal. It may be large, and is not kept.
+/// Whether a file of this size matches its seal; `None` if it has no seal. The file may be large, and is not held in memory.
 pub(crate) fn is_whole(mut file: impl Read, bytes: u64) -> io::Result<Option<bool>> {
     let Some(content_bytes) = bytes.checked_sub((BEFORE.len() + HEX_BYTES + AFTER.len()) as u64) else {
         return Ok(None);
@@ -49,7 +49,7 @@ pub(crate) fn is_whole(mut file: impl Read, bytes: u64) -> io::Result<Option<boo
     Ok(seal.map(|seal| state.finalize().to_hex().as_bytes() == seal))
 }
 
-/// Passes everything on but the last bytes, which close the object.
+/// Passes all bytes on, except the last ones, which close the object.
 struct Sealing<'a> {
     to: &'a mut dyn Write,
     state: State,
