@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::chainweb::{self, ROCKSDB};
+
 /// What is wrong with one file of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
@@ -33,13 +35,12 @@ pub(crate) struct Inspected {
 impl Fault {
     /// A fault of a file in RocksDB's directory, or of the whole directory if `name` is empty.
     pub(crate) fn of_rocksdb(Fault { file: name, why }: Fault) -> Fault {
-        let slash = if name.is_empty() { "" } else { "/" };
-        Fault { file: format!("0/rocksDb{slash}{name}"), why }
+        Fault { file: chainweb::path_in(ROCKSDB, &name), why }
     }
 
     /// The name of the SST or blob file that it is in.
     pub(crate) fn table(&self) -> Option<&str> {
-        self.file.strip_prefix("0/rocksDb/").filter(|name| name.ends_with(".sst") || name.ends_with(".blob"))
+        chainweb::name_in(ROCKSDB, &self.file).filter(|name| name.ends_with(".sst") || name.ends_with(".blob"))
     }
 }
 

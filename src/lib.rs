@@ -9,7 +9,7 @@
 //! this table, and no files use each other in a circle:
 //! ```text
 //! words     no I/O
-//!           clock control error fault id
+//!           chainweb clock control error fault id
 //! config    what was configured
 //!           tree
 //! disk      every change that we make to the file system
@@ -36,6 +36,7 @@
 
 mod backups;
 mod capture;
+pub mod chainweb;
 mod clock;
 mod config;
 mod control;

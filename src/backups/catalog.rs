@@ -25,13 +25,14 @@ use std::time::UNIX_EPOCH;
 use rustix::fs::FileType;
 
 use crate::capture::source::{require_no_file, resolve};
+use crate::chainweb::{SQLITE, is_pact_database};
 use crate::disk::lock::Lock;
 use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::off_heap;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::{
-    DELETING, JOB_LOCK, PIN_FILE, RECORD_FILE, SERVICE_LOCK, STATUS_FILE, USE_FILE, VERIFIED_FILE, WHOLE,
+    self, JOB_LOCK, PIN_FILE, RECORD_FILE, SERVICE_LOCK, STATUS_FILE, USE_FILE, VERIFIED_FILE, WHOLE,
 };
 use crate::format::record::{Record, Scope, Status, Verified};
 use crate::id::BackupId;
@@ -321,7 +322,7 @@ impl Catalog {
     /// cannot be removed keeps nothing else from it; the first such error is returned.
     pub(crate) fn sweep(&self, keep_going: &dyn Fn() -> bool) -> Result<bool> {
         let mut result = Ok(true);
-        for name in self.names()?.iter().filter(|name| is_garbage(name)) {
+        for name in self.names()?.iter().filter(|name| layout::is_garbage(name)) {
             match disk::remove_tree(&self.directory.join(name), keep_going) {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
@@ -341,12 +342,12 @@ impl Catalog {
     /// A name below which the data of a backup can wait for the sweep.
     pub(crate) fn free_garbage_path(&self, id: &BackupId) -> Result<PathBuf> {
         for n in 0..MAX_GARBAGE_NAMES {
-            let path = self.directory.join(format!("{DELETING}{id}.{n}"));
+            let path = self.directory.join(layout::garbage(id, n));
             if !is_there(&path)? {
                 return Ok(path);
             }
         }
-        let context = format!("{MAX_GARBAGE_NAMES} names like {DELETING}{id}.0 are taken; remove them");
+        let context = format!("{MAX_GARBAGE_NAMES} names like {} are taken; remove them", layout::garbage(id, 0));
         Err(Error::new(Kind::Io, context))
     }
 
@@ -364,15 +365,6 @@ impl Catalog {
     pub(crate) fn ids(&self) -> Result<Vec<BackupId>> {
         Ok(self.names()?.iter().filter_map(|n| BackupId::parse(n)).collect())
     }
-}
-
-/// Whether this is a name that we give to data on its way out: `.deleting-<id>.<n>`.
-fn is_garbage(name: &str) -> bool {
-    let parts = name.strip_prefix(DELETING).and_then(|rest| rest.rsplit_once('.'));
-    parts.is_some_and(|(id, n)| {
-        BackupId::parse(id).is_some_and(|id| id.millis().is_some())
-            && n.parse::<u32>().is_ok_and(|of| of.to_string() == n)
-    })
 }
 
 fn identity_of(directory: &Path) -> Result<(u64, u64)> {
@@ -433,7 +425,7 @@ pub(crate) fn shared_identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 fn has_sqlite(path: &Path) -> Result<bool> {
-    let directory = path.join(WHOLE).join("sqlite");
+    let directory = layout::directory_in(path, SQLITE);
     let names = match nofollow::entries(&directory) {
         // Not there, or no directory: somebody else's backup may look like that.
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) || is_loop(&e) => {
@@ -441,7 +433,7 @@ fn has_sqlite(path: &Path) -> Result<bool> {
         }
         other => other.context(|| format!("cannot list {}", directory.display()))?,
     };
-    Ok(names.flatten().any(|(name, _)| name.to_string_lossy().ends_with(".sqlite")))
+    Ok(names.flatten().any(|(name, _)| is_pact_database(Path::new(&name))))
 }
 
 fn is_loop(e: &std::io::Error) -> bool {

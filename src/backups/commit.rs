@@ -31,7 +31,7 @@ use crate::disk::unsynced::Batch;
 use crate::disk::{self, Owner};
 use crate::error::{Error, Kind, Result};
 use crate::format::layout::{
-    CANCEL_FILE, MANIFEST_FILE, PARTIAL, RECORD_FILE, STATUS_FAILED_FILE, STATUS_FILE, USE_FILE, WHOLE,
+    self, CANCEL_FILE, MANIFEST_FILE, PARTIAL, RECORD_FILE, STATUS_FAILED_FILE, STATUS_FILE, USE_FILE, WHOLE,
 };
 use crate::format::manifest::Manifest;
 use crate::format::record::{Record, Scope, Status, Versions};
@@ -73,7 +73,7 @@ impl Unfinished {
                 continue;
             }
             job_lock.write_note(&lock_path, id.as_str())?;
-            let creating = catalog.directory().join(format!(".creating-{id}"));
+            let creating = catalog.directory().join(layout::creating(&id));
             let record = Record::new(id.clone(), scope, now_ms, versions.clone());
             let born = birth(&creating, &record, catalog.owner())
                 .and_then(|use_lock| Ok((use_lock, disk::rename_new(&creating, &catalog.path(&id))?)));

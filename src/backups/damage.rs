@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 
 use crate::backups::catalog::{Catalog, shared_identity};
 use crate::backups::verify::Depth;
+use crate::chainweb::ROCKSDB;
 use crate::disk;
 use crate::error::Result;
 use crate::fault::Fault;
-use crate::format::layout::{VERIFIED_FILE, WHOLE};
+use crate::format::layout::{self, VERIFIED_FILE};
 use crate::format::record::Verified;
 use crate::id::BackupId;
 
@@ -73,7 +74,7 @@ fn add(catalog: &Catalog, id: &BackupId, names: &[&str], at_ms: u64) -> Result<(
 /// Notes the same damage in every other backup that has a damaged SST as the same file: a second name of it is as bad. Returns
 /// in how many.
 pub(crate) fn note_sharers(catalog: &Catalog, id: &BackupId, faults: &[Fault], at_ms: u64) -> Result<usize> {
-    let directory = |id: &BackupId| catalog.path(id).join(WHOLE).join("rocksDb");
+    let directory = |id: &BackupId| layout::directory_in(&catalog.path(id), ROCKSDB);
     let names: BTreeSet<&str> = faults.iter().filter_map(Fault::table).collect();
     let with_identity = names.into_iter().map(|name| Some((name, shared_identity(&directory(id).join(name))?)));
     let damaged: Vec<_> = with_identity.flatten().collect();

@@ -15,7 +15,7 @@ use crate::disk::lock::Lock;
 use crate::disk::{self, fault_gate, nofollow};
 use crate::error::{IoContext, Result};
 use crate::format::layout::{
-    CREATING, MANIFEST_FILE, PARTIAL, RECORD_FILE, STATUS_FAILED_FILE, STATUS_FILE, USE_FILE, WHOLE,
+    self, MANIFEST_FILE, PARTIAL, RECORD_FILE, STATUS_FAILED_FILE, STATUS_FILE, USE_FILE, WHOLE,
 };
 use crate::format::record::{Record, Status};
 use crate::id::BackupId;
@@ -24,7 +24,7 @@ use crate::id::BackupId;
 pub(crate) fn recover(catalog: &Catalog) -> Result<()> {
     // While another process makes a backup, what it is creating is not ours to touch.
     if let Some(_job_lock) = Lock::try_take(&catalog.job_lock_path(), catalog.owner())? {
-        for (name, id) in catalog.names()?.iter().filter_map(|name| Some((name, creating(name)?))) {
+        for (name, id) in catalog.names()?.iter().filter_map(|name| Some((name, layout::id_in_creating(name)?))) {
             let path = catalog.directory().join(name);
             if holds_birth_only(&path)? {
                 disk::rename(&path, &catalog.free_garbage_path(&id)?)?;
@@ -80,11 +80,6 @@ fn unsettled(path: &Path, id: &BackupId) -> Result<Option<(Record, &'static str)
         }
         Status::Done | Status::Failed => None,
     })
-}
-
-/// The identifier in the name of a backup that has not got its name yet.
-fn creating(name: &str) -> Option<BackupId> {
-    BackupId::parse(name.strip_prefix(CREATING)?).filter(|id| id.millis().is_some())
 }
 
 /// Whether a directory holds nothing but what a backup has before it gets its name: then nothing is lost with it.

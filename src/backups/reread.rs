@@ -20,21 +20,19 @@ use crate::backups::sums;
 use crate::capture::in_use;
 use crate::capture::rocksdb::earlier_backup::{Brought, Earlier};
 use crate::capture::rocksdb::version_edit::LiveFile;
+use crate::chainweb::{self, ROCKSDB};
 use crate::control::Control;
 use crate::disk::nofollow;
 use crate::disk::sum::{self, Known};
 use crate::error::{Kind, Result};
 use crate::fault::Fault;
-use crate::format::layout::{MANIFEST_FILE, WHOLE};
+use crate::format::layout::{self, MANIFEST_FILE};
 use crate::format::manifest::{self, Entry};
 use crate::format::record::{Method, Record, Status};
 use crate::id::BackupId;
 
 /// How long one run reads at most.
 const TIME_LIMIT: Duration = Duration::from_secs(60 * 60);
-
-/// How the paths of RocksDB's files begin.
-const ROCKSDB: &str = "0/rocksDb/";
 
 /// The backup whose files a new one takes over.
 #[derive(Debug)]
@@ -71,7 +69,7 @@ impl Base {
     fn open(catalog: &Catalog, found: &Found) -> Option<Base> {
         let path = catalog.path(&found.id);
         let in_use = in_use::share(&path).ok()??;
-        let files = Earlier::open(&path.join(WHOLE).join("rocksDb"), Some(in_use))?;
+        let files = Earlier::open(&layout::directory_in(&path, ROCKSDB), Some(in_use))?;
         Some(Base { id: found.id.clone(), files, is_finished: true })
     }
 
@@ -80,12 +78,12 @@ impl Base {
         let path = catalog.path(&self.id);
         let files = &mut self.files;
         // Of an earlier version there are sums at most, taken after the backup was made.
-        let _ = sums::each(&path.join(WHOLE).join("rocksDb"), &mut |name, sum| {
+        let _ = sums::each(&layout::directory_in(&path, ROCKSDB), &mut |name, sum| {
             LiveFile::number_in(name).into_iter().for_each(|number| files.know(number, Known { sum, read_ms: 0 }));
             Ok(true)
         });
         let mut take = |file: Entry<String>| {
-            let number = file.path.strip_prefix(ROCKSDB).and_then(LiveFile::number_in);
+            let number = chainweb::name_in(ROCKSDB, &file.path).and_then(LiveFile::number_in);
             if let (Some(number), Some(sum)) = (number, file.blake2b) {
                 let copied_ms = if file.method == Method::Copied { record.started_ms } else { 0 };
                 files.know(number, Known { sum, read_ms: file.read_ms.unwrap_or(copied_ms) });
@@ -148,7 +146,7 @@ impl Base {
             Err(e) => return Err(e),
         };
         self.files.give_up(number);
-        Ok(Some(Fault { file: format!("{ROCKSDB}{name}"), why }))
+        Ok(Some(Fault { file: chainweb::path_in(ROCKSDB, name), why }))
     }
 
     /// Whether a file is not what was backed up; `None` if that is unknown.

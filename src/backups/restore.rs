@@ -36,6 +36,7 @@ use crate::capture::node_locks::{self, NodeLocks};
 use crate::capture::rocksdb::live_directories::is_immutable;
 use crate::capture::source::{SqliteSource, is_same, require_no_file, resolve};
 use crate::capture::sqlite;
+use crate::chainweb::{DIRECTORIES, ROCKSDB, SQLITE};
 use crate::control::Control;
 use crate::disk::copy;
 use crate::disk::fault_gate;
@@ -45,7 +46,7 @@ use crate::disk::permissions;
 use crate::disk::unsynced::{Batch, Links};
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::format::layout::{EXCHANGING, REPLACED, RESTORING, WHOLE};
+use crate::format::layout::{self, WHOLE};
 
 /// Bytes that must stay free on the target's file system.
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
@@ -72,7 +73,7 @@ pub struct Restored {
 pub(crate) fn require_target(target: &Path, backups: &Path) -> Result<()> {
     require_no_file(target, "target", "--to")?;
     let resolved = resolve(target)?;
-    let in_database = |above: &Path| above.join("CURRENT").is_file() || above.join("rocksDb").join("CURRENT").is_file();
+    let in_database = |above: &Path| above.join("CURRENT").is_file() || above.join(ROCKSDB).join("CURRENT").is_file();
     let whose = if is_same(target, backups) {
         "is the backup directory"
     } else if lies_in_backup(&resolved)? {
@@ -106,6 +107,7 @@ struct Names {
     target: PathBuf,
     place: PathBuf,
     staging: PathBuf,
+    probe: PathBuf,
     exchanging: PathBuf,
     aside: PathBuf,
 }
@@ -116,9 +118,10 @@ impl Names {
         let at = |stamp: u64| Names {
             target: target.to_owned(),
             place: target.join(WHOLE),
-            staging: target.join(format!("{RESTORING}{stamp}")),
-            exchanging: target.join(format!("{EXCHANGING}{stamp}")),
-            aside: target.join(format!("{REPLACED}{stamp}")),
+            staging: target.join(layout::restoring(stamp)),
+            probe: target.join(layout::restoring_probe(stamp)),
+            exchanging: target.join(layout::exchanging(stamp)),
+            aside: target.join(layout::replaced(stamp)),
         };
         let is_free = |names: &Names| {
             [&names.staging, &names.exchanging, &names.aside].iter().all(|path| path.symlink_metadata().is_err())
@@ -220,16 +223,13 @@ fn exchange(names: &Names, owner: Option<Owner>) -> Result<()> {
 
 /// Fails where the file system cannot exchange two directories, before anything is copied.
 fn probe_exchange(names: &Names) -> Result<()> {
-    let mut other = names.staging.clone().into_os_string();
-    other.push("0");
-    let other = PathBuf::from(other);
     let probe = || {
         disk::create_dir(&names.staging, None)?;
-        disk::create_dir(&other, None)?;
-        disk::exchange(&names.staging, &other)
+        disk::create_dir(&names.probe, None)?;
+        disk::exchange(&names.staging, &names.probe)
     };
     let result = probe();
-    for path in [&names.staging, &other] {
+    for path in [&names.staging, &names.probe] {
         disk::remove_tree(path, &|| true)?;
     }
     result.map_err(|e| {
@@ -275,22 +275,17 @@ fn clear(target: &Path) -> Result<()> {
     for entry in nofollow::entries(target).context(failed)? {
         let (name, _) = entry.context(failed)?;
         let (path, name) = (target.join(&name), name.to_string_lossy());
-        if name.strip_prefix(RESTORING).is_some_and(is_stamp) {
+        if layout::is_restoring(&name) {
             disk::remove_tree(&path, &|| true)?;
-        } else if let Some(stamp) = name.strip_prefix(EXCHANGING).filter(|stamp| is_stamp(stamp)) {
-            disk::rename(&path, &target.join(format!("{REPLACED}{stamp}")))?;
+        } else if let Some(time) = layout::time_in_exchanging(&name) {
+            disk::rename(&path, &target.join(layout::replaced(time)))?;
         }
     }
     Ok(())
 }
 
-/// Whether this is what we end the names of our directories with: a time in milliseconds.
-fn is_stamp(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
-}
-
 fn is_compacted(whole: &Path) -> Result<bool> {
-    let databases = SqliteSource::Foreign(whole.join("sqlite")).databases()?;
+    let databases = SqliteSource::Foreign(whole.join(SQLITE)).databases()?;
     databases.iter().try_fold(false, |found, database| Ok(found || sqlite::is_compacted(database)?))
 }
 
@@ -331,7 +326,7 @@ impl Filling<'_> {
         disk::create_private_dir(staging, owner)?;
         let mut directories = vec![(staging.to_owned(), mode_of(whole)?)];
         let mut files = Vec::new();
-        for name in ["rocksDb", "sqlite"] {
+        for name in DIRECTORIES {
             let (from, to) = (whole.join(name), staging.join(name));
             if nofollow::is_directory(&from).context(|| format!("cannot look at {}", from.display()))? {
                 disk::create_dir(&to, owner)?;
@@ -399,7 +394,7 @@ impl Filling<'_> {
 
 /// Makes the links to the backup's files durable: an operator may have brought the backup here a moment ago, by `rsync`.
 fn sync_links(staging: &Path, linked: &[PathBuf], control: &Control) -> Result<()> {
-    for directory in ["rocksDb", "sqlite"].map(|name| staging.join(name)) {
+    for directory in DIRECTORIES.map(|name| staging.join(name)) {
         let mut of_directory = linked.iter().filter(|path| path.parent() == Some(&directory)).peekable();
         if of_directory.peek().is_none() {
             continue;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::backups::catalog::{Catalog, shared_identity};
 use crate::capture::in_use;
+use crate::chainweb::{self, DIRECTORIES};
 use crate::config::Sums;
 use crate::control::Control;
 use crate::disk;
@@ -17,13 +18,10 @@ use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::off_heap;
 use crate::disk::sum::{self, Sum};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::format::layout::{MANIFEST_FILE, SUMS_FILE, WHOLE};
+use crate::format::layout::{self, MANIFEST_FILE, SUMS_FILE, WHOLE};
 use crate::format::manifest::{self, Entry, Manifest};
 use crate::format::record::Method;
 use crate::id::BackupId;
-
-/// What a backup has below its `0`.
-const DIRECTORIES: [&str; 2] = ["rocksDb", "sqlite"];
 
 /// The longest line that is read: a sum and a file name have less.
 const MAX_LINE_BYTES: u64 = 1024;
@@ -72,7 +70,7 @@ fn parse(line: &str) -> Option<(&str, Sum)> {
 pub(crate) fn present(path: &Path) -> Result<Vec<&'static str>> {
     let mut present = Vec::new();
     for name in DIRECTORIES {
-        let directory = path.join(WHOLE).join(name);
+        let directory = layout::directory_in(path, name);
         present.extend(has_sums(&directory)?.then_some(name));
     }
     Ok(present)
@@ -105,7 +103,7 @@ fn missing(path: &Path, which: Sums) -> Result<Vec<&'static str>> {
     let wanted = DIRECTORIES.into_iter().zip(linked).filter(|(_, linked)| which == Sums::All || !linked);
     let mut missing = Vec::new();
     for (name, _) in wanted {
-        let directory = path.join(WHOLE).join(name);
+        let directory = layout::directory_in(path, name);
         let is_there =
             nofollow::is_directory(&directory).context(|| format!("cannot look at {}", directory.display()))?;
         missing.extend((is_there && !has_sums(&directory)?).then_some(name));
@@ -115,7 +113,7 @@ fn missing(path: &Path, which: Sums) -> Result<Vec<&'static str>> {
 
 /// How the paths of the files in a directory begin.
 pub(crate) fn prefix_of(directory: &str) -> String {
-    format!("{WHOLE}/{directory}/")
+    chainweb::path_in(directory, "") + "/"
 }
 
 /// The files of a finished backup that are there.
@@ -196,7 +194,7 @@ impl<'a> Directory<'a> {
             files.named[*at] && name.is_some_and(|name| !name.contains('/'))
         };
         let here = (0..files.all.count()).filter(is_here).collect();
-        Directory { name, path: backup.join(WHOLE).join(name), prefix, files, here }
+        Directory { name, path: layout::directory_in(backup, name), prefix, files, here }
     }
 
     /// The name of the n-th file.
@@ -237,7 +235,7 @@ impl<'a> Directory<'a> {
             return Ok(known);
         }
         for found in catalog.readable()? {
-            let other = catalog.path(&found.id).join(WHOLE).join(self.name);
+            let other = layout::directory_in(&catalog.path(&found.id), self.name);
             let mut taken = Vec::new();
             let read = each(&other, &mut |name, sum| {
                 if let Some(n) = self.find(name).filter(|n| known[*n].is_none())

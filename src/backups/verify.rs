@@ -33,6 +33,7 @@ use crate::capture::rocksdb::live_files;
 use crate::capture::rocksdb::log_format::End;
 use crate::capture::rocksdb::version_edit::Versions;
 use crate::capture::sqlite;
+use crate::chainweb::{self, ROCKSDB, SQLITE};
 use crate::config::Verify;
 use crate::control::Control;
 use crate::disk::nofollow::{self, is_unfit};
@@ -41,7 +42,7 @@ use crate::disk::quiet_reader;
 use crate::disk::sum::{self, Sum};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::{Fault, Inspected};
-use crate::format::layout::{MANIFEST_FILE, RECORD_FILE, SUMS_FILE, WHOLE};
+use crate::format::layout::{self, MANIFEST_FILE, RECORD_FILE, SUMS_FILE, WHOLE};
 use crate::format::manifest::{self, Entry, Manifest};
 use crate::format::record::Record;
 use crate::format::seal;
@@ -112,8 +113,9 @@ pub(crate) fn verify(
     if let (Some(said), Some(record)) = (&said, record) {
         compare_with_record(said, record, &mut result);
     }
-    check_rocksdb(&whole.join("rocksDb"), &files, &mut result)?;
-    let is_database = |name: &&str| name.starts_with("0/sqlite/") && name.ends_with(".sqlite");
+    check_rocksdb(&whole.join(ROCKSDB), &files, &mut result)?;
+    let is_database =
+        |path: &&str| chainweb::name_in(SQLITE, path).is_some_and(|name| chainweb::is_pact_database(Path::new(name)));
     let databases: Vec<&str> = files.files().map(|file| file.path).filter(is_database).collect();
     for name in &databases {
         if let Some(why) = header_fault(&path.join(name))? {
@@ -121,13 +123,13 @@ pub(crate) fn verify(
         }
     }
     if depth == Depth::Deep {
-        let rocksdb = whole.join("rocksDb");
+        let rocksdb = whole.join(ROCKSDB);
         // What is in both lists is read once.
         let mut agreed = vec![false; files.count()];
         compare_sums(&rocksdb, &files, said.as_ref(), &mut result, &mut |name, path, expected| {
             // RocksDB reads its SSTs once more, but through a cache of its own; the page cache is the node's.
             let sum = sum::of(path, is_immutable(name), control)?;
-            if let (Some(said), Some(at)) = (&said, files.find(&format!("0/rocksDb/{name}"))) {
+            if let (Some(said), Some(at)) = (&said, files.find(&chainweb::path_in(ROCKSDB, name))) {
                 agreed[at] = sum == expected && said.sums[at] == Some(sum);
             }
             Ok(sum)
@@ -138,14 +140,17 @@ pub(crate) fn verify(
         check_pact(path, &files, said.as_ref(), &databases, record, control, &mut result)?;
         // RocksDB would open what blocks, and wait for ever, or read what lies elsewhere.
         // A CURRENT that is no file of ours may be huge, and RocksDB reads all of it into memory.
-        let is_fit = blocking.is_empty() && !result.faults.iter().any(|fault| fault.file == "0/rocksDb/CURRENT");
+        let current = chainweb::path_in(ROCKSDB, "CURRENT");
+        let is_fit = blocking.is_empty() && !result.faults.iter().any(|fault| fault.file == current);
         let inspected = is_fit.then(|| rocksdb::inspect(&rocksdb, program, control));
         match inspected.unwrap_or_else(|| Ok(Inspected::default())) {
             Ok(inspected) => {
                 result.keys_count = inspected.keys_count;
                 result.faults.extend(inspected.faults.into_iter().map(Fault::of_rocksdb));
             }
-            Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => result.fault("0/rocksDb", e.chain()),
+            Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => {
+                result.fault(chainweb::path_in(ROCKSDB, ""), e.chain())
+            }
             Err(e) => return Err(e),
         }
         // A program without RocksDB writes down no height.
@@ -155,7 +160,8 @@ pub(crate) fn verify(
                 Heights::Damaged(fault) => result.faults.push(Fault::of_rocksdb(fault)),
                 Heights::Cut(cut) if cut.as_ref().map(|cut| cut.height) != Some(expected) => {
                     let height = cut.map_or(0, |cut| cut.height);
-                    result.fault("0/rocksDb", format!("its cut is {height} but the record says {expected}"));
+                    let why = format!("its cut is {height} but the record says {expected}");
+                    result.fault(chainweb::path_in(ROCKSDB, ""), why);
                 }
                 Heights::Cut(_) => {}
             }
@@ -193,8 +199,8 @@ fn is_rocksdbs(path: &str) -> bool {
         let ends = [".log", ".sst", ".blob"].iter().any(|end| name.ends_with(end));
         ends || ["MANIFEST-", "OPTIONS-"].iter().any(|start| name.starts_with(start))
     };
-    let name = path.strip_prefix("0/rocksDb/");
-    name.is_some_and(|name| is_numbered(name) || matches!(name, "CURRENT" | "IDENTITY" | "LOCK" | "LOG"))
+    chainweb::name_in(ROCKSDB, path)
+        .is_some_and(|name| is_numbered(name) || matches!(name, "CURRENT" | "IDENTITY" | "LOCK" | "LOG"))
 }
 
 /// Each database, one after the other: read in one go, then checked while it is in memory, since SQLite reads it in no order.
@@ -207,7 +213,7 @@ fn check_pact(
     control: &Control,
     result: &mut Verification,
 ) -> Result<()> {
-    let directory = path.join(WHOLE).join("sqlite");
+    let directory = layout::directory_in(path, SQLITE);
     let mut damaged = Vec::new();
     compare_sums(&directory, files, said, result, &mut |name, place, expected| {
         let sum = sum::of(place, false, control)?;
@@ -215,7 +221,7 @@ fn check_pact(
             && databases.iter().any(|d| d.ends_with(&format!("/{name}")))
             && let Some(why) = sqlite::integrity_fault(place, control)?
         {
-            damaged.push(Fault { file: format!("0/sqlite/{name}"), why });
+            damaged.push(Fault { file: chainweb::path_in(SQLITE, name), why });
         }
         quiet_reader::forget_cached(place);
         Ok(sum)
@@ -281,7 +287,7 @@ fn compare_with_manifest(
             }
         }
         (said.count, said.bytes) = (said.count + 1, said.bytes.saturating_add(bytes));
-        if name.starts_with("0/sqlite/") {
+        if chainweb::name_in(SQLITE, &name).is_some() {
             said.pact.insert(name, bytes);
         }
     };
@@ -322,15 +328,15 @@ fn compare_with_manifest(
 /// Whether RocksDB or SQLite takes a file of this name for changes that are still to be made.
 fn is_replayed(path: &str) -> bool {
     let is_wal = |name: &str| name.strip_suffix(".log").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
-    path.strip_prefix("0/rocksDb/").is_some_and(is_wal)
-        || (path.starts_with("0/sqlite/") && (path.ends_with("-wal") || path.ends_with("-journal")))
+    chainweb::name_in(ROCKSDB, path).is_some_and(is_wal)
+        || chainweb::name_in(SQLITE, path).is_some_and(|name| name.ends_with("-wal") || name.ends_with("-journal"))
 }
 
 /// Whether a node's database has files of this name; for a backup without a manifest.
 fn is_of_a_database(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let is_rocksdb = is_immutable(name) || is_options(name) || ["CURRENT", "IDENTITY"].contains(&name);
-    is_rocksdb || name.starts_with("MANIFEST-") || name.ends_with(".sqlite") || is_replayed(path)
+    is_rocksdb || name.starts_with("MANIFEST-") || chainweb::is_pact_database(Path::new(name)) || is_replayed(path)
 }
 
 /// `None` for what is not there, or is no file of ours; that it cannot be read says nothing about the backup.
@@ -363,7 +369,7 @@ fn compare_with_record(said: &Said, record: &Record, result: &mut Verification) 
         fault(format!("it says {} files of {} bytes", record.files_count, record.bytes));
     }
     for part in &record.pact {
-        let name = format!("0/sqlite/{}", part.file);
+        let name = chainweb::path_in(SQLITE, &part.file);
         if said.pact.get(&name) != Some(&part.bytes) {
             fault(format!("{name} is not the one that it names"));
         }
@@ -372,7 +378,7 @@ fn compare_with_record(said: &Said, record: &Record, result: &mut Verification) 
 
 /// RocksDB's own view: CURRENT names a MANIFEST, and that names files that are there.
 fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) -> Result<()> {
-    let mut fault = |name: &str, why: &str| result.fault(format!("0/rocksDb/{name}"), why);
+    let mut fault = |name: &str, why: &str| result.fault(chainweb::path_in(ROCKSDB, name), why);
     let current =
         if_there(nofollow::read_small(&directory.join("CURRENT"), MAX_TEXT_BYTES), &directory.join("CURRENT"))?;
     let Some(name) = current.and_then(|c| live_files::manifest_in(&String::from_utf8(c).ok()?)) else {
@@ -391,7 +397,7 @@ fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) 
     }
     for file in versions.into_live_files() {
         let name = file.name();
-        match files.bytes_of(&format!("0/rocksDb/{name}")) {
+        match files.bytes_of(&chainweb::path_in(ROCKSDB, &name)) {
             None => fault(&name, "it is missing although the MANIFEST names it"),
             Some(bytes) if bytes != file.bytes => {
                 fault(&name, &format!("it has {bytes} bytes but the MANIFEST says {}", file.bytes));

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::capture::source::Sources;
+use crate::chainweb::{self, ROCKSDB, SQLITE};
 use crate::disk::permissions;
 use crate::error::Result;
 use crate::format::manifest::Manifest;
@@ -20,16 +21,16 @@ pub(crate) fn keep(sources: &Sources, partial: &Path, manifest: &Manifest) -> Re
     let (rocksdb, sqlite) = (sources.rocksdb.path(), sources.sqlite.path());
     let usual = mode_of(&rocksdb.join("CURRENT"));
     for file in manifest.files().filter(|file| !matches!(file.method, Method::Linked | Method::Reused)) {
-        let Some((directory, name)) = file.path.strip_prefix("0/").and_then(|path| path.split_once('/')) else {
+        let Some((directory, name)) = chainweb::below_place(file.path).and_then(|path| path.split_once('/')) else {
             continue;
         };
-        let source = if directory == "sqlite" { sqlite } else { rocksdb };
+        let source = if directory == SQLITE { sqlite } else { rocksdb };
         if let Some(mode) = mode_of(&source.join(name)).or(usual) {
             permissions::set_of_file(&partial.join(directory).join(name), mode | 0o600)?;
         }
     }
     // The directory that gives other users access comes last.
-    let directories = [("rocksDb", Some(rocksdb)), ("sqlite", Some(sqlite)), ("", rocksdb.parent())];
+    let directories = [(ROCKSDB, Some(rocksdb)), (SQLITE, Some(sqlite)), ("", rocksdb.parent())];
     for (name, source) in directories {
         let path = partial.join(name);
         if let Some(mode) = source.and_then(mode_of).filter(|_| path.is_dir()) {

@@ -26,6 +26,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Flock, FlockType, Pid};
 
 use crate::capture::source::{SqliteSource, beside, doubtful_name};
+use crate::chainweb;
 use crate::disk::nofollow;
 use crate::disk::sys;
 use crate::disk::{self, Owner};
@@ -92,7 +93,7 @@ impl fmt::Display for User {
 
 /// The process that uses a database below `place`, a `0`, if there is one. Takes no lock.
 pub(crate) fn user_of(place: &Path) -> Result<Option<User>> {
-    let mut probes = vec![(place.join("rocksDb").join("LOCK"), ROCKSDB)];
+    let mut probes = vec![(place.join(chainweb::ROCKSDB).join("LOCK"), ROCKSDB)];
     for database in databases(place)? {
         // A process that uses a WAL locks a byte of the -shm, any other process the shared range.
         probes.push((beside(&database, "-shm"), SHM_IN_USE));
@@ -129,7 +130,7 @@ impl NodeLocks {
     /// process is one of ours. A missing `LOCK` is created, as RocksDB does when it opens its database.
     pub(crate) fn take(place: &Path, owner: Option<Owner>) -> Result<NodeLocks> {
         let mut wanted = Vec::new();
-        let rocksdb = place.join("rocksDb");
+        let rocksdb = place.join(chainweb::ROCKSDB);
         if rocksdb.is_dir() {
             let lock = rocksdb.join("LOCK");
             if lock.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
@@ -160,7 +161,7 @@ impl NodeLocks {
             }
         }
         let is_same = databases(place)?.len() == self.databases_count;
-        if is_same { Ok(()) } else { Err(opened_meanwhile(&self.place.join("sqlite"))) }
+        if is_same { Ok(()) } else { Err(opened_meanwhile(&self.place.join(chainweb::SQLITE))) }
     }
 }
 
@@ -203,7 +204,7 @@ fn opened_meanwhile(path: &Path) -> Error {
 }
 
 fn databases(place: &Path) -> Result<Vec<PathBuf>> {
-    SqliteSource::Foreign(place.join("sqlite")).databases()
+    SqliteSource::Foreign(place.join(chainweb::SQLITE)).databases()
 }
 
 /// Opens a regular file; `None` if there is none. The operator may have put links on the way to it.

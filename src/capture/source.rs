@@ -12,6 +12,7 @@ use rustix::fs::StatFs;
 use rustix::process::{Flock, FlockType};
 
 use crate::capture::rocksdb::engine::{self, Db};
+use crate::chainweb::{self, ROCKSDB};
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::PIN_DIRECTORY;
@@ -66,7 +67,7 @@ impl Sources {
         Sources {
             database_directory: database_directory.to_owned(),
             rocksdb: RocksSource::Handle(db),
-            sqlite: SqliteSource::Embedded(database_directory.join("0").join("sqlite")),
+            sqlite: SqliteSource::Embedded(chainweb::sqlite_in(database_directory)),
         }
     }
 
@@ -74,8 +75,8 @@ impl Sources {
     pub fn directory(database_directory: &Path) -> Sources {
         Sources {
             database_directory: database_directory.to_owned(),
-            rocksdb: RocksSource::Directory(database_directory.join("0").join("rocksDb")),
-            sqlite: SqliteSource::Foreign(database_directory.join("0").join("sqlite")),
+            rocksdb: RocksSource::Directory(chainweb::rocksdb_in(database_directory)),
+            sqlite: SqliteSource::Foreign(chainweb::sqlite_in(database_directory)),
         }
     }
 
@@ -91,8 +92,9 @@ impl Sources {
             _ => {}
         }
         let context = format!(
-            "there is no RocksDB in {} (no file CURRENT); --database-directory must name the node's directory that holds 0/rocksDb",
-            rocksdb.display()
+            "there is no RocksDB in {} (no file CURRENT); --database-directory must name the node's directory that holds {}",
+            rocksdb.display(),
+            chainweb::path_of(ROCKSDB)
         );
         Err(Error::new(Kind::Usage, context))
     }
@@ -101,7 +103,7 @@ impl Sources {
     /// directory, also through links and mounts.
     pub(crate) fn require_apart(&self, directory: &Path) -> Result<()> {
         let node = &self.database_directory;
-        let theirs = [&node.join("0"), &node.join(PIN_DIRECTORY), self.rocksdb.path(), self.sqlite.path()];
+        let theirs = [&chainweb::place_in(node), &node.join(PIN_DIRECTORY), self.rocksdb.path(), self.sqlite.path()];
         let resolved = resolve(directory)?;
         let mut within = is_same(directory, node);
         for own in theirs {
@@ -114,7 +116,7 @@ impl Sources {
         let context = format!(
             "the backup directory {} lies among the node's own files: name another one, such as {}",
             directory.display(),
-            node.join("backups").display()
+            chainweb::backups_in(node).display()
         );
         Err(Error::new(Kind::Usage, context))
     }
@@ -222,20 +224,15 @@ impl SqliteSource {
             entries => {
                 for entry in entries.context(failed)? {
                     let path = entry.context(failed)?.path();
-                    if path.extension().is_some_and(|e| e == "sqlite") {
+                    if chainweb::is_pact_database(&path) {
                         files.push(path);
                     }
                 }
             }
         }
-        files.sort_by_key(|p| (chain_of(p), p.clone()));
+        files.sort_by_key(|p| (chainweb::chain_of(p), p.clone()));
         Ok(files)
     }
-}
-
-/// The chain of `pact-v1-chain-N.sqlite`.
-pub(crate) fn chain_of(database: &Path) -> Option<u32> {
-    database.file_stem()?.to_str()?.rsplit_once("chain-")?.1.parse().ok()
 }
 
 /// The file that SQLite keeps beside a database: `-wal`, `-shm`, `-journal`.

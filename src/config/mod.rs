@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::chainweb::{DEFAULT_VERSION, key};
 use crate::config::tree::{Entries, Node, QUOTE_CHARS_MAX, Said, quote, tree};
 use crate::error::{Error, Kind, Result};
 
@@ -29,8 +30,8 @@ const NAME_CHARS_MAX: usize = 128;
 const STALL_LIMIT: Duration = Duration::from_secs(900);
 
 const BACKUP_KEYS: &[&str] = &[
-    "api",
-    "directory",
+    key::BACKUP_API,
+    key::BACKUP_DIRECTORY,
     "limitBytesPerSecond",
     "nodeVersion",
     "pactMethod",
@@ -40,7 +41,7 @@ const BACKUP_KEYS: &[&str] = &[
     "sums",
     "verify",
 ];
-const API_KEYS: &[&str] = &["enabled", "interface", "port", "configuration"];
+const API_KEYS: &[&str] = &[key::API_ENABLED, "interface", "port", key::API_CONFIGURATION];
 
 /// The share of the files linked from an earlier backup that each run reads again, by default: in 25 daily backups all of them.
 const REREAD_PERCENT: u8 = 4;
@@ -335,7 +336,7 @@ pub fn parse_name(text: &str) -> Result<String> {
         return Ok(text.to_string());
     }
     let remedy = format!(
-        "write 1 to {NAME_CHARS_MAX} printable ASCII characters without blanks and slashes, like mainnet01 or 2.31.1"
+        "write 1 to {NAME_CHARS_MAX} printable ASCII characters without blanks and slashes, like {DEFAULT_VERSION} or 2.31.1"
     );
     Err(Error::new(Kind::Usage, format!("{} is not a version: {remedy}", quote(text))))
 }
@@ -370,13 +371,15 @@ fn read_root(root: &Node) -> Said<FileConfig> {
     let Node::Map(root) = root else {
         return Err(format!("the file must be a mapping of keys to values, found {}", root.found()));
     };
-    let chainweb = section(root, "", "chainweb")?.unwrap_or(&[]);
-    let mut said = read_backup(root, "")?.or(read_backup(chainweb, "chainweb.")?);
-    said.database_directory = path(root, "", "databaseDirectory")?;
-    said.chainweb_version = name(root, "", "chainwebVersion")?.or(name(chainweb, "chainweb.", "chainwebVersion")?);
+    let chainweb = section(root, "", key::CHAINWEB)?.unwrap_or(&[]);
+    let below_chainweb = format!("{}.", key::CHAINWEB);
+    let mut said = read_backup(root, "")?.or(read_backup(chainweb, &below_chainweb)?);
+    said.database_directory = path(root, "", key::DATABASE_DIRECTORY)?;
+    said.chainweb_version =
+        name(root, "", key::CHAINWEB_VERSION)?.or(name(chainweb, &below_chainweb, key::CHAINWEB_VERSION)?);
     for (entries, prefix, ours) in [
-        (root.as_slice(), "", ["databaseDirectory", "chainweb", "chainwebVersion", "backup"].as_slice()),
-        (chainweb, "chainweb.", ["chainwebVersion", "backup"].as_slice()),
+        (root.as_slice(), "", [key::DATABASE_DIRECTORY, key::CHAINWEB, key::CHAINWEB_VERSION, key::BACKUP].as_slice()),
+        (chainweb, &below_chainweb, [key::CHAINWEB_VERSION, key::BACKUP].as_slice()),
     ] {
         for (key, _) in entries.iter().filter(|(key, _)| !ours.contains(&key.as_str())) {
             if let Some(meant) = suggest(key, ours).filter(|meant| key.len().abs_diff(meant.len()) <= 2) {
@@ -392,10 +395,10 @@ fn read_root(root: &Node) -> Said<FileConfig> {
 
 /// Reads the `backup` section in `above`, whose own place is `prefix`.
 fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
-    let Some(backup) = section(above, prefix, "backup")? else { return Ok(FileConfig::default()) };
-    let prefix = format!("{prefix}backup.");
+    let Some(backup) = section(above, prefix, key::BACKUP)? else { return Ok(FileConfig::default()) };
+    let prefix = format!("{prefix}{}.", key::BACKUP);
     known(backup, &prefix, BACKUP_KEYS, "api.", API_KEYS)?;
-    let api = section(backup, &prefix, "api")?.unwrap_or(&[]);
+    let api = section(backup, &prefix, key::BACKUP_API)?.unwrap_or(&[]);
     let api_prefix = format!("{prefix}api.");
     known(api, &api_prefix, API_KEYS, "../", BACKUP_KEYS)?;
     let size = |key: &str| {
@@ -407,7 +410,7 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
         })
     };
     Ok(FileConfig {
-        backup_directory: path(backup, &prefix, "directory")?,
+        backup_directory: path(backup, &prefix, key::BACKUP_DIRECTORY)?,
         node_version: name(backup, &prefix, "nodeVersion")?,
         pact_method: text(backup, &prefix, "pactMethod", "copy or clone", parse_pact_method)?,
         sums: text(backup, &prefix, "sums", "copied, all or none", parse_sums)?,
@@ -423,7 +426,7 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
             Node::Text(t) if !node.is_quoted_scalar() => Some(parse_seconds(t).map_err(|e| e.to_string())),
             _ => None,
         })?,
-        api_enabled: value(api, &api_prefix, "enabled", "true or false", |node| node.as_bool().map(Ok))?,
+        api_enabled: value(api, &api_prefix, key::API_ENABLED, "true or false", |node| node.as_bool().map(Ok))?,
         interface: text(api, &api_prefix, "interface", "an IP address", parse_interface)?,
         port: value(api, &api_prefix, "port", "a port number from 0 to 65535", |node| match node {
             Node::Plain(p) if p.bytes().all(|b| b.is_ascii_digit()) => p.parse().ok().map(Ok),

@@ -4,11 +4,20 @@
 //! BACKUPS/.lock  .service  .creating-<id>/  .deleting-<id>.<n>/
 //! BACKUPS/<id>/status  backup.json  manifest.json  0.partial/ or 0/  .use  status.failed  verified.json  .pinned  .cancel
 //! BACKUPS/<id>/0/rocksDb/BLAKE2SUMS  0/sqlite/BLAKE2SUMS
-//! TARGET/.restoring-<time>/  .exchanging-<time>/  0.bak-<time>/
-//! DATABASE/.chainweb-backup-pin/
+//! TARGET/.restoring-<time>/  .restoring-<time>0/  .exchanging-<time>/  0.bak-<time>/
+//! DATABASE/.chainweb-backup-pin/.lock
 //! ```
-//! Invariant: no other source file spells one of these names. The names of the node's files are in `chainweb`, those of RocksDB
-//! and SQLite in the folders that read them.
+//! A file that is replaced atomically is first written beside it as `.<name>.tmp`, see `disk::replace`; after a crash the next
+//! writer of the file, or `recover`, removes that.
+//!
+//! Invariant: no other source file spells one of these names; `tidy` checks that. The names of the node's files are in `chainweb`, those
+//! of RocksDB and SQLite in the folders that read them.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use crate::chainweb;
+use crate::id::BackupId;
 
 /// `BACKUPS/.lock`: flock while a job is created and runs; its content is the last identifier that was given out. Made by the
 /// first job, never removed. A crash releases the lock and keeps the content.
@@ -19,11 +28,33 @@ pub(crate) const SERVICE_LOCK: &str = ".service";
 
 /// `BACKUPS/.creating-<id>/`: a backup whose identifier has not been given out. Made and renamed to `<id>` by the job; after a
 /// crash `recover` moves it to the garbage.
-pub(crate) const CREATING: &str = ".creating-";
+pub(crate) fn creating(id: &BackupId) -> String {
+    format!("{CREATING}{id}")
+}
+
+/// The identifier in such a name; `None` for any other.
+pub(crate) fn id_in_creating(name: &str) -> Option<BackupId> {
+    BackupId::parse(name.strip_prefix(CREATING)?).filter(|id| id.millis().is_some())
+}
+
+const CREATING: &str = ".creating-";
 
 /// `BACKUPS/.deleting-<id>.<n>/`: data to be removed. Made by a failure, a delete or `recover`, by a rename; removed by the sweep,
 /// which continues after a crash.
-pub(crate) const DELETING: &str = ".deleting-";
+pub(crate) fn garbage(id: &BackupId, n: u32) -> String {
+    format!("{DELETING}{id}.{n}")
+}
+
+/// Whether this is such a name.
+pub(crate) fn is_garbage(name: &str) -> bool {
+    let parts = name.strip_prefix(DELETING).and_then(|rest| rest.rsplit_once('.'));
+    parts.is_some_and(|(id, n)| {
+        BackupId::parse(id).is_some_and(|id| id.millis().is_some())
+            && n.parse::<u32>().is_ok_and(|of| of.to_string() == n)
+    })
+}
+
+const DELETING: &str = ".deleting-";
 
 /// `BACKUPS/<id>/status`: `backup-in-progress`, `backup-done` or `backup-failed`; decides. Made with the backup, replaced
 /// atomically; after a crash `recover` turns "in progress" into "failed".
@@ -57,7 +88,12 @@ pub(crate) const CANCEL_FILE: &str = ".cancel";
 pub(crate) const PARTIAL: &str = "0.partial";
 
 /// `BACKUPS/<id>/0/`: the data of a finished backup; it has the name of the node's own directory.
-pub(crate) const WHOLE: &str = "0";
+pub(crate) const WHOLE: &str = chainweb::PLACE;
+
+/// `BACKUPS/<id>/0/<directory>/` of the backup in `backup`: where a finished backup has RocksDB, or the Pact databases.
+pub(crate) fn directory_in(backup: &Path, directory: &str) -> PathBuf {
+    backup.join(WHOLE).join(directory)
+}
 
 /// `BACKUPS/<id>/0.partial/.discarded/`: a capture of RocksDB that was made too early, until the next capture has taken its files.
 pub(crate) const DISCARDED: &str = ".discarded";
@@ -68,19 +104,57 @@ pub(crate) const SUMS_FILE: &str = "BLAKE2SUMS";
 /// A link that is made to find out whether hard links work; removed at once, and also before the next attempt.
 pub(crate) const PROBE: &str = ".probe";
 
-/// The prefix of a link to a WAL, in a directory that gets a copy of the WAL under its own name. Removed after the copy.
-pub(crate) const WAL_PIN: &str = "pin.";
+/// `pin.<name>`: a link to a WAL, in a directory that gets a copy of the WAL under its own name. Removed after the copy.
+pub(crate) fn wal_pin(name: &str) -> String {
+    format!("pin.{name}")
+}
 
 /// `DATABASE/.chainweb-backup-pin/`: links to files that are copied to another file system. Made by the first such backup,
 /// emptied by each such backup and at the start of a service.
 pub(crate) const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
 
+/// `DATABASE/.chainweb-backup-pin/.lock`: flock of the one backup that uses the directory. Made by the first, never removed.
+pub(crate) const PINS_LOCK: &str = ".lock";
+
 /// `TARGET/.restoring-<time>/`: a restore that is not finished. After a crash the next restore removes it.
-pub(crate) const RESTORING: &str = ".restoring-";
+pub(crate) fn restoring(time: impl Display) -> String {
+    format!("{RESTORING}{time}")
+}
+
+/// Whether this is such a name.
+pub(crate) fn is_restoring(name: &str) -> bool {
+    name.strip_prefix(RESTORING).is_some_and(is_time)
+}
+
+const RESTORING: &str = ".restoring-";
+
+/// `TARGET/.restoring-<time>0/`: a second directory, empty, that shows whether directories can be exchanged there. Removed at once;
+/// after a crash as any `.restoring-<time>`.
+pub(crate) fn restoring_probe(time: impl Display) -> String {
+    format!("{RESTORING}{time}0")
+}
 
 /// `TARGET/.exchanging-<time>/`: a restored database that is about to be exchanged with the old one, or the old one. Never
 /// removed; the next restore calls it `0.bak-<time>`.
-pub(crate) const EXCHANGING: &str = ".exchanging-";
+pub(crate) fn exchanging(time: impl Display) -> String {
+    format!("{EXCHANGING}{time}")
+}
+
+/// The time in such a name; `None` for any other.
+pub(crate) fn time_in_exchanging(name: &str) -> Option<&str> {
+    name.strip_prefix(EXCHANGING).filter(|time| is_time(time))
+}
+
+const EXCHANGING: &str = ".exchanging-";
 
 /// `TARGET/0.bak-<time>/`: the database that a restore replaced. Only the operator removes it.
-pub(crate) const REPLACED: &str = "0.bak-";
+pub(crate) fn replaced(time: impl Display) -> String {
+    format!("{REPLACED}{time}")
+}
+
+const REPLACED: &str = "0.bak-";
+
+/// Whether this is what the names of a restore end with: a time in milliseconds.
+fn is_time(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}

@@ -11,6 +11,7 @@ use rustix::fs::FileType;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use crate::chainweb;
 use crate::disk::nofollow;
 use crate::disk::off_heap;
 use crate::disk::sum::{Known, Sum};
@@ -65,8 +66,8 @@ impl Manifest {
         match others.first() {
             None => Ok(manifest),
             Some(other) => {
-                let context =
-                    format!("{} is neither a file nor a directory", partial.join(&other["0/".len()..]).display());
+                let below = chainweb::below_place(other).unwrap_or(other);
+                let context = format!("{} is neither a file nor a directory", partial.join(below).display());
                 Err(Error::new(Kind::Damaged, context))
             }
         }
@@ -87,7 +88,7 @@ impl Manifest {
             for entry in nofollow::entries(&directory).context(failed)? {
                 let (name, stat) = entry.context(failed)?;
                 let name = below.join(name);
-                let path = format!("0/{}", name.display());
+                let path = chainweb::path_of(&name.display().to_string());
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => pending.push(name),
                     FileType::RegularFile => manifest.push(&path, stat.st_size.cast_unsigned(), method_of(&path)),

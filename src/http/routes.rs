@@ -14,6 +14,7 @@ use percent_encoding::percent_decode_str;
 use rouille::{Request, Response, ResponseBody};
 
 use crate::backups::details::Details;
+use crate::chainweb::API_PREFIX;
 use crate::clock::now_ms;
 use crate::config::suggest;
 use crate::error::{Error, Kind};
@@ -79,7 +80,7 @@ impl Service {
     }
 
     fn route<'a>(&self, path: &'a str) -> Option<Route<'a>> {
-        let bare = match path.strip_prefix("/chainweb/0.0/") {
+        let bare = match path.strip_prefix(API_PREFIX) {
             None => path.strip_prefix('/')?,
             Some(rest) => {
                 let (version, bare) = rest.split_once('/')?;

@@ -27,6 +27,7 @@ use crate::capture::rocksdb::{self, Capture};
 use crate::capture::source::{RocksSource, Sources, resolve};
 use crate::capture::sqlite;
 use crate::capture::sqlite::attempt::How;
+use crate::chainweb::{self, ROCKSDB, SQLITE};
 use crate::config::Config;
 use crate::control::{Control, Phase};
 use crate::disk;
@@ -85,7 +86,7 @@ pub(crate) fn fill(
 
     if backup.record.scope.has_pact() {
         control.enter(Phase::Pact);
-        let directory = partial.join("sqlite");
+        let directory = partial.join(SQLITE);
         disk::create_dir(&directory, owner)?;
         let node_seen_on = || sources.rocksdb.lock_seen_on();
         let how = How { node_seen_on: &node_seen_on, method: config.pact_method, owner, control };
@@ -106,7 +107,7 @@ pub(crate) fn fill(
     let capturing = Capturing { sources, catalog, program, owner, now_ms, control };
     let Captured { capture, cut, captures_count } = capture_rocksdb(backup, &capturing, base)?;
 
-    let rocksdb = partial.join("rocksDb");
+    let rocksdb = partial.join(ROCKSDB);
     backup.record.warnings.extend_from_slice(&capture.warnings);
     control.enter(Phase::Sync);
     let pact = backup.record.pact.clone();
@@ -131,7 +132,7 @@ struct Captured {
 
 /// Captures RocksDB, again while Pact is a little ahead of it. What is to be said of that comes into the record.
 fn capture_rocksdb(backup: &mut Unfinished, capturing: &Capturing<'_>, mut base: Option<Base>) -> Result<Captured> {
-    let (rocksdb, aside) = (backup.partial().join("rocksDb"), backup.partial().join(DISCARDED));
+    let (rocksdb, aside) = (backup.partial().join(ROCKSDB), backup.partial().join(DISCARDED));
     let source = &capturing.sources.rocksdb;
     let (mut captures_count, mut blocks_before, mut brought_before) = (0, u64::MAX, None);
     let (capture, cut) = loop {
@@ -175,12 +176,12 @@ fn capture_rocksdb(backup: &mut Unfinished, capturing: &Capturing<'_>, mut base:
 /// Makes the links durable: the node's files, which an operator may have copied here a moment ago, and those of an earlier
 /// backup, for the same reason.
 fn sync_links(manifest: &Manifest, partial: &Path, control: &Control) -> Result<()> {
-    let directory = partial.join("rocksDb");
+    let directory = partial.join(ROCKSDB);
     let mut links = Links::of(&directory)?;
     for file in manifest.files().filter(|file| matches!(file.method, Method::Linked | Method::Reused)) {
         control.check()?;
         control.step();
-        if let Some(name) = file.path.strip_prefix("0/rocksDb/") {
+        if let Some(name) = chainweb::name_in(ROCKSDB, file.path) {
             links.sync(Path::new(name))?;
         }
     }
@@ -190,10 +191,11 @@ fn sync_links(manifest: &Manifest, partial: &Path, control: &Control) -> Result<
 /// Checksums of RocksDB's files that are no SSTs: they are small, always copied, and RocksDB itself takes a WAL that is
 /// damaged for one that ends there.
 fn sum_logs(manifest: &mut Manifest, partial: &Path, control: &Control) -> Result<()> {
-    let is_log = |path: &str| path.starts_with("0/rocksDb/") && !is_immutable(path);
+    let is_log = |path: &str| chainweb::name_in(ROCKSDB, path).is_some_and(|name| !is_immutable(name));
     let logs: Vec<String> = manifest.files().filter(|f| is_log(f.path)).map(|f| f.path.to_owned()).collect();
     for path in logs {
-        let sum = sum::of(&partial.join(&path["0/".len()..]), false, control)?;
+        let place = partial.join(chainweb::below_place(&path).unwrap_or(&path));
+        let sum = sum::of(&place, false, control)?;
         manifest.find(&path).into_iter().for_each(|at| manifest.know(at, Known { sum, read_ms: 0 }));
     }
     Ok(())
@@ -213,7 +215,7 @@ fn know_tables(manifest: &mut Manifest, capture: &Capture, now_ms: u64) {
 
 /// The number of an SST or blob file of RocksDB.
 fn table_number(path: &str) -> Option<u64> {
-    path.strip_prefix("0/rocksDb/").and_then(LiveFile::number_in)
+    chainweb::name_in(ROCKSDB, path).and_then(LiveFile::number_in)
 }
 
 /// Refuses before byte one what cannot end well: a disk without room.
@@ -263,8 +265,8 @@ fn require_whole(manifest: &Manifest, pact: &[PactPart], rocksdb: &Path) -> Resu
         Error::new(Kind::Damaged, format!("{name} is gone or has another size: did somebody delete this backup?"))
     };
     let live = live_files::in_directory(rocksdb)?;
-    let of_rocksdb = live.into_iter().map(|file| (format!("0/rocksDb/{}", file.name()), file.bytes));
-    let of_pact = pact.iter().map(|part| (format!("0/sqlite/{}", part.file), part.bytes));
+    let of_rocksdb = live.into_iter().map(|file| (chainweb::path_in(ROCKSDB, &file.name()), file.bytes));
+    let of_pact = pact.iter().map(|part| (chainweb::path_in(SQLITE, &part.file), part.bytes));
     for (name, expected) in of_rocksdb.chain(of_pact) {
         if manifest.bytes_of(&name) != Some(expected) {
             return Err(gone(&name));
@@ -332,7 +334,7 @@ fn replay_blocks(pact: &[PactPart], cut: &Cut) -> Option<u64> {
 }
 
 fn method_of(path: &str, pact: &[PactPart], capture: &Capture) -> Method {
-    match path.strip_prefix("0/sqlite/") {
+    match chainweb::name_in(SQLITE, path) {
         Some(name) => pact.iter().find(|p| p.file == name).map_or(Method::Copied, |p| p.method),
         None if capture.linked && is_immutable(path) => Method::Linked,
         None => {
@@ -343,7 +345,7 @@ fn method_of(path: &str, pact: &[PactPart], capture: &Capture) -> Method {
 }
 
 fn rocksdb_part(manifest: &Manifest, capture: &Capture, captures_count: u32, cut: Option<Cut>) -> RocksdbPart {
-    let files = || manifest.files().filter(|f| f.path.starts_with("0/rocksDb/"));
+    let files = || manifest.files().filter(|f| chainweb::name_in(ROCKSDB, f.path).is_some());
     let copied = files().filter(|f| !matches!(f.method, Method::Linked | Method::Reused));
     RocksdbPart {
         capture: capture.way.to_owned(),

@@ -22,6 +22,7 @@ use crate::backups::commit::{self, Unfinished};
 use crate::backups::damage;
 use crate::backups::verify::{self, Depth};
 use crate::capture::sqlite;
+use crate::chainweb::PACT_EXTENSION;
 use crate::clock::now_ms;
 use crate::config::Verify;
 use crate::control::Control;
@@ -51,7 +52,8 @@ pub(crate) fn begin(shared: &Shared, make: MakeRequest) -> Result<(Unfinished, A
     let scope = if make.backup_pact { Scope::RocksdbAndPact } else { Scope::Rocksdb };
     if make.backup_pact && shared.sources.sqlite.databases()?.is_empty() {
         let directory = shared.sources.sqlite.path().display();
-        let context = format!("there are no Pact databases (*.sqlite) in {directory}; make a backup without Pact");
+        let context =
+            format!("there are no Pact databases (*.{PACT_EXTENSION}) in {directory}; make a backup without Pact");
         return Err(Error::new(Kind::Usage, context));
     }
     let versions = Versions {

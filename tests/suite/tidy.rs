@@ -30,6 +30,30 @@ const UNSAFE_IN: &str = "disk::sys";
 /// The folders, each of which uses only itself and those before it; the first is the files that are in none.
 const FOLDERS: [&str; 8] = ["words", "config", "disk", "format", "capture", "backups", "service", "http"];
 
+/// What names of the node have in them. Each stands in `chainweb` only.
+const OF_NODE: [&str; 17] = [
+    "rocksDb",
+    "pact-v1",
+    "chain-",
+    ".sqlite",
+    "0/",
+    "CutHashes",
+    "BlockHeader",
+    "BlockHistory",
+    "blockheight",
+    "/chainweb/",
+    "chainwebVersion",
+    "databaseDirectory",
+    "mainnet01",
+    "/chainweb-node/",
+    "full-historic-pact-state",
+    "fullHistoricPactState",
+    "/backups",
+];
+
+/// Names of the node that have no such mark: these are not the whole of a literal.
+const OF_NODE_WHOLE: [&str; 2] = ["sqlite", "chainweb"];
+
 /// Cargo runs tests there; the directory of the compilation may be another checkout that shares the target directory.
 fn root() -> &'static Path {
     Path::new(".")
@@ -67,6 +91,37 @@ fn code(file: &Path) -> String {
     let text = fs::read_to_string(file).unwrap();
     let without = |line: &str| line.split("//").next().unwrap_or_default().to_owned();
     text.lines().map(without).collect::<Vec<_>>().join("\n")
+}
+
+/// The literals of a file, of texts and of bytes, as they are written; those of its unit tests are left out.
+fn literals(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap();
+    literals_in(text.split("#[cfg(test)]\nmod ").next().unwrap())
+}
+
+fn literals_in(code: &str) -> Vec<String> {
+    let (mut found, mut rest) = (Vec::new(), code);
+    while let Some(at) = rest.find(['"', '/', '\'']) {
+        rest = &rest[at..];
+        if rest.starts_with("//") {
+            rest = rest.split_once('\n').map_or("", |(_, next)| next);
+        } else if let Some(after) = rest.strip_prefix('"') {
+            let mut escaped = false;
+            let end = after.find(|c| {
+                let ends = c == '"' && !escaped;
+                escaped = c == '\\' && !escaped;
+                ends
+            });
+            let (literal, next) = after.split_at(end.expect("a literal ends"));
+            found.push(literal.to_owned());
+            rest = &next[1..];
+        } else {
+            // A quote that is a character.
+            let skipped = ["'\"'", "'\\''"].into_iter().find(|quote| rest.starts_with(quote)).map_or(1, str::len);
+            rest = &rest[skipped..];
+        }
+    }
+    found
 }
 
 fn is_word(c: char) -> bool {
@@ -188,7 +243,49 @@ fn only_disk_may_change_the_file_system() {
 }
 
 #[test]
+fn each_name_of_the_node_stands_once() {
+    let known = root().join("src/chainweb.rs");
+    let theirs = fs::read_to_string(&known).unwrap();
+    for part in OF_NODE.into_iter().filter(|part| !["0/", "/backups", "pact-v1"].contains(part)) {
+        assert!(
+            theirs.contains(part.trim_matches('.')),
+            "chainweb.rs does not have {part}: this test looks for the wrong name"
+        );
+    }
+    let mut spelt = Vec::new();
+    for file in sources().into_iter().filter(|file| *file != known && !file.ends_with("plan/tests.rs")) {
+        let is_theirs = |literal: &String| {
+            OF_NODE.iter().any(|part| literal.contains(part)) || OF_NODE_WHOLE.contains(&literal.as_str())
+        };
+        spelt.extend(literals(&file).into_iter().filter(is_theirs).map(|literal| (file.clone(), literal)));
+        let in_code = ["join(\"0\")", "join(\"backups\")", "852_054"];
+        let code = code(&file);
+        spelt.extend(in_code.iter().flat_map(|part| code.matches(part)).map(|part| (file.clone(), part.to_owned())));
+    }
+    assert!(spelt.is_empty(), "{} literals spell what is in chainweb.rs: {spelt:#?}", spelt.len());
+}
+
+#[test]
+fn each_name_that_we_put_on_disk_stands_once() {
+    let layout = root().join("src/format/layout.rs");
+    let names: Vec<String> = literals(&layout).into_iter().map(|name| name.replace("{name}", "")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.contains('{')).collect();
+    assert!(names.len() > 18, "only {names:?} are in layout.rs");
+    // A name that begins so is ours wherever it stands; a word, as `status`, is one only if it is the whole literal.
+    let is_marked = |name: &str| name.len() > 1 && (name.starts_with('.') || name.ends_with(['-', '.']));
+    let is_ours =
+        |literal: &String| names.iter().any(|name| literal == name || (is_marked(name) && literal.starts_with(name)));
+    let mut spelt = Vec::new();
+    for file in sources().into_iter().filter(|file| *file != layout && !file.ends_with("plan/tests.rs")) {
+        spelt.extend(literals(&file).into_iter().filter(is_ours).map(|literal| (file.clone(), literal)));
+    }
+    assert!(spelt.is_empty(), "{} literals spell what is in layout.rs: {spelt:#?}", spelt.len());
+}
+
+#[test]
 fn the_parts_of_this_test_see_what_they_look_for() {
+    let code = "a(\"0/rocksDb\"); // \"no\"\n b(b\"-\\\"x\", '\"', \"http://y\");";
+    assert_eq!(literals_in(code), ["0/rocksDb", "-\\\"x", "http://y"]);
     let found = uses("use crate::a::B;\nuse crate::c::{self, d::{E, F}, g};\nx(crate::h::i()); $crate::j; mycrate::k;");
     let expected = ["a::B", "c::d::E", "c::d::F", "c::g", "c::self", "h::i"];
     assert_eq!(found.into_iter().collect::<Vec<_>>(), expected);

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 
+use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
     Control, Depth, Details, Error, Kind, Policy, Record, RestoreOptions, Restored, Result, Status, Verdict, Verified,
-    cancel_backup, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups,
+    cancel_backup, chainweb, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups,
     restore_backup, step_back, sum_backup, verify_backup,
 };
 
@@ -104,14 +105,15 @@ fn verify(directory: &Path, id: &str, depth: Depth, limit: Option<u64>) -> Resul
 fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, limit: Option<u64>) -> Result<i32> {
     let (id, restored) = with_progress(limit, |control| restore_backup(directory, id, options, control))?;
     let Restored { database_directory, replaced, linked_count, copied_count, pact_is_compacted } = restored;
-    let place = database_directory.join("0");
+    let place = chainweb::place_in(&database_directory);
     print(&format!("restored {id} to {} ({linked_count} files linked, {copied_count} copied)", place.display()))?;
-    let compacted = if pact_is_compacted { " --no-full-historic-pact-state" } else { "" };
+    let compacted = if pact_is_compacted { format!(" {COMPACTED_FLAG}") } else { String::new() };
     print(&format!("start the node with: --database-directory {}{compacted}", quoted(&database_directory)))?;
     if pact_is_compacted {
-        let warning = "warning: Pact is compacted in this backup: without --no-full-historic-pact-state (in its \
-                       configuration file: fullHistoricPactState: false) the node refuses it";
-        say(warning);
+        say(&format!(
+            "warning: Pact is compacted in this backup: without {COMPACTED_FLAG} (in its configuration file: \
+             {COMPACTED_SETTING}) the node refuses it"
+        ));
     }
     if let Some(old) = replaced {
         print(&format!("what was there is in {}", old.display()))?;

@@ -16,7 +16,9 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use chainweb_backup::{Config, FILE_BYTES_MAX, FileConfig, MANUAL, Policy, parse_file, require_no_tilde, suggest};
+use chainweb_backup::{
+    Config, FILE_BYTES_MAX, FileConfig, MANUAL, Policy, chainweb, parse_file, require_no_tilde, suggest,
+};
 use clap::{CommandFactory, Parser};
 use log::LevelFilter;
 
@@ -278,7 +280,7 @@ fn resolve(
         .clone()
         .or(backup_dir)
         .or(file.backup_directory)
-        .or_else(|| database_directory.as_ref().map(|d| d.join("backups")));
+        .or_else(|| database_directory.as_deref().map(chainweb::backups_in));
     let log_level = typed.log_level.unwrap_or(LevelFilter::Info);
     let mut warnings = file.warnings;
 
@@ -293,10 +295,12 @@ fn resolve(
         return Ok(Plan::Manage { backup_directory, action, limit_bytes_per_second, log_level, warnings });
     }
     let (Some(database_directory), Some(backup_directory)) = (database_directory, backup_directory) else {
-        let version = chainweb_version.as_deref().unwrap_or("mainnet01");
+        let version = chainweb_version.as_deref().unwrap_or(chainweb::DEFAULT_VERSION);
         return Err(format!(
-            "no database directory: name the node's with --database-directory DIR, or `databaseDirectory` in a \
-             --config-file (a node that was not told one uses ~/.local/share/chainweb-node/{version})"
+            "no database directory: name the node's with --database-directory DIR, or `{}` in a --config-file (a node \
+             that was not told one uses {})",
+            chainweb::key::DATABASE_DIRECTORY,
+            chainweb::default_database_directory(version)
         ));
     };
     let mut config = Config {

@@ -128,12 +128,6 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(feature = "engine")]
 impl Tip {
-    /// The tables in which a node may have the headers of this chain, as prefixes of their keys. The height, 8 bytes big-endian,
-    /// and the hash follow. The second table is that of our demo node.
-    pub(crate) fn header_tables(&self) -> [String; 2] {
-        [format!("-BlockHeader/{}/header$", self.chain), format!("-BlockHeader-{}$", self.chain)]
-    }
-
     /// The part of the key after the prefix, for this block; `None` unless its hash has 32 bytes.
     pub(crate) fn header_key(&self) -> Option<Vec<u8>> {
         let hash = from_hex(self.hash.as_deref()?).filter(|hash| hash.len() == 32)?;
@@ -153,10 +147,6 @@ pub(crate) enum Heights {
 
 #[cfg(feature = "engine")]
 impl Cut {
-    /// The table, as a prefix of its keys, and the smallest key above every key with that prefix.
-    pub(crate) const PREFIX: &[u8] = b"-CutHashes$";
-    pub(crate) const PREFIX_END: &[u8] = b"-CutHashes%";
-
     /// Parses a cut as the node stores it: after the prefix, the key begins with the height, 8 bytes big-endian; the value is
     /// JSON with `height` and `hashes: {chain: {height, hash}}`.
     pub(crate) fn parse(key: &[u8], value: &[u8]) -> Option<Cut> {

@@ -16,6 +16,7 @@ use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, IteratorMode, Options, ReadOptions};
 
 use crate::capture::rocksdb::chain_cut::{Cut, Heights, Tip};
+use crate::chainweb::{CUTS, CUTS_END, header_tables};
 use crate::control::Control;
 use crate::disk;
 use crate::disk::nofollow;
@@ -136,10 +137,10 @@ pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
     use {Families::*, TwoPhase::*};
     let cut = Copy::open(copy, &[(All, Off), (All, On), (Default, Off), (Default, On)])?.and_then(|copy| {
         let mut range = ReadOptions::default();
-        range.set_iterate_upper_bound(Cut::PREFIX_END);
+        range.set_iterate_upper_bound(CUTS_END);
         let newest = copy.db.iterator_opt(IteratorMode::End, range).next().transpose()?;
-        let newest = newest.filter(|(key, _)| key.starts_with(Cut::PREFIX));
-        let mut cut = newest.and_then(|(key, value)| Cut::parse(&key[Cut::PREFIX.len()..], &value));
+        let newest = newest.filter(|(key, _)| key.starts_with(CUTS));
+        let mut cut = newest.and_then(|(key, value)| Cut::parse(&key[CUTS.len()..], &value));
         if let Some(cut) = &mut cut {
             for tip in tips {
                 cut.has_header.extend(has_header(&copy.db, tip)?.map(|has| (tip.chain, has)));
@@ -156,7 +157,7 @@ pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
 /// Whether the database has the header of a block; `None` if it has no table of headers that we know.
 fn has_header(db: &DB, tip: &Tip) -> std::result::Result<Option<bool>, rocksdb::Error> {
     let Some(key) = tip.header_key() else { return Ok(None) };
-    for table in tip.header_tables() {
+    for table in header_tables(tip.chain) {
         let from = IteratorMode::From(table.as_bytes(), rocksdb::Direction::Forward);
         let first = db.iterator(from).next().transpose()?;
         if first.is_some_and(|(first, _)| first.starts_with(table.as_bytes())) {

@@ -21,7 +21,7 @@ use crate::capture::source::doubtful_name;
 use crate::disk;
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::format::layout::WAL_PIN;
+use crate::format::layout::wal_pin;
 
 /// The largest CURRENT and OPTIONS that are read; real ones have 16 bytes and some KiB.
 pub(crate) const MAX_TEXT_BYTES: u64 = 4 * 1024 * 1024;
@@ -295,11 +295,11 @@ impl Staging {
         let taken =
             || Error::new(Kind::Busy, format!("another process works in {}; try again later", self.path.display()));
         self.wals.borrow_mut().push(name.to_owned());
-        self.link(source, name, &format!("{WAL_PIN}{name}")).map_err(|e| e.unwrap_or_else(taken))
+        self.link(source, name, &wal_pin(name)).map_err(|e| e.unwrap_or_else(taken))
     }
 
     pub(crate) fn drop_wal(&self, name: &str) -> Result<()> {
-        disk::remove_file(&self.path.join(format!("{WAL_PIN}{name}")))
+        disk::remove_file(&self.path.join(wal_pin(name)))
     }
 
     pub(crate) fn drop_wals(&self) -> Result<()> {

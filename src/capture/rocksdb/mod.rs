@@ -34,8 +34,9 @@ use crate::capture::rocksdb::engine::Db;
 use crate::capture::rocksdb::live_directories::{
     MAX_TEXT_BYTES, is_immutable, is_options, not_permitted, total_bytes as directory_bytes,
 };
-use crate::capture::source::{RocksSource, Sources, SqliteSource, chain_of, resolve};
+use crate::capture::source::{RocksSource, Sources, SqliteSource, resolve};
 use crate::capture::sqlite;
+use crate::chainweb::{ROCKSDB, SQLITE, chain_of};
 use crate::control::Control;
 use crate::disk::copy;
 use crate::disk::lock::Lock;
@@ -44,7 +45,7 @@ use crate::disk::unsynced::{Batch, Unsynced};
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Inspected;
-use crate::format::layout::{PIN_DIRECTORY, PROBE};
+use crate::format::layout::{PIN_DIRECTORY, PINS_LOCK, PROBE};
 
 /// How long the child that reads the heights may take; replaying a large WAL takes seconds.
 const HEIGHTS_TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -155,7 +156,7 @@ pub(crate) fn capture(
         }
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
-            let copied = copy_pinned(db, &pins.directory.join("rocksDb"), to, earlier, owner, control);
+            let copied = copy_pinned(db, &pins.directory.join(ROCKSDB), to, earlier, owner, control);
             // Even if the copy failed: the pins keep files on the disk that the node deletes.
             let cleared = pins.clear();
             let (brought, unsynced) = copied?;
@@ -167,7 +168,7 @@ pub(crate) fn capture(
         }
         RocksSource::Directory(database) => {
             let pins = Pins::take(sources)?;
-            let pinned = pins.directory.join("rocksDb");
+            let pinned = pins.directory.join(ROCKSDB);
             disk::ensure_private_dir(&pinned, owner)?;
             let copied = live_copy::copy(database, to, &pinned, earlier, owner, control);
             // Even if the copy failed: the pins keep files on the disk that the node deletes.
@@ -225,7 +226,7 @@ impl Pins {
         let directory = resolve(&sources.database_directory)?.join(PIN_DIRECTORY);
         let owner = Owner::following(&sources.database_directory)?;
         disk::ensure_private_dir(&directory, owner)?;
-        let lock = Lock::try_take(&directory.join(".lock"), owner)?.ok_or_else(|| {
+        let lock = Lock::try_take(&directory.join(PINS_LOCK), owner)?.ok_or_else(|| {
             Error::new(Kind::Busy, format!("another backup uses {}; try again when it is done", directory.display()))
         })?;
         let pins = Pins { directory, _lock: lock };
@@ -234,8 +235,8 @@ impl Pins {
     }
 
     fn clear(&self) -> Result<()> {
-        disk::remove_tree(&self.directory.join("rocksDb"), &|| true)?;
-        disk::remove_tree(&self.directory.join("rocksDb.tmp"), &|| true).map(|_| ())
+        disk::remove_tree(&self.directory.join(ROCKSDB), &|| true)?;
+        disk::remove_tree(&self.directory.join(format!("{ROCKSDB}.tmp")), &|| true).map(|_| ())
     }
 }
 
@@ -267,7 +268,7 @@ pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -
 /// The newest blocks of the Pact databases that lie beside a finished copy of RocksDB. A database that cannot be read is left
 /// out: a verification reports that it is damaged.
 fn tips_beside(copy: &Path) -> Result<Vec<Tip>> {
-    let databases = SqliteSource::Foreign(copy.with_file_name("sqlite")).databases()?;
+    let databases = SqliteSource::Foreign(copy.with_file_name(SQLITE)).databases()?;
     let tip = |database: &PathBuf| {
         let (height, hash) = sqlite::newest_block(database).ok()??;
         Some(Tip { chain: chain_of(database)?, height, hash })

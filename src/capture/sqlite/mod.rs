@@ -40,9 +40,10 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use crate::capture::source::{SqliteSource, beside, chain_of, doubtful_name};
+use crate::capture::source::{SqliteSource, beside, doubtful_name};
 use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost};
 use crate::capture::sqlite::locks::{ReadLock, has_other_user};
+use crate::chainweb::{self, HISTORY, HISTORY_HASH, HISTORY_HEIGHT};
 use crate::config::PactMethod;
 use crate::control::Control;
 use crate::disk;
@@ -75,9 +76,6 @@ const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
 /// How many steps of SQLite's virtual machine pass between two checks of whether the job was stopped: some milliseconds.
 const PROGRESS_STEPS: i32 = 100_000;
 
-/// The first height of mainnet's chains 10 to 19, which were added later.
-const LATE_GENESIS: u64 = 852_054;
-
 /// The bytes that a copy of this database needs at most: the size of the database and of its WAL.
 pub(crate) fn needed_bytes(database: &Path) -> Result<u64> {
     let main = look(database)?.len();
@@ -99,7 +97,7 @@ pub(crate) fn copy(source: &SqliteSource, database: &Path, to: &Path, how: &How<
     })?;
     Ok(PactPart {
         file: name.to_owned(),
-        chain: chain_of(database),
+        chain: chainweb::chain_of(database),
         method,
         bytes: look(to)?.len(),
         block_height: newest.as_ref().map(|(height, _)| *height),
@@ -319,33 +317,33 @@ pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>>
     if !has_history(&connection).map_err(failed)? {
         return Ok(None);
     }
-    let newest = "SELECT blockheight, hash FROM BlockHistory ORDER BY blockheight DESC LIMIT 1";
-    let row = connection.query_row(newest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Value>(1)?)));
+    let newest =
+        format!("SELECT {HISTORY_HEIGHT}, {HISTORY_HASH} FROM {HISTORY} ORDER BY {HISTORY_HEIGHT} DESC LIMIT 1");
+    let row = connection.query_row(&newest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Value>(1)?)));
     let newest = row.optional().map_err(failed)?;
     Ok(newest.and_then(|(height, hash)| Some((u64::try_from(height).ok()?, hash_text(hash)))))
 }
 
-/// Whether old blocks were removed from a finished copy by compaction: its first block is above the genesis of its chain. On
-/// mainnet, chains 10 to 19 begin at [`LATE_GENESIS`].
+/// Whether old blocks were removed from a finished copy by compaction: its first block is above the genesis of its chain.
 pub(crate) fn is_compacted(copy: &Path) -> Result<bool> {
     let failed = |e: rusqlite::Error| Error::new(Kind::Damaged, format!("cannot read {}", copy.display())).because(e);
     let connection = open_finished(copy).map_err(failed)?;
     if !has_history(&connection).map_err(failed)? {
         return Ok(false);
     }
-    let oldest = "SELECT min(blockheight) FROM BlockHistory";
+    let oldest = format!("SELECT min({HISTORY_HEIGHT}) FROM {HISTORY}");
     let oldest: Option<u64> = connection
-        .query_row(oldest, [], |row| row.get::<_, Option<i64>>(0))
+        .query_row(&oldest, [], |row| row.get::<_, Option<i64>>(0))
         .map_err(failed)?
         .and_then(|height| u64::try_from(height).ok());
-    let genesis = if chain_of(copy).is_some_and(|chain| chain >= 10) { LATE_GENESIS } else { 0 };
+    let genesis = chainweb::genesis_height(chainweb::chain_of(copy));
     // Small networks begin with block 1.
     Ok(oldest.is_some_and(|height| height > genesis + 1))
 }
 
 fn has_history(connection: &Connection) -> rusqlite::Result<bool> {
-    let tables = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'BlockHistory'";
-    connection.query_row(tables, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
+    let tables = format!("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = '{HISTORY}'");
+    connection.query_row(&tables, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
 }
 
 /// The first fault that SQLite's own integrity check finds in a finished copy; it reads every page.

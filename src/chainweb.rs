@@ -1,0 +1,141 @@
+//! The node: its names on disk, its tables, the keys of its configuration file, its addresses. Each stands here once; no I/O.
+//!
+//! ```text
+//! DATABASE/0/rocksDb/                        headers, payloads, cuts
+//! DATABASE/0/sqlite/pact-v1-chain-<n>.sqlite the state of Pact, one database per chain
+//! DATABASE/backups/                          where the node's own API puts its backups, and the default here
+//! ```
+//! A backup has the same `0`, and its lists name each file by its path from there: `0/rocksDb/000012.sst`.
+//!
+//! Invariant: a literal name of the node stands nowhere else in the library or the program; `tidy` checks that. The demo node and
+//! the tests spell the names themselves: they are independent witnesses, and would not see a mistake that they shared.
+
+use std::path::{Path, PathBuf};
+
+/// `<database-directory>/0/`: the node's databases.
+pub const PLACE: &str = "0";
+
+/// `0/rocksDb/`: the RocksDB.
+pub(crate) const ROCKSDB: &str = "rocksDb";
+
+/// `0/sqlite/`: the Pact databases.
+pub(crate) const SQLITE: &str = "sqlite";
+
+/// The directories of a node's place.
+pub(crate) const DIRECTORIES: [&str; 2] = [ROCKSDB, SQLITE];
+
+/// The extension of a Pact database.
+pub(crate) const PACT_EXTENSION: &str = "sqlite";
+
+/// What stands before the chain in the name of a Pact database.
+const BEFORE_CHAIN: &str = "chain-";
+
+/// The table of a Pact database that has a row for each block, and its columns: height, and hash as bytes or text.
+pub(crate) const HISTORY: &str = "BlockHistory";
+pub(crate) const HISTORY_HEIGHT: &str = "blockheight";
+pub(crate) const HISTORY_HASH: &str = "hash";
+
+/// The first height of mainnet's chains 10 to 19, which were added later.
+const LATE_GENESIS: u64 = 852_054;
+const LATE_CHAINS: u32 = 10;
+
+/// The table of the cuts in RocksDB, as a prefix of its keys, and the smallest key above every key with that prefix.
+#[cfg(feature = "engine")]
+pub(crate) const CUTS: &[u8] = b"-CutHashes$";
+#[cfg(feature = "engine")]
+pub(crate) const CUTS_END: &[u8] = b"-CutHashes%";
+
+/// Before each path of the API: `/chainweb/0.0/{chainwebVersion}/make-backup`.
+pub(crate) const API_PREFIX: &str = "/chainweb/0.0/";
+
+/// The name of the version that a node runs if it was told no other.
+pub const DEFAULT_VERSION: &str = "mainnet01";
+
+/// What a node needs on its command line to start with Pact databases from which old blocks were compacted away.
+pub const COMPACTED_FLAG: &str = "--no-full-historic-pact-state";
+
+/// The same in its configuration file.
+pub const COMPACTED_SETTING: &str = "fullHistoricPactState: false";
+
+/// The keys of the node's configuration file that we read.
+pub mod key {
+    /// The database directory.
+    pub const DATABASE_DIRECTORY: &str = "databaseDirectory";
+    pub(crate) const CHAINWEB: &str = "chainweb";
+    pub(crate) const CHAINWEB_VERSION: &str = "chainwebVersion";
+    /// At the top, or below `chainweb`.
+    pub(crate) const BACKUP: &str = "backup";
+    pub(crate) const BACKUP_DIRECTORY: &str = "directory";
+    pub(crate) const BACKUP_API: &str = "api";
+    pub(crate) const API_ENABLED: &str = "enabled";
+    /// The node prints it, as an empty mapping.
+    pub(crate) const API_CONFIGURATION: &str = "configuration";
+}
+
+/// `<database-directory>/0`.
+pub fn place_in(database_directory: &Path) -> PathBuf {
+    database_directory.join(PLACE)
+}
+
+/// `<database-directory>/0/rocksDb`.
+pub(crate) fn rocksdb_in(database_directory: &Path) -> PathBuf {
+    place_in(database_directory).join(ROCKSDB)
+}
+
+/// `<database-directory>/0/sqlite`.
+pub(crate) fn sqlite_in(database_directory: &Path) -> PathBuf {
+    place_in(database_directory).join(SQLITE)
+}
+
+/// `<database-directory>/backups`: the backup directory if none is configured.
+pub fn backups_in(database_directory: &Path) -> PathBuf {
+    database_directory.join("backups")
+}
+
+/// Where a node has its databases if it was told nothing, as a shell reads it.
+pub fn default_database_directory(chainweb_version: &str) -> String {
+    format!("~/.local/share/chainweb-node/{chainweb_version}")
+}
+
+/// `0/<below>`: a path as the lists of a backup have it.
+pub(crate) fn path_of(below: &str) -> String {
+    format!("{PLACE}/{below}")
+}
+
+/// `0/<directory>/<name>`; of the directory itself if `name` is empty.
+pub(crate) fn path_in(directory: &str, name: &str) -> String {
+    let slash = if name.is_empty() { "" } else { "/" };
+    format!("{PLACE}/{directory}{slash}{name}")
+}
+
+/// What follows `0/` in such a path.
+pub(crate) fn below_place(path: &str) -> Option<&str> {
+    path.strip_prefix(PLACE)?.strip_prefix('/')
+}
+
+/// What follows `0/<directory>/` in such a path.
+pub(crate) fn name_in<'a>(directory: &str, path: &'a str) -> Option<&'a str> {
+    below_place(path)?.strip_prefix(directory)?.strip_prefix('/')
+}
+
+/// Whether a file of this name is a Pact database.
+pub(crate) fn is_pact_database(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == PACT_EXTENSION)
+}
+
+/// The chain of `pact-v1-chain-<n>.sqlite`.
+pub(crate) fn chain_of(database: &Path) -> Option<u32> {
+    database.file_stem()?.to_str()?.rsplit_once(BEFORE_CHAIN)?.1.parse().ok()
+}
+
+/// The height of a chain's first block on mainnet; a lower one for other networks is no mistake.
+pub(crate) fn genesis_height(chain: Option<u32>) -> u64 {
+    if chain.is_some_and(|chain| chain >= LATE_CHAINS) { LATE_GENESIS } else { 0 }
+}
+
+/// The tables in which a node may have the headers of this chain, as prefixes of their keys. The height, 8 bytes big-endian, and
+/// the hash follow. The second table is that of our demo node.
+#[cfg(feature = "engine")]
+pub(crate) fn header_tables(chain: u32) -> [String; 2] {
+    [format!("-BlockHeader/{chain}/header$"), format!("-BlockHeader-{chain}$")]
+}
