@@ -38,7 +38,7 @@ const BODY_BYTES: u64 = 1024;
 /// When a client that was turned away should come again: the slow ones are cut off by then.
 const RETRY_SECONDS: &str = "5";
 
-/// The routes, as [`Service::handle`] serves them; the same list stands in the README, which a test checks.
+/// The routes, as [`Service::handle`] serves them; the manual has the same list, which a test compares.
 pub const ROUTES: [&str; 5] =
     ["POST /make-backup", "GET /check-backup/{backupId}", "GET /list-backups", "GET /health-check", "GET /metrics"];
 

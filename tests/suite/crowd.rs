@@ -145,7 +145,7 @@ fn where_threads_are_scarce_clients_are_answered_and_the_running_backup_is_done(
     fs::set_permissions(node.root(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let serving = Serving::start(command, &node, &["--limit-bytes-per-second", "150kB", "--reserve-bytes", "0"]);
     let address = serving.address;
-    wait_until("as many threads as the README says", || serving.status("Threads") == THREADS);
+    wait_until("as many threads as the manual says", || serving.status("Threads") == THREADS);
 
     let id = request(address, "POST", "/make-backup?backupPact", &[], b"").unwrap().text();
     let id = BackupId::parse(&id).expect("a backup");
