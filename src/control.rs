@@ -181,7 +181,7 @@ impl Control {
         Ok(())
     }
 
-    /// Requests that the job stops, which it does at its next [`Control::check`]. Returns whether it will stop for this reason:
+    /// Requests that the job stops, which it does at its next `check`. Returns whether it will stop for this reason:
     /// not if it commits already or was stopped before.
     pub fn stop(&self, why: Stop) -> bool {
         self.end.compare_exchange(RUNNING, why as u8, SeqCst, SeqCst).is_ok()
