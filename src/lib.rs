@@ -24,7 +24,7 @@
 //! backups   finished backups, and how one becomes finished
 //!           catalog commit damage details operations recover reread restore retention sums verify
 //! service   the one thread, the channel, the status map; one backup from start to end
-//!           answers fill job listing metrics repair shared watchdog worker
+//!           answers fill job listing making metrics repair shared watchdog worker
 //! http      words in, words out
 //!           accept head listener routes
 //! ```

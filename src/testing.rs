@@ -17,16 +17,22 @@ use crate::capture::sqlite::attempt::How;
 use crate::capture::sqlite::wal::{HEADER_BYTES, Header, Index};
 use crate::config::PactMethod;
 use crate::control::Control;
+use crate::disk::copy::Copier;
 use crate::disk::sys;
 use crate::error::Result;
 use crate::format::record::PactPart;
+
+/// Copies whose files belong to the process.
+fn unowned(control: &Control) -> Copier<'_> {
+    Copier { owner: None, control }
+}
 
 /// One live copy of the database in `source` to the new directory `to`, by links in `pins`; rounds and window.
 ///
 /// # Errors
 /// As the live copy.
 pub fn live_copy(source: &Path, to: &Path, pins: &Path) -> Result<(u32, Duration)> {
-    let mut copied = live_copy::copy(source, to, pins, None, None, &Control::default())?;
+    let mut copied = live_copy::copy(source, to, pins, None, unowned(&Control::default()))?;
     copied.unsynced.sync()?;
     Ok((copied.run.rounds_count, copied.run.window))
 }
@@ -36,7 +42,7 @@ pub fn live_copy(source: &Path, to: &Path, pins: &Path) -> Result<(u32, Duration
 /// # Errors
 /// As the live copy.
 pub fn live_copy_warned(source: &Path, to: &Path) -> Result<Vec<String>> {
-    let mut copied = live_copy::copy(source, to, to, None, None, &Control::default())?;
+    let mut copied = live_copy::copy(source, to, to, None, unowned(&Control::default()))?;
     copied.unsynced.sync()?;
     Ok(copied.warnings)
 }
@@ -118,7 +124,8 @@ pub fn live_files_read(manifest: &[u8], lengths: &[usize]) -> std::result::Resul
 /// # Errors
 /// As a backup's.
 pub fn embedded_copy(database: &Path, to: &Path, method: PactMethod) -> Result<PactPart> {
-    let how = How { node_seen_on: &|| Ok(None), method, owner: None, control: &Control::default() };
+    let control = Control::default();
+    let how = How { node_seen_on: &|| Ok(None), method, copier: unowned(&control) };
     sqlite::copy(&SqliteSource::Embedded(PathBuf::new()), database, to, &how)
 }
 
@@ -129,7 +136,7 @@ pub fn embedded_copy(database: &Path, to: &Path, method: PactMethod) -> Result<P
 /// As a backup's.
 pub fn foreign_copy(database: &Path, to: &Path, node_is_up: bool, control: &Control) -> Result<PactPart> {
     let node_seen_on = || Ok(node_is_up.then_some(u64::MAX));
-    let how = How { node_seen_on: &node_seen_on, method: PactMethod::default(), owner: None, control };
+    let how = How { node_seen_on: &node_seen_on, method: PactMethod::default(), copier: unowned(control) };
     sqlite::copy(&SqliteSource::Foreign(PathBuf::new()), database, to, &how)
 }
 

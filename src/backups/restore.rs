@@ -38,7 +38,7 @@ use crate::capture::source::{SqliteSource, is_same, require_no_file, resolve};
 use crate::capture::sqlite;
 use crate::chainweb::{DIRECTORIES, ROCKSDB, SQLITE};
 use crate::control::Control;
-use crate::disk::copy;
+use crate::disk::copy::{self, Copier};
 use crate::disk::fault_gate;
 use crate::disk::lock::Lock;
 use crate::disk::nofollow;
@@ -158,7 +158,7 @@ pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, c
         copied_count: 0,
         pact_is_compacted: is_compacted(&whole)?,
     };
-    let mut filling = Filling { owner, copy: options.copy, control, restored: &mut restored };
+    let mut filling = Filling { copier: Copier { owner, control }, copy: options.copy, restored: &mut restored };
     let put = filling.fill(&whole, &names.staging).and_then(|()| {
         // A node may have been started while we copied.
         require_no_node(&place)?;
@@ -302,9 +302,8 @@ fn nearest_directory(path: &Path) -> Result<&Path> {
 
 /// Fills the new database.
 struct Filling<'a> {
-    owner: Option<Owner>,
+    copier: Copier<'a>,
     copy: bool,
-    control: &'a Control,
     restored: &'a mut Restored,
 }
 
@@ -321,7 +320,7 @@ struct Item {
 impl Filling<'_> {
     /// Step 3.
     fn fill(&mut self, whole: &Path, staging: &Path) -> Result<()> {
-        let (owner, control) = (self.owner, self.control);
+        let Copier { owner, control } = self.copier;
         // No other user may enter before every file has its mode.
         disk::create_private_dir(staging, owner)?;
         let mut directories = vec![(staging.to_owned(), mode_of(whole)?)];
@@ -365,7 +364,8 @@ impl Filling<'_> {
             if FileType::from_raw_mode(mode) != FileType::RegularFile || sums::is_ours(&text) {
                 continue;
             }
-            let may_link = !self.copy && Owner::fits(self.owner, &stat) && mode & 0o200 != 0 && is_immutable(&text);
+            let may_link =
+                !self.copy && Owner::fits(self.copier.owner, &stat) && mode & 0o200 != 0 && is_immutable(&text);
             let bytes = stat.st_size.cast_unsigned();
             files.push(Item { from: from.join(&name), to: to.join(&name), bytes, mode, may_link });
         }
@@ -374,16 +374,15 @@ impl Filling<'_> {
 
     /// Brings a file; whether that is a link.
     fn bring(&mut self, Item { from, to, bytes, mode, may_link }: &Item, unsynced: &mut Batch) -> Result<bool> {
-        let (owner, control) = (self.owner, self.control);
         if *may_link && disk::link(from, to).is_ok() {
             self.restored.linked_count += 1;
             return Ok(true);
         }
         let file = nofollow::open_regular(from).context(|| format!("cannot open {}", from.display()))?;
-        let cloned = if self.copy { None } else { copy::clone(file.as_fd(), to, owner, control, &|| Ok(()))? };
+        let cloned = if self.copy { None } else { copy::clone(self.copier, file.as_fd(), to, &|| Ok(()))? };
         let copied = match cloned {
             Some(cloned) => cloned,
-            None => copy::copy_still(&file, *bytes, to, owner, control)?,
+            None => copy::copy_still(self.copier, &file, *bytes, to)?,
         };
         // A node writes to it, whatever became of the mode in the backup.
         copied.set_mode(mode | 0o600)?;

@@ -52,24 +52,32 @@ const MAX_CLONE_BYTES: u64 = 1024 * 1024 * 1024;
 /// How long a writer of the source may wait for the clone of one range.
 const MAX_STALL: Duration = Duration::from_millis(100);
 
+/// What every copy of a job has in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Copier<'a> {
+    /// The owner of each new file; `None` keeps the owner that the kernel gives it.
+    pub(crate) owner: Option<Owner>,
+    /// Counts the bytes, limits the rate, and stops the copy.
+    pub(crate) control: &'a Control,
+}
+
 /// Copies the first `limit_bytes` of a file (the whole file, if it is shorter) to a new file. Counts the bytes on `control`,
 /// stops within one window if the job is cancelled or `watch` fails, and stops with [`Kind::NoSpace`] before the file system of
 /// the copy falls below the reserve. Writes at the disk's pace, and leaves little of the copy in the page cache, which the node
 /// needs.
 pub(crate) fn copy(
+    copier: Copier<'_>,
     from: &mut (dyn Read + Send),
     limit_bytes: u64,
     to: &Path,
-    owner: Option<Owner>,
-    control: &Control,
     watch: &dyn Fn() -> Result<()>,
 ) -> Result<Unsynced> {
-    let out = create_new("copy", to, owner)?;
+    let out = create_new("copy", to, copier.owner)?;
     let direct = limit_bytes > PACE_BYTES && goes_direct(&out);
     let mut copying = Copying {
         out: &out,
         to,
-        control,
+        control: copier.control,
         watch,
         limit_bytes,
         direct: direct && set_direct(&out, true).is_ok(),
@@ -87,14 +95,8 @@ pub(crate) fn copy(
 }
 
 /// Copies a file of `bytes` bytes that no process writes to. Fails with [`Kind::Damaged`] if the file is shorter.
-pub(crate) fn copy_still(
-    from: &File,
-    bytes: u64,
-    to: &Path,
-    owner: Option<Owner>,
-    control: &Control,
-) -> Result<Unsynced> {
-    let copied = copy(&mut QuietReader::past_cache(from), bytes, to, owner, control, &|| Ok(()))?;
+pub(crate) fn copy_still(copier: Copier<'_>, from: &File, bytes: u64, to: &Path) -> Result<Unsynced> {
+    let copied = copy(copier, &mut QuietReader::past_cache(from), bytes, to, &|| Ok(()))?;
     if copied.bytes == bytes {
         return Ok(copied);
     }
@@ -261,12 +263,12 @@ fn fallocate(file: &File, how: FallocateFlags, start: u64, end: u64) -> io::Resu
 /// left, if the file systems cannot do that. The file is cloned in ranges, sized so that each makes a writer of the source wait
 /// for about [`MAX_STALL`] at most: a single call for a file of many extents made it wait for seconds.
 pub(crate) fn clone(
+    copier: Copier<'_>,
     from: BorrowedFd<'_>,
     to: &Path,
-    owner: Option<Owner>,
-    control: &Control,
     watch: &dyn Fn() -> Result<()>,
 ) -> Result<Option<Unsynced>> {
+    let Copier { owner, control } = copier;
     let out = create_new("clone", to, owner)?;
     let size = || rustix::fs::fstat(from).map(|s| s.st_size.cast_unsigned()).context(|| failed("clone to", to));
     let (mut at, mut range) = (0, MIN_CLONE_BYTES);
@@ -329,6 +331,8 @@ mod tests {
     /// A copy of data and holes at odd offsets, also at the end, has the same content and uses no more of the disk.
     #[test]
     fn holes_stay_holes() {
+        let control = Control::default();
+        let unowned = Copier { owner: None, control: &control };
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (directory.path().join("from"), directory.path().join("to"));
         let mut random = fastrand::Rng::with_seed(3);
@@ -342,7 +346,7 @@ mod tests {
             }
             file.sync_all().unwrap();
             let mut file = File::open(&from).unwrap();
-            let copied = copy(&mut file, length, &to, None, &Control::default(), &|| Ok(())).unwrap();
+            let copied = copy(unowned, &mut file, length, &to, &|| Ok(())).unwrap();
             assert_eq!(copied.sync().unwrap(), length);
             assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap(), "{length} bytes");
             let [before, after] = [&from, &to].map(|path| path.metadata().unwrap().blocks() * 512);
@@ -356,6 +360,8 @@ mod tests {
     /// copy.
     #[test]
     fn the_page_cache_stays_as_it_was() {
+        let control = Control::default();
+        let unowned = Copier { owner: None, control: &control };
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (directory.path().join("from"), directory.path().join("to"));
         let mut random = fastrand::Rng::with_seed(4);
@@ -391,7 +397,7 @@ mod tests {
                     "through" => QuietReader::through_cache(file.as_fd()),
                     _ => QuietReader::into_cache(&file),
                 };
-                let copied = copy(&mut reader, length as u64, &to, None, &Control::default(), &|| Ok(())).unwrap();
+                let copied = copy(unowned, &mut reader, length as u64, &to, &|| Ok(())).unwrap();
                 assert_eq!(copied.sync().unwrap(), length as u64);
                 let after = pages(&file);
                 let of_copy = pages(&File::open(&to).unwrap());

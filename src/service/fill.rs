@@ -3,14 +3,14 @@
 //! Order of capture: the Pact databases first, one after the other, RocksDB last. Every Pact database is then at or behind
 //! RocksDB, which the node repairs by replaying blocks; nothing is held open longer than one database takes. A node may
 //! commit Pact a moment before the block reaches RocksDB: so the blocks are compared in the finished copies, and RocksDB is
-//! captured again while Pact is ahead by a block or two and less each time. A distance that is larger, or does not shrink, is
-//! no matter of a moment: it is a warning. On another file system, the capture that is discarded is the next one's earlier
-//! backup, put aside in `0.partial` until then: nothing is copied twice.
+//! captured again while Pact is ahead by a block or two and less each time. A distance that is larger, or does not shrink, will
+//! not pass by itself: it is a warning. On another file system, the capture that is discarded is the next one's earlier
+//! backup, kept aside in `0.partial` until then: nothing is copied twice.
 //!
-//! Invariants: when this returns, every file is synced, links too, or is in the batch that is returned to be. The first error
-//! ends the job.
+//! Invariants: when this returns, every file is synced, links too, or is in the batch that is returned. The first error ends
+//! the job.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -24,19 +24,20 @@ use crate::capture::rocksdb::live_directories::is_immutable;
 use crate::capture::rocksdb::live_files;
 use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::capture::rocksdb::{self, Capture};
-use crate::capture::source::{RocksSource, Sources, resolve};
+use crate::capture::source::{RocksSource, resolve};
 use crate::capture::sqlite;
 use crate::capture::sqlite::attempt::How;
 use crate::chainweb::{self, ROCKSDB, SQLITE};
-use crate::config::Config;
 use crate::control::{Control, Phase};
 use crate::disk;
+use crate::disk::copy::Copier;
 use crate::disk::sum::{self, Known};
 use crate::disk::unsynced::{Batch, Links};
 use crate::error::{Error, Kind, Result};
 use crate::format::layout::DISCARDED;
 use crate::format::manifest::Manifest;
 use crate::format::record::{Method, PactPart, RocksdbPart, Status};
+use crate::service::making::Making;
 use crate::service::repair::Capturing;
 
 /// How often RocksDB is captured while Pact is ahead of it: once, and three times again.
@@ -45,99 +46,109 @@ const MAX_CAPTURES: u32 = 4;
 /// How many blocks ahead Pact may be for another capture to be worth it.
 const MAX_BLOCKS_AHEAD: u64 = 2;
 
-/// What a node may need to bring a committed Pact block into RocksDB: before the next capture, and once for a program that
+/// The time that a node gets to bring a committed Pact block into RocksDB: before the next capture, and once in a program that
 /// cannot read RocksDB's heights.
 const PACT_AHEAD_PAUSE: Duration = Duration::from_secs(1);
 
-/// The reserve where none is configured: the smaller of this and a twentieth of the file system.
+/// The reserve if none is configured: the smaller of this and a twentieth of the file system.
 const DEFAULT_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// Fills the backup and writes what came into its record. Returns the files, and what is still to be synced: besides the
-/// directories, what RocksDB has that is no link.
-pub(crate) fn fill(
-    backup: &mut Unfinished,
-    catalog: &Catalog,
-    sources: &Sources,
-    config: &Config,
-    control: &Control,
-) -> Result<(Manifest, Batch)> {
-    let owner = backup.owner();
-    let partial = backup.partial();
+/// Fills the backup and completes its record. Returns its files, and those that are not synced yet: the directories, and the
+/// files of RocksDB that are no links.
+pub(crate) fn fill(backup: &mut Unfinished, making: &Making<'_>) -> Result<(Manifest, Batch)> {
+    let control = making.copier.control;
     control.enter(Phase::PreFlight);
     control.check()?;
-    disk::create_private_dir(&partial, owner)?;
-    let databases = if backup.record.scope.has_pact() { sources.sqlite.databases()? } else { Vec::new() };
-    let linked = rocksdb::can_link(sources.rocksdb.path(), &partial)?;
-    let mut base = if linked { None } else { Base::find(catalog)? };
+    disk::create_private_dir(&backup.partial(), making.copier.owner)?;
+    let databases = if backup.record.scope.has_pact() { making.sources.sqlite.databases()? } else { Vec::new() };
+    let base = prepare(backup, making, &databases)?;
+    if backup.record.scope.has_pact() {
+        control.enter(Phase::Pact);
+        copy_pact(backup, making, &databases)?;
+    }
+    if backup.record.scope.has_pact() && engine::require("the heights").is_err() {
+        // The heights cannot be compared, so the blocks that the node has committed to Pact are given time to reach RocksDB.
+        sleep(PACT_AHEAD_PAUSE);
+    }
+    let captured = capture_rocksdb(backup, making, base)?;
+    control.enter(Phase::Sync);
+    take_stock(backup, making, captured)
+}
+
+/// Fails if there is no room for the backup. Returns the earlier backup whose files can be taken over, after reading a share of
+/// them again.
+fn prepare(backup: &mut Unfinished, making: &Making<'_>, databases: &[PathBuf]) -> Result<Option<Base>> {
+    let Making { sources, catalog, config, copier: Copier { control, .. }, started_ms } = *making;
+    let partial = backup.partial();
+    let is_linked = rocksdb::can_link(sources.rocksdb.path(), &partial)?;
+    let mut base = if is_linked { None } else { Base::find(catalog)? };
     let live = base
         .as_ref()
         .and_then(|_| resolve(sources.rocksdb.path()).and_then(|d| live_files::in_directory(&d)).ok())
         .unwrap_or_default();
     let saved_bytes = base.as_ref().map_or(0, |base| base.files.saved_bytes(&live));
-    let rocksdb_bytes = if linked { 0 } else { rocksdb::total_bytes(&sources.rocksdb)?.saturating_sub(saved_bytes) };
-    pre_flight(&partial, &databases, rocksdb_bytes, catalog, config, control)?;
-    let now_ms = backup.record.started_ms;
+    let rocksdb_bytes = if is_linked { 0 } else { rocksdb::total_bytes(&sources.rocksdb)?.saturating_sub(saved_bytes) };
+    pre_flight(making, &partial, databases, rocksdb_bytes)?;
     if let Some(base) = base.as_mut().filter(|_| config.reread_percent > 0) {
         control.enter(Phase::Reread);
-        let faults = base.read_share(&live, config.reread_percent, now_ms, catalog, control)?;
+        let faults = base.read_share(&live, config.reread_percent, started_ms, catalog, control)?;
         backup.record.warnings.extend(faults.iter().map(|fault| base.warning(fault)));
     }
-    drop(live);
+    Ok(base)
+}
 
-    if backup.record.scope.has_pact() {
-        control.enter(Phase::Pact);
-        let directory = partial.join(SQLITE);
-        disk::create_dir(&directory, owner)?;
-        let node_seen_on = || sources.rocksdb.lock_seen_on();
-        let how = How { node_seen_on: &node_seen_on, method: config.pact_method, owner, control };
-        for database in &databases {
-            let name = database.file_name().ok_or_else(|| nameless(database))?;
-            let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), &how)?;
-            log::debug!("copied database={} bytes={} height={:?}", part.file, part.bytes, part.block_height);
-            backup.record.pact.push(part);
-        }
-        backup.record.warnings.extend(missing_databases(catalog, &backup.record.pact)?);
+/// Copies the Pact databases, one after the other.
+fn copy_pact(backup: &mut Unfinished, making: &Making<'_>, databases: &[PathBuf]) -> Result<()> {
+    let Making { sources, config, copier, .. } = *making;
+    let directory = backup.partial().join(SQLITE);
+    disk::create_dir(&directory, copier.owner)?;
+    let node_seen_on = || sources.rocksdb.lock_seen_on();
+    let how = How { node_seen_on: &node_seen_on, method: config.pact_method, copier };
+    for database in databases {
+        let name = database.file_name().ok_or_else(|| nameless(database))?;
+        let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), &how)?;
+        log::debug!("copied database={} bytes={} height={:?}", part.file, part.bytes, part.block_height);
+        backup.record.pact.push(part);
     }
+    backup.record.warnings.extend(missing_databases(making.catalog, &backup.record.pact)?);
+    Ok(())
+}
 
-    if backup.record.scope.has_pact() && engine::require("the heights").is_err() {
-        // Nobody can see whether Pact is ahead: what the node committed to it shall have reached RocksDB.
-        sleep(PACT_AHEAD_PAUSE);
-    }
-    let program = config.heights_program.as_deref();
-    let capturing = Capturing { sources, catalog, program, owner, now_ms, control };
-    let Captured { capture, cut, captures_count } = capture_rocksdb(backup, &capturing, base)?;
-
+/// Lists the files that are there now, makes the links durable, and completes the record.
+fn take_stock(backup: &mut Unfinished, making: &Making<'_>, captured: Captured) -> Result<(Manifest, Batch)> {
+    let Captured { capture, cut, captures_count } = captured;
+    let (partial, control) = (backup.partial(), making.copier.control);
     let rocksdb = partial.join(ROCKSDB);
     backup.record.warnings.extend_from_slice(&capture.warnings);
-    control.enter(Phase::Sync);
     let pact = backup.record.pact.clone();
     let mut manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;
     require_whole(&manifest, &pact, &rocksdb)?;
     sync_links(&manifest, &partial, control)?;
-    modes::keep(sources, &partial, &manifest)?;
+    modes::keep(making.sources, &partial, &manifest)?;
     sum_logs(&mut manifest, &partial, control)?;
-    know_tables(&mut manifest, &capture, now_ms);
+    know_tables(&mut manifest, &capture, making.started_ms);
     backup.record.replay_blocks = cut.as_ref().and_then(|cut| replay_blocks(&pact, cut));
     backup.record.versions.rocksdb = rocksdb::version_in(&rocksdb).unwrap_or_default();
     backup.record.rocksdb = Some(rocksdb_part(&manifest, &capture, captures_count, cut));
     Ok((manifest, capture.unsynced))
 }
 
-/// What the captures of RocksDB came to.
+/// The last capture of RocksDB.
 struct Captured {
     capture: Capture,
     cut: Option<Cut>,
     captures_count: u32,
 }
 
-/// Captures RocksDB, again while Pact is a little ahead of it. What is to be said of that comes into the record.
-fn capture_rocksdb(backup: &mut Unfinished, capturing: &Capturing<'_>, mut base: Option<Base>) -> Result<Captured> {
+/// Captures RocksDB, and again while Pact is a little ahead of it. The record gets a warning if Pact stays ahead.
+fn capture_rocksdb(backup: &mut Unfinished, making: &Making<'_>, mut base: Option<Base>) -> Result<Captured> {
     let (rocksdb, aside) = (backup.partial().join(ROCKSDB), backup.partial().join(DISCARDED));
-    let source = &capturing.sources.rocksdb;
+    let source = &making.sources.rocksdb;
     let (mut captures_count, mut blocks_before, mut brought_before) = (0, u64::MAX, None);
     let (capture, cut) = loop {
         captures_count += 1;
-        let (mut capture, cut) = capturing.run(&rocksdb, &mut base, &mut backup.record.warnings)?;
+        let warnings = &mut backup.record.warnings;
+        let (mut capture, cut) = Capturing { making, to: &rocksdb, base: &mut base, warnings }.run()?;
         brought_before.iter().for_each(|before| capture.brought.count_from(before));
         if let Err(e) = engine::require("reading the heights") {
             let unknown = "the height of RocksDB is unknown, and whether Pact is ahead of it";
@@ -147,7 +158,7 @@ fn capture_rocksdb(backup: &mut Unfinished, capturing: &Capturing<'_>, mut base:
         let Some(ahead) = cut.as_ref().and_then(|cut| Ahead::of(&backup.record.pact, cut)) else {
             break (capture, cut);
         };
-        // A node that is down will not write the missing block either.
+        // A node that is down will not write the missing block.
         let is_down = matches!(source, RocksSource::Directory(_)) && !source.is_held_by_another()?;
         let may_pass = ahead.blocks_max <= MAX_BLOCKS_AHEAD && ahead.blocks_sum < blocks_before;
         if is_down || !may_pass || captures_count == MAX_CAPTURES {
@@ -159,11 +170,11 @@ fn capture_rocksdb(backup: &mut Unfinished, capturing: &Capturing<'_>, mut base:
         if capture.linked {
             disk::remove_tree(&rocksdb, &|| true)?;
         } else {
-            // Nobody else will sync what the next capture takes of it.
+            // The next capture takes files from it and does not sync them.
             capture.unsynced.sync()?;
             disk::remove_tree(&aside, &|| true)?;
             disk::rename(&rocksdb, &aside)?;
-            base = Base::discarded(backup.id(), &aside, &capture.brought, capturing.now_ms);
+            base = Base::discarded(backup.id(), &aside, &capture.brought, making.started_ms);
             brought_before = Some(capture.brought);
         }
         sleep(PACT_AHEAD_PAUSE);
@@ -173,8 +184,8 @@ fn capture_rocksdb(backup: &mut Unfinished, capturing: &Capturing<'_>, mut base:
     Ok(Captured { capture, cut, captures_count })
 }
 
-/// Makes the links durable: the node's files, which an operator may have copied here a moment ago, and those of an earlier
-/// backup, for the same reason.
+/// Makes the links durable: to the node's files, which an operator may have copied there a moment ago, and to those of an
+/// earlier backup, for the same reason.
 fn sync_links(manifest: &Manifest, partial: &Path, control: &Control) -> Result<()> {
     let directory = partial.join(ROCKSDB);
     let mut links = Links::of(&directory)?;
@@ -188,8 +199,8 @@ fn sync_links(manifest: &Manifest, partial: &Path, control: &Control) -> Result<
     links.finish()
 }
 
-/// Checksums of RocksDB's files that are no SSTs: they are small, always copied, and RocksDB itself takes a WAL that is
-/// damaged for one that ends there.
+/// Computes the checksums of RocksDB's files that are no SSTs: they are small and always copied, and RocksDB takes a damaged
+/// WAL for one that ends there.
 fn sum_logs(manifest: &mut Manifest, partial: &Path, control: &Control) -> Result<()> {
     let is_log = |path: &str| chainweb::name_in(ROCKSDB, path).is_some_and(|name| !is_immutable(name));
     let logs: Vec<String> = manifest.files().filter(|f| is_log(f.path)).map(|f| f.path.to_owned()).collect();
@@ -201,7 +212,7 @@ fn sum_logs(manifest: &mut Manifest, partial: &Path, control: &Control) -> Resul
     Ok(())
 }
 
-/// Notes in the manifest what is known of the files that are no links to the node's: what was copied was read just now.
+/// Adds to the manifest the known checksums of the files that are no links to the node's. A file that was copied was read just now.
 fn know_tables(manifest: &mut Manifest, capture: &Capture, now_ms: u64) {
     for at in 0..manifest.count() {
         let came = table_number(manifest.file(at).path).and_then(|number| capture.brought.find(number));
@@ -218,15 +229,9 @@ fn table_number(path: &str) -> Option<u64> {
     chainweb::name_in(ROCKSDB, path).and_then(LiveFile::number_in)
 }
 
-/// Refuses before byte one what cannot end well: a disk without room.
-fn pre_flight(
-    partial: &Path,
-    databases: &[std::path::PathBuf],
-    rocksdb_bytes: u64,
-    catalog: &Catalog,
-    config: &Config,
-    control: &Control,
-) -> Result<()> {
+/// Fails before the first byte is copied if the disk lacks the room.
+fn pre_flight(making: &Making<'_>, partial: &Path, databases: &[PathBuf], rocksdb_bytes: u64) -> Result<()> {
+    let Making { catalog, config, copier: Copier { control, .. }, .. } = *making;
     let mut needed_bytes = rocksdb_bytes;
     for database in databases {
         needed_bytes += sqlite::needed_bytes(database)?;
@@ -237,7 +242,7 @@ fn pre_flight(
     control.set_reserve(reserve_bytes);
     let wanted_bytes = needed_bytes.saturating_add(reserve_bytes);
     if free_bytes < wanted_bytes {
-        // What an interrupted backup has left must not keep the next one from being made.
+        // The garbage of an interrupted backup must not prevent the next one.
         let go_on = || {
             control.step();
             control.check().is_ok()
@@ -258,11 +263,14 @@ fn pre_flight(
     Err(Error::new(Kind::NoSpace, context))
 }
 
-/// What was copied must still be there: somebody may be deleting this backup by hand while it is made. `rm -rf` takes some
-/// files, fails on the directory that we go on filling, and leaves a backup that lacks what it took.
+/// Each file that was copied must still be there: this backup may be deleted by hand while it is made. `rm -rf` removes some
+/// files, fails on the directory that we go on filling, and leaves a backup without the removed files.
 fn require_whole(manifest: &Manifest, pact: &[PactPart], rocksdb: &Path) -> Result<()> {
     let gone = |name: &str| {
-        Error::new(Kind::Damaged, format!("{name} is gone or has another size: did somebody delete this backup?"))
+        Error::new(
+            Kind::Damaged,
+            format!("{name} is gone or has another size: was this backup deleted by hand while it was made?"),
+        )
     };
     let live = live_files::in_directory(rocksdb)?;
     let of_rocksdb = live.into_iter().map(|file| (chainweb::path_in(ROCKSDB, &file.name()), file.bytes));
@@ -279,7 +287,7 @@ fn nameless(database: &Path) -> Error {
     Error::new(Kind::Refused, format!("{} has no file name", database.display()))
 }
 
-/// A database that the last good backup with Pact has and this one has not: worth a warning, never silent.
+/// A warning for the databases that the last good backup with Pact has and this one lacks.
 fn missing_databases(catalog: &Catalog, pact: &[PactPart]) -> Result<Option<String>> {
     let last = catalog.readable()?.find(|f| f.status == Status::Done && f.scope.has_pact() && f.record.is_some());
     let Some(last) = last.and_then(|f| f.record) else { return Ok(None) };
@@ -300,7 +308,7 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// `None` where every Pact database is at or behind the cut, as far as can be seen.
+    /// `None` if every Pact database is at or behind the cut, as far as their heights are known.
     fn of(pact: &[PactPart], cut: &Cut) -> Option<Ahead> {
         let standings = pact.iter().filter_map(|part| Some((standing(part, cut)?, part)));
         let ahead: Vec<(Standing, &PactPart)> = standings.filter(|(s, _)| s.blocks_ahead() > 0).collect();

@@ -26,10 +26,12 @@ use crate::chainweb::PACT_EXTENSION;
 use crate::clock::now_ms;
 use crate::config::Verify;
 use crate::control::Control;
+use crate::disk::copy::Copier;
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{Record, Scope, Status, Versions};
 use crate::id::BackupId;
 use crate::service::fill;
+use crate::service::making::Making;
 use crate::service::shared::{Job, MakeRequest, Shared};
 use crate::service::watchdog::Watched;
 
@@ -105,14 +107,17 @@ fn make(shared: &Shared, mut backup: Unfinished, control: &Control) -> Ending {
 
 /// After an error the backup is unfinished.
 fn fill_and_commit(shared: &Shared, backup: &mut Unfinished, control: &Control) -> Result<()> {
+    let Shared { sources, catalog, config, .. } = shared;
+    let copier = Copier { owner: backup.owner(), control };
+    let making = Making { sources, catalog, config, copier, started_ms: backup.record.started_ms };
     for may_repeat in [true, false] {
-        let (manifest, unsynced) = fill::fill(backup, &shared.catalog, &shared.sources, &shared.config, control)?;
+        let (manifest, unsynced) = fill::fill(backup, &making)?;
         let sharers_count = Cell::new(0);
-        let check = |path: &Path, record: &Record| verify(shared, path, record, control, &sharers_count);
+        let check = |path: &Path, record: &Record| verify(&making, path, record, &sharers_count);
         match backup.commit(manifest, unsynced, now_ms(), control, &check) {
             Err(e) if may_repeat && e.kind() == Kind::Damaged && sharers_count.get() > 0 => {
                 log::warn!("filling the backup again id={} reason={:?}", backup.id(), e.chain());
-                backup.begin_again(&shared.catalog, &e.chain())?;
+                backup.begin_again(catalog, &e.chain())?;
             }
             other => return other,
         }
@@ -121,15 +126,15 @@ fn fill_and_commit(shared: &Shared, backup: &mut Unfinished, control: &Control) 
 }
 
 /// Verifies a filled backup as it is configured. Counts in `sharers_count` the other backups that share a damaged file with it.
-fn verify(shared: &Shared, path: &Path, record: &Record, control: &Control, sharers_count: &Cell<usize>) -> Result<()> {
-    let depth = match shared.config.verify {
+fn verify(making: &Making<'_>, path: &Path, record: &Record, sharers_count: &Cell<usize>) -> Result<()> {
+    let catalog = making.catalog;
+    let depth = match making.config.verify {
         Verify::None => return Ok(()),
         Verify::Quick => Depth::Quick,
         Verify::Deep => Depth::Deep,
     };
-    let program = shared.config.heights_program.as_deref();
-    let verification = verify::verify(path, Some(record), depth, program, control)?;
-    let noted = damage::note_sharers(&shared.catalog, &record.id, &verification.faults, now_ms());
+    let verification = verify::verify(path, Some(record), depth, making.program(), making.copier.control)?;
+    let noted = damage::note_sharers(catalog, &record.id, &verification.faults, now_ms());
     // If its files are links to the node's, another capture would have the same.
     if record.rocksdb.as_ref().is_some_and(|rocksdb| rocksdb.oldest_read_ms.is_some()) {
         sharers_count.set(noted.as_ref().map_or(0, |count| *count));
@@ -139,7 +144,7 @@ fn verify(shared: &Shared, path: &Path, record: &Record, control: &Control, shar
     match depth {
         // Each backup that is done was verified quickly: that needs no note.
         Depth::Quick => Ok(()),
-        Depth::Deep => damage::note(&shared.catalog, &record.id, depth, &[], now_ms()),
+        Depth::Deep => damage::note(catalog, &record.id, depth, &[], now_ms()),
     }
 }
 

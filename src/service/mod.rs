@@ -13,6 +13,7 @@ pub(crate) mod answers;
 pub(crate) mod fill;
 pub(crate) mod job;
 pub(crate) mod listing;
+pub(crate) mod making;
 pub(crate) mod metrics;
 pub(crate) mod repair;
 pub(crate) mod shared;

@@ -37,13 +37,13 @@ use crate::capture::in_use::InUse;
 use crate::capture::rocksdb::live_files;
 use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::control::Control;
-use crate::disk::copy;
+use crate::disk;
+use crate::disk::copy::{self, Copier};
 use crate::disk::nofollow;
 use crate::disk::off_heap;
 use crate::disk::quiet_reader::QuietReader;
 use crate::disk::sum::{self, Known, SummingReader};
 use crate::disk::unsynced::Batch;
-use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 
 /// How much of the ends is compared: properties, the index of the meta blocks and the footer have some KiB.
@@ -256,8 +256,7 @@ pub(crate) struct Bringing<'a> {
     /// The target directory.
     pub(crate) to: &'a Path,
     pub(crate) earlier: Option<&'a Earlier>,
-    pub(crate) owner: Option<Owner>,
-    pub(crate) control: &'a Control,
+    pub(crate) copier: Copier<'a>,
 }
 
 impl Bringing<'_> {
@@ -275,7 +274,7 @@ impl Bringing<'_> {
         let pinned = self.pins.join(file.name());
         let target = self.to.join(file.name());
         let is_known = self.earlier.is_some_and(|earlier| earlier.knows(file));
-        let same = self.earlier.map_or(Ok(None), |earlier| earlier.same(file, &pinned, self.control))?;
+        let same = self.earlier.map_or(Ok(None), |earlier| earlier.same(file, &pinned, self.copier.control))?;
         let mut came = Came { number: file.number, reused: false, known: None };
         let mut from = pinned.clone();
         if let Some((ours, known)) = same {
@@ -308,9 +307,9 @@ impl Bringing<'_> {
         // file system of the backup; the node's may be much smaller.
         let node_has_room = || {
             let free_bytes = disk::free_bytes(self.pins)?.1;
-            disk::require_room(self.pins, self.control.reserve_bytes().min(free_bytes / SOURCE_RESERVE_DIVISOR))
+            disk::require_room(self.pins, self.copier.control.reserve_bytes().min(free_bytes / SOURCE_RESERVE_DIVISOR))
         };
-        let copied = copy::copy(&mut bytes, file.bytes, target, self.owner, self.control, &node_has_room)?;
+        let copied = copy::copy(self.copier, &mut bytes, file.bytes, target, &node_has_room)?;
         if copied.bytes != file.bytes {
             let (found, said) = (copied.bytes, file.bytes);
             let context = format!("{} has {found} bytes instead of the {said} in its MANIFEST", from.display());

@@ -57,11 +57,11 @@ use crate::capture::rocksdb::live_wals::{self, Target, Wal};
 use crate::capture::rocksdb::log_format::{self, End};
 use crate::capture::rocksdb::version_edit::{LiveFile, Versions};
 use crate::control::Control;
-use crate::disk::copy;
+use crate::disk;
+use crate::disk::copy::{self, Copier};
 use crate::disk::fault_gate;
 use crate::disk::quiet_reader::QuietReader;
 use crate::disk::unsynced::Batch;
-use crate::disk::{self, Owner};
 use crate::error::{Error, Failure, IoContext, Kind, Result};
 
 /// The most rounds. Measured: one or two are typical, 15 were seen at 300 edits a second.
@@ -139,21 +139,21 @@ pub(crate) fn copy(
     to: &Path,
     pins: &Path,
     earlier: Option<&Earlier>,
-    owner: Option<Owner>,
-    control: &Control,
+    copier: Copier<'_>,
 ) -> Result<Copied> {
     let source = Source::at(source)?;
     let wal_place = source.refuse_what_cannot_be_copied()?;
-    require_wal(&source, control)?;
-    disk::create_dir(to, owner)?;
+    require_wal(&source, copier.control)?;
+    disk::create_dir(to, copier.owner)?;
     let staging = Staging::open(pins)?;
-    let (instant, versions, rounds_count) = Loop { source: &source, staging: &staging, earlier, control }.run()?;
+    let (instant, versions, rounds_count) =
+        Loop { source: &source, staging: &staging, earlier, control: copier.control }.run()?;
     let newest = instant.wals.first().map_or(0, |wal| wal.number);
     if wal_place == WalPlace::Presumed && newest < versions.newest_settled_wal() {
         let why = "the WALs in its directory are older than its tables: its OPTIONS name another directory for them (wal_dir)";
         return Err(source.refused(why));
     }
-    let target = Target { directory: to, owner, control };
+    let target = Target { directory: to, copier };
     let mut wals = Vec::new();
     for wal in instant.wals.iter().rev() {
         wals.push(wal.copy(&source, &target)?);
@@ -169,10 +169,10 @@ pub(crate) fn copy(
     }
     let mut brought = Brought::default();
     if pins != to {
-        brought = Bringing { pins, to, earlier, owner, control }.all(&live, &mut unsynced)?;
+        brought = Bringing { pins, to, earlier, copier }.all(&live, &mut unsynced)?;
     }
     // CURRENT comes last: a directory without it is not a database.
-    unsynced.add(disk::write_new(&to.join("CURRENT"), instant.current.as_bytes(), owner)?)?;
+    unsynced.add(disk::write_new(&to.join("CURRENT"), instant.current.as_bytes(), copier.owner)?)?;
     Ok(Copied { run: Run { rounds_count, window: instant.window }, brought, unsynced, warnings })
 }
 
@@ -410,7 +410,7 @@ fn parse_manifest(source: &Source, instant: &Instantaneous, versions: &mut Versi
 fn copy_metadata(source: &Source, instant: &Instantaneous, target: &Target<'_>, unsynced: &mut Batch) -> Result<()> {
     let copy = |from: &File, bytes: u64, name: &str| {
         let mut reader = QuietReader::through_cache(from.as_fd());
-        copy::copy(&mut reader, bytes, &target.directory.join(name), target.owner, target.control, &|| Ok(()))
+        copy::copy(target.copier, &mut reader, bytes, &target.directory.join(name), &|| Ok(()))
     };
     let manifest = copy(&instant.manifest, instant.manifest_bytes, &instant.name)?;
     if manifest.bytes != instant.manifest_bytes {

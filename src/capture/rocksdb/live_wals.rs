@@ -24,8 +24,7 @@ use crate::capture::rocksdb::live_directories::Source;
 use crate::capture::rocksdb::log_format::{self, End, Extent};
 use crate::capture::rocksdb::version_edit::Versions;
 use crate::control::Control;
-use crate::disk::Owner;
-use crate::disk::copy;
+use crate::disk::copy::{self, Copier};
 use crate::disk::fault_gate;
 use crate::disk::nofollow;
 use crate::disk::quiet_reader::QuietReader;
@@ -35,8 +34,7 @@ use crate::error::{IoContext, Result};
 /// The directory of a copy, the owner of its files, and the control of the job.
 pub(crate) struct Target<'a> {
     pub(crate) directory: &'a Path,
-    pub(crate) owner: Option<Owner>,
-    pub(crate) control: &'a Control,
+    pub(crate) copier: Copier<'a>,
 }
 
 /// A WAL of the cut.
@@ -61,14 +59,14 @@ impl Wal {
     pub(crate) fn copy(&self, source: &Source, target: &Target<'_>) -> Result<CopiedWal> {
         let path = target.directory.join(&self.name);
         let mut bytes = QuietReader::through_cache(self.file.as_fd());
-        let unsynced = copy::copy(&mut bytes, self.bytes, &path, target.owner, target.control, &|| Ok(()))?;
+        let unsynced = copy::copy(target.copier, &mut bytes, self.bytes, &path, &|| Ok(()))?;
         if unsynced.bytes != self.bytes {
             let why = format!("{} became shorter while it was read: another program has truncated it", self.name);
             return Err(source.refused(&why));
         }
         let copy = nofollow::open_regular(&path).context(|| format!("cannot open {}", path.display()))?;
-        let measured = log_format::measure(Cancellable { reader: copy, control: target.control });
-        target.control.check()?;
+        let measured = log_format::measure(Cancellable { reader: copy, control: target.copier.control });
+        target.copier.control.check()?;
         let extent = measured.context(|| format!("cannot read {}", path.display()))?;
         if extent.recyclable {
             return Err(source.refused_recycling(&format!("{} is a reused WAL file", self.name)));

@@ -38,7 +38,7 @@ use crate::capture::source::{RocksSource, Sources, SqliteSource, resolve};
 use crate::capture::sqlite;
 use crate::chainweb::{ROCKSDB, SQLITE, chain_of};
 use crate::control::Control;
-use crate::disk::copy;
+use crate::disk::copy::{self, Copier};
 use crate::disk::lock::Lock;
 use crate::disk::nofollow;
 use crate::disk::unsynced::{Batch, Unsynced};
@@ -129,13 +129,7 @@ pub(crate) fn version_in(copy: &Path) -> Option<String> {
 }
 
 /// Captures RocksDB into the new directory `to`.
-pub(crate) fn capture(
-    sources: &Sources,
-    to: &Path,
-    earlier: Option<&Earlier>,
-    owner: Option<Owner>,
-    control: &Control,
-) -> Result<Capture> {
+pub(crate) fn capture(sources: &Sources, to: &Path, earlier: Option<&Earlier>, copier: Copier<'_>) -> Result<Capture> {
     let parent = to.parent().unwrap_or(to);
     let linked = can_link(sources.rocksdb.path(), parent)?;
     match &sources.rocksdb {
@@ -147,16 +141,16 @@ pub(crate) fn capture(
                 let meta = nofollow::look(&path).context(|| format!("cannot look at {}", path.display()))?;
                 // RocksDB links its OPTIONS file, too: the linked file is the node's own and keeps its owner.
                 if meta.is_none_or(|meta| meta.nlink() == 1) {
-                    disk::give(&path, owner)?;
+                    disk::give(&path, copier.owner)?;
                 }
                 unsynced.add(Unsynced::open(&path)?)?;
             }
-            disk::give(to, owner)?;
+            disk::give(to, copier.owner)?;
             Ok(Capture::checkpoint(Brought::default(), unsynced, linked))
         }
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
-            let copied = copy_pinned(db, &pins.directory.join(ROCKSDB), to, earlier, owner, control);
+            let copied = copy_pinned(db, &pins.directory.join(ROCKSDB), to, earlier, copier);
             // Even if the copy failed: the pins keep files on the disk that the node deletes.
             let cleared = pins.clear();
             let (brought, unsynced) = copied?;
@@ -164,13 +158,13 @@ pub(crate) fn capture(
             Ok(Capture::checkpoint(brought, unsynced, linked))
         }
         RocksSource::Directory(database) if linked => {
-            Ok(Capture::live(live_copy::copy(database, to, to, None, owner, control)?, linked))
+            Ok(Capture::live(live_copy::copy(database, to, to, None, copier)?, linked))
         }
         RocksSource::Directory(database) => {
             let pins = Pins::take(sources)?;
             let pinned = pins.directory.join(ROCKSDB);
-            disk::ensure_private_dir(&pinned, owner)?;
-            let copied = live_copy::copy(database, to, &pinned, earlier, owner, control);
+            disk::ensure_private_dir(&pinned, copier.owner)?;
+            let copied = live_copy::copy(database, to, &pinned, earlier, copier);
             // Even if the copy failed: the pins keep files on the disk that the node deletes.
             let cleared = pins.clear();
             let copied = copied?;
@@ -186,23 +180,22 @@ fn copy_pinned(
     pinned: &Path,
     to: &Path,
     earlier: Option<&Earlier>,
-    owner: Option<Owner>,
-    control: &Control,
+    copier: Copier<'_>,
 ) -> Result<(Brought, Batch)> {
     engine::checkpoint(db, pinned)?;
-    disk::create_dir(to, owner)?;
+    disk::create_dir(to, copier.owner)?;
     let live = live_files::in_directory(pinned)?;
     // First remove the pins of files that need not be copied: the node may delete these files.
     for file in live.iter().filter(|file| earlier.is_some_and(|earlier| earlier.knows(file))) {
         disk::remove_file(&pinned.join(file.name()))?;
     }
     let mut unsynced = Batch::default();
-    let brought = Bringing { pins: pinned, to, earlier, owner, control }.all(&live, &mut unsynced)?;
+    let brought = Bringing { pins: pinned, to, earlier, copier }.all(&live, &mut unsynced)?;
     for name in file_names(pinned, &|_| true)? {
         let from = pinned.join(&name);
         let file = nofollow::open_regular(&from).context(|| format!("cannot open {}", from.display()))?;
         let bytes = file.metadata().context(|| format!("cannot look at {}", from.display()))?.len();
-        unsynced.add(copy::copy_still(&file, bytes, &to.join(&name), owner, control)?)?;
+        unsynced.add(copy::copy_still(copier, &file, bytes, &to.join(&name))?)?;
         disk::remove_file(&from)?;
     }
     Ok((brought, unsynced))

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use crate::config::PactMethod;
-use crate::control::Control;
-use crate::disk::Owner;
+use crate::disk::copy::Copier;
 use crate::error::{Error, Kind, Result};
 
 const WAL_TOO_LARGE: &str = "the node's WAL grew by more than 512 MiB while the database was copied (raise the limit of bytes \
@@ -46,8 +45,7 @@ pub(crate) struct How<'a> {
     /// The file system (its device) on which we see a lock of the running node; `None` if no node runs.
     pub(crate) node_seen_on: &'a dyn Fn() -> Result<Option<u64>>,
     pub(crate) method: PactMethod,
-    pub(crate) owner: Option<Owner>,
-    pub(crate) control: &'a Control,
+    pub(crate) copier: Copier<'a>,
 }
 
 /// The limits of what our read transactions may cost the node, over all attempts at a database.

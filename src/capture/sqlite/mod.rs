@@ -125,7 +125,7 @@ fn copy_by_attempts(source: &SqliteSource, database: &Path, to: &Path, how: &How
         if attempts == MAX_ATTEMPTS {
             return Err(lost.into_error(database, attempts));
         }
-        pause(&lost, attempts, database, how.control)?;
+        pause(&lost, attempts, database, how.copier.control)?;
         attempts += 1;
     }
 }
@@ -168,7 +168,7 @@ fn attempt_foreign(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burde
         return Err(refused(database, &why).into());
     }
     fault_gate::point("looking", database);
-    let lock = ReadLock::take(database, how.control)?;
+    let lock = ReadLock::take(database, how.copier.control)?;
     let shape = Shape::of(&lock, database)?;
     fault_gate::point("looked", database);
     match shape {
@@ -285,10 +285,9 @@ fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Atte
         used.set(wal_of(database).exists());
         if used.get() { Err(Error::new(Kind::Changed, "stopped because the node needs the database")) } else { Ok(()) }
     };
-    let (owner, control) = (how.owner, how.control);
     let copy = || -> Result<Method> {
         if how.method == PactMethod::Clone
-            && let Some(cloned) = copy::clone(lock.file.as_fd(), to, owner, control, &watch)?
+            && let Some(cloned) = copy::clone(how.copier, lock.file.as_fd(), to, &watch)?
         {
             return cloned.sync().map(|_| Method::RawClone);
         }
@@ -296,7 +295,7 @@ fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Atte
         let is_up = (how.node_seen_on)()?.is_some();
         let through_cache = QuietReader::through_cache(lock.file.as_fd());
         let mut pages = if is_up { through_cache } else { QuietReader::past_cache(&lock.file) };
-        copy::copy(&mut pages, before.0, to, owner, control, &watch)?.sync().map(|_| Method::Copied)
+        copy::copy(how.copier, &mut pages, before.0, to, &watch)?.sync().map(|_| Method::Copied)
     };
     let lost = || Lost::Raced("the node was started and used the database while it was copied".to_owned());
     let method = copy().map_err(|e| if used.get() { lost() } else { Lost::Final(e) })?;

@@ -39,7 +39,7 @@ const STEPS_PER_SPACE_CHECK: u32 = 32;
 pub(crate) fn copy(database: &Path, to: &Path, how: &How<'_>) -> Attempt<()> {
     let before = identity(database)?;
     let source = open(database).map_err(|e| unreadable(database, e))?;
-    begin(&source, database, how.control)?;
+    begin(&source, database, how.copier.control)?;
     let page_bytes = source
         .query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0).map(u64::from))
         .map_err(|e| unreadable(database, e))?;
@@ -50,10 +50,10 @@ pub(crate) fn copy(database: &Path, to: &Path, how: &How<'_>) -> Attempt<()> {
     if unsynced.is_none() {
         log::info!("pinned for its copy database={} reason=\"the node writes to it all the time\"", database.display());
         disk::remove_file(to)?;
-        begin(&source, database, how.control)?;
+        begin(&source, database, how.copier.control)?;
         unsynced = copying.make(&source, true)?;
         release(&source, database)?;
-        how.control.throttle(copying.counted)?;
+        how.copier.control.throttle(copying.counted)?;
     }
     source.close().map_err(|(_, e)| unreadable(database, e))?;
     if identity(database).ok() != Some(before) {
@@ -84,7 +84,7 @@ impl Copying<'_> {
         let to = self.to;
         let failed =
             |e: rusqlite::Error| Error::new(Kind::Database, format!("cannot write {}", to.display())).because(e);
-        let unsynced = Unsynced::of(disk::create_new("create", to, self.how.owner)?, to, 0);
+        let unsynced = Unsynced::of(disk::create_new("create", to, self.how.copier.owner)?, to, 0);
         disk::written_by_library(to)?;
         let mut target = Connection::open(to).map_err(failed)?;
         // The file is not part of a backup before it is whole and synced, so it needs no journal and no sync before that.
@@ -101,7 +101,7 @@ impl Copying<'_> {
     /// Makes all steps; `Ok(false)` if the source is written to again and again.
     fn run(&mut self, source: &Connection, target: &mut Connection, is_pinned: bool) -> Result<bool> {
         let failed = |e| unreadable(self.database, e);
-        let control = self.how.control;
+        let control = self.how.copier.control;
         let step_pages = i32::try_from(STEP_BYTES / self.page_bytes).unwrap_or(1).max(1);
         let backup = Backup::new(source, target).map_err(failed)?;
         let (mut steps, mut busy_steps, mut restarts, mut done) = (0_u32, 0, 0, 0);

@@ -91,9 +91,9 @@ pub(crate) fn attempt(
         return Err(lost_hold(database, if is_gone(database) { Missing::Name } else { Missing::Replaced }));
     }
     if std::mem::take(&mut burden.is_too_much) {
-        await_checkpoint(&connection, database, how.control)?;
+        await_checkpoint(&connection, database, how.copier.control)?;
     }
-    begin(&connection, database, how.control)?;
+    begin(&connection, database, how.copier.control)?;
     if journal_mode(&connection, database)? != "wal" {
         return Ok(None);
     }
@@ -106,7 +106,7 @@ pub(crate) fn attempt(
     connection.execute_batch("ROLLBACK").map_err(|e| unreadable(database, e))?;
     drop(held);
     connection.close().map_err(|(_, e)| unreadable(database, e))?;
-    fold(database, to, frames, how.control)?;
+    fold(database, to, frames, how.copier.control)?;
     unsynced.sync()?;
     Ok(Some(method))
 }
@@ -120,8 +120,8 @@ fn copy_held(
     how: &How<'_>,
     burden: &mut Burden,
 ) -> Attempt<(Method, Unsynced, u64)> {
-    let watch = Watch::begin(held, database, how.control, burden)?;
-    let extent = watch.judge(Extent::find(held, database, how.control, &watch))?;
+    let watch = Watch::begin(held, database, how.copier.control, burden)?;
+    let extent = watch.judge(Extent::find(held, database, how.copier.control, &watch))?;
     let (method, unsynced) = watch.judge(copy_database(held, to, how, &watch))?;
     fault_gate::point("raw-database-copied", database);
     let mut whole = true;
@@ -157,7 +157,7 @@ fn copy_database(held: &Held<'_>, to: &Path, how: &How<'_>, watch: &Watch<'_>) -
     let point = Cell::new("raw-database-window");
     let look = || watch.look(point.replace("raw-database-next-window"));
     if how.method == PactMethod::Clone
-        && let Some(cloned) = copy::clone(held.database, to, how.owner, how.control, &look)?
+        && let Some(cloned) = copy::clone(how.copier, held.database, to, &look)?
     {
         return Ok((Method::RawClone, cloned));
     }
@@ -165,7 +165,7 @@ fn copy_database(held: &Held<'_>, to: &Path, how: &How<'_>, watch: &Watch<'_>) -
     let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
     let bytes = bytes.context(|| format!("cannot look at the source of {}", to.display()))?;
     let mut pages = QuietReader::through_cache(held.database);
-    Ok((Method::RawCopy, copy::copy(&mut pages, bytes, to, how.owner, how.control, &look)?))
+    Ok((Method::RawCopy, copy::copy(how.copier, &mut pages, bytes, to, &look)?))
 }
 
 /// The part of the WAL that belongs to the commit that we see.
@@ -221,7 +221,7 @@ impl Extent {
         let frames = QuietReader::through_cache(self.wal.as_fd()).starting_at(HEADER_BYTES as u64);
         let mut extent = io::Cursor::new(self.header.bytes()).chain(frames);
         let look = || watch.look("raw-wal-window");
-        let copied = copy::copy(&mut extent, bytes, to, how.owner, how.control, &look)?;
+        let copied = copy::copy(how.copier, &mut extent, bytes, to, &look)?;
         Ok(copied.bytes == bytes)
     }
 }
