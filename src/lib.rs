@@ -11,9 +11,9 @@
 //! words     no I/O
 //!           chainweb clock control error fault id
 //! config    what was configured
-//!           tree
+//!           file tree
 //! disk      every change that we make to the file system
-//!           copy fault_gate lock nofollow off_heap permissions quiet_reader sum sys unsynced
+//!           copy fault_gate file_id lock nofollow off_heap permissions quiet_reader sum sys unsynced
 //! format    our own names and durable formats
 //!           layout manifest record seal
 //! capture   a source becomes a directory of synced files
@@ -58,13 +58,14 @@ pub use backups::operations::{
 };
 pub use backups::restore::{RestoreOptions, Restored};
 pub use backups::retention::{Candidate, Policy, Verdict, judge};
-pub use backups::verify::{Depth, Verification};
+pub use backups::verify::Verification;
 pub use capture::rocksdb::{heights_json, inspect_json};
 pub use capture::source::{RocksSource, Sources, SqliteSource};
+pub use config::file::{FileConfig, parse_file};
 pub use config::tree::FILE_BYTES_MAX;
 pub use config::{
-    Config, FileConfig, PactMethod, Sums, Verify, parse_count, parse_file, parse_interface, parse_name,
-    parse_pact_method, parse_port, parse_seconds, parse_size, parse_sums, parse_verify, require_no_tilde, suggest,
+    Config, Depth, PactMethod, Sums, Verify, parse_count, parse_interface, parse_name, parse_pact_method, parse_port,
+    parse_seconds, parse_size, parse_sums, parse_verify, require_no_tilde, suggest,
 };
 pub use control::{Control, Phase, Stop};
 #[cfg(feature = "gate")]

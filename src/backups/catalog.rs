@@ -26,6 +26,7 @@ use rustix::fs::FileType;
 
 use crate::capture::source::{require_no_file, resolve};
 use crate::chainweb::{SQLITE, is_pact_database};
+use crate::disk::file_id::FileId;
 use crate::disk::lock::Lock;
 use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::off_heap;
@@ -55,8 +56,8 @@ const MAX_GARBAGE_NAMES: u32 = 1000;
 pub(crate) struct Catalog {
     /// Without links: below it none is followed.
     directory: PathBuf,
-    /// Device and inode of the directory when it was opened.
-    identity: (u64, u64),
+    /// That of the directory when it was opened.
+    identity: FileId,
     owner: Option<Owner>,
 }
 
@@ -304,13 +305,13 @@ impl Catalog {
                 } else if stat.st_nlink == 1 {
                     bytes += blocks * BLOCK_BYTES;
                 } else {
-                    shared.push((stat.st_dev, stat.st_ino, stat.st_nlink, blocks));
+                    shared.push((FileId::from(&stat), stat.st_nlink, blocks));
                 }
             }
         }
         shared.sort_unstable();
-        for names in shared.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
-            let (_, _, links, blocks) = names[0];
+        for names in shared.chunk_by(|a, b| a.0 == b.0) {
+            let (_, links, blocks) = names[0];
             #[allow(clippy::unnecessary_cast)] // its type differs between architectures
             let is_all = names.len() as u64 >= links as u64;
             bytes += if is_all { blocks * BLOCK_BYTES } else { 0 };
@@ -367,10 +368,10 @@ impl Catalog {
     }
 }
 
-fn identity_of(directory: &Path) -> Result<(u64, u64)> {
+fn identity_of(directory: &Path) -> Result<FileId> {
     let meta = directory.symlink_metadata();
     let meta = meta.context(|| format!("cannot look at the backup directory {}", directory.display()))?;
-    Ok((meta.dev(), meta.ino()))
+    Ok(FileId::from(&meta))
 }
 
 pub(crate) fn look(path: &Path) -> Result<Option<Metadata>> {
@@ -420,8 +421,8 @@ pub(crate) fn lies_in_backup(resolved: &Path) -> Result<bool> {
 }
 
 /// Device and inode of a file that has other names, too.
-pub(crate) fn shared_identity(path: &Path) -> Option<(u64, u64)> {
-    path.symlink_metadata().ok().filter(|meta| meta.nlink() > 1).map(|meta| (meta.dev(), meta.ino()))
+pub(crate) fn shared_identity(path: &Path) -> Option<FileId> {
+    path.symlink_metadata().ok().filter(|meta| meta.nlink() > 1).map(|meta| FileId::from(&meta))
 }
 
 fn has_sqlite(path: &Path) -> Result<bool> {

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use crate::backups::catalog::{Catalog, shared_identity};
-use crate::backups::verify::Depth;
 use crate::chainweb::ROCKSDB;
+use crate::config::Depth;
 use crate::disk;
 use crate::error::Result;
 use crate::fault::Fault;
@@ -22,8 +22,7 @@ const MAX_NAMES: usize = 1000;
 /// Writes down in the backup that it was verified, and how that went. A quick verification without a fault says less than a
 /// deep one before it: it changes nothing then.
 pub(crate) fn note(catalog: &Catalog, id: &BackupId, depth: Depth, faults: &[Fault], at_ms: u64) -> Result<()> {
-    let depth = if depth == Depth::Deep { Verified::DEEP } else { "quick" }.to_owned();
-    if depth != Verified::DEEP && faults.is_empty() && catalog.verified(id)?.is_some_and(|before| before.is_deep()) {
+    if depth == Depth::Quick && faults.is_empty() && catalog.verified(id)?.is_some_and(|before| before.is_deep()) {
         return Ok(());
     }
     let tables: BTreeSet<String> = faults.iter().filter_map(|fault| fault.table().map(str::to_owned)).collect();
@@ -64,11 +63,7 @@ fn add(catalog: &Catalog, id: &BackupId, names: &[&str], at_ms: u64) -> Result<(
     if known.is_none() || damaged.len() > MAX_NAMES {
         damaged.clear();
     }
-    write(
-        catalog,
-        id,
-        &Verified { depth: Verified::DEEP.to_owned(), at_ms, faults_count: before_count + new_count, damaged },
-    )
+    write(catalog, id, &Verified { depth: Depth::Deep, at_ms, faults_count: before_count + new_count, damaged })
 }
 
 /// Notes the same damage in every other backup that has a damaged SST as the same file: a second name of it is as bad. Returns

@@ -31,12 +31,12 @@ use rustix::fs::FileType;
 
 use crate::backups::catalog::lies_in_backup;
 use crate::backups::sums;
-use crate::backups::verify::Depth;
 use crate::capture::node_locks::{self, NodeLocks};
 use crate::capture::rocksdb::live_directories::is_immutable;
 use crate::capture::source::{SqliteSource, is_same, require_no_file, resolve};
 use crate::capture::sqlite;
 use crate::chainweb::{DIRECTORIES, ROCKSDB, SQLITE};
+use crate::config::Depth;
 use crate::control::Control;
 use crate::disk::copy::{self, Copier};
 use crate::disk::fault_gate;

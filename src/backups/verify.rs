@@ -34,7 +34,7 @@ use crate::capture::rocksdb::log_format::End;
 use crate::capture::rocksdb::version_edit::Versions;
 use crate::capture::sqlite;
 use crate::chainweb::{self, ROCKSDB, SQLITE};
-use crate::config::Verify;
+use crate::config::{Depth, Verify};
 use crate::control::Control;
 use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::off_heap;
@@ -49,15 +49,6 @@ use crate::format::seal;
 
 /// The largest `manifest.json` that is read: of five million files.
 const MAX_SEALED_BYTES: u64 = 1024 * 1024 * 1024;
-
-/// How thoroughly to look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
-    /// Names, sizes, headers, and RocksDB's own list of files.
-    Quick,
-    /// Every byte.
-    Deep,
-}
 
 /// What was looked at, and what is wrong.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -480,7 +471,7 @@ fn compare_sums(
 
 /// Fails with [`Kind::Usage`] where this program cannot verify so thoroughly.
 pub(crate) fn require_possible(verify: Verify) -> Result<()> {
-    if verify == Verify::Deep { engine::require("backup.verify: deep") } else { Ok(()) }
+    if verify == Some(Depth::Deep) { engine::require("backup.verify: deep") } else { Ok(()) }
 }
 
 /// Fails with [`Kind::Damaged`] where anything is wrong.

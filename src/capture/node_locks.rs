@@ -26,33 +26,19 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Flock, FlockType, Pid};
 
 use crate::capture::source::{SqliteSource, beside, doubtful_name};
+use crate::capture::sqlite::locks::{EXCLUSIVE, Range, SHARED, SHM_IN_USE};
 use crate::chainweb;
+use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
 use crate::disk::sys;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 
 /// The whole of RocksDB's `LOCK`.
-const ROCKSDB: Range = Range { first: 0, bytes: 0 };
-
-/// `PENDING_BYTE`, `RESERVED_BYTE` and the shared range of an SQLite database: the bytes of SQLite's exclusive lock.
-const SQLITE: Range = Range { first: 0x4000_0000, bytes: 512 };
-
-/// The shared range alone.
-const SQLITE_SHARED: Range = Range { first: 0x4000_0002, bytes: 510 };
-
-/// The byte of a `-shm` that each of its users locks (`UNIX_SHM_DMS`).
-const SHM_IN_USE: Range = Range { first: 128, bytes: 1 };
+const LOCK_FILE: Range = Range { first: 0, bytes: 0 };
 
 /// The name of our own process in `/proc/PID/comm`.
 const OURSELVES: &str = "chainweb-backup";
-
-/// A range of bytes of a file that is locked; 0 bytes mean up to the end.
-#[derive(Clone, Copy)]
-struct Range {
-    first: u32,
-    bytes: u32,
-}
 
 /// A process that has a lock.
 #[derive(Debug)]
@@ -93,11 +79,11 @@ impl fmt::Display for User {
 
 /// The process that uses a database below `place`, a `0`, if there is one. Takes no lock.
 pub(crate) fn user_of(place: &Path) -> Result<Option<User>> {
-    let mut probes = vec![(place.join(chainweb::ROCKSDB).join("LOCK"), ROCKSDB)];
+    let mut probes = vec![(place.join(chainweb::ROCKSDB).join("LOCK"), LOCK_FILE)];
     for database in databases(place)? {
         // A process that uses a WAL locks a byte of the -shm, any other process the shared range.
         probes.push((beside(&database, "-shm"), SHM_IN_USE));
-        probes.push((database, SQLITE_SHARED));
+        probes.push((database, SHARED));
     }
     for (path, range) in probes {
         if let Some(file) = open(&path, OFlags::RDONLY)?
@@ -136,11 +122,11 @@ impl NodeLocks {
             if lock.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
                 drop(disk::create_new("create", &lock, owner)?);
             }
-            wanted.push((lock, ROCKSDB));
+            wanted.push((lock, LOCK_FILE));
         }
         let databases = databases(place)?;
         let databases_count = databases.len();
-        wanted.extend(databases.into_iter().map(|database| (database, SQLITE)));
+        wanted.extend(databases.into_iter().map(|database| (database, EXCLUSIVE)));
         let mut held = Vec::with_capacity(wanted.len());
         for (path, range) in wanted {
             if let Some(file) = open(&path, OFlags::RDWR)? {
@@ -224,8 +210,6 @@ fn holder(file: &File, path: &Path, range: Range) -> Result<Option<User>> {
 }
 
 fn is_file_at(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
-    let there = fs::metadata(path).map(identity);
-    there.is_ok_and(|there| file.metadata().is_ok_and(|meta| identity(meta) == there))
+    let there = fs::metadata(path).map(|meta| FileId::from(&meta));
+    there.is_ok_and(|there| file.metadata().is_ok_and(|meta| FileId::from(&meta) == there))
 }

@@ -13,6 +13,7 @@ use rustix::process::{Flock, FlockType};
 
 use crate::capture::rocksdb::engine::{self, Db};
 use crate::chainweb::{self, ROCKSDB};
+use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::PIN_DIRECTORY;
@@ -124,7 +125,7 @@ impl Sources {
 
 /// Whether both names exist and belong to the same file.
 pub(crate) fn is_same(a: &Path, b: &Path) -> bool {
-    let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    let identity = |path: &Path| fs::metadata(path).ok().map(|meta| FileId::from(&meta));
     identity(a).is_some_and(|a| Some(a) == identity(b))
 }
 

@@ -1,17 +1,8 @@
-//! The configuration of a service, and the parser of configuration files.
+//! The configuration of a service, and the parsers of its values: the command line and configuration files share them.
 //!
-//! Pure functions over text. A file is read in two steps: the text becomes a tree (`tree`, the same for JSON and
-//! YAML), then the few keys that are ours are looked up in it. Every other key is the node's and is ignored, whatever its
-//! value is. Below `backup` all keys are ours: a misspelt key there is an error, because otherwise a backup might never run.
-//!
-//! Invariants:
-//! - If a mapping has a key that we read twice, that is an error: we cannot know which of the two is meant.
-//! - Plain YAML scalars mean the same as for the node's own parser (YAML 1.1: `yes` and `on` are true).
-//!
-//! # Limitations
-//! A file that begins with `{` is JSON, so YAML in flow style at the top level is not read. Merge keys (`<<`) are
-//! refused if they could hide a key of ours, and ignored elsewhere. Sizes are whole numbers.
+//! Pure functions over text.
 
+pub(crate) mod file;
 pub(crate) mod tree;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,8 +10,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::chainweb::{DEFAULT_VERSION, key};
-use crate::config::tree::{Entries, Node, QUOTE_CHARS_MAX, Said, quote, tree};
+use serde::{Deserialize, Serialize};
+
+use crate::chainweb::DEFAULT_VERSION;
+use crate::config::tree::{QUOTE_CHARS_MAX, quote};
 use crate::error::{Error, Kind, Result};
 
 /// The longest version name: version names appear in HTTP headers, URLs and records.
@@ -28,20 +21,6 @@ const NAME_CHARS_MAX: usize = 128;
 
 /// How long a job may make no progress, by default.
 const STALL_LIMIT: Duration = Duration::from_secs(900);
-
-const BACKUP_KEYS: &[&str] = &[
-    key::BACKUP_API,
-    key::BACKUP_DIRECTORY,
-    "limitBytesPerSecond",
-    "nodeVersion",
-    "pactMethod",
-    "rereadPercent",
-    "reserveBytes",
-    "stallSeconds",
-    "sums",
-    "verify",
-];
-const API_KEYS: &[&str] = &[key::API_ENABLED, "interface", "port", key::API_CONFIGURATION];
 
 /// The share of the files linked from an earlier backup that each run reads again, by default: in 25 daily backups all of them.
 const REREAD_PERCENT: u8 = 4;
@@ -97,27 +76,39 @@ pub fn parse_sums(text: &str) -> Result<Sums> {
     }
 }
 
-/// How a backup is verified before its status becomes done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Verify {
-    /// Checks names, sizes, headers, and RocksDB's own list of files: takes seconds.
+/// How thoroughly a backup is verified.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Depth {
+    /// Names, sizes, headers, and RocksDB's own list of files: in seconds.
     #[default]
     Quick,
-    /// Reads every byte, at the disk's speed.
+    /// Every byte, at the speed of the disk.
     Deep,
-    /// Does not verify.
-    None,
 }
+
+impl Depth {
+    /// Its word on the command line, in the configuration and in `verified.json`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Depth::Quick => "quick",
+            Depth::Deep => "deep",
+        }
+    }
+}
+
+/// How a backup is verified before it is called done; `None`: it is not.
+pub type Verify = Option<Depth>;
 
 /// Reads `quick`, `deep` or `none`.
 ///
 /// # Errors
 /// [`Kind::Usage`] for anything else.
 pub fn parse_verify(text: &str) -> Result<Verify> {
-    match text {
-        "quick" => Ok(Verify::Quick),
-        "deep" => Ok(Verify::Deep),
-        "none" => Ok(Verify::None),
+    let depths = [Depth::Quick, Depth::Deep];
+    match (text, depths.into_iter().find(|depth| depth.word() == text)) {
+        (_, Some(depth)) => Ok(Some(depth)),
+        ("none", None) => Ok(None),
         _ => Err(Error::new(Kind::Usage, format!("{} is not a way to verify: use quick, deep or none", quote(text)))),
     }
 }
@@ -163,77 +154,12 @@ impl Config {
             heights_program: None,
             pact_method: PactMethod::default(),
             sums: Sums::default(),
-            verify: Verify::default(),
+            verify: Some(Depth::default()),
             reread_percent: REREAD_PERCENT,
             stall_limit: STALL_LIMIT,
             limit_bytes_per_second: None,
         }
     }
-}
-
-/// The settings in one configuration file; `None` if it does not have the key.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct FileConfig {
-    /// `databaseDirectory`
-    pub database_directory: Option<PathBuf>,
-    /// `chainweb.chainwebVersion`
-    pub chainweb_version: Option<String>,
-    /// `backup.api.enabled`
-    pub api_enabled: Option<bool>,
-    /// `backup.directory`
-    pub backup_directory: Option<PathBuf>,
-    /// `backup.api.interface`; never the node's `serviceApi.interface`
-    pub interface: Option<IpAddr>,
-    /// `backup.api.port`; never the node's `serviceApi.port`
-    pub port: Option<u16>,
-    /// `backup.nodeVersion`
-    pub node_version: Option<String>,
-    /// `backup.reserveBytes`
-    pub reserve_bytes: Option<u64>,
-    /// `backup.pactMethod`.
-    pub pact_method: Option<PactMethod>,
-    /// `backup.sums`
-    pub sums: Option<Sums>,
-    /// `backup.verify`
-    pub verify: Option<Verify>,
-    /// `backup.rereadPercent`
-    pub reread_percent: Option<u8>,
-    /// `backup.stallSeconds`
-    pub stall_limit: Option<Duration>,
-    /// `backup.limitBytesPerSecond`
-    pub limit_bytes_per_second: Option<u64>,
-    /// A sentence for each key outside `backup` that looks like a misspelt key of ours; it may be the node's.
-    pub warnings: Vec<String>,
-}
-
-impl FileConfig {
-    /// Merges both; `self` takes precedence.
-    pub fn or(self, other: FileConfig) -> FileConfig {
-        FileConfig {
-            database_directory: self.database_directory.or(other.database_directory),
-            chainweb_version: self.chainweb_version.or(other.chainweb_version),
-            api_enabled: self.api_enabled.or(other.api_enabled),
-            backup_directory: self.backup_directory.or(other.backup_directory),
-            interface: self.interface.or(other.interface),
-            port: self.port.or(other.port),
-            node_version: self.node_version.or(other.node_version),
-            reserve_bytes: self.reserve_bytes.or(other.reserve_bytes),
-            pact_method: self.pact_method.or(other.pact_method),
-            sums: self.sums.or(other.sums),
-            verify: self.verify.or(other.verify),
-            reread_percent: self.reread_percent.or(other.reread_percent),
-            stall_limit: self.stall_limit.or(other.stall_limit),
-            limit_bytes_per_second: self.limit_bytes_per_second.or(other.limit_bytes_per_second),
-            warnings: [self.warnings, other.warnings].concat(),
-        }
-    }
-}
-
-/// Parses the text of a configuration file of ours or of a node, JSON or YAML; every message begins with `name`.
-pub fn parse_file(text: &str, name: &str) -> Result<FileConfig> {
-    let said = tree(text).and_then(|root| root.map_or(Ok(FileConfig::default()), |root| read_root(&root)));
-    said.map(|said| FileConfig { warnings: said.warnings.iter().map(|w| format!("{name}: {w}")).collect(), ..said })
-        .map_err(|message| Error::new(Kind::Usage, format!("{name}: {message}")))
 }
 
 /// A number of bytes, plain or with a unit: `1000000`, `500MB`, `10 GiB`.
@@ -365,159 +291,4 @@ pub fn suggest<'a>(typed: &str, known: &[&'a str]) -> Option<&'a str> {
         (close || part(&typed, &letters)).then_some((!close, distance, word))
     });
     candidates.min_by_key(|&(far, distance, _)| (far, distance)).map(|(_, _, word)| word)
-}
-
-fn read_root(root: &Node) -> Said<FileConfig> {
-    let Node::Map(root) = root else {
-        return Err(format!("the file must be a mapping of keys to values, found {}", root.found()));
-    };
-    let chainweb = section(root, "", key::CHAINWEB)?.unwrap_or(&[]);
-    let below_chainweb = format!("{}.", key::CHAINWEB);
-    let mut said = read_backup(root, "")?.or(read_backup(chainweb, &below_chainweb)?);
-    said.database_directory = path(root, "", key::DATABASE_DIRECTORY)?;
-    said.chainweb_version =
-        name(root, "", key::CHAINWEB_VERSION)?.or(name(chainweb, &below_chainweb, key::CHAINWEB_VERSION)?);
-    for (entries, prefix, ours) in [
-        (root.as_slice(), "", [key::DATABASE_DIRECTORY, key::CHAINWEB, key::CHAINWEB_VERSION, key::BACKUP].as_slice()),
-        (chainweb, &below_chainweb, [key::CHAINWEB_VERSION, key::BACKUP].as_slice()),
-    ] {
-        for (key, _) in entries.iter().filter(|(key, _)| !ours.contains(&key.as_str())) {
-            if let Some(meant) = suggest(key, ours).filter(|meant| key.len().abs_diff(meant.len()) <= 2) {
-                let key = quote(&format!("{prefix}{key}"));
-                said.warnings.push(format!(
-                    "key {key} is ignored because this program does not know it: did you mean `{meant}`?"
-                ));
-            }
-        }
-    }
-    Ok(said)
-}
-
-/// Reads the `backup` section in `above`, whose own place is `prefix`.
-fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
-    let Some(backup) = section(above, prefix, key::BACKUP)? else { return Ok(FileConfig::default()) };
-    let prefix = format!("{prefix}{}.", key::BACKUP);
-    known(backup, &prefix, BACKUP_KEYS, "api.", API_KEYS)?;
-    let api = section(backup, &prefix, key::BACKUP_API)?.unwrap_or(&[]);
-    let api_prefix = format!("{prefix}api.");
-    known(api, &api_prefix, API_KEYS, "../", BACKUP_KEYS)?;
-    let size = |key: &str| {
-        value(backup, &prefix, key, "a number of bytes, or a size like 10GiB", |node| match node {
-            Node::Plain(t) | Node::Text(t) if node.as_bool().is_none() => {
-                Some(parse_size(t).map_err(|e| e.to_string()))
-            }
-            _ => None,
-        })
-    };
-    Ok(FileConfig {
-        backup_directory: path(backup, &prefix, key::BACKUP_DIRECTORY)?,
-        node_version: name(backup, &prefix, "nodeVersion")?,
-        pact_method: text(backup, &prefix, "pactMethod", "copy or clone", parse_pact_method)?,
-        sums: text(backup, &prefix, "sums", "copied, all or none", parse_sums)?,
-        verify: text(backup, &prefix, "verify", "quick, deep or none", parse_verify)?,
-        reserve_bytes: size("reserveBytes")?,
-        limit_bytes_per_second: size("limitBytesPerSecond")?,
-        reread_percent: value(backup, &prefix, "rereadPercent", "a whole number from 0 to 100", |node| match node {
-            Node::Plain(p) if p.bytes().all(|b| b.is_ascii_digit()) => p.parse().ok().filter(|p| *p <= 100).map(Ok),
-            _ => None,
-        })?,
-        stall_limit: value(backup, &prefix, "stallSeconds", "a number of seconds", |node| match node {
-            Node::Plain(p) if node.as_bool().is_none() => Some(parse_seconds(p).map_err(|e| e.to_string())),
-            Node::Text(t) if !node.is_quoted_scalar() => Some(parse_seconds(t).map_err(|e| e.to_string())),
-            _ => None,
-        })?,
-        api_enabled: value(api, &api_prefix, key::API_ENABLED, "true or false", |node| node.as_bool().map(Ok))?,
-        interface: text(api, &api_prefix, "interface", "an IP address", parse_interface)?,
-        port: value(api, &api_prefix, "port", "a port number from 0 to 65535", |node| match node {
-            Node::Plain(p) if p.bytes().all(|b| b.is_ascii_digit()) => p.parse().ok().map(Ok),
-            _ => None,
-        })?,
-        ..FileConfig::default()
-    })
-}
-
-/// Refuses a key that is not one of `keys`; `elsewhere` are keys that belong at `place`, a common mistake.
-fn known(entries: &Entries, prefix: &str, keys: &[&str], place: &str, elsewhere: &[&str]) -> Said<()> {
-    let Some((key, _)) = entries.iter().find(|(key, _)| !keys.contains(&key.as_str())) else { return Ok(()) };
-    let full = quote(&format!("{prefix}{key}"));
-    let remedy = if elsewhere.contains(&key.as_str()) {
-        let place =
-            if place == "../" { prefix.trim_end_matches("api.").to_string() } else { format!("{prefix}{place}") };
-        format!("it belongs at `{place}{key}`")
-    } else if let Some(meant) = suggest(key, keys) {
-        format!("did you mean `{meant}`?")
-    } else {
-        "remove it".to_string()
-    };
-    Err(format!("unknown key {full}: {remedy} (known here: {})", keys.join(", ")))
-}
-
-/// The node at `key`; a missing key and null are the same.
-fn get<'a>(entries: &'a Entries, prefix: &str, key: &str) -> Said<Option<&'a Node>> {
-    if entries.iter().any(|(k, _)| k == "<<") {
-        return Err(format!("merge key `{prefix}<<` is not supported: write its keys out"));
-    }
-    let mut found = entries.iter().filter(|(k, _)| k == key).map(|(_, node)| &**node);
-    let node = found.next();
-    if found.next().is_some() {
-        return Err(format!("key `{prefix}{key}` occurs twice: remove one"));
-    }
-    Ok(node.filter(|node| !node.is_null()))
-}
-
-fn section<'a>(entries: &'a Entries, prefix: &str, key: &str) -> Said<Option<&'a Entries>> {
-    match get(entries, prefix, key)? {
-        None => Ok(None),
-        Some(Node::Map(entries)) => Ok(Some(entries)),
-        Some(other) => Err(mismatch(prefix, key, "a mapping", other)),
-    }
-}
-
-/// Converts the node at `key`; `convert` returns `None` for a wrong type and an error for a wrong value.
-fn value<T>(
-    entries: &Entries,
-    prefix: &str,
-    key: &str,
-    expected: &str,
-    convert: impl Fn(&Node) -> Option<Said<T>>,
-) -> Said<Option<T>> {
-    let Some(node) = get(entries, prefix, key)? else { return Ok(None) };
-    let converted = convert(node).ok_or_else(|| mismatch(prefix, key, expected, node))?;
-    converted.map(Some).map_err(|message| format!("key `{prefix}{key}`: {message}"))
-}
-
-fn text<T>(
-    entries: &Entries,
-    prefix: &str,
-    key: &str,
-    expected: &str,
-    convert: impl Fn(&str) -> Result<T>,
-) -> Said<Option<T>> {
-    value(entries, prefix, key, expected, |node| match node {
-        Node::Plain(_) if node.as_bool().is_some() || node.is_number() => None,
-        Node::Plain(t) | Node::Text(t) => Some(convert(t).map_err(|e| e.to_string())),
-        Node::List | Node::Map(_) => None,
-    })
-}
-
-fn path(entries: &Entries, prefix: &str, key: &str) -> Said<Option<PathBuf>> {
-    text(entries, prefix, key, "a path", |t| match t {
-        "" => Err(Error::new(Kind::Usage, "the path is empty: write one, or null for the default")),
-        _ => require_no_tilde(Path::new(t)).map(|()| PathBuf::from(t)),
-    })
-}
-
-fn name(entries: &Entries, prefix: &str, key: &str) -> Said<Option<String>> {
-    text(entries, prefix, key, "a text", parse_name)
-}
-
-fn mismatch(prefix: &str, key: &str, expected: &str, found: &Node) -> String {
-    let remedy = match (found, expected) {
-        (Node::Plain(_), "a text" | "a path") => " (put it in quotes)",
-        (_, "true or false" | "a port number from 0 to 65535" | "a number of seconds") if found.is_quoted_scalar() => {
-            " (remove the quotes)"
-        }
-        _ => "",
-    };
-    format!("key `{prefix}{key}` must be {expected}, found {}{remedy}", found.found())
 }

@@ -17,6 +17,7 @@ pub(crate) mod copy;
 pub mod fault_gate;
 #[cfg(not(feature = "gate"))]
 pub(crate) mod fault_gate;
+pub(crate) mod file_id;
 pub(crate) mod lock;
 pub(crate) mod nofollow;
 pub(crate) mod off_heap;

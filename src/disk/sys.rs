@@ -4,8 +4,9 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
+
+use crate::disk::file_id::FileId;
 
 /// The nice value of a thread that yields to others.
 const NICE: i32 = 10;
@@ -20,14 +21,14 @@ const TURN: Duration = Duration::from_millis(5);
 /// has on it, and so SQLite's. The caller guarantees that `keeper` keeps them open: it is an SQLite connection in a read
 /// transaction on that file.
 #[expect(clippy::disallowed_methods, reason = "lists the descriptors of this process")]
-pub(crate) fn descriptors_of<K>(file: (u64, u64), _keeper: &K) -> io::Result<Vec<BorrowedFd<'_>>> {
+pub(crate) fn descriptors_of<K>(file: FileId, _keeper: &K) -> io::Result<Vec<BorrowedFd<'_>>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
         let Some(number) = entry.file_name().to_str().and_then(|n| n.parse::<RawFd>().ok()) else { continue };
         // A descriptor that was closed meanwhile is not one of the keeper's.
         let Ok(meta) = fs::metadata(entry.path()) else { continue };
-        if (meta.dev(), meta.ino()) == file {
+        if FileId::from(&meta) == file {
             // SAFETY: the descriptor was open on this file a moment ago. SQLite (os_unix.c, unixClose and setPendingFd)
             // closes no descriptor of a database while any connection of the process has a lock on it, and the
             // descriptor of a -shm while any connection uses it. The keeper is such a connection, in a read transaction,

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Depth;
 use crate::control::Phase;
 use crate::format::seal;
 use crate::id::BackupId;
@@ -18,8 +19,8 @@ pub(crate) const FORMAT: &str = "chainweb-backup/1";
 /// The result of the last verification of a backup, or of the last deep one if a quick one after it found no fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
-    /// `quick` or `deep`.
-    pub depth: String,
+    /// How thorough it was.
+    pub depth: Depth,
     /// Milliseconds since the epoch.
     pub at_ms: u64,
     /// The number of faults.
@@ -30,12 +31,9 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// What a deep verification is called.
-    pub(crate) const DEEP: &str = "deep";
-
     /// Whether every byte was read.
     pub(crate) fn is_deep(&self) -> bool {
-        self.depth == Verified::DEEP
+        self.depth == Depth::Deep
     }
 }
 
@@ -243,5 +241,24 @@ impl Record {
     /// Parses `backup.json`; `None` if it is not ours: broken, or of another format.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Record> {
         serde_json::from_slice(bytes).ok().filter(|r: &Record| r.format == FORMAT)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verification_is_written_as_earlier_versions_wrote_it() {
+        for (depth, text) in [
+            (Depth::Quick, r#"{"depth":"quick","at_ms":5,"faults_count":0}"#),
+            (Depth::Deep, r#"{"depth":"deep","at_ms":5,"faults_count":0}"#),
+        ] {
+            let verified: Verified = serde_json::from_str(text).unwrap();
+            assert_eq!((verified.depth, verified.is_deep()), (depth, depth == Depth::Deep));
+            assert_eq!(serde_json::to_string(&verified).unwrap(), text);
+            assert!(text.contains(depth.word()));
+        }
     }
 }

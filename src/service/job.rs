@@ -20,11 +20,11 @@ use std::time::Instant;
 
 use crate::backups::commit::{self, Unfinished};
 use crate::backups::damage;
-use crate::backups::verify::{self, Depth};
+use crate::backups::verify;
 use crate::capture::sqlite;
 use crate::chainweb::PACT_EXTENSION;
 use crate::clock::now_ms;
-use crate::config::Verify;
+use crate::config::Depth;
 use crate::control::Control;
 use crate::disk::copy::Copier;
 use crate::error::{Error, Kind, Result};
@@ -128,11 +128,7 @@ fn fill_and_commit(shared: &Shared, backup: &mut Unfinished, control: &Control) 
 /// Verifies a filled backup as it is configured. Counts in `sharers_count` the other backups that share a damaged file with it.
 fn verify(making: &Making<'_>, path: &Path, record: &Record, sharers_count: &Cell<usize>) -> Result<()> {
     let catalog = making.catalog;
-    let depth = match making.config.verify {
-        Verify::None => return Ok(()),
-        Verify::Quick => Depth::Quick,
-        Verify::Deep => Depth::Deep,
-    };
+    let Some(depth) = making.config.verify else { return Ok(()) };
     let verification = verify::verify(path, Some(record), depth, making.program(), making.copier.control)?;
     let noted = damage::note_sharers(catalog, &record.id, &verification.faults, now_ms());
     // If its files are links to the node's, another capture would have the same.

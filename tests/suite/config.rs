@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chainweb_backup::{
-    Config, FILE_BYTES_MAX, FileConfig, Kind, PactMethod, Sums, Verify, parse_file, parse_interface, parse_name,
+    Config, Depth, FILE_BYTES_MAX, FileConfig, Kind, PactMethod, Sums, parse_file, parse_interface, parse_name,
     parse_size, suggest,
 };
 use proptest::prelude::*;
@@ -71,7 +71,7 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
         reserve_bytes: Some(10 << 30),
         pact_method: Some(PactMethod::Clone),
         sums: Some(Sums::All),
-        verify: Some(Verify::Deep),
+        verify: Some(Some(Depth::Deep)),
         reread_percent: Some(100),
         stall_limit: Some(Duration::from_secs(60)),
         limit_bytes_per_second: Some(100_000_000),
@@ -256,6 +256,7 @@ fn a_new_configuration_has_the_api_off() {
     let config = Config::new("/b");
     assert_eq!((config.backup_directory.as_path(), config.api_enabled), (PathBuf::from("/b").as_path(), false));
     assert!(config.chainweb_version.is_none() && config.reserve_bytes.is_none() && config.heights_program.is_none());
+    assert_eq!(config.verify, Some(Depth::Quick));
 }
 
 #[test]

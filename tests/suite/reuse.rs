@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use chainweb_backup::rocksdb::{DB, Options, SstFileWriter};
 use chainweb_backup::{
-    BackupId, Config, Control, Depth, Details, Service, Sources, Status, Verify, check_backup_in, verify_backup,
+    BackupId, Config, Control, Depth, Details, Service, Sources, Status, check_backup_in, verify_backup,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -319,7 +319,7 @@ fn damage_found_at_the_end_is_repaired_in_the_same_job() {
     let first = stage.make(|_| ());
     let bad = of_kind(&stage.copy(&first), ".sst").remove(2);
     flip(&stage.copy(&first).join(&bad));
-    let deep = |config: &mut Config| (config.reread_percent, config.verify) = (0, Verify::Deep);
+    let deep = |config: &mut Config| (config.reread_percent, config.verify) = (0, Some(Depth::Deep));
     let second = stage.make(deep);
     stage.check(&second);
     assert_eq!(stage.faults_count(&first), 1);

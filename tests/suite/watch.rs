@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use chainweb_backup::rusqlite::Connection;
 use chainweb_backup::{
-    BackupId, Config, Control, Depth, Kind, Phase, Service, Status, Sums, Verify, cancel_backup, check_backup_in, gate,
+    BackupId, Config, Control, Depth, Kind, Phase, Service, Status, Sums, cancel_backup, check_backup_in, gate,
     verify_backup,
 };
 
@@ -143,7 +143,7 @@ fn a_job_that_waits_for_a_lock_can_be_cancelled() {
 /// A page of a finished copy is overwritten while the heights are read: no size changes.
 #[test]
 fn deep_verification_before_done_finds_what_quick_cannot() {
-    for (verify, expected) in [(Verify::Quick, Status::Done), (Verify::Deep, Status::Failed)] {
+    for (verify, expected) in [(Some(Depth::Quick), Status::Done), (Some(Depth::Deep), Status::Failed)] {
         let node = Node::new();
         let program = node.root().join("damage");
         let script = format!(

@@ -202,7 +202,7 @@ fn list(directory: &Path, json: bool) -> Result<i32> {
 /// What an operator should see at a glance.
 fn notes(backup: &Details, record: &Record) -> String {
     let verified = |v: &Verified| match v.faults_count {
-        0 => format!("verified ({}) {}", v.depth, utc(v.at_ms)),
+        0 => format!("verified ({}) {}", v.depth.word(), utc(v.at_ms)),
         faults => format!("DAMAGED in {faults} places"),
     };
     let pinned = backup.pinned.then(|| "pinned".to_owned());

@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use chainweb_backup::{
-    Config, FILE_BYTES_MAX, FileConfig, MANUAL, Policy, chainweb, parse_file, require_no_tilde, suggest,
+    Config, Depth, FILE_BYTES_MAX, FileConfig, MANUAL, Policy, chainweb, parse_file, require_no_tilde, suggest,
 };
 use clap::{CommandFactory, Parser};
 use log::LevelFilter;
@@ -309,7 +309,7 @@ fn resolve(
         reserve_bytes: typed.reserve_bytes.or(file.reserve_bytes),
         pact_method: typed.pact_method.or(file.pact_method).unwrap_or_default(),
         sums: typed.sums.or(file.sums).unwrap_or_default(),
-        verify: typed.verify.or(file.verify).unwrap_or_default(),
+        verify: typed.verify.or(file.verify).unwrap_or(Some(Depth::default())),
         limit_bytes_per_second,
         heights_program: Some(PathBuf::from(OURSELVES)),
         ..Config::new(backup_directory)

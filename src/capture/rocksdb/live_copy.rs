@@ -51,7 +51,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::Stat;
 
 use crate::capture::rocksdb::earlier_backup::{Bringing, Brought, Earlier};
-use crate::capture::rocksdb::live_directories::{Pin, Source, Staging, WalPlace, fstat, identity, is_options};
+use crate::capture::rocksdb::live_directories::{Pin, Source, Staging, WalPlace, fstat, is_options};
 use crate::capture::rocksdb::live_files::manifest_in;
 use crate::capture::rocksdb::live_wals::{self, Target, Wal};
 use crate::capture::rocksdb::log_format::{self, End};
@@ -60,6 +60,7 @@ use crate::control::Control;
 use crate::disk;
 use crate::disk::copy::{self, Copier};
 use crate::disk::fault_gate;
+use crate::disk::file_id::FileId;
 use crate::disk::quiet_reader::QuietReader;
 use crate::disk::unsynced::Batch;
 use crate::error::{Error, Failure, IoContext, Kind, Result};
@@ -108,8 +109,7 @@ struct Instantaneous {
     current: String,
     manifest: File,
     name: String,
-    /// Device and inode.
-    manifest_identity: (u64, u64),
+    manifest_identity: FileId,
     manifest_bytes: u64,
     wals: Vec<Wal>,
     window: Duration,
@@ -118,7 +118,7 @@ struct Instantaneous {
 /// A MANIFEST, and the part of it that was parsed in the rounds so far.
 struct Reading {
     /// The content of CURRENT, and the device and inode of the MANIFEST.
-    of: (String, (u64, u64)),
+    of: (String, FileId),
     /// While it is open, no other file gets its inode.
     _manifest: File,
     versions: Versions,
@@ -361,7 +361,7 @@ fn window(source: &Source, staging: &Staging) -> Attempt<Instantaneous> {
         current,
         manifest,
         name,
-        manifest_identity: identity(stat),
+        manifest_identity: FileId::from(&stat),
         manifest_bytes,
         wals,
         window: Duration::ZERO,
@@ -388,8 +388,9 @@ fn take_sizes(wals: &mut [Wal]) -> Result<()> {
 impl Instantaneous {
     /// Whether CURRENT and the MANIFEST are unchanged: then no edit has been written since.
     fn still_holds(&self, source: &Source) -> Result<bool> {
-        let same =
-            |now: Stat| identity(now) == self.manifest_identity && now.st_size.cast_unsigned() == self.manifest_bytes;
+        let same = |now: Stat| {
+            FileId::from(&now) == self.manifest_identity && now.st_size.cast_unsigned() == self.manifest_bytes
+        };
         Ok(source.read_current()?.as_ref() == Some(&self.current) && source.stat(&self.name)?.is_some_and(same))
     }
 }

@@ -19,6 +19,7 @@ use rustix::process::{Flock, FlockType};
 use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::capture::source::doubtful_name;
 use crate::disk;
+use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::wal_pin;
@@ -137,7 +138,8 @@ impl Source {
     /// and OPTIONS still name its old directory.
     fn wal_place(&self, named: &Path) -> Result<WalPlace> {
         let own = rustix::fs::fstat(&self.directory).context(|| not_readable(&self.path))?;
-        let judged = |found: Stat| if identity(found) == identity(own) { WalPlace::Here } else { WalPlace::Elsewhere };
+        let judged =
+            |found: Stat| if FileId::from(&found) == FileId::from(&own) { WalPlace::Here } else { WalPlace::Elsewhere };
         if let Some(holder) = self.holder()? {
             let seen = holder.pid.and_then(|pid| {
                 let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
@@ -153,7 +155,7 @@ impl Source {
         let moved = match rustix::fs::stat(named) {
             // Relative to the directory in which the node was started, which we do not know.
             _ if !named.is_absolute() => true,
-            Ok(found) if identity(found) == identity(own) => return Ok(WalPlace::Here),
+            Ok(found) if FileId::from(&found) == FileId::from(&own) => return Ok(WalPlace::Here),
             // If it is the directory of another database, the WALs there belong to that database.
             Ok(_) => named.join("CURRENT").exists(),
             Err(Errno::NOENT | Errno::NOTDIR) => true,
@@ -310,7 +312,7 @@ impl Staging {
     pub(crate) fn drop_stale(&self, source: &Source) -> Result<()> {
         for name in &self.names(&is_immutable)? {
             let (pinned, there) = (self.stat(name)?, source.stat(name)?);
-            if pinned.map(identity) != there.map(identity) {
+            if pinned.as_ref().map(FileId::from) != there.as_ref().map(FileId::from) {
                 disk::remove_file(&self.path.join(name))?;
             }
         }
@@ -329,7 +331,7 @@ impl Staging {
             Err(Some(e)) => return Err(e),
             Err(None) => {
                 let (pinned, there) = (self.stat(name)?, source.stat(name)?);
-                if there.is_some() && pinned.map(identity) != there.map(identity) {
+                if there.is_some() && pinned.as_ref().map(FileId::from) != there.as_ref().map(FileId::from) {
                     disk::remove_file(&path)?;
                     return Ok(Pin::Again(format!("the number of {name} was reused")));
                 }
@@ -354,10 +356,6 @@ impl Staging {
         let is_left = |name: &str| is_immutable(name) && !LiveFile::number_in(name).is_some_and(is_live);
         self.names(&is_left)?.iter().try_for_each(|name| disk::remove_file(&self.path.join(name)))
     }
-}
-
-pub(crate) fn identity(stat: Stat) -> (u64, u64) {
-    (stat.st_dev, stat.st_ino)
 }
 
 /// Whether a file of RocksDB never changes once it has its name, and so may be linked.

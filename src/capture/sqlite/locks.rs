@@ -10,7 +10,6 @@ use std::cell::RefCell;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -22,16 +21,26 @@ use rustix::process::{Flock, FlockType};
 use crate::capture::source::beside;
 use crate::capture::sqlite::wal::{INDEX_BYTES, Index};
 use crate::control::Control;
+use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
 use crate::disk::sys;
 use crate::error::{Error, IoContext, Kind, Result};
 
+/// A range of bytes of a file that is locked; 0 bytes mean up to the end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Range {
+    pub(crate) first: u32,
+    pub(crate) bytes: u32,
+}
+
 /// The bytes of a database that every reader locks (`SHARED_FIRST`, `SHARED_SIZE`).
-pub(crate) const SHARED_FIRST: i64 = 0x4000_0002;
-pub(crate) const SHARED_BYTES: i64 = 510;
+pub(crate) const SHARED: Range = Range { first: 0x4000_0002, bytes: 510 };
+
+/// The bytes of SQLite's exclusive lock on a database: `PENDING_BYTE`, `RESERVED_BYTE` and the shared range.
+pub(crate) const EXCLUSIVE: Range = Range { first: 0x4000_0000, bytes: 512 };
 
 /// The byte of the `-shm` that each of its users locks (`UNIX_SHM_DMS`).
-pub(crate) const SHM_IN_USE: u64 = 128;
+pub(crate) const SHM_IN_USE: Range = Range { first: 128, bytes: 1 };
 
 /// The byte of the `-shm` for `WAL_READ_LOCK(0)`; the bytes of the other read locks follow (`UNIX_SHM_BASE` + 3).
 const SHM_READ0: u64 = 123;
@@ -76,7 +85,7 @@ impl ReadLock {
         };
         let deadline = Instant::now() + BUSY_TIMEOUT;
         loop {
-            match sys::read_lock(&file, SHARED_FIRST, SHARED_BYTES) {
+            match sys::read_lock(&file, SHARED.first.into(), SHARED.bytes.into()) {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EAGAIN)) => {}
                 other => break other.context(|| format!("cannot lock {}", database.display()))?,
             }
@@ -93,21 +102,21 @@ impl ReadLock {
 
     /// Whether `database` is still the name of the locked file.
     pub(crate) fn is_at(&self, database: &Path) -> bool {
-        identity(database).is_ok_and(|now| now == (self.meta.dev(), self.meta.ino()))
+        identity(database).is_ok_and(|now| now == FileId::from(&self.meta))
     }
 }
 
 /// Whether another process uses the WAL of a database.
 pub(crate) fn has_other_user(database: &Path) -> Result<bool> {
-    is_locked_by_another(&beside(database, "-shm"), SHM_IN_USE, 1)
+    is_locked_by_another(&beside(database, "-shm"), SHM_IN_USE)
 }
 
-fn is_locked_by_another(path: &Path, start: u64, length: u64) -> Result<bool> {
+fn is_locked_by_another(path: &Path, range: Range) -> Result<bool> {
     let file = match nofollow::open_of_node(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => other.context(|| format!("cannot open {}", path.display()))?,
     };
-    let probe = Flock { start, length, ..Flock::from(FlockType::WriteLock) };
+    let probe = Flock { start: range.first.into(), length: range.bytes.into(), ..Flock::from(FlockType::WriteLock) };
     let holder = rustix::process::fcntl_getlk(&file, &probe);
     Ok(holder.context(|| format!("cannot read the locks on {}", path.display()))?.is_some())
 }
@@ -127,7 +136,7 @@ pub(crate) enum Missing {
 pub(crate) struct Held<'a> {
     connection: &'a Connection,
     /// Device and inode of the database and of its `-shm`.
-    identities: [(u64, u64); 2],
+    identities: [FileId; 2],
     pub(crate) database: BorrowedFd<'a>,
     shm: BorrowedFd<'a>,
     /// The bytes of the read locks on the `-shm` that this process has held at every check so far: our lock, and those that a
@@ -190,7 +199,7 @@ impl<'a> Held<'a> {
     /// Whether SQLite reads through the shared WAL index. If SQLite may not write to the `-shm` of a crashed node, it makes a
     /// private WAL index.
     pub(crate) fn shares_index(&self) -> Result<bool> {
-        Ok(covers(&locks_of(&[self.shm])?, SHM_IN_USE))
+        Ok(covers(&locks_of(&[self.shm])?, SHM_IN_USE.first.into()))
     }
 
     /// Whether our read transaction reads the database file alone, without the WAL: our only read lock is READ0, and we use the
@@ -218,7 +227,7 @@ impl<'a> Held<'a> {
         // In a node that embeds us, any connection of the process may have taken the lock.
         let all = sys::descriptors_of(self.identities[0], self.connection);
         let locks = locks_of(&all.context(|| format!("cannot find the descriptors of {}", database.display()))?)?;
-        if !covers(&locks, SHARED_FIRST.cast_unsigned()) {
+        if !covers(&locks, SHARED.first.into()) {
             return Ok(Some(Missing::DatabaseLock));
         }
         self.note_read_locks()?;
@@ -231,9 +240,9 @@ impl<'a> Held<'a> {
 }
 
 /// Device and inode of the file that has this name.
-pub(crate) fn identity(path: &Path) -> Result<(u64, u64)> {
+pub(crate) fn identity(path: &Path) -> Result<FileId> {
     let meta = fs::symlink_metadata(path).context(|| format!("cannot look at {}", path.display()))?;
-    Ok((meta.dev(), meta.ino()))
+    Ok(FileId::from(&meta))
 }
 
 fn covers(locks: &[(u64, u64)], byte: u64) -> bool {

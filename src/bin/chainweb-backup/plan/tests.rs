@@ -97,6 +97,9 @@ fn the_other_commands() {
     let warnings = Vec::new();
     let Ok(Plan::Make(make)) = run("--database-directory /d make --backup-pact", &[], &[]) else { panic!("make") };
     assert_eq!((make.config.backup_directory.as_path(), make.backup_pact), (Path::new("/d/backups"), true));
+    assert_eq!(make.config.verify, Some(Depth::Quick), "a backup is verified unless it is said that it is not");
+    let Ok(Plan::Make(make)) = run("--database-directory /d --verify none make", &[], &[]) else { panic!("make") };
+    assert_eq!(make.config.verify, None);
     // The daemon's variables are set where the other commands run too; only `serve` judges the switch.
     let env = &[("BACKUP_DIR", "/b"), ("ENABLE_BACKUP_API", "maybe")];
     let (backup_directory, log_level) = (PathBuf::from("/b"), LevelFilter::Info);
