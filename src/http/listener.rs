@@ -144,13 +144,13 @@ impl Listener {
         let mut logged: Option<Instant> = None;
         let mut log = |what: &str, cause: io::Error| {
             if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
-                log::warn!("{what}: {cause}");
+                log::warn!("{what} reason={:?}", cause.to_string());
                 logged = Some(Instant::now());
             }
         };
         for _ in 0..RESERVE_COUNT {
             if let Err(e) = connections.start_thread(true) {
-                log("start a thread for connections", e);
+                log("no thread for connections", e);
             }
         }
         while !connections.stopping.load(Ordering::SeqCst) {
@@ -159,7 +159,7 @@ impl Listener {
                 Err(e) if e.kind() == ErrorKind::ConnectionAborted => continue, // it hung up before we accepted
                 Err(_) if connections.stopping.load(Ordering::SeqCst) => break,
                 Err(e) => {
-                    log("accept a connection", e);
+                    log("connection not accepted", e);
                     let mut state = connections.state.lock();
                     if let Some((_, slot)) = longest_waiting(&mut state.slots) {
                         slot.close();
@@ -178,7 +178,7 @@ impl Listener {
                 slot: connections.register(&stream),
             };
             if let Some((connection, cause)) = connections.serve(connection, welcome) {
-                log("start a thread for a connection", cause);
+                log("no thread for a connection", cause);
                 // A new socket takes this much without blocking. No lingering: the accept thread must go on.
                 connection.send(connection.own(OVERLOADED, true)).ok();
             }
@@ -407,7 +407,7 @@ impl Connection {
             render(response, with_body, keep)
         }));
         let answer = answer.ok().or_else(|| {
-            log::error!("answer method={} url={:?}: the handler panicked", request.method(), request.raw_url());
+            log::error!("handler panicked method={} url={:?}", request.method(), request.raw_url());
             keep = false;
             self.own((500, "internal error: the log of the service says more"), with_body)
         });

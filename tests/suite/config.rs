@@ -1,7 +1,7 @@
 //! Configuration files through the public API: what is read, what is refused and with which words.
 //!
 //! The node files in `tests/data` have the shape of what a node prints for itself; they must be accepted unchanged.
-//! Flags and environment are the binary's and tested in `cli`.
+//! Flags and environment are the program's, and tested beside its `plan`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;

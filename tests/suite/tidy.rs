@@ -283,6 +283,59 @@ fn each_name_that_we_put_on_disk_stands_once() {
 }
 
 #[test]
+fn a_sentence_about_a_module_names_one_that_is_there() {
+    let modules = modules();
+    // `capture::rocksdb::engine`, `disk::replace`, and what one is told to see.
+    let is_there = |name: &str| modules.keys().any(|known| known == name || known.ends_with(&format!("::{name}")));
+    let (mut named_count, mut missing) = (0, Vec::new());
+    for file in sources() {
+        let text = fs::read_to_string(&file).unwrap();
+        for line in
+            text.lines().map(str::trim_start).filter(|line| line.starts_with("//! ") || line.starts_with("/// "))
+        {
+            let quoted: Vec<&str> = line.split('`').collect();
+            for at in (1..quoted.len()).step_by(2) {
+                let (before, name) = (quoted[at - 1], quoted[at]);
+                let is_path = FOLDERS.iter().any(|folder| name.starts_with(&format!("{folder}::")));
+                let is_module = name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+                if !is_path && !(is_module && (before.ends_with("see ") || before.ends_with("See "))) {
+                    continue;
+                }
+                named_count += 1;
+                // A function is named after its module.
+                let above = name.rsplit_once("::").map_or(name, |(above, _)| above);
+                let found = is_there(name) || (is_path && is_there(above));
+                missing.extend((!found).then(|| format!("{}: `{name}`", file.display())));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(named_count > 8, "only {named_count} such names were found");
+}
+
+/// The first literals of the lines that the library writes to the log.
+fn log_lines(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap();
+    let starts = ["log::error!(", "log::warn!(", "log::info!("].into_iter().flat_map(|call| text.match_indices(call));
+    starts.filter_map(|(at, _)| literals_in(&text[at..]).into_iter().next()).collect()
+}
+
+#[test]
+fn a_log_line_says_what_happened_and_then_keys_with_values() {
+    let mut lines_count = 0;
+    for file in modules().values() {
+        for line in log_lines(file) {
+            let event = line.split_once('=').map_or(line.as_str(), |(event, _)| event);
+            let words = event.rsplit_once(' ').map_or("", |(words, _)| words);
+            let is_plain = words.chars().all(|c| c.is_ascii_lowercase() || " -{}".contains(c));
+            assert!(!words.is_empty() && is_plain && line.contains('='), "{}: {line:?}", file.display());
+            lines_count += 1;
+        }
+    }
+    assert!(lines_count > 30, "only {lines_count} lines were found");
+}
+
+#[test]
 fn the_parts_of_this_test_see_what_they_look_for() {
     let code = "a(\"0/rocksDb\"); // \"no\"\n b(b\"-\\\"x\", '\"', \"http://y\");";
     assert_eq!(literals_in(code), ["0/rocksDb", "-\\\"x", "http://y"]);

@@ -129,7 +129,7 @@ pub(crate) fn settle(wals: &[CopiedWal], versions: &Versions, source: &Source) -
     let lossy = wals.iter().enumerate().filter(|(at, wal)| Some(*at) != trimmed && !wal.is_whole() && is_read(wal));
     let warnings: Vec<String> = lossy.map(|(_, wal)| wal.warning()).collect();
     for warning in &warnings {
-        log::warn!("source={} {warning}", source.path.display());
+        log::warn!("wal is incomplete source={} warning={warning:?}", source.path.display());
     }
     Ok(warnings)
 }
