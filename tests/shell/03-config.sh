@@ -120,4 +120,68 @@ is 'a file that says so lifts it' "$(limit)" 0
 stop TERM
 status 'help is 0' 0 chainweb-backup --help
 status 'version is 0' 0 chainweb-backup --version
+
+# An ENTRYPOINT holds flags before the command, the command line of the container those after it.
+entrypoint() { chainweb-backup --database-directory node --log-level warn "$@"; }
+status 'make after the flags of an ENTRYPOINT is 0' 0 entrypoint make --backup-directory entry
+is 'and makes a backup' "$(made_in entry)" 1
+status 'list too' 0 entrypoint list --backup-directory entry
+is 'and lists it' "$(wc -l <out)" 2
+printf 'databaseDirectory: %s\nbackup: {directory: %s}\n' "$DIR/node" "$DIR/first" >first.yaml
+printf 'backup: {directory: %s}\n' "$DIR/second" >second.yaml
+status 'files on both sides of the command add up' 0 chainweb-backup --config-file first.yaml make --config-file second.yaml
+is 'and the later one wins' "$(made_in first) $(made_in second)" '0 1'
+status 'in the other order too' 0 chainweb-backup --config-file second.yaml make --config-file first.yaml
+is 'the later one wins' "$(made_in first) $(made_in second)" '1 1'
+status 'one value on each side is 2' 2 entrypoint make --database-directory other
+has 'it says so' err 'cannot be used multiple times'
+serves bare --database-directory node --enable-backup-api --backup-directory bare
+is 'serve works' "$code $(made_in bare)" '200 1'
+start bare.log chainweb-backup --enable-backup-api --database-directory node
+backup
+is 'and without its word' "$word" backup-done
+stop TERM
+
+# Help of each command, completions and man pages, made from what the program accepts.
+chainweb-backup --help >help
+awk '/^Commands:/ { inside = 1; next } /^[^ ]/ { inside = 0 } inside && /^  [a-z]/ { print $1 }' help >words
+check 'the help lists the commands' [ "$(wc -l <words)" -ge 15 ]
+pages=''
+for word in $(cat words); do
+  status "$word --help is 0" 0 chainweb-backup "$word" --help
+  has 'it is its own' out "Usage: chainweb-backup $word"
+  status "help $word is 0" 0 entrypoint help "$word"
+  status "man $word is 0" 0 chainweb-backup man "$word"
+  cp out "chainweb-backup-$word.1"
+  pages="$pages chainweb-backup-$word.1"
+done
+status 'man is 0' 0 entrypoint man
+cp out chainweb-backup.1
+for page in chainweb-backup.1 $pages; do
+  if command -v groff >roff.found; then
+    groff -man -Tutf8 -ww -rCHECKSTYLE=1 "$page" >page.out 2>page.err
+    is "groff finds no fault in $page" "$(cat page.err)" ''
+  else
+    skip "$page" 'no groff'
+  fi
+done
+for shell in bash zsh fish; do
+  status "completions for $shell are 0" 0 entrypoint completions "$shell"
+  cp out "completions.$shell"
+  case $shell in fish) flag=--no-execute ;; *) flag=-n ;; esac
+  if command -v "$shell" >shell.found; then
+    status "$shell reads them" 0 "$shell" "$flag" "completions.$shell"
+  else
+    skip "$shell reads them" "no $shell"
+  fi
+done
+# completed WORD...: what bash completes the last word to.
+completed() {
+  bash -c '. ./completions.bash && COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) &&
+    "$(complete -p chainweb-backup | sed "s/.*-F \([^ ]*\) .*/\1/")" chainweb-backup "${@:$#}" "${@:$#-1:1}" && echo "${COMPREPLY[@]}"' bash "$@" 2>&1
+}
+if command -v bash >shell.found; then
+  is 'bash completes a command' "$(completed chainweb-backup rest)" restore
+  is 'and a flag of it' "$(completed chainweb-backup restore --rep)" --replace
+fi
 end

@@ -51,7 +51,7 @@ while [ "$done_count" -lt "$RESTORES" ] && [ "$tries" -lt $((RESTORES * 100)) ];
   ls -A target >beside
   grep -vx -e 0 -e '0\.bak-[0-9]*' beside >left && problems="$problems; restore that is $got left $(cat left)"
   [ "$got" -eq 0 ] || { sleep 0.0$((tries % 10)) && continue; }
-  old=$(sed -n 's/^what was there is in //p' out)
+  old=$(sed -n 's/^the previous database is in //p' out)
   rm -rf old && mkdir old && mv "$old" old/0 || problems="$problems; no old database: $(cat out)"
   demo-node verify old >verified 2>&1 || problems="$problems; the old one of restore $done_count: $(tail -n 1 verified)"
   [ "$(sound old)" = ok ] || problems="$problems; the old one of restore $done_count: $(sound old)"

@@ -1,4 +1,9 @@
-//! What was typed, as clap reads it: names, values, help. What it means is decided in `plan`.
+//! What was typed, as clap reads it: commands, flags, values, help texts. What it means is decided in `plan`.
+//!
+//! A flag may be on either side of the command, so that a container's `ENTRYPOINT` can hold the flags and its command be
+//! `make`. clap's global flags are no way to do that: the values of a repeated flag after the command replace those before
+//! it. So the command is moved in front of all flags before clap reads the line, `serve` if there is none: values add up in
+//! their order, a flag given on both sides that takes one value is an error, and so is a flag that the command does not have.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -6,79 +11,148 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chainweb_backup::{
-    PactMethod, Sums, Verify, parse_count, parse_interface, parse_name, parse_pact_method, parse_port, parse_seconds,
-    parse_size, parse_sums, parse_verify,
+    MANUAL, PactMethod, Sums, Verify, parse_count, parse_interface, parse_name, parse_pact_method, parse_port,
+    parse_seconds, parse_size, parse_sums, parse_verify, require_no_tilde,
 };
-use clap::Parser;
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
+
+/// The name of the program.
+pub const NAME: &str = "chainweb-backup";
 
 pub(crate) const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
-const USAGE: &str = "chainweb-backup [serve] --database-directory DIR [--enable-backup-api] [FLAGS]
-       chainweb-backup make  --database-directory DIR [--backup-pact]
-       chainweb-backup list  --backup-directory DIR [--json]
-       chainweb-backup check --backup-directory DIR ID|latest
-       chainweb-backup cancel  --backup-directory DIR [ID]
-       chainweb-backup verify  --backup-directory DIR ID|latest [--deep]
-       chainweb-backup restore --backup-directory DIR ID|latest --to DIR [--replace] [--copy] [--deep]
-       chainweb-backup sum     --backup-directory DIR ID|latest
-       chainweb-backup delete  --backup-directory DIR ID|latest...
-       chainweb-backup prune   --backup-directory DIR [--keep-last N] [--keep-daily N] [--keep-weekly N] [--dry-run]
-       chainweb-backup pin|unpin --backup-directory DIR ID|latest
-       chainweb-backup help [TOPIC]";
+const USAGE: &str = "chainweb-backup COMMAND [OPTIONS]
+       chainweb-backup [OPTIONS] COMMAND
+       chainweb-backup [OPTIONS of serve]";
 
-const AFTER_HELP: &str = "\
-Commands:
-  serve       Answer the backup API over HTTP (the default)
-  make        Make one backup now, without a server, and print its id
-  list        List the backups, newest first
-  check ID    Print one backup's status: backup-done, backup-in-progress or backup-failed
-  cancel [ID] End the backup that is being made, in whatever process; it becomes backup-failed
-  verify ID   Look whether a backup is still good; --deep reads every byte
-  restore ID  Put a backup below a database directory, after verifying it
-  sum ID      Write its checksums, for b2sum -c BLAKE2SUMS
-  delete ID   Delete backups
-  prune       Delete what no rule keeps; never the last good, a pinned or a used one
-  pin ID      Keep a backup from delete and prune; unpin takes it back
-  help TOPIC  Print a page of the manual: api, commands, configuration, format, performance or embedding
-ID is an identifier from list, or latest, the newest good backup (for cancel: an identifier)
+/// How an operand that names a backup is shown.
+const ID: &str = "ID|latest";
+
+const ABOUT_VALUES: &str = "\
+ID is an identifier from 'list'. 'latest' is the newest good backup.
 
 Each value comes from the flag, else the environment (ENABLE_BACKUP_API=true, BACKUP_DIR=DIR), else the last
 --config-file that has it, else the default.
 
 Examples:
-  chainweb-backup --database-directory /data --enable-backup-api
-  curl -X POST 'http://127.0.0.1:1849/make-backup?backupPact'       start a backup, prints its id
-  curl http://127.0.0.1:1849/check-backup/ID                        how that backup goes
-  curl http://127.0.0.1:1849/list-backups                           what there is
+  chainweb-backup --database-directory /data --enable-backup-api    answer the backup API
+  curl -X POST 'http://127.0.0.1:1849/make-backup?backupPact'       start a backup and print its identifier
+  curl http://127.0.0.1:1849/check-backup/ID                        print its status
+  curl http://127.0.0.1:1849/list-backups                           list all backups
 
 Exit codes:
   0  ok                  10  no such backup         13  verification failed
   1  failed              11  busy: a job runs       14  the node is running
   2  wrong usage         12  no space               15  the target is not empty";
 
-/// What was typed, as typed.
+/// The whole command line. Its command is always there: see [`arrange`].
 #[derive(Parser)]
-#[command(name = "chainweb-backup", version, about = "Backups of a running Chainweb node (RocksDB and SQLite)")]
-#[command(override_usage = USAGE, after_help = AFTER_HELP, next_line_help = false)]
-pub(crate) struct Typed {
-    /// What to do: serve (default), make, list or check ID
-    #[arg(value_name = "COMMAND", hide = true)]
-    pub(crate) words: Vec<OsString>,
-    /// The node's database directory, the one that holds `0`
-    #[arg(long, value_name = "DIR")]
+#[command(name = NAME, version, about = "Backups of a running Chainweb node (RocksDB and SQLite)")]
+#[command(override_usage = USAGE, disable_help_subcommand = true, subcommand_value_name = "COMMAND")]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do, with its flags and operands.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Answer the backup API over HTTP; the default command
+    #[command(after_help = "SIGHUP reads the configuration files again and applies their limit of bytes per second.")]
+    Serve(Serve),
+    /// Make one backup without a server, and print its identifier
+    Make(Make),
+    /// List the backups, newest first
+    List(List),
+    /// Print the status of a backup: backup-done, backup-in-progress or backup-failed
+    Check(One),
+    /// Cancel the running backup, in any process; it becomes backup-failed
+    Cancel(Cancel),
+    /// Compare a backup with its manifest; with --deep read every byte
+    Verify(VerifyOne),
+    /// Verify a backup and restore it into a database directory
+    Restore(Restore),
+    /// Write the checksums of a backup, for b2sum -c BLAKE2SUMS
+    Sum(Sum),
+    /// Delete backups
+    Delete(Delete),
+    /// Delete the backups that no rule keeps; never the newest good one, a pinned one or one in use
+    Prune(Prune),
+    /// Protect a backup from delete and prune
+    Pin(One),
+    /// Remove the protection of pin
+    Unpin(One),
+    /// Print the help of a command or a page of the manual
+    Help(Help),
+    /// Print the completion script of a shell
+    Completions(Completions),
+    /// Print the man page of the program or of a command, as roff
+    Man(Man),
+}
+
+/// The flags of every command that reads or makes backups.
+#[derive(Args)]
+pub(crate) struct Common {
+    /// Database directory of the node, which contains `0`
+    #[arg(long, value_name = "DIR", value_parser = path())]
     pub(crate) database_directory: Option<PathBuf>,
-    /// Where the backups go [default: <database-directory>/backups]
-    #[arg(long, value_name = "DIR")]
+    /// Directory of the backups [default: <database-directory>/backups]
+    #[arg(long, value_name = "DIR", value_parser = path())]
     pub(crate) backup_directory: Option<PathBuf>,
-    /// The node's configuration file, YAML or JSON; may be repeated, later files win
-    #[arg(long, value_name = "FILE")]
+    /// Configuration file of the node, YAML or JSON; may be repeated, later files win
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub(crate) config_file: Vec<PathBuf>,
-    /// Answer the backup endpoints (off by default; health and metrics always answer)
+    /// Log level: error, warn, info, debug, trace or off [default: info]
+    #[arg(long, value_name = "LEVEL", value_parser = log_level(), ignore_case = true, hide_possible_values = true)]
+    pub(crate) log_level: Option<LevelFilter>,
+}
+
+/// The flag of the commands that read or copy much.
+#[derive(Args)]
+pub(crate) struct Limit {
+    /// Limit reading and copying to SIZE per second, like 100MB [default: 0, no limit]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
+    pub(crate) limit_bytes_per_second: Option<u64>,
+}
+
+/// How backups are made.
+#[derive(Args)]
+pub(crate) struct Job {
+    /// Version in the URL prefix, like mainnet01 [default: any]
+    #[arg(long, value_name = "NAME", value_parser = |t: &str| parse_name(t).map_err(|e| e.chain()))]
+    pub(crate) chainweb_version: Option<String>,
+    /// Version of the node, for the header x-chainweb-node-version [default: unknown]
+    #[arg(long, value_name = "V", value_parser = |t: &str| parse_name(t).map_err(|e| e.chain()))]
+    pub(crate) node_version: Option<String>,
+    /// Free space to leave, like 10GiB [default: 1 GiB or 5 %, the smaller]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
+    pub(crate) reserve_bytes: Option<u64>,
+    /// Pact databases: copy, or clone to share blocks (xfs, btrfs) [default: copy]
+    #[arg(long, value_name = "HOW", value_parser = |t: &str| parse_pact_method(t).map_err(|e| e.chain()))]
+    pub(crate) pact_method: Option<PactMethod>,
+    /// Write checksums while idle for: copied files, all or none [default: copied]
+    #[arg(long, value_name = "WHICH", value_parser = |t: &str| parse_sums(t).map_err(|e| e.chain()))]
+    pub(crate) sums: Option<Sums>,
+    /// Verify each new backup: quick, deep (every byte) or none [default: quick]
+    #[arg(long, value_name = "HOW", value_parser = |t: &str| parse_verify(t).map_err(|e| e.chain()))]
+    pub(crate) verify: Option<Verify>,
+    /// Read again N percent of the files taken over from an earlier backup [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) reread_percent: Option<u8>,
+    /// Fail a backup that makes no progress for N seconds; 0: never [default: 900]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_seconds(t).map_err(|e| e.chain()))]
+    pub(crate) stall_seconds: Option<Duration>,
+}
+
+#[derive(Args)]
+pub(crate) struct Serve {
+    /// Answer the backup endpoints; without it only health and metrics answer
     #[arg(long, conflicts_with = "disable_backup_api")]
     pub(crate) enable_backup_api: bool,
-    /// Do not answer them, whatever environment and files say
+    /// Do not answer them, even if the environment or a file enables them
     #[arg(long)]
     pub(crate) disable_backup_api: bool,
     /// Port to listen on, 0 for any free one [default: 1849]
@@ -88,68 +162,281 @@ pub(crate) struct Typed {
     #[arg(long, value_name = "ADDR", value_parser = |t: &str| parse_interface(t).map_err(|e| e.chain()))]
     pub(crate) service_interface: Option<IpAddr>,
     /// Write the address and port listened on to this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub(crate) address_file: Option<PathBuf>,
-    /// The version in the URL prefix, like mainnet01 [default: any]
-    #[arg(long, value_name = "NAME", value_parser = |t: &str| parse_name(t).map_err(|e| e.chain()))]
-    pub(crate) chainweb_version: Option<String>,
-    /// The node's version, for the header x-chainweb-node-version [default: unknown]
-    #[arg(long, value_name = "V", value_parser = |t: &str| parse_name(t).map_err(|e| e.chain()))]
-    pub(crate) node_version: Option<String>,
-    /// Free space a backup must leave, like 10GiB [default: 1 GiB or 5 %, the smaller]
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
-    pub(crate) reserve_bytes: Option<u64>,
-    /// Pact: copy, or clone to share blocks (xfs, btrfs) [default: copy]
-    #[arg(long, value_name = "HOW", value_parser = |t: &str| parse_pact_method(t).map_err(|e| e.chain()))]
-    pub(crate) pact_method: Option<PactMethod>,
-    /// Checksums to write while idle: copied, all or none [default: copied]
-    #[arg(long, value_name = "WHICH", value_parser = |t: &str| parse_sums(t).map_err(|e| e.chain()))]
-    pub(crate) sums: Option<Sums>,
-    /// Before a backup is done: quick, deep or none [default: quick]
-    #[arg(long, value_name = "HOW", value_parser = |t: &str| parse_verify(t).map_err(|e| e.chain()))]
-    pub(crate) verify: Option<Verify>,
-    /// Percent of the files taken over from an earlier backup to read again [default: 4]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
-    pub(crate) reread_percent: Option<u8>,
-    /// Without progress for so long a backup failed; 0: never [default: 900]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_seconds(t).map_err(|e| e.chain()))]
-    pub(crate) stall_seconds: Option<Duration>,
-    /// Read at most so much, like 100MB; SIGHUP reads files again [default: 0]
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
-    pub(crate) limit_bytes_per_second: Option<u64>,
-    /// error, warn, info, debug, trace or off [default: info]
-    #[arg(long, value_name = "LEVEL", value_parser = log_level(), ignore_case = true, hide_possible_values = true)]
-    pub(crate) log_level: Option<LevelFilter>,
-    /// make: back up the Pact databases too
+    #[command(flatten)]
+    pub(crate) job: Job,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct Make {
+    /// Back up the Pact databases too
     #[arg(long)]
     pub(crate) backup_pact: bool,
-    /// list: print JSON
+    #[command(flatten)]
+    pub(crate) job: Job,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct List {
+    /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
-    /// verify, restore: read every byte, not only names and sizes
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// A command on one backup that has no flags of its own.
+#[derive(Args)]
+pub(crate) struct One {
+    /// Identifier of a backup, or latest, the newest good one
+    #[arg(value_name = ID, value_parser = id())]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct Cancel {
+    /// Identifier of the running backup [default: any]
+    #[arg(value_name = "ID", value_parser = id())]
+    pub(crate) id: Option<String>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct VerifyOne {
+    /// Identifier of a backup, or latest, the newest good one
+    #[arg(value_name = ID, value_parser = id())]
+    pub(crate) id: String,
+    /// Read every byte, not only names and sizes
     #[arg(long)]
     pub(crate) deep: bool,
-    /// restore: the database directory that gets the backup's `0`
-    #[arg(long, value_name = "DIR")]
-    pub(crate) to: Option<PathBuf>,
-    /// restore: where there is a `0` already, keep it aside as `0.bak-<time>`
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct Restore {
+    /// Identifier of a backup, or latest, the newest good one
+    #[arg(value_name = ID, value_parser = id())]
+    pub(crate) id: String,
+    /// Database directory that receives the backup as its `0`
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub(crate) to: PathBuf,
+    /// Rename an existing `0` to `0.bak-<time>` first
     #[arg(long)]
     pub(crate) replace: bool,
-    /// restore: copy every byte, sharing no file with the backup
+    /// Copy every byte; share no file with the backup
     #[arg(long)]
     pub(crate) copy: bool,
-    /// prune: keep the newest N good backups
+    /// Read every byte before, not only names and sizes
+    #[arg(long)]
+    pub(crate) deep: bool,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct Sum {
+    /// Identifier of a backup, or latest, the newest good one
+    #[arg(value_name = ID, value_parser = id())]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct Delete {
+    /// Identifiers of backups, or latest, the newest good one
+    #[arg(value_name = ID, value_parser = id(), required = true)]
+    pub(crate) ids: Vec<String>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct Prune {
+    /// Keep the newest N good backups
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_count(t).map_err(|e| e.chain()))]
     pub(crate) keep_last: Option<u32>,
-    /// prune: keep the newest good backup of each of the last N days that have one
+    /// Keep the newest good backup of each of the last N days that have one
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_count(t).map_err(|e| e.chain()))]
     pub(crate) keep_daily: Option<u32>,
-    /// prune: the same for weeks
+    /// Keep the newest good backup of each of the last N weeks that have one
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_count(t).map_err(|e| e.chain()))]
     pub(crate) keep_weekly: Option<u32>,
-    /// prune: only say what would be deleted, and why the rest is kept
+    /// Print what would be deleted, and why the rest is kept; delete nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct Help {
+    /// A command or a page of the manual; without it both are listed
+    pub(crate) topic: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Completions {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+/// The shells that completions are written for.
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+#[derive(Args)]
+pub(crate) struct Man {
+    /// A command; without it the page of the program
+    #[arg(value_name = "COMMAND")]
+    pub(crate) command: Option<String>,
+}
+
+/// What the program asks of a child process of its own; no help names it.
+#[derive(Parser)]
+#[command(name = NAME)]
+pub(crate) enum Child {
+    /// Print the heights of a finished copy.
+    Heights {
+        /// The RocksDB directory of the copy.
+        directory: PathBuf,
+    },
+    /// Read every block of a finished copy.
+    Inspect {
+        /// The RocksDB directory of the copy.
+        directory: PathBuf,
+        /// Bytes per second that are read at most; 0 for no limit.
+        #[arg(default_value_t = 0)]
+        limit_bytes_per_second: u64,
+    },
+}
+
+/// A command line, read.
+pub(crate) enum Typed {
+    /// By a person or a script.
+    Person(Command),
+    /// By a process of this program.
+    Program(Child),
+}
+
+/// The declaration of the command line, as help, completions and man pages are made from it.
+pub fn program() -> clap::Command {
+    let topics = MANUAL.map(|(topic, _)| topic).join(", ");
+    let after = format!("Pages of the manual, for 'help TOPIC':\n  {topics}\n\n{ABOUT_VALUES}");
+    Line::command().after_help(after)
+}
+
+/// Reads a command line, which begins with the program's name. An error may be the help that was asked for.
+pub(crate) fn read(args: impl IntoIterator<Item = OsString>) -> Result<Typed, clap::Error> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if args.get(1).is_some_and(|word| Child::command().find_subcommand(word).is_some()) {
+        return Child::try_parse_from(args).map(Typed::Program);
+    }
+    let mut program = program();
+    let args = arrange(args, &program);
+    let command = args.get(1).map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
+    let matches = program.try_get_matches_from_mut(args);
+    let line = matches.and_then(|matches| Line::from_arg_matches(&matches));
+    line.map(|line| Typed::Person(line.command)).map_err(|e| with_tip(e, &command, &program))
+}
+
+/// The command line with its command first, `serve` if there is none, and all flags after it in their order. Before
+/// the command, `--help` and `--version` are the program's. A command without flags, such as `help`, ignores those before it:
+/// they may come from an `ENTRYPOINT`.
+fn arrange(mut args: Vec<OsString>, program: &clap::Command) -> Vec<OsString> {
+    if args.is_empty() {
+        args.push(NAME.into());
+    }
+    let (mut at, mut after_unknown) = (1, false);
+    while let Some(word) = args.get(at).map(|word| word.to_string_lossy()) {
+        if matches!(&*word, "-h" | "--help" | "-V" | "--version") {
+            return vec![args[0].clone(), args[at].clone()];
+        }
+        if !word.starts_with('-') {
+            // After an unknown flag, a word may be its value.
+            if !after_unknown || program.find_subcommand(&*word).is_some() {
+                break;
+            }
+            (at, after_unknown) = (at + 1, false);
+            continue;
+        }
+        let takes_value = takes_value(program, word.split('=').next().unwrap_or_default());
+        at += if takes_value == Some(true) && !word.contains('=') { 2 } else { 1 };
+        after_unknown = takes_value.is_none();
+    }
+    let command = if at < args.len() { args.remove(at) } else { "serve".into() };
+    if program.find_subcommand(&command).is_some_and(|command| command.get_opts().next().is_none()) {
+        args.drain(1..at);
+    }
+    args.insert(1, command);
+    args
+}
+
+/// The commands that have a flag, given with its dashes.
+fn owners<'a>(program: &'a clap::Command, flag: &'a str) -> impl Iterator<Item = (&'a clap::Command, &'a clap::Arg)> {
+    let long = flag.strip_prefix("--").unwrap_or_default();
+    let arg = |c: &'a clap::Command| Some((c, c.get_arguments().find(|arg| arg.get_long() == Some(long))?));
+    program.get_subcommands().filter_map(arg)
+}
+
+/// Whether a value follows a flag; `None` for a flag of no command. It is the same in all that have it.
+fn takes_value(program: &clap::Command, flag: &str) -> Option<bool> {
+    owners(program, flag).map(|(_, arg)| arg.get_action().takes_values()).next()
+}
+
+/// Adds to clap's error what its own tips cannot know.
+fn with_tip(mut error: clap::Error, command: &str, program: &clap::Command) -> clap::Error {
+    let tip = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(flag))) => {
+            let owners: Vec<String> = owners(program, flag).map(|(c, _)| format!("'{}'", c.get_name())).collect();
+            let default = if command == "serve" { " (the command when none is given)" } else { "" };
+            (!owners.is_empty())
+                .then(|| format!("{flag} belongs to {}, not to '{command}'{default}", owners.join(" and ")))
+        }
+        (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) => missing
+            .iter()
+            .any(|argument| argument.contains(ID))
+            .then(|| format!("{command} needs the ID of a backup: 'list' shows them")),
+        _ => None,
+    };
+    if let Some(tip) = tip {
+        error.remove(ContextKind::SuggestedArg);
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+/// A path that a shell has seen: one that begins with `~` would name a directory called `~`.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| require_no_tilde(&path).map(|()| path).map_err(|e| e.chain()))
+}
+
+/// An identifier as typed. What is not UTF-8 is none; the replacement characters keep it from becoming one.
+fn id() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new().map(|id| id.to_string_lossy().into_owned())
 }
 
 /// The names of `log`, and the node's word for silence.

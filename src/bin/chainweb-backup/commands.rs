@@ -1,4 +1,4 @@
-//! The commands on finished backups: what they print, and the exit code that says how it went.
+//! The commands on finished backups: what they print, and their exit codes.
 
 use std::collections::HashSet;
 use std::io::{self, IsTerminal};
@@ -13,10 +13,11 @@ use chainweb_backup::{
     restore_backup, step_back, sum_backup, verify_backup,
 };
 
+use crate::args::NAME;
 use crate::plan::{Action, OURSELVES};
 use crate::terminal::{PROGRESS_INTERVAL, draw, exit_code, print, say, size, utc};
 
-/// Does what an [`Action`] says in a backup directory, reading and copying at most `limit` bytes a second.
+/// Runs an [`Action`] on a backup directory, reading and copying at most `limit` bytes per second; returns the exit code.
 pub fn run(directory: &Path, action: Action, limit: Option<u64>) -> Result<i32> {
     match action {
         Action::List { json } => list(directory, json),
@@ -25,7 +26,7 @@ pub fn run(directory: &Path, action: Action, limit: Option<u64>) -> Result<i32> 
             let (id, status) = cancel_backup(directory, id.as_deref())?;
             print(&format!("{id}: {}", status.word()))?;
             if status == Status::Done {
-                say("it was done already; delete removes it");
+                say(&format!("the backup was done before it could be cancelled; to remove it: {NAME} delete {id}"));
             }
             Ok(i32::from(status == Status::Done))
         }
@@ -56,7 +57,7 @@ fn depth(deep: bool) -> Depth {
     if deep { Depth::Deep } else { Depth::Quick }
 }
 
-/// Runs long work; on a terminal a line shows how far it has come.
+/// Runs long work; on a terminal, with a progress line.
 fn with_progress<T>(limit: Option<u64>, work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
     let control = Control::with_limit(limit);
     if !io::stderr().is_terminal() {
@@ -72,7 +73,7 @@ fn with_progress<T>(limit: Option<u64>, work: impl FnOnce(&Control) -> Result<T>
             }
             draw("");
         };
-        // Where no thread can be had, the work goes on unseen.
+        // Without the thread the work goes on, and no progress is shown.
         let _ = thread::Builder::new().name("progress".to_owned()).spawn_scoped(scope, show);
         let result = work(control);
         drop(done);
@@ -111,25 +112,25 @@ fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, limit: Optio
     print(&format!("start the node with: --database-directory {}{compacted}", quoted(&database_directory)))?;
     if pact_is_compacted {
         say(&format!(
-            "warning: Pact is compacted in this backup: without {COMPACTED_FLAG} (in its configuration file: \
-             {COMPACTED_SETTING}) the node refuses it"
+            "warning: Pact is compacted in this backup: the node refuses to start without {COMPACTED_FLAG} (in its \
+             configuration file: {COMPACTED_SETTING})"
         ));
     }
     if let Some(old) = replaced {
-        print(&format!("what was there is in {}", old.display()))?;
+        print(&format!("the previous database is in {}", old.display()))?;
         let (place, old) = (quoted(&place), quoted(&old));
-        print(&format!("to go back, with the node stopped: mv -T {place} {place}.undone && mv -T {old} {place}"))?;
+        print(&format!("to undo this, with the node stopped: mv -T {place} {place}.undone && mv -T {old} {place}"))?;
     }
     Ok(0)
 }
 
-/// A path as a shell reads it.
+/// A path quoted for a shell.
 fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
 }
 
 fn delete(directory: &Path, ids: &[String]) -> Result<i32> {
-    // All names first: a wrong one deletes nothing.
+    // All identifiers are looked up first: if one is wrong, nothing is deleted.
     let mut found = ids.iter().map(|id| find_backup(directory, id)).collect::<Result<Vec<_>>>()?;
     let mut seen = HashSet::new();
     found.retain(|id| seen.insert(id.clone()));
@@ -147,7 +148,7 @@ fn prune(directory: &Path, policy: Policy, dry_run: bool) -> Result<i32> {
         match verdict {
             Verdict::Keep(why) => print(&format!("{}: kept ({why})", backup.id))?,
             Verdict::Delete => print(&format!("{}: {deleted}", backup.id))?,
-            Verdict::Gone => print(&format!("{}: gone (deleted by another process)", backup.id))?,
+            Verdict::Gone => print(&format!("{}: already deleted by another process", backup.id))?,
             Verdict::Failed => print(&format!("{}: not deleted", backup.id))?,
         };
     }
@@ -155,7 +156,7 @@ fn prune(directory: &Path, policy: Policy, dry_run: bool) -> Result<i32> {
 }
 
 fn check(directory: &Path, id: &str) -> Result<i32> {
-    let none = || Error::new(Kind::NotFound, format!("there is no backup {id:?} in {}", directory.display()));
+    let none = || Error::new(Kind::NotFound, format!("no backup {id:?} in {}", directory.display()));
     let id = find_backup(directory, id)?;
     let details = check_backup_in(directory, &id)?.ok_or_else(none)?;
     print(details.status.word())?;
@@ -199,7 +200,7 @@ fn list(directory: &Path, json: bool) -> Result<i32> {
     print(table.trim_end())
 }
 
-/// What an operator should see at a glance.
+/// The last column of a row: pinned, verified, why it failed, warnings.
 fn notes(backup: &Details, record: &Record) -> String {
     let verified = |v: &Verified| match v.faults_count {
         0 => format!("verified ({}) {}", v.depth.word(), utc(v.at_ms)),

@@ -1,8 +1,9 @@
-//! The program `chainweb-backup`: parse, run, say how it went. Errors end here, as one line and an exit code.
+//! The program `chainweb-backup`: parse, run, report. Errors end here, as one line and an exit code.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
 mod commands;
+mod pages;
 mod plan;
 mod terminal;
 
@@ -23,22 +24,22 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use terminal::{LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, say, size};
 
-/// How long the end may take after a signal; recover settles at the next start what did not end by then.
+/// The longest time between a signal and the end; the next start recovers from what did not end by then.
 const STOP_LIMIT: Duration = Duration::from_secs(9);
 
-/// The first pause between two looks at how a backup goes; each is twice as long as the one before. The longest, where
-/// nobody watches a progress line.
+/// The first pause between two looks at the state of a backup; each is twice as long as the one before, up to the longest
+/// without a progress line.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const WAIT_INTERVAL: Duration = Duration::from_millis(16);
 
 fn main() -> ExitCode {
-    // A file that must not grow that far (`ulimit -f`) is an error of the write, not the end of the program.
+    // With this, a file at its size limit (`ulimit -f`) fails the write instead of killing the program.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let plan = match plan() {
         Ok(plan) => plan,
         Err(exit) => {
             let mut out: Box<dyn Write> = if exit.to_stdout { Box::new(io::stdout()) } else { Box::new(io::stderr()) };
-            // Nobody is left to tell that the reader has closed the pipe.
+            // If this fails, the reader has closed the pipe: there is no place left to report it.
             let _ = out.write_all(exit.text.as_bytes());
             return code(exit.code);
         }
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What command line, environment and configuration files say, as of now.
+/// Reads command line, environment and configuration files as they are now.
 fn plan() -> std::result::Result<Plan, Exit> {
     plan::parse(std::env::args_os(), &|name| std::env::var_os(name), &plan::read_file)
 }
@@ -78,8 +79,7 @@ fn run(plan: Plan) -> Result<i32> {
 
 fn start_log(level: LevelFilter, warnings: &[String]) {
     let config = simplelog::ConfigBuilder::new().set_time_format_rfc3339().build();
-    simplelog::WriteLogger::init(level, config, LogOutput::default())
-        .expect("nobody else sets a logger in this program");
+    simplelog::WriteLogger::init(level, config, LogOutput::default()).expect("this program sets its logger once");
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
 }
 
@@ -104,8 +104,8 @@ fn serve(plan: ServePlan) -> Result<i32> {
     Ok(0)
 }
 
-/// SIGHUP: what may change while a job runs is read again, everything else is left as it is. So is all, where a file cannot be
-/// read: an empty one is perhaps being written, and would lift the limit.
+/// SIGHUP: reads the configuration again and applies what may change while a job runs; everything else keeps its value. If
+/// a file cannot be read, all does: an empty one is perhaps being written, and would remove the limit.
 fn read_again(service: &Service) {
     let read_file = |path: &Path| {
         let text = plan::read_file(path)?;
@@ -115,7 +115,7 @@ fn read_again(service: &Service) {
         Ok(Plan::Serve(ServePlan { config, .. }) | Plan::Make(MakePlan { config, .. })) => {
             service.set_limit(config.limit_bytes_per_second);
             let limit = config.limit_bytes_per_second.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
-            let rest = "all else stays as it was at the start";
+            let rest = "all other values are those of the start";
             log::info!("configuration read again limit_bytes_per_second={limit} note={rest:?}");
         }
         Ok(_) => {}
@@ -126,8 +126,8 @@ fn read_again(service: &Service) {
     }
 }
 
-/// SIGTERM and SIGINT end the program in order: no new connections, no new jobs, the running job failed. SIGHUP reads the
-/// configuration again.
+/// Starts the thread that waits for signals. SIGTERM and SIGINT end the program in order: no new connections, no new jobs,
+/// the running job fails. SIGHUP reads the configuration again.
 fn mind_signals(service: &Arc<Service>, stopper: Option<chainweb_backup::Stopper>) -> Result<()> {
     let failed = |e| Error::io("cannot handle signals", e);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
@@ -147,10 +147,10 @@ fn mind_signals(service: &Arc<Service>, stopper: Option<chainweb_backup::Stopper
         }
         let late = move || {
             thread::sleep(STOP_LIMIT);
-            log::warn!("stopping took too long: what is unfinished is settled at the next start");
+            log::warn!("stopping takes too long: the next start cleans up after the unfinished backup");
             std::process::exit(i32::from(!serves));
         };
-        // Without this thread the end may come late, but it comes.
+        // Without this thread the program may end late, but it ends.
         let _ = thread::Builder::new().name("stop-limit".to_owned()).spawn(late);
         service.shutdown();
     };
@@ -158,8 +158,8 @@ fn mind_signals(service: &Arc<Service>, stopper: Option<chainweb_backup::Stopper
     Ok(())
 }
 
-/// Scripts wait for this file, so it appears whole.
-#[expect(clippy::disallowed_methods, reason = "the address file is no part of a backup directory")]
+/// Scripts wait for this file, so it is renamed into place when it is complete.
+#[expect(clippy::disallowed_methods, reason = "the address file is not part of a backup directory")]
 fn write_address(path: &Path, address: &str) -> Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
@@ -175,11 +175,11 @@ fn make(plan: MakePlan) -> Result<i32> {
     mind_signals(&service, None)?;
     let id = service.make_backup(MakeRequest { backup_pact: plan.backup_pact })?;
     if let Err(e) = print(id.as_str()) {
-        // The backup goes on, and how it ends decides the exit code.
+        // The backup continues, and its result decides the exit code.
         say(&format!("warning: the identifier {id} could not be printed: {}", e.chain()));
     }
     let terminal = io::stderr().is_terminal();
-    // A small backup is done in no time, and who waits for it should not wait longer.
+    // A small backup takes milliseconds: a long first pause would double its time.
     let (mut pause, longest) = (FIRST_PAUSE, if terminal { PROGRESS_INTERVAL } else { WAIT_INTERVAL });
     let details = loop {
         match service.details(&id)? {
@@ -200,9 +200,9 @@ fn make(plan: MakePlan) -> Result<i32> {
     if details.as_ref().is_some_and(|d| d.status == Status::Done) {
         service.finish();
     } else {
-        // What checksums an older backup lacks is nothing to wait for.
+        // The checksums that older backups lack are not worth waiting for.
         service.shutdown();
-        // Nobody else may come by for long.
+        // The next process that sweeps may come much later.
         if let Err(e) = sweep_backups(&backup_directory) {
             log::warn!("garbage not removed reason={:?}", e.chain());
         }
@@ -210,7 +210,7 @@ fn make(plan: MakePlan) -> Result<i32> {
     match details.map(|d| d.status) {
         Some(Status::Done) => Ok(0),
         Some(_) => Ok(exit_code(kind.unwrap_or(Kind::Io))),
-        None => Err(Error::new(Kind::NotFound, format!("backup {id} was deleted while it was made"))),
+        None => Err(Error::new(Kind::NotFound, format!("backup {id} was deleted while it was being made"))),
     }
 }
 

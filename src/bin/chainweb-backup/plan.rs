@@ -1,14 +1,8 @@
 //! The command line: what was typed, with the environment and the configuration files, becomes a [`Plan`] in one step.
 //!
-//! [`Typed`] is what clap read, not yet judged; [`parse`] is the one place that decides what it means. Precedence, key
-//! by key: flag, environment, later file, earlier file, default. Nothing is opened here but configuration files, and
-//! those through a parameter; whether a directory exists is found out by whoever uses it.
-//!
-//! Commands and flags may stand in any order, so that a container's `ENTRYPOINT` can hold the flags and its command be
-//! `make`. A flag that a command does not use is an error there: it would promise something that does not happen.
-//!
-//! # Limitations
-//! All commands share one help page.
+//! `args` has what clap read; [`parse`] decides what it means. Precedence, key by key: flag, environment, later file,
+//! earlier file, default. Nothing is opened here but configuration files, and those through a parameter; the command itself
+//! finds out whether a directory exists.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -16,21 +10,19 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use chainweb_backup::{
-    Config, Depth, FILE_BYTES_MAX, FileConfig, MANUAL, Policy, chainweb, parse_file, require_no_tilde, suggest,
-};
-use clap::{CommandFactory, Parser};
+use chainweb_backup::{Config, Depth, FILE_BYTES_MAX, FileConfig, Policy, chainweb, parse_file, require_no_tilde};
 use log::LevelFilter;
 
-use crate::args::Typed;
+use crate::args::{self, Child, Command, Common, Job, Limit, Serve, Typed};
+use crate::pages;
 
-/// The port of the service; the node's own is 1848.
+/// The default port of the service; the node's own is 1848.
 const PORT: u16 = 1849;
 
-/// A limit of bytes per second below this is perhaps meant in other units.
+/// A limit of bytes per second below this is probably meant in another unit.
 const LOW_LIMIT: u64 = 100_000;
 
-/// This very program, also after its file was replaced by a newer one.
+/// This running program, even after its file was replaced by a newer one.
 pub const OURSELVES: &str = "/proc/self/exe";
 
 /// What to do, validated.
@@ -40,15 +32,15 @@ pub enum Plan {
     Serve(ServePlan),
     /// Make one backup and print its id.
     Make(MakePlan),
-    /// Do something with finished backups.
+    /// Run a command on the backup directory.
     Manage {
         /// Where the backups are.
         backup_directory: PathBuf,
-        /// What.
+        /// The command.
         action: Action,
-        /// Bytes per second that are read or copied at most.
+        /// The limit of bytes read or copied per second.
         limit_bytes_per_second: Option<u64>,
-        /// What is logged.
+        /// The least important level that is logged.
         log_level: LevelFilter,
         /// To be logged once at the start, each a whole sentence.
         warnings: Vec<String>,
@@ -62,59 +54,59 @@ pub enum Plan {
     Inspect {
         /// The RocksDB directory of the copy.
         directory: PathBuf,
-        /// Bytes per second that are read at most.
+        /// The limit of bytes read per second.
         limit_bytes_per_second: Option<u64>,
     },
 }
 
-/// What to do with finished backups. Identifiers are as typed: not yet parsed, so not yet to be joined to any path.
+/// A command on the backup directory. Identifiers are as typed, not parsed yet: never join one to a path.
 #[derive(Debug, PartialEq)]
 pub enum Action {
-    /// Print what there is, as JSON or as a table.
+    /// List the backups, as JSON or as a table.
     List {
         /// As JSON instead of a table.
         json: bool,
     },
     /// Print the status.
     Check(String),
-    /// End the one that is being made, this one or whichever it is.
+    /// Cancel the running backup: this one, or any.
     Cancel(Option<String>),
-    /// Look whether it is still good.
+    /// Compare a backup with its manifest.
     Verify {
         /// An identifier, or `latest`.
         id: String,
         /// Read every byte.
         deep: bool,
     },
-    /// Put it below a database directory.
+    /// Restore a backup into a database directory.
     Restore {
         /// An identifier, or `latest`.
         id: String,
         /// The database directory.
         to: PathBuf,
-        /// Keep aside what is there.
+        /// Rename an existing database first.
         replace: bool,
         /// Share no file with the backup.
         copy: bool,
         /// Read every byte before.
         deep: bool,
     },
-    /// Write its checksums.
+    /// Write the checksums of a backup.
     Sum(String),
-    /// Delete these.
+    /// Delete backups.
     Delete(Vec<String>),
-    /// Delete what no rule keeps.
+    /// Delete the backups that no rule keeps.
     Prune {
         /// The rules.
         policy: Policy,
-        /// Only say what would be deleted.
+        /// Print the decisions, delete nothing.
         dry_run: bool,
     },
-    /// Keep it from being deleted, or no longer.
+    /// Protect a backup from being deleted, or end that.
     Pin {
         /// An identifier.
         id: String,
-        /// Whether it is kept.
+        /// Whether it is protected.
         pinned: bool,
     },
 }
@@ -124,15 +116,15 @@ pub enum Action {
 pub struct ServePlan {
     /// The node's database directory.
     pub database_directory: PathBuf,
-    /// What the service needs to know.
+    /// The configuration of the service.
     pub config: Config,
     /// The address to listen on.
     pub interface: IpAddr,
     /// The port to listen on; 0 takes a free one.
     pub port: u16,
-    /// Where to write what is listened on.
+    /// The file that receives the address and port listened on.
     pub address_file: Option<PathBuf>,
-    /// What is logged.
+    /// The least important level that is logged.
     pub log_level: LevelFilter,
     /// To be logged once at the start, each a whole sentence.
     pub warnings: Vec<String>,
@@ -143,11 +135,11 @@ pub struct ServePlan {
 pub struct MakePlan {
     /// The node's database directory.
     pub database_directory: PathBuf,
-    /// What the service needs to know.
+    /// The configuration of the service.
     pub config: Config,
     /// Whether the Pact databases are backed up too.
     pub backup_pact: bool,
-    /// What is logged.
+    /// The least important level that is logged.
     pub log_level: LevelFilter,
     /// To be logged once at the start, each a whole sentence.
     pub warnings: Vec<String>,
@@ -164,77 +156,26 @@ pub struct Exit {
     pub text: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Command {
-    Serve,
-    Make,
-    List,
-    Check,
-    Cancel,
-    Verify,
-    Restore,
-    Sum,
-    Delete,
-    Prune,
-    Pin,
-    Unpin,
-    Heights,
-    Inspect,
-}
-
-/// The commands that people may use, by their words; the others are for our own child processes.
-const COMMANDS: [(&str, Command); 12] = [
-    ("serve", Command::Serve),
-    ("make", Command::Make),
-    ("list", Command::List),
-    ("check", Command::Check),
-    ("cancel", Command::Cancel),
-    ("verify", Command::Verify),
-    ("restore", Command::Restore),
-    ("sum", Command::Sum),
-    ("delete", Command::Delete),
-    ("prune", Command::Prune),
-    ("pin", Command::Pin),
-    ("unpin", Command::Unpin),
-];
-
 /// Decides what to do. `args` begins with the program's name, as in `std::env::args_os`.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     env: &dyn Fn(&str) -> Option<OsString>,
     read_file: &dyn Fn(&Path) -> io::Result<String>,
 ) -> Result<Plan, Exit> {
-    let typed = Typed::try_parse_from(args).map_err(|e| Exit {
+    let typed = args::read(args).map_err(|e| Exit {
         code: if e.use_stderr() { 2 } else { 0 },
         to_stdout: !e.use_stderr(),
         text: e.render().to_string(),
     })?;
-    let wrong_usage = |message: String| Exit {
-        code: 2,
-        to_stdout: false,
-        text: format!("error: {message}\n\nFor more information, try '--help'.\n"),
+    let command = match typed {
+        Typed::Person(command) => command,
+        Typed::Program(Child::Heights { directory }) => return Ok(Plan::Heights { directory }),
+        Typed::Program(Child::Inspect { directory, limit_bytes_per_second }) => {
+            let limit_bytes_per_second = Some(limit_bytes_per_second).filter(|limit| *limit > 0);
+            return Ok(Plan::Inspect { directory, limit_bytes_per_second });
+        }
     };
-    if let Some((_, topics)) = typed.words.split_first().filter(|(word, _)| *word == "help") {
-        return Err(help(topics).map_or_else(wrong_usage, |text| Exit { code: 0, to_stdout: true, text }));
-    }
-    resolve(typed, env, read_file).map_err(wrong_usage)
-}
-
-/// The help page, also for the name of a command, or a page of the manual, without its marks for the tests.
-fn help(topics: &[OsString]) -> Result<String, String> {
-    let Some(topic) = topics.first() else { return Ok(Typed::command().render_help().to_string()) };
-    if let Some(more) = topics.get(1) {
-        return Err(format!("unexpected argument {more:?} after 'help {}'", topic.to_string_lossy()));
-    }
-    if COMMANDS.iter().any(|(name, _)| topic == name) {
-        return Ok(Typed::command().render_help().to_string());
-    }
-    if let Some((_, page)) = MANUAL.iter().find(|(name, _)| topic == name) {
-        return Ok(page.replace("<!-- test -->\n", ""));
-    }
-    let names = MANUAL.map(|(name, _)| name);
-    let tip = suggest(&topic.to_string_lossy(), &names).map_or(String::new(), |n| format!("did you mean '{n}'? "));
-    Err(format!("no topic {topic:?}: {tip}(topics: {})", names.join(", ")))
+    plan(command, &Around { env, read_file })
 }
 
 /// Reads a configuration file for [`parse`]: UTF-8, and never more than the parser takes.
@@ -246,86 +187,172 @@ pub fn read_file(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn resolve(
-    mut typed: Typed,
-    env: &dyn Fn(&str) -> Option<OsString>,
-    read_file: &dyn Fn(&Path) -> io::Result<String>,
-) -> Result<Plan, String> {
-    let (command, operands) = command(std::mem::take(&mut typed.words))?;
-    refuse_foreign_flags(&typed, command)?;
-    if matches!(command, Command::Heights | Command::Inspect) {
-        let directory = PathBuf::from(operands.first().cloned().unwrap_or_default());
-        let limit = operands.get(1).and_then(|limit| limit.to_str()?.parse().ok()).filter(|limit| *limit > 0);
-        let heights = command == Command::Heights;
-        let inspect = Plan::Inspect { directory: directory.clone(), limit_bytes_per_second: limit };
-        return Ok(if heights { Plan::Heights { directory } } else { inspect });
+/// What is read beside the command line.
+struct Around<'a> {
+    env: &'a dyn Fn(&str) -> Option<OsString>,
+    read_file: &'a dyn Fn(&Path) -> io::Result<String>,
+}
+
+impl Around<'_> {
+    /// An environment variable; an empty one is how a container says nothing.
+    fn env(&self, name: &str) -> Option<OsString> {
+        (self.env)(name).filter(|value| !value.is_empty())
     }
-    refuse_tildes(&typed)?;
+}
+
+impl Exit {
+    /// For what was asked for.
+    fn shown(text: String) -> Exit {
+        Exit { code: 0, to_stdout: true, text }
+    }
+}
+
+/// Wrong usage, said in a message without its end.
+impl From<String> for Exit {
+    fn from(message: String) -> Exit {
+        let text = format!("error: {message}\n\nFor more information, try '--help'.\n");
+        Exit { code: 2, to_stdout: false, text }
+    }
+}
+
+fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
+    let manage = |common: Common, action: Action| manage(common, None, action, around);
+    let reading = |common: Common, limit: Limit, action: Action| self::manage(common, Some(limit), action, around);
+    Ok(match command {
+        Command::Serve(typed) => serve(typed, around)?,
+        Command::Make(typed) => {
+            let backup_pact = typed.backup_pact;
+            let made = settings(typed.common, around)?.service(typed.job, &typed.limit)?;
+            let Service { database_directory, config, log_level, warnings, .. } = made;
+            Plan::Make(MakePlan { database_directory, config, backup_pact, log_level, warnings })
+        }
+        Command::List(typed) => manage(typed.common, Action::List { json: typed.json })?,
+        Command::Check(typed) => manage(typed.common, Action::Check(typed.id))?,
+        Command::Cancel(typed) => manage(typed.common, Action::Cancel(typed.id))?,
+        Command::Verify(typed) => {
+            let action = Action::Verify { id: typed.id, deep: typed.deep };
+            reading(typed.common, typed.limit, action)?
+        }
+        Command::Restore(typed) => {
+            let args::Restore { id, to, replace, copy, deep, limit, common } = typed;
+            reading(common, limit, Action::Restore { id, to, replace, copy, deep })?
+        }
+        Command::Sum(typed) => reading(typed.common, typed.limit, Action::Sum(typed.id))?,
+        Command::Delete(typed) => manage(typed.common, Action::Delete(typed.ids))?,
+        Command::Prune(typed) => {
+            let policy = Policy {
+                keep_last: typed.keep_last.unwrap_or(0),
+                keep_daily: typed.keep_daily.unwrap_or(0),
+                keep_weekly: typed.keep_weekly.unwrap_or(0),
+            };
+            if policy == Policy::default() {
+                let rule = "prune needs a rule: --keep-last N, --keep-daily N or --keep-weekly N, above 0";
+                return Err(rule.to_owned().into());
+            }
+            manage(typed.common, Action::Prune { policy, dry_run: typed.dry_run })?
+        }
+        Command::Pin(typed) => manage(typed.common, Action::Pin { id: typed.id, pinned: true })?,
+        Command::Unpin(typed) => manage(typed.common, Action::Pin { id: typed.id, pinned: false })?,
+        Command::Help(typed) => return Err(Exit::shown(pages::help(typed.topic.as_deref())?)),
+        Command::Completions(typed) => return Err(Exit::shown(pages::completions(typed.shell))),
+        Command::Man(typed) => return Err(Exit::shown(pages::man(typed.command.as_deref())?)),
+    })
+}
+
+/// What flags, environment and files say to every command.
+struct Settings {
+    database_directory: Option<PathBuf>,
+    backup_directory: Option<PathBuf>,
+    log_level: LevelFilter,
+    /// All files as one. Its directories and warnings are taken already.
+    file: FileConfig,
+    warnings: Vec<String>,
+}
+
+fn settings(common: Common, around: &Around) -> Result<Settings, String> {
     let mut file = FileConfig::default();
-    for path in &typed.config_file {
-        let text = read_file(path).map_err(|e| format!("cannot read configuration file {}: {e}", path.display()))?;
+    for path in &common.config_file {
+        let failed = |e| format!("cannot read configuration file {}: {e}", path.display());
+        let text = (around.read_file)(path).map_err(failed)?;
         file = parse_file(&text, &path.display().to_string()).map_err(|e| e.chain())?.or(file);
     }
-    // An empty variable is how a container says nothing.
-    let env = |name: &str| env(name).filter(|value| !value.is_empty());
-
-    let backup_dir = env("BACKUP_DIR").map(PathBuf::from);
-    if let Some(path) = &backup_dir {
+    let from_env = around.env("BACKUP_DIR").map(PathBuf::from);
+    if let Some(path) = &from_env {
         require_no_tilde(path).map_err(|e| format!("environment variable BACKUP_DIR: {}", e.chain()))?;
     }
-    let chainweb_version = typed.chainweb_version.clone().or(file.chainweb_version);
-    let database_directory = typed.database_directory.clone().or(file.database_directory);
-    let backup_directory = typed
+    let database_directory = common.database_directory.or(file.database_directory.take());
+    let backup_directory = common
         .backup_directory
-        .clone()
-        .or(backup_dir)
-        .or(file.backup_directory)
+        .or(from_env)
+        .or(file.backup_directory.take())
         .or_else(|| database_directory.as_deref().map(chainweb::backups_in));
-    let log_level = typed.log_level.unwrap_or(LevelFilter::Info);
-    let mut warnings = file.warnings;
+    let log_level = common.log_level.unwrap_or(LevelFilter::Info);
+    let warnings = std::mem::take(&mut file.warnings);
+    Ok(Settings { database_directory, backup_directory, log_level, file, warnings })
+}
 
-    let limit_bytes_per_second = typed.limit_bytes_per_second.or(file.limit_bytes_per_second);
-    if let Some(action) = action(command, &operands, &typed)? {
-        let backup_directory = backup_directory.ok_or(
-            "no backup directory: name one with --backup-directory DIR, BACKUP_DIR or `backup.directory` in a \
-             --config-file, or name the node's with --database-directory DIR (its `backups` is the default)",
-        )?;
-        let reads = matches!(action, Action::Verify { .. } | Action::Restore { .. } | Action::Sum(_));
-        warnings.extend(limit_bytes_per_second.filter(|_| reads).and_then(low_limit));
-        return Ok(Plan::Manage { backup_directory, action, limit_bytes_per_second, log_level, warnings });
-    }
-    let (Some(database_directory), Some(backup_directory)) = (database_directory, backup_directory) else {
-        let version = chainweb_version.as_deref().unwrap_or(chainweb::DEFAULT_VERSION);
-        return Err(format!(
-            "no database directory: name the node's with --database-directory DIR, or `{}` in a --config-file (a node \
-             that was not told one uses {})",
-            chainweb::key::DATABASE_DIRECTORY,
-            chainweb::default_database_directory(version)
-        ));
-    };
-    let mut config = Config {
-        chainweb_version,
-        node_version: typed.node_version.or(file.node_version),
-        reserve_bytes: typed.reserve_bytes.or(file.reserve_bytes),
-        pact_method: typed.pact_method.or(file.pact_method).unwrap_or_default(),
-        sums: typed.sums.or(file.sums).unwrap_or_default(),
-        verify: typed.verify.or(file.verify).unwrap_or(Some(Depth::default())),
-        limit_bytes_per_second,
-        heights_program: Some(PathBuf::from(OURSELVES)),
-        ..Config::new(backup_directory)
-    };
-    warnings.extend(limit_bytes_per_second.and_then(low_limit));
-    config.reread_percent = typed.reread_percent.or(file.reread_percent).unwrap_or(config.reread_percent);
-    let stall_limit = typed.stall_seconds.or(file.stall_limit);
-    config.stall_limit = stall_limit.unwrap_or(config.stall_limit);
-    if command == Command::Make {
-        let backup_pact = typed.backup_pact;
-        return Ok(Plan::Make(MakePlan { database_directory, config, backup_pact, log_level, warnings }));
-    }
+fn manage(common: Common, limit: Option<Limit>, action: Action, around: &Around) -> Result<Plan, String> {
+    let mut settings = settings(common, around)?;
+    let backup_directory = settings.backup_directory.ok_or(
+        "no backup directory: name one with --backup-directory DIR, BACKUP_DIR or `backup.directory` in a \
+         --config-file, or name the node's with --database-directory DIR (its `backups` is the default)",
+    )?;
+    let limit_bytes_per_second =
+        limit.and_then(|limit| limit.limit_bytes_per_second.or(settings.file.limit_bytes_per_second));
+    settings.warnings.extend(limit_bytes_per_second.and_then(low_limit));
+    let Settings { log_level, warnings, .. } = settings;
+    Ok(Plan::Manage { backup_directory, action, limit_bytes_per_second, log_level, warnings })
+}
 
+/// What a service needs, to answer requests or to make one backup.
+struct Service {
+    database_directory: PathBuf,
+    config: Config,
+    log_level: LevelFilter,
+    /// What only `serve` needs from the files.
+    file: FileConfig,
+    warnings: Vec<String>,
+}
+
+impl Settings {
+    fn service(self, job: Job, limit: &Limit) -> Result<Service, String> {
+        let Settings { log_level, mut file, mut warnings, .. } = self;
+        let chainweb_version = job.chainweb_version.or(file.chainweb_version.take());
+        let (Some(database_directory), Some(backup_directory)) = (self.database_directory, self.backup_directory)
+        else {
+            let version = chainweb_version.as_deref().unwrap_or(chainweb::DEFAULT_VERSION);
+            return Err(format!(
+                "no database directory: name the node's with --database-directory DIR, or `{}` in a --config-file (a \
+                 node without that setting uses {})",
+                chainweb::key::DATABASE_DIRECTORY,
+                chainweb::default_database_directory(version)
+            ));
+        };
+        let limit_bytes_per_second = limit.limit_bytes_per_second.or(file.limit_bytes_per_second);
+        let mut config = Config {
+            chainweb_version,
+            node_version: job.node_version.or(file.node_version.take()),
+            reserve_bytes: job.reserve_bytes.or(file.reserve_bytes),
+            pact_method: job.pact_method.or(file.pact_method).unwrap_or_default(),
+            sums: job.sums.or(file.sums).unwrap_or_default(),
+            verify: job.verify.or(file.verify).unwrap_or(Some(Depth::default())),
+            limit_bytes_per_second,
+            heights_program: Some(PathBuf::from(OURSELVES)),
+            ..Config::new(backup_directory)
+        };
+        warnings.extend(limit_bytes_per_second.and_then(low_limit));
+        config.reread_percent = job.reread_percent.or(file.reread_percent).unwrap_or(config.reread_percent);
+        config.stall_limit = job.stall_seconds.or(file.stall_limit).unwrap_or(config.stall_limit);
+        Ok(Service { database_directory, config, log_level, file, warnings })
+    }
+}
+
+fn serve(typed: Serve, around: &Around) -> Result<Plan, String> {
+    let service = settings(typed.common, around)?.service(typed.job, &typed.limit)?;
+    let Service { database_directory, mut config, log_level, file, mut warnings } = service;
     let from_flag = (typed.enable_backup_api || typed.disable_backup_api).then_some(typed.enable_backup_api);
-    // Read even where a flag decides: a wrong value is a mistake whoever wins.
-    let from_env = env("ENABLE_BACKUP_API").map(|value| truth("ENABLE_BACKUP_API", &value)).transpose()?;
+    // Read even if a flag decides: a wrong value is a mistake in any case.
+    let from_env = around.env("ENABLE_BACKUP_API").map(|value| truth("ENABLE_BACKUP_API", &value)).transpose()?;
     config.api_enabled = from_flag.or(from_env).or(file.api_enabled).unwrap_or(false);
     let interface = typed.service_interface.or(file.interface).unwrap_or(Ipv4Addr::LOCALHOST.into());
     if !config.api_enabled {
@@ -335,7 +362,7 @@ fn resolve(
         warnings.push("the node's version is unknown: --node-version V names it for x-chainweb-node-version".into());
     }
     if config.api_enabled && !interface.is_loopback() {
-        warnings.push(format!("listening on {interface}: whoever reaches this port can start backups"));
+        warnings.push(format!("listening on {interface}: every process that reaches this port can start backups"));
     }
     Ok(Plan::Serve(ServePlan {
         database_directory,
@@ -348,134 +375,11 @@ fn resolve(
     }))
 }
 
-/// A warning about a limit that is perhaps meant in other units.
+/// A warning about a limit that is probably meant in another unit.
 fn low_limit(limit: u64) -> Option<String> {
     let hours = 1_000_000_000_u64.checked_div(limit)? / 3600;
     (limit < LOW_LIMIT)
-        .then(|| format!("the limit of {limit} bytes per second is low: a gigabyte takes {hours} hours so"))
-}
-
-/// The command and its operands.
-fn command(words: Vec<OsString>) -> Result<(Command, Vec<OsString>), String> {
-    let mut words = words.into_iter();
-    let word = words.next().unwrap_or_else(|| "serve".into());
-    let names: Vec<&str> = COMMANDS.iter().map(|(name, _)| *name).collect();
-    let command = match word.to_str() {
-        Some("heights") => Command::Heights,
-        Some("inspect") => Command::Inspect,
-        typed => COMMANDS.into_iter().find(|(name, _)| Some(*name) == typed).map(|(_, c)| c).ok_or_else(|| {
-            let word = word.to_string_lossy();
-            let tip = suggest(&word, &names).map_or(String::new(), |c| format!("did you mean '{c}'? "));
-            format!("no command {word:?}: {tip}(commands: {})", names.join(", "))
-        })?,
-    };
-    let operands: Vec<OsString> = words.collect();
-    let allowed = match command {
-        Command::Serve | Command::Make | Command::List | Command::Prune => 0..=0,
-        Command::Delete => 1..=usize::MAX,
-        Command::Cancel => 0..=1,
-        Command::Inspect => 1..=2,
-        _ => 1..=1,
-    };
-    if operands.len() < *allowed.start() {
-        return Err(format!("{} needs the ID of a backup: 'list' shows them", word.to_string_lossy()));
-    }
-    match operands.get(*allowed.end()) {
-        Some(more) => Err(format!("unexpected argument {more:?} after '{}'", word.to_string_lossy())),
-        None => Ok((command, operands)),
-    }
-}
-
-/// What a command does with finished backups; `None` for one that does not.
-fn action(command: Command, operands: &[OsString], typed: &Typed) -> Result<Option<Action>, String> {
-    // What is not UTF-8 is no id; the replacement characters keep it from becoming one.
-    let ids: Vec<String> = operands.iter().map(|id| id.to_string_lossy().into_owned()).collect();
-    let id = ids.first().cloned().unwrap_or_default();
-    Ok(Some(match command {
-        Command::List => Action::List { json: typed.json },
-        Command::Check => Action::Check(id),
-        Command::Cancel => Action::Cancel(ids.first().cloned()),
-        Command::Verify => Action::Verify { id, deep: typed.deep },
-        Command::Restore => {
-            let to = typed.to.clone().ok_or("restore needs --to DIR, the database directory that gets the backup")?;
-            Action::Restore { id, to, replace: typed.replace, copy: typed.copy, deep: typed.deep }
-        }
-        Command::Sum => Action::Sum(id),
-        Command::Delete => Action::Delete(ids),
-        Command::Prune => {
-            let policy = Policy {
-                keep_last: typed.keep_last.unwrap_or(0),
-                keep_daily: typed.keep_daily.unwrap_or(0),
-                keep_weekly: typed.keep_weekly.unwrap_or(0),
-            };
-            if policy == Policy::default() {
-                return Err("prune needs a rule: --keep-last N, --keep-daily N or --keep-weekly N, above 0".to_owned());
-            }
-            Action::Prune { policy, dry_run: typed.dry_run }
-        }
-        Command::Pin | Command::Unpin => Action::Pin { id, pinned: command == Command::Pin },
-        Command::Serve | Command::Make | Command::Heights | Command::Inspect => return Ok(None),
-    }))
-}
-
-/// Refuses paths that would name a directory called `~`.
-fn refuse_tildes(typed: &Typed) -> Result<(), String> {
-    let paths = [
-        ("--database-directory", &typed.database_directory),
-        ("--backup-directory", &typed.backup_directory),
-        ("--address-file", &typed.address_file),
-        ("--to", &typed.to),
-    ];
-    let given = paths.into_iter().filter_map(|(flag, path)| Some((flag, path.as_ref()?)));
-    for (flag, path) in given.chain(typed.config_file.iter().map(|path| ("--config-file", path))) {
-        require_no_tilde(path).map_err(|e| format!("{flag}: {}", e.chain()))?;
-    }
-    Ok(())
-}
-
-/// Refuses each flag that the command would ignore.
-fn refuse_foreign_flags(typed: &Typed, command: Command) -> Result<(), String> {
-    use Command::{Cancel, Check, Delete, List, Make, Pin, Prune, Restore, Serve, Sum, Unpin, Verify};
-    const ALL: &[Command] = &[Serve, Make, List, Check, Cancel, Verify, Restore, Sum, Delete, Prune, Pin, Unpin];
-    let flags: [(&str, bool, &[Command]); 28] = [
-        ("--database-directory", typed.database_directory.is_some(), ALL),
-        ("--backup-directory", typed.backup_directory.is_some(), ALL),
-        ("--config-file", !typed.config_file.is_empty(), ALL),
-        ("--log-level", typed.log_level.is_some(), ALL),
-        ("--chainweb-version", typed.chainweb_version.is_some(), &[Serve, Make]),
-        ("--node-version", typed.node_version.is_some(), &[Serve, Make]),
-        ("--reserve-bytes", typed.reserve_bytes.is_some(), &[Serve, Make]),
-        ("--pact-method", typed.pact_method.is_some(), &[Serve, Make]),
-        ("--sums", typed.sums.is_some(), &[Serve, Make]),
-        ("--verify", typed.verify.is_some(), &[Serve, Make]),
-        ("--reread-percent", typed.reread_percent.is_some(), &[Serve, Make]),
-        ("--stall-seconds", typed.stall_seconds.is_some(), &[Serve, Make]),
-        ("--limit-bytes-per-second", typed.limit_bytes_per_second.is_some(), &[Serve, Make, Verify, Restore, Sum]),
-        ("--enable-backup-api", typed.enable_backup_api, &[Serve]),
-        ("--disable-backup-api", typed.disable_backup_api, &[Serve]),
-        ("--service-port", typed.service_port.is_some(), &[Serve]),
-        ("--service-interface", typed.service_interface.is_some(), &[Serve]),
-        ("--address-file", typed.address_file.is_some(), &[Serve]),
-        ("--backup-pact", typed.backup_pact, &[Make]),
-        ("--json", typed.json, &[List]),
-        ("--deep", typed.deep, &[Verify, Restore]),
-        ("--to", typed.to.is_some(), &[Restore]),
-        ("--replace", typed.replace, &[Restore]),
-        ("--copy", typed.copy, &[Restore]),
-        ("--keep-last", typed.keep_last.is_some(), &[Prune]),
-        ("--keep-daily", typed.keep_daily.is_some(), &[Prune]),
-        ("--keep-weekly", typed.keep_weekly.is_some(), &[Prune]),
-        ("--dry-run", typed.dry_run, &[Prune]),
-    ];
-    let name = |command: Command| format!("{command:?}").to_lowercase();
-    match flags.iter().find(|(_, given, commands)| *given && !commands.contains(&command)) {
-        None => Ok(()),
-        Some((flag, _, commands)) => {
-            let theirs: Vec<String> = commands.iter().map(|&c| format!("'{}'", name(c))).collect();
-            let default = if command == Serve { " (the command when none is given)" } else { "" };
-            Err(format!("{flag} belongs to {}, not to '{}'{default}", theirs.join(" and "), name(command)))
-        }
-    }
+        .then(|| format!("the limit of {limit} bytes per second is low: copying a gigabyte takes {hours} hours"))
 }
 
 /// A yes or no from the environment; containers write `true`.

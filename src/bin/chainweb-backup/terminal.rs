@@ -1,4 +1,4 @@
-//! What the commands of the program share: printing, sizes and times as people read them, exit codes.
+//! Shared by the commands of the program: printing, sizes and times for people, exit codes.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use time::macros::format_description;
 /// How often a progress line is drawn.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The exit codes of the README.
+/// The exit code of a failure, as the manual lists them.
 pub fn exit_code(kind: Kind) -> i32 {
     match kind {
         Kind::Usage => 2,
@@ -25,37 +25,37 @@ pub fn exit_code(kind: Kind) -> i32 {
     }
 }
 
-/// Prints a line; returns the exit code for that.
+/// Prints a line; returns the exit code 0.
 pub fn print(text: &str) -> Result<i32> {
-    // A reader that has seen enough, such as head, is no failure.
+    // A reader that has closed the pipe, such as head, is no failure.
     match writeln!(io::stdout(), "{text}") {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("cannot write to the standard output", e)),
         _ => Ok(0),
     }
 }
 
-/// Says something on the standard error. Where nobody can read it, as after a lost connection, the work goes on.
+/// Prints a line to the standard error. If that fails, as after a lost connection, the work goes on.
 pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Where the cursor of a terminal goes to the beginning of its line, and what stands there is removed.
+/// Moves the cursor of a terminal to the beginning of its line and clears the line.
 const CLEAR: &str = "\r\x1b[K";
 
-/// The progress line that stands on the terminal; empty for none.
+/// The progress line on the terminal; empty for none.
 static LINE: Mutex<String> = Mutex::new(String::new());
 
-/// Draws the progress line anew; nothing to draw removes it.
+/// Replaces the progress line; an empty text removes it.
 pub fn draw(progress: &str) {
     let mut line = LINE.lock();
     progress.clone_into(&mut line);
     let _ = write!(io::stderr(), "{CLEAR}{progress}");
 }
 
-/// The standard error for a log: its lines stand above the progress line.
+/// The standard error for a log, which prints its lines above the progress line.
 #[derive(Debug, Default)]
 pub struct LogOutput {
-    /// What is not yet a whole line.
+    /// The beginning of a line that is not complete yet.
     begun: Vec<u8>,
 }
 
@@ -79,14 +79,14 @@ impl Write for LogOutput {
     }
 }
 
-/// A time as people read it, in UTC.
+/// A time for people, in UTC.
 pub fn utc(unix_ms: u64) -> String {
     let time = OffsetDateTime::from_unix_timestamp((unix_ms / 1000).cast_signed());
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
     time.ok().and_then(|t| t.format(format).ok()).unwrap_or_else(|| "-".to_owned())
 }
 
-/// A size as people read it.
+/// A size for people.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = bytes as f64;

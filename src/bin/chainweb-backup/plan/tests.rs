@@ -1,6 +1,10 @@
 //! Tests of the command line: what was typed, and what it is taken for.
 
-use crate::args::LOG_LEVELS;
+use std::collections::BTreeSet;
+
+use chainweb_backup::MANUAL;
+
+use crate::args::{LOG_LEVELS, program};
 
 use super::*;
 
@@ -35,7 +39,7 @@ fn wrong(line: &str, env: &[(&str, &str)], files: &[(&str, &str)], words: &[&str
 
 #[test]
 fn clap_finds_no_fault_in_the_declaration() {
-    Typed::command().debug_assert();
+    program().debug_assert();
 }
 
 #[test]
@@ -153,34 +157,189 @@ fn what_is_done_with_finished_backups() {
     assert_eq!(action("sum latest"), Action::Sum("latest".into()));
     wrong("prune --backup-directory b", &[], &[], &["prune needs a rule"]);
     wrong("prune --backup-directory b --keep-last 0", &[], &[], &["prune needs a rule"]);
-    wrong("restore 1 --backup-directory b", &[], &[], &["--to DIR"]);
+    wrong("restore 1 --backup-directory b", &[], &[], &["--to <DIR>"]);
     wrong("delete --backup-directory b", &[], &[], &["delete needs the ID"]);
     wrong("verify 1 --backup-directory b --dry-run", &[], &[], &["--dry-run belongs to 'prune'"]);
 }
 
+/// What a command line prints instead of doing something.
+fn shown(line: &str) -> String {
+    let exit = run(line, &[], &[]).expect_err(line);
+    assert_eq!((exit.code, exit.to_stdout), (0, true), "{line}: {}", exit.text);
+    exit.text
+}
+
+/// The commands that have help.
+fn commands() -> Vec<String> {
+    program().get_subcommands().map(|command| command.get_name().to_owned()).collect()
+}
+
 #[test]
 fn help_and_version_are_no_errors() {
-    for line in ["--help", "-h", "help", "make --help", "--version", "-V"] {
-        let exit = run(line, &[], &[]).expect_err(line);
-        assert_eq!((exit.code, exit.to_stdout), (0, true), "{line}");
-        assert!(exit.text.starts_with("chainweb-backup 0") || exit.text.contains("Exit codes:"), "{line}");
-        assert!(exit.text.lines().all(|l| l.chars().count() <= 120) && !exit.text.contains("heights"), "{line}");
+    let page = shown("--help");
+    for line in ["-h", "help", "--database-directory /d --help", "--help restore"] {
+        assert_eq!(shown(line), page, "{line}");
+    }
+    assert!(page.contains("Exit codes:"));
+    for line in ["--version", "-V", "--database-directory /d --version"] {
+        assert_eq!(shown(line), format!("chainweb-backup {}\n", env!("CARGO_PKG_VERSION")), "{line}");
+    }
+    assert_eq!(commands().len(), 15);
+    for command in commands() {
+        assert!(page.lines().any(|line| line.starts_with(&format!("  {command} "))), "{command} is not in the help");
     }
 }
 
 #[test]
-fn help_prints_the_pages_of_the_manual() {
-    let page = run("--help", &[], &[]).expect_err("help").text;
-    for (topic, text) in MANUAL {
-        let exit = run(&format!("help {topic}"), &[], &[]).expect_err(topic);
-        assert_eq!((exit.code, exit.to_stdout), (0, true), "{topic}");
-        let marked = |line: &&str| *line != "<!-- test -->";
-        assert!(exit.text.lines().eq(text.lines().filter(marked)), "{topic}");
-        assert!(page.contains(topic), "{topic} is not in the help");
+fn each_command_has_its_own_help() {
+    let mut pages = BTreeSet::from([shown("help")]);
+    for command in commands() {
+        let text = shown(&format!("{command} --help"));
+        assert_eq!(text, shown(&format!("help {command}")));
+        assert_eq!(text, shown(&format!("--database-directory /d {command} -h")));
+        assert!(text.contains(&format!("Usage: chainweb-backup {command}")), "{text}");
+        assert!(pages.insert(text), "{command}");
     }
-    assert_eq!(run("help restore", &[], &[]).expect_err("help").text, page);
+    for page in &pages {
+        assert!(page.lines().all(|l| l.chars().count() <= 120), "{page}");
+        assert!(!page.contains("heights") && !page.contains("inspect"), "{page}");
+    }
+    let restore = shown("help restore");
+    for flag in
+        ["--to <DIR>", "--replace", "--copy", "--deep", "--limit-bytes-per-second <SIZE>", "--config-file <FILE>"]
+    {
+        assert!(restore.contains(flag), "{flag}");
+    }
+    assert!(!restore.contains("--service-port") && !restore.contains("--keep-last"), "{restore}");
+}
+
+#[test]
+fn help_prints_the_pages_of_the_manual() {
+    let page = shown("--help");
+    for (topic, text) in MANUAL {
+        let marked = |line: &&str| *line != "<!-- test -->";
+        assert!(shown(&format!("help {topic}")).lines().eq(text.lines().filter(marked)), "{topic}");
+        assert!(page.contains(topic), "{topic} is not in the help");
+        assert!(!commands().iter().any(|command| command == topic), "{topic} is a command too");
+    }
     wrong("help apis", &[], &[], &["no topic \"apis\"", "did you mean 'api'?", "topics: api, commands"]);
-    wrong("help api format", &[], &[], &["unexpected argument \"format\""]);
+    wrong("help resture", &[], &[], &["no topic \"resture\"", "did you mean 'restore'?"]);
+    wrong("help api format", &[], &[], &["unexpected argument 'format'", "chainweb-backup help"]);
+}
+
+#[test]
+fn scripts_and_man_pages_have_every_command_and_flag() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = shown(&format!("completions {shell}"));
+        for command in program().get_subcommands() {
+            assert!(script.contains(command.get_name()), "{shell}: {}", command.get_name());
+            for flag in command.get_arguments().filter_map(clap::Arg::get_long) {
+                assert!(script.contains(flag), "{shell}: {flag}");
+            }
+        }
+        assert!(!script.contains("heights") && !script.contains("inspect"), "{shell}");
+    }
+    assert_eq!(shown("--database-directory /d --config-file f completions bash"), shown("completions bash"));
+    wrong("completions csh", &[], &[], &["'csh'", "bash, zsh, fish"]);
+    let roff = |flag: &str| flag.replace('-', "\\-");
+    assert!(shown("man").contains(".TH chainweb-backup 1"), "{}", shown("man"));
+    for command in program().get_subcommands() {
+        let page = shown(&format!("man {}", command.get_name()));
+        assert!(page.contains(&format!(".TH chainweb-backup-{} 1", command.get_name())), "{page}");
+        for flag in command.get_arguments().filter_map(clap::Arg::get_long) {
+            assert!(page.contains(&roff(flag)), "{}: {flag}", command.get_name());
+        }
+        assert!(shown("man").contains(&roff(command.get_name())), "{}", command.get_name());
+    }
+    wrong("man resture", &[], &[], &["no command \"resture\"", "did you mean 'restore'?"]);
+}
+
+#[test]
+fn flags_before_and_after_the_command_add_up() {
+    let words = ["--database-directory /d", "--backup-directory /b", "--service-port 7", "--enable-backup-api"];
+    let wanted = serve(&words.join(" "), &[], &[]);
+    assert_eq!((wanted.port, wanted.config.api_enabled), (7, true));
+    for split in 0..=words.len() {
+        let line = format!("{} serve {}", words[..split].join(" "), words[split..].join(" "));
+        assert_eq!(serve(&line, &[], &[]), wanted, "{line}");
+    }
+    assert_eq!(
+        run("--database-directory=/d make --backup-pact", &[], &[]),
+        run("--backup-pact make --database-directory /d", &[], &[])
+    );
+
+    // A file on each side, and the later one wins.
+    let files = &[
+        ("1", "databaseDirectory: /1\nbackup: {directory: /b1, nodeVersion: v1}"),
+        ("2", "backup: {directory: /b2}"),
+        ("3", "backup: {sums: none}"),
+    ];
+    let make = |line: &str| match run(line, &[], files) {
+        Ok(Plan::Make(plan)) => plan,
+        other => panic!("{line}: {other:?}"),
+    };
+    let both = make("--config-file 1 make --config-file 2 --config-file 3");
+    assert_eq!(
+        (both.database_directory.as_path(), both.config.backup_directory.as_path()),
+        (Path::new("/1"), Path::new("/b2"))
+    );
+    assert_eq!((both.config.node_version.as_deref(), both.config.sums), (Some("v1"), chainweb_backup::Sums::None));
+    assert_eq!(make("make --config-file 1 --config-file 2 --config-file 3"), both);
+    assert_eq!(make("--config-file 1 --config-file=2 --config-file 3 make"), both);
+    assert_eq!(make("--config-file 2 make --config-file 1").config.backup_directory, Path::new("/b1"));
+
+    // What takes one value takes it once.
+    for (flag, line) in [
+        ("--database-directory", "--database-directory /a make --database-directory /b"),
+        ("--sums", "--sums all make --database-directory /b --sums none"),
+        ("--deep", "--deep verify 1 --deep"),
+    ] {
+        wrong(line, &[], &[], &[flag, "cannot be used multiple times"]);
+    }
+}
+
+#[test]
+fn the_command_is_found_among_flags() {
+    // A value that is the name of a command is a value.
+    assert_eq!(serve("--database-directory make", &[], &[]).database_directory, Path::new("make"));
+    assert_eq!(
+        serve("--address-file list --database-directory make serve", &[], &[]).address_file,
+        Some("list".into())
+    );
+    wrong("--keep-last -1 prune --backup-directory b", &[], &[], &["is not a number of backups"]);
+    assert!(matches!(run("--json -- list --backup-directory /b", &[], &[]), Err(Exit { code: 2, .. })));
+    assert!(matches!(run("--backup-directory /b -- list", &[], &[]), Ok(Plan::Manage { .. })));
+    // A flag of no command: its value is not taken for a command, and a command after it is one.
+    wrong("--databse-directory /d", &[], &[], &["similar argument exists: '--database-directory'"]);
+    wrong("--databse-directory /d make", &[], &[], &["'--databse-directory'", "Usage: chainweb-backup make"]);
+    wrong("--backup-pakt make", &[], &[], &["similar argument exists: '--backup-pact'", "Usage: chainweb-backup make"]);
+    assert_eq!(parse([], &|_| None, &|_| Ok(String::new())).map_err(|exit| exit.code), Err(2));
+    // A flag has a value in all commands or in none, else it could not stand before the command.
+    let flags = |command: &clap::Command| -> Vec<(String, bool)> {
+        let flag = |arg: &clap::Arg| Some((arg.get_long()?.to_owned(), arg.get_action().takes_values()));
+        command.get_arguments().filter_map(flag).collect()
+    };
+    let all: BTreeSet<(String, bool)> = program().get_subcommands().flat_map(flags).collect();
+    let names: BTreeSet<&String> = all.iter().map(|(flag, _)| flag).collect();
+    assert_eq!((all.len(), names.len()), (28, 28));
+}
+
+#[test]
+fn a_flag_of_another_command_names_both() {
+    let line = "--service-port 1 list --backup-directory b";
+    wrong(line, &[], &[], &["unexpected argument '--service-port'", "belongs to 'serve', not to 'list'"]);
+    wrong("--limit-bytes-per-second=1 prune", &[], &[], &["'serve' and 'make' and 'verify' and 'restore' and 'sum'"]);
+    // Every pair of a command and a flag that it does not have.
+    for flag in program().get_subcommands().flat_map(clap::Command::get_arguments) {
+        let Some(long) = flag.get_long() else { continue };
+        for command in program().get_subcommands() {
+            if command.get_arguments().any(|arg| arg.get_long() == Some(long)) {
+                continue;
+            }
+            let not = format!("not to '{}'", command.get_name());
+            wrong(&format!("{} --{long}", command.get_name()), &[], &[], &["unexpected argument", long, &not]);
+        }
+    }
 }
 
 #[test]
@@ -189,9 +348,10 @@ fn wrong_usage_is_exit_code_2_with_the_remedy() {
     wrong("", &[], &[], &["no database directory", "--database-directory DIR", "`databaseDirectory`", "mainnet01"]);
     wrong("make", &[("BACKUP_DIR", "/b")], &[], &["no database directory"]);
     wrong("list", &[], &[], &["no backup directory", "--backup-directory DIR", "BACKUP_DIR", "`backup.directory`"]);
-    wrong("mkae", &[], &[], &["\"mkae\"", "did you mean 'make'?", "serve, make, list, check"]);
+    wrong("mkae", &[], &[], &["unrecognized subcommand 'mkae'", "similar subcommands exist", "'make'"]);
+    wrong("--database-directory /d mkae", &[], &[], &["unrecognized subcommand 'mkae'", "'make'"]);
     wrong("check", &[], &[], &["ID", "'list' shows them"]);
-    wrong("check 1 2", &[], &[], &["unexpected argument \"2\""]);
+    wrong("check 1 2", &[], &[], &["unexpected argument '2'", "Usage: chainweb-backup check"]);
     wrong("--databse-directory /d", &[], &[], &["similar argument exists: '--database-directory'"]);
     wrong("--enable-backup-api --disable-backup-api", &[], &[], &["cannot be used with"]);
     wrong("--service-port 1 --service-port 1", &[], &[], &["cannot be used multiple times"]);
