@@ -1,20 +1,20 @@
-//! The catalog: all backups below the backup directory, as they are on disk at this moment.
+//! The catalog: all backups below the backup directory, read from the disk at each call.
 //!
-//! Nothing is cached, so a backup that was deleted by hand is unknown from then on. Only directories that carry our mark
-//! are recovered or swept; everything else (the node's own API may write to the same place) is served as found, called
-//! foreign, and never changed. Names with a dot are ours only in the form that we give them, see `layout`.
+//! Nothing is cached, so a backup that was deleted by hand is unknown from then on. Only directories with our mark are
+//! recovered or deleted. Every other backup (the node's own API may write to the same directory) is foreign: it is served, and
+//! never changed. A name with a dot is ours only if it has one of the forms in `layout`.
 //!
-//! Only what is not there (ENOENT) is no backup. A disk error, a missing permission, no descriptor left: each is an error. What
-//! is no regular file of the size of ours (see `nofollow`) says nothing, as if somebody else had written it.
+//! A backup does not exist only if the system says so (ENOENT). A disk error, a missing permission and a lack of descriptors are
+//! errors. A file that cannot be one that we made (see `nofollow`) is ignored, like a foreign file.
 //!
 //! ```text
-//! BACKUPS/.lock            flock while a job is created and runs; holds the last id that was given out
+//! BACKUPS/.lock            flock while a job is created and runs; contains the last id that was given out
 //! BACKUPS/.service         flock of the one service of this directory
-//! BACKUPS/.creating-<id>/  a backup that has not got its name yet
-//! BACKUPS/.deleting-<id>.<n>/  data on its way out
+//! BACKUPS/.creating-<id>/  a backup that does not have its name yet
+//! BACKUPS/.deleting-<id>.<n>/  garbage: data that the sweep removes
 //! BACKUPS/<id>/            see `commit`
 //! ```
-//! What a crash left is settled by `recover`; the sweep removes data afterwards.
+//! After a crash `recover` settles the statuses; the sweep removes the garbage afterwards.
 
 use std::fs::Metadata;
 use std::io::ErrorKind;
@@ -41,11 +41,11 @@ use crate::id::BackupId;
 /// The reason of a backup in progress that no process works on.
 pub(crate) const INTERRUPTED: &str = "interrupted: the process that made the backup ended before it was finished";
 
-/// The largest `status` and `backup.json` that are read; ours are far smaller.
+/// The largest `status` and `backup.json` that are read; ours are much smaller.
 const MAX_STATUS_BYTES: u64 = 64;
 pub(crate) const MAX_RECORD_BYTES: u64 = 1024 * 1024;
 
-/// What stat(2) counts the blocks of a file in.
+/// The unit in which stat(2) counts the blocks of a file.
 const BLOCK_BYTES: u64 = 512;
 
 /// How many names below `.deleting-` one backup can have at a time.
@@ -54,7 +54,7 @@ const MAX_GARBAGE_NAMES: u32 = 1000;
 /// The backup directory.
 #[derive(Debug)]
 pub(crate) struct Catalog {
-    /// Without links: below it none is followed.
+    /// Its path without links; below it no link is followed.
     directory: PathBuf,
     /// That of the directory when it was opened.
     identity: FileId,
@@ -66,29 +66,27 @@ pub(crate) struct Catalog {
 pub(crate) struct Found {
     pub(crate) id: BackupId,
     pub(crate) status: Status,
-    /// Present when the backup is ours.
+    /// `None` for a foreign backup.
     pub(crate) record: Option<Record>,
     pub(crate) scope: Scope,
-    /// When it began: of a foreign backup, what its identifier says, unless its directory was last changed before.
+    /// When it began. For a foreign backup this is the time in its identifier, or that of the last change of its directory if
+    /// that is earlier.
     pub(crate) started_ms: u64,
 }
 
 impl Catalog {
-    /// Opens the backup directory, creating it where it is missing. `source` is the database whose owner what we create
-    /// shall follow.
+    /// Opens the backup directory, and creates it if it does not exist. Our files get the owner of `source`, the database.
     pub(crate) fn open(directory: &Path, source: &Path) -> Result<Catalog> {
         let directory = &resolve(directory)?;
         if lies_in_backup(directory)? {
-            let context = format!(
-                "the backup directory {} lies among the files of a backup: name one outside of it",
-                directory.display()
-            );
+            let context =
+                format!("the backup directory {} lies within a backup: name one outside of it", directory.display());
             return Err(Error::new(Kind::Usage, context));
         }
         let owner = Owner::following(source)?;
         let remedy = |e: Error| {
             let context = format!(
-                "cannot use {} as backup directory; create it for the user that runs this, or name another with \
+                "cannot use {} as backup directory; create it for the user that runs this program, or name another one with \
                  --backup-directory",
                 directory.display()
             );
@@ -96,12 +94,12 @@ impl Catalog {
         };
         disk::ensure_dir(directory, owner).map_err(remedy)?;
         let catalog = Catalog { directory: directory.to_owned(), identity: identity_of(directory)?, owner };
-        // Opening the lock file proves that the directory can be written before anybody relies on it.
+        // Opening the lock file proves now, and not in the first backup, that the directory can be written to.
         drop(Lock::try_take(&catalog.job_lock_path(), owner).map_err(remedy)?);
         Ok(catalog)
     }
 
-    /// A view for reading only: nothing is created, nothing is checked.
+    /// Opens an existing backup directory for reading only: nothing is created.
     pub(crate) fn view(directory: &Path) -> Result<Catalog> {
         require_no_file(directory, "backup directory", "--backup-directory")?;
         if !directory.is_dir() {
@@ -110,7 +108,7 @@ impl Catalog {
             return Err(Error::new(Kind::Usage, context));
         }
         let directory = resolve(directory)?;
-        // What cannot be listed would seem to be empty.
+        // A directory that cannot be listed would seem to be empty.
         drop(
             nofollow::entries(&directory)
                 .context(|| format!("cannot list {}; run as its owner or as root", directory.display()))?,
@@ -119,14 +117,14 @@ impl Catalog {
         Ok(Catalog { directory, identity, owner: None })
     }
 
-    /// The catalog of a backup directory that is there, to change it without a source; what is created follows its owner.
+    /// Opens an existing backup directory, to change it without a source; our files get the owner of the directory.
     pub(crate) fn manage(directory: &Path) -> Result<Catalog> {
         let catalog = Catalog::view(directory)?;
         Ok(Catalog { owner: Owner::following(directory)?, ..catalog })
     }
 
-    /// Fails where the backup directory is not the one that was opened: what was mounted there is gone, and what lies below
-    /// the mount, or took its name, is no place for backups.
+    /// Fails if the backup directory is not the one that was opened: its file system was unmounted, or it was replaced, and
+    /// backups must not be written to the directory that now has its name.
     pub(crate) fn require_same(&self) -> Result<()> {
         if identity_of(&self.directory)? == self.identity {
             return Ok(());
@@ -149,7 +147,7 @@ impl Catalog {
         is_there(&self.pin_path(id))
     }
 
-    /// How the backup was last verified, where it was.
+    /// The last verification of the backup, if there was one.
     pub(crate) fn verified(&self, id: &BackupId) -> Result<Option<Verified>> {
         let bytes = read_small(&self.path(id).join(VERIFIED_FILE), MAX_RECORD_BYTES)?;
         Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
@@ -171,21 +169,21 @@ impl Catalog {
         self.directory.join(JOB_LOCK)
     }
 
-    /// The lock that makes a service the only one of this directory.
+    /// Takes the lock of the one service of this directory.
     pub(crate) fn lock_service(&self) -> Result<Lock> {
         Lock::try_take(&self.directory.join(SERVICE_LOCK), self.owner)?.ok_or_else(|| {
             let context = format!(
-                "another service uses the backup directory {}; stop it, or name another with --backup-directory",
+                "another service uses the backup directory {}; stop it, or name another one with --backup-directory",
                 self.directory.display()
             );
             Error::new(Kind::Busy, context)
         })
     }
 
-    /// The backup of this name; `None` where there is none (any more).
+    /// The backup with this identifier; `None` if it does not exist (any more).
     ///
     /// # Errors
-    /// [`Kind::Io`]: it cannot be read, or the backup directory is another one: whether there is one is unknown.
+    /// [`Kind::Io`]: it cannot be read, or the backup directory was replaced; then we do not know whether the backup exists.
     pub(crate) fn find(&self, id: &BackupId) -> Result<Option<Found>> {
         self.require_same()?;
         let path = self.path(id);
@@ -193,13 +191,13 @@ impl Catalog {
         let mut record = read_record(&path, id)?;
         let Some(mut status) = read_status(&path)? else { return Ok(None) };
         if let Some(record) = &mut record {
-            // Somebody removed the data of a finished backup: there is no backup any more.
+            // The data of a finished backup was removed: the backup does not exist any more.
             if status == Status::Done && !look(&path.join(WHOLE))?.is_some_and(|whole| whole.is_dir()) {
                 return Ok(None);
             }
-            // The process that worked on it is gone, and no service has recovered it yet.
+            // The process that worked on it has ended, and no service has recovered it yet.
             if status == Status::InProgress && !Lock::is_held(&path.join(USE_FILE))? {
-                // It may have been finished between the two looks.
+                // The process may have finished it between the reading of the status and of the lock.
                 status = match read_status(&path)? {
                     None => return Ok(None),
                     Some(Status::InProgress) => Status::Failed,
@@ -220,18 +218,18 @@ impl Catalog {
         Ok(Some(Found { id: id.clone(), status, record, scope, started_ms }))
     }
 
-    /// Every backup, newest first: ours by their identifiers, whatever the clock said when they were made, and foreign ones
-    /// among them by their times. Fails where one cannot be read: the list would be wrong without it.
+    /// Every backup, newest first: ours by their identifiers, even if the clock was wrong when they were made, and foreign ones
+    /// among them by their times. Fails if one cannot be read: the list would be wrong without it.
     pub(crate) fn list(&self) -> Result<Vec<Found>> {
         self.each()?.collect()
     }
 
-    /// The same, each read when it is its turn: a catalog of any length takes the memory of one record.
+    /// The same, but each is read only when the iterator reaches it: a catalog of any length uses the memory of one record.
     pub(crate) fn each(&self) -> Result<impl Iterator<Item = Result<Found>>> {
         Ok(self.ids_newest_first()?.into_iter().filter_map(|id| self.find(&id).transpose()))
     }
 
-    /// Every backup that can be read, newest first, for those whom one bad one must not stop; the log tells of the others.
+    /// Every backup that can be read, newest first; the others are logged. For work that must not fail because of one bad backup.
     pub(crate) fn readable(&self) -> Result<impl Iterator<Item = Found>> {
         Ok(self.ids_newest_first()?.into_iter().filter_map(|id| {
             self.find(&id).unwrap_or_else(|e| {
@@ -241,15 +239,16 @@ impl Catalog {
         }))
     }
 
-    /// The identifiers of all that may be backups, newest first. No record is read for that.
+    /// The identifiers of all directories that may be backups, newest first. Reads no record.
     pub(crate) fn ids_newest_first(&self) -> Result<Vec<BackupId>> {
         let mut ids: Vec<(u64, BackupId)> = self.ids()?.into_iter().map(|id| (self.age(&id), id)).collect();
         ids.sort_unstable_by(|a, b| b.cmp(a));
         Ok(ids.into_iter().map(|(_, id)| id).collect())
     }
 
-    /// What orders the backups: of ours the identifier, which always rises; of a foreign one what its identifier says,
-    /// unless its directory was last changed before. One that is gone counts by its identifier.
+    /// The number by which backups are ordered. For ours it is the identifier, which always increases. For a foreign one it is
+    /// the time in its identifier, or that of the last change of its directory if that is earlier. For one that no longer exists
+    /// it is the identifier.
     fn age(&self, id: &BackupId) -> u64 {
         let path = self.path(id);
         let number = id.number();
@@ -260,7 +259,7 @@ impl Catalog {
         }
     }
 
-    /// What of `ids`, which [`Catalog::ids_newest_first`] has returned, is older than `id`, whether that is there or not.
+    /// The identifiers that are older than `id`, which need not exist; `ids` must come from [`Catalog::ids_newest_first`].
     pub(crate) fn older_than<'a>(&self, id: &BackupId, ids: &'a [BackupId]) -> &'a [BackupId] {
         match ids.iter().position(|other| other == id) {
             Some(at) => &ids[at + 1..],
@@ -273,7 +272,7 @@ impl Catalog {
 
     /// The newest good backup of ours in which no verification found damage.
     pub(crate) fn newest_good(&self) -> Result<Option<Found>> {
-        // One of which that cannot be read is passed over: there may be an older one.
+        // A backup of which this cannot be read is passed over: there may be an older one.
         let is_sound = |f: &Found| !self.is_damaged(&f.id).unwrap_or(true);
         let is_good = |f: &Found| f.status == Status::Done && f.record.is_some() && is_sound(f);
         Ok(self.readable()?.find(is_good))
@@ -284,20 +283,20 @@ impl Catalog {
         Ok(self.verified(id)?.is_some_and(|verified| verified.faults_count > 0))
     }
 
-    /// The job that a living process, perhaps another one, runs here.
+    /// The backup that a living process, this or another one, is making here.
     pub(crate) fn running(&self) -> Result<Option<BackupId>> {
         let in_progress = |f: &Found| f.status == Status::InProgress && f.record.is_some();
         Ok(self.readable()?.find(in_progress).map(|f| f.id))
     }
 
-    /// Bytes of disk that only this backup holds: of its files, those all of whose names lie in it.
+    /// The bytes on the disk that only this backup uses: the size of its files that have no name outside of it.
     pub(crate) fn exclusive_bytes(&self, id: &BackupId) -> u64 {
         let mut bytes = 0;
-        // Of those with several names: device, inode, number of names, blocks; once for each name in this backup.
+        // For files with several names: device, inode, number of names, blocks; one entry for each name in this backup.
         let mut shared = off_heap::list();
         let mut pending = vec![self.path(id)];
         while let Some(directory) = pending.pop() {
-            // What disappears while we look is no longer held by this backup.
+            // A file that disappears meanwhile is no longer part of this backup.
             for (name, stat) in nofollow::entries(&directory).into_iter().flatten().flatten() {
                 let blocks = stat.st_blocks.cast_unsigned();
                 if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
@@ -319,8 +318,8 @@ impl Catalog {
         bytes
     }
 
-    /// Removes what was moved to `.deleting-*`, as long as `keep_going` says so; `Ok(false)` when it was told to stop. What
-    /// cannot be removed keeps nothing else from it; the first such error is returned.
+    /// Removes the garbage, `.deleting-*`; stops with `Ok(false)` as soon as `keep_going` returns false. If something cannot be
+    /// removed, the sweep continues, and returns the first such error at the end.
     pub(crate) fn sweep(&self, keep_going: &dyn Fn() -> bool) -> Result<bool> {
         let mut result = Ok(true);
         for name in self.names()?.iter().filter(|name| layout::is_garbage(name)) {
@@ -333,14 +332,14 @@ impl Catalog {
         result
     }
 
-    /// Sweeps for a command whose own work is done: what cannot be removed is a warning, and the next sweep tries again.
+    /// Sweeps for a command whose own work is done: if something cannot be removed, logs a warning; the next sweep tries again.
     pub(crate) fn sweep_or_warn(&self) {
         if let Err(e) = self.sweep(&|| true) {
             log::warn!("garbage not removed reason={:?}", e.chain());
         }
     }
 
-    /// A name below which the data of a backup can wait for the sweep.
+    /// A free name to which the data of a backup can be moved as garbage.
     pub(crate) fn free_garbage_path(&self, id: &BackupId) -> Result<PathBuf> {
         for n in 0..MAX_GARBAGE_NAMES {
             let path = self.directory.join(layout::garbage(id, n));
@@ -357,7 +356,7 @@ impl Catalog {
         let mut names = Vec::new();
         self.require_same()?;
         for entry in nofollow::entries(&self.directory).context(failed)? {
-            // A name that is not UTF-8 is neither an identifier nor one of our own.
+            // A name that is not UTF-8 is neither an identifier nor one of our other names.
             names.extend(entry.context(failed)?.0.into_string());
         }
         Ok(names)
@@ -383,7 +382,7 @@ pub(crate) fn is_there(path: &Path) -> Result<bool> {
     Ok(look(path)?.is_some())
 }
 
-/// A small file of a backup; `None` where there is none. One that none of ours can be is empty.
+/// Reads a small file of a backup; `None` if it does not exist. One that we cannot have made is treated as empty.
 fn read_small(path: &Path, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
     match nofollow::read_small(path, limit_bytes) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -400,7 +399,7 @@ pub(crate) fn read_status(path: &Path) -> Result<Option<Status>> {
     Ok(bytes.and_then(|bytes| Status::parse(std::str::from_utf8(&bytes).ok()?)))
 }
 
-/// The record, if it carries our mark and was written for this directory: a copy under another name is not ours.
+/// The record, if it has our mark and was written for this directory: a copy under another name is foreign.
 pub(crate) fn read_record(path: &Path, id: &BackupId) -> Result<Option<Record>> {
     let bytes = read_small(&path.join(RECORD_FILE), MAX_RECORD_BYTES)?;
     Ok(bytes.and_then(|bytes| Record::parse(&bytes)).filter(|r| r.id == *id))
@@ -420,7 +419,7 @@ pub(crate) fn lies_in_backup(resolved: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// Device and inode of a file that has other names, too.
+/// Device and inode of a file, if it has more than one name.
 pub(crate) fn shared_identity(path: &Path) -> Option<FileId> {
     path.symlink_metadata().ok().filter(|meta| meta.nlink() > 1).map(|meta| FileId::from(&meta))
 }
@@ -428,7 +427,7 @@ pub(crate) fn shared_identity(path: &Path) -> Option<FileId> {
 fn has_sqlite(path: &Path) -> Result<bool> {
     let directory = layout::directory_in(path, SQLITE);
     let names = match nofollow::entries(&directory) {
-        // Not there, or no directory: somebody else's backup may look like that.
+        // A foreign backup may have no such directory, or a file in its place.
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) || is_loop(&e) => {
             return Ok(false);
         }

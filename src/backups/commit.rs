@@ -1,4 +1,4 @@
-//! One unfinished backup, from its directory's birth to the one commit point, or to its end as a failure.
+//! One unfinished backup, from the creation of its directory to the one commit point, or to its failure.
 //!
 //! ```text
 //! step                                                    a crash after it leaves
@@ -17,8 +17,8 @@
 //! 8  remove status.failed                                 (recover removes it)
 //! ```
 //! Failing: first `status.failed` is renamed to `status` (it needs no space), then the reason is written, then the data is
-//! moved to `.deleting-*`, where the sweep of the catalog finds it. So no instant shows a failed backup as anything else,
-//! and a backup whose status could not be changed keeps its data, which is then still what its status says.
+//! moved to `.deleting-*`, where the sweep of the catalog finds it. So a failed backup never seems to be anything else,
+//! and a backup whose status could not be changed keeps its data, so that its status is still true.
 //!
 //! Invariants: `.lock` and `<id>/.use` are held while an [`Unfinished`] lives. Every error of a sync is final.
 
@@ -37,17 +37,17 @@ use crate::format::manifest::Manifest;
 use crate::format::record::{Record, Scope, Status, Versions};
 use crate::id::BackupId;
 
-/// How many identifiers are tried when directories of that name stand in the way.
+/// How many identifiers are tried if directories with these names exist.
 const MAX_ID_TRIES: u64 = 1000;
 
-/// How far ahead of all that is known a clock may have been that named a directory.
+/// How far the clock may have been ahead when a directory was named; see [`newest_number`].
 const MAX_CLOCK_ERROR_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// A backup that is being made.
 #[derive(Debug)]
 #[must_use = "an unfinished backup is committed or abandoned"]
 pub(crate) struct Unfinished {
-    /// What will be written to `backup.json`.
+    /// The content of `backup.json`.
     pub(crate) record: Record,
     path: PathBuf,
     owner: Option<Owner>,
@@ -64,7 +64,7 @@ impl Unfinished {
             let context = format!("another process makes a backup in {}", catalog.directory().display());
             Error::new(Kind::Busy, context)
         })?;
-        // A note that is none of our identifiers says nothing: were it believed, a damaged one could end all backups.
+        // A note that is not one of our identifiers is ignored: otherwise a damaged one could prevent all further backups.
         let noted = BackupId::parse(job_lock.read_note().trim()).and_then(|id| id.number()).unwrap_or(0);
         let first = newest_number(catalog, now_ms, noted)?.max(noted).saturating_add(1).max(now_ms);
         for unix_ms in first..first.saturating_add(MAX_ID_TRIES) {
@@ -82,7 +82,7 @@ impl Unfinished {
                     let path = catalog.path(&id);
                     let owner = catalog.owner();
                     let new = Unfinished { record, path, owner, _use_lock: use_lock, _job_lock: job_lock };
-                    // Without this sync the name could be lost after it was handed out.
+                    // Without this sync, the directory could be lost after its identifier was handed out.
                     return match disk::sync_dir(catalog.directory()) {
                         Ok(()) => Ok(new),
                         Err(cause) => Err(new.abandon(catalog, cause).1),
@@ -90,13 +90,15 @@ impl Unfinished {
                 }
                 Ok((_, false)) => disk::remove_tree(&creating, &|| true).map(|_| ())?,
                 Err(cause) => {
-                    // A courtesy; recover does it at the next start.
+                    // If this fails, recover does it at the next start.
                     let _ = disk::remove_tree(&creating, &|| true);
                     return Err(cause);
                 }
             }
         }
-        let context = format!("{MAX_ID_TRIES} identifiers from {first} on are taken; remove what is named like that");
+        let context = format!(
+            "{MAX_ID_TRIES} identifiers from {first} on are taken; remove the files and directories of these names"
+        );
         Err(Error::new(Kind::Io, context))
     }
 
@@ -113,8 +115,8 @@ impl Unfinished {
         self.owner
     }
 
-    /// Steps 5 to 8; of the files of step 4 `unsynced` are left to sync. On an error the backup is still unfinished: abandon
-    /// it. `check` looks at the whole backup between the steps 6 and 7.
+    /// Steps 5 to 8; `unsynced` are the files of step 4 that must still be synced. After an error the backup is still unfinished,
+    /// and must be abandoned. `check` verifies the whole backup between the steps 6 and 7.
     pub(crate) fn commit(
         &mut self,
         manifest: Manifest,
@@ -127,7 +129,7 @@ impl Unfinished {
         unsynced.add(disk::write_new_by(&path.join(MANIFEST_FILE), owner, &|file| manifest.write(file))?)?;
         self.record.bytes = manifest.bytes();
         self.record.files_count = manifest.count() as u64;
-        // The check lists the files anew: two lists are never in memory.
+        // The check lists the files again: two lists must not be in memory at the same time.
         drop(manifest);
         self.record.phase = Phase::Finished;
         self.record.finished_ms = Some(now_ms);
@@ -149,14 +151,14 @@ impl Unfinished {
         control.begin_commit()?;
         disk::put_in_place(path, STATUS_FILE)?;
         disk::sync_dir(path)?;
-        // Committed: what follows can fail without making the backup worse.
+        // Committed: if the rest fails, the backup is still good.
         let _ = disk::remove_file(&path.join(STATUS_FAILED_FILE));
         let _ = disk::remove_file(&path.join(CANCEL_FILE));
         Ok(())
     }
 
-    /// Back to before step 4, because of damage that the check found: what was filled becomes garbage. The status is in progress
-    /// all the time, so that a crash leaves what a crash in step 4 leaves.
+    /// Goes back to before step 4 because the check found damage: the data becomes garbage. The status is in progress all the
+    /// time, so a crash leaves the same state as a crash in step 4.
     pub(crate) fn begin_again(&mut self, catalog: &Catalog, reason: &str) -> Result<()> {
         for name in [PARTIAL, WHOLE] {
             let data = self.path.join(name);
@@ -170,12 +172,12 @@ impl Unfinished {
         self.record = Record::new(id.clone(), *scope, *started_ms, versions.clone());
         disk::replace(&self.path, RECORD_FILE, &self.record.to_bytes(), self.owner)?;
         self.record.warnings.push(format!("filled again: the first time, {reason}"));
-        // The room may be needed. What cannot be removed now, the sweep finds later.
+        // The space may be needed. If this fails, a later sweep removes the garbage.
         let _ = catalog.sweep(&|| true);
         Ok(())
     }
 
-    /// Ends the job as a failure because of `cause`. Returns whether the disk says so now, and the cause.
+    /// Ends the job as a failure because of `cause`. Returns whether the status on the disk is failed now, and the cause.
     pub(crate) fn abandon(mut self, catalog: &Catalog, cause: Error) -> (bool, Error) {
         self.record.phase = Phase::Finished;
         let settled = fail(catalog, &self.path, &mut self.record, &cause.chain(), self.owner);
@@ -183,14 +185,14 @@ impl Unfinished {
     }
 }
 
-/// The largest number of an identifier in the directory, ours or not; `now_ms` is the time, `noted` the last one given out. A
-/// name more than a day ahead of these and of all of ours does not count: it would push ours there.
+/// The largest number of an identifier in the directory, ours or foreign; `now_ms` is the time, `noted` the last one given out. A
+/// name more than a day ahead of these and of all of ours is ignored: our next identifiers would have to be larger than it.
 fn newest_number(catalog: &Catalog, now_ms: u64, noted: u64) -> Result<u64> {
     let ids = catalog.ids()?.into_iter();
     let mut numbers: Vec<(u64, BackupId)> = ids.filter_map(|id| Some((id.number()?, id))).collect();
     numbers.sort_unstable_by(|a, b| b.cmp(a));
     let known = now_ms.max(noted);
-    // One that cannot be read was noted, as each of ours is.
+    // A backup of ours whose record cannot be read is not missed: each of ours was noted.
     let is_ours = |id: &BackupId| matches!(read_record(&catalog.path(id), id), Ok(Some(_)));
     let ours = numbers.iter().take_while(|(number, _)| *number > known).find(|(_, id)| is_ours(id));
     let bound = ours.map_or(known, |(number, _)| *number).saturating_add(MAX_CLOCK_ERROR_MS);
@@ -200,8 +202,9 @@ fn newest_number(catalog: &Catalog, now_ms: u64, noted: u64) -> Result<u64> {
 /// Step 2.
 fn birth(creating: &Path, record: &Record, owner: Option<Owner>) -> Result<Lock> {
     disk::create_dir(creating, owner)?;
-    let lock = Lock::try_take(&creating.join(USE_FILE), owner)?
-        .ok_or_else(|| Error::new(Kind::Busy, format!("somebody holds {}", creating.join(USE_FILE).display())))?;
+    let lock = Lock::try_take(&creating.join(USE_FILE), owner)?.ok_or_else(|| {
+        Error::new(Kind::Busy, format!("another process has locked {}", creating.join(USE_FILE).display()))
+    })?;
     let mut unsynced = Batch::default();
     let mut write = |name: &str, bytes: &[u8]| unsynced.add(disk::write_new(&creating.join(name), bytes, owner)?);
     write(RECORD_FILE, &record.to_bytes())?;
@@ -212,13 +215,13 @@ fn birth(creating: &Path, record: &Record, owner: Option<Owner>) -> Result<Lock>
     Ok(lock)
 }
 
-/// Makes the status of the backup in `path` the failed one, durably, and does nothing else.
+/// Changes the status of the backup in `path` to failed, durably, and does nothing else.
 pub(crate) fn call_failed(path: &Path) -> Result<()> {
     disk::rename(&path.join(STATUS_FAILED_FILE), &path.join(STATUS_FILE)).and_then(|()| disk::sync_dir(path))
 }
 
-/// Makes the backup in `path` a failed one: status, reason, data, in this order. An error means that the status on disk is
-/// unchanged or not durable, and that the data is untouched. Also what recover does with what a crash left.
+/// Makes the backup in `path` a failed one: changes status, reason and data, in this order. An error means that the status on
+/// the disk is unchanged or not durable, and that the data is unchanged. `recover` calls this after a crash, too.
 pub(crate) fn fail(
     catalog: &Catalog,
     path: &Path,
@@ -237,17 +240,17 @@ pub(crate) fn fail(
     let explained = explain();
     let moved = discard_data(catalog, path, &record.id);
     if explained.is_err() && moved.is_ok() {
-        // The disk was full: now it may have room for the reason. The status has it right in any case.
+        // The disk was full: after a sweep it may have room for the reason. The status is right in any case.
         let _ = catalog.sweep(&|| true).and_then(|_| explain());
     }
     if let Err(e) = moved {
-        // The failed backup still holds its data: recover moves it away at the next start.
+        // The failed backup still has its data: recover moves it away at the next start.
         log::warn!("clean-up postponed id={} reason={:?}", record.id, e.chain());
     }
     Ok(())
 }
 
-/// Moves the data of a failed backup to where the sweep removes it.
+/// Moves the data of a failed backup to the garbage.
 pub(crate) fn discard_data(catalog: &Catalog, path: &Path, id: &BackupId) -> Result<()> {
     for name in [PARTIAL, WHOLE] {
         let data = path.join(name);
@@ -259,6 +262,6 @@ pub(crate) fn discard_data(catalog: &Catalog, path: &Path, id: &BackupId) -> Res
     disk::end_replace(path, RECORD_FILE)?;
     disk::remove_file(&path.join(CANCEL_FILE))?;
     disk::remove_file(&path.join(STATUS_FAILED_FILE))?;
-    // Last: as long as it is there, recover comes back here.
+    // The manifest comes last: while it exists, recover calls this again.
     disk::remove_file(&path.join(MANIFEST_FILE))
 }

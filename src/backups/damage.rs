@@ -1,8 +1,8 @@
-//! What is known to be damaged: the note about the last verification of a backup (`verified.json`), and the same note in every
-//! other backup that has a damaged file as the same inode.
+//! Notes known damage: in the note about the last verification of a backup (`verified.json`), and in that of every other backup
+//! in which a damaged file is the same inode.
 //!
-//! Invariant: a backup is noted for a file only if the fault is in the file of exactly that name, and that name is the same
-//! inode there. What is noted of single files adds up; a verification of the whole backup replaces it.
+//! Invariant: damage is noted in another backup only if the file of the same name there is the same inode. Notes about single
+//! files add up; a verification of the whole backup replaces them.
 
 use std::collections::BTreeSet;
 
@@ -16,11 +16,11 @@ use crate::format::layout::{self, VERIFIED_FILE};
 use crate::format::record::Verified;
 use crate::id::BackupId;
 
-/// How many damaged files a note names. A backup with more serves no later one.
+/// How many damaged files a note names at most. A later backup links no files of a backup with more.
 const MAX_NAMES: usize = 1000;
 
-/// Writes down in the backup that it was verified, and how that went. A quick verification without a fault says less than a
-/// deep one before it: it changes nothing then.
+/// Notes the result of a verification in the backup. A quick verification without a fault does not replace the note of a deep
+/// one, which says more.
 pub(crate) fn note(catalog: &Catalog, id: &BackupId, depth: Depth, faults: &[Fault], at_ms: u64) -> Result<()> {
     if depth == Depth::Quick && faults.is_empty() && catalog.verified(id)?.is_some_and(|before| before.is_deep()) {
         return Ok(());
@@ -45,13 +45,13 @@ pub(crate) fn tables(catalog: &Catalog, id: &BackupId) -> Result<Option<BTreeSet
     })
 }
 
-/// Notes in a backup that these SSTs of it are damaged, besides what is known, and in every other that shares one.
+/// Adds these damaged SSTs to the note of the backup, and to the note of every other backup that shares one of them.
 pub(crate) fn note_tables(catalog: &Catalog, id: &BackupId, faults: &[Fault], at_ms: u64) -> Result<()> {
     add(catalog, id, &faults.iter().filter_map(Fault::table).collect::<Vec<_>>(), at_ms)?;
     note_sharers(catalog, id, faults, at_ms).map(|_| ())
 }
 
-/// Adds damaged SSTs to what is known of a backup.
+/// Adds damaged SSTs to the note of a backup.
 fn add(catalog: &Catalog, id: &BackupId, names: &[&str], at_ms: u64) -> Result<()> {
     let known = tables(catalog, id)?;
     let before_count = catalog.verified(id)?.map_or(0, |verified| verified.faults_count);
@@ -59,15 +59,15 @@ fn add(catalog: &Catalog, id: &BackupId, names: &[&str], at_ms: u64) -> Result<(
         names.iter().filter(|name| known.as_ref().is_none_or(|known| !known.contains(**name))).count() as u64;
     let mut damaged = known.clone().unwrap_or_default();
     damaged.extend(names.iter().map(|name| (*name).to_owned()));
-    // Damage that is not in SSTs alone cannot be told file by file.
+    // If there is other damage, too, the note does not list files.
     if known.is_none() || damaged.len() > MAX_NAMES {
         damaged.clear();
     }
     write(catalog, id, &Verified { depth: Depth::Deep, at_ms, faults_count: before_count + new_count, damaged })
 }
 
-/// Notes the same damage in every other backup that has a damaged SST as the same file: a second name of it is as bad. Returns
-/// in how many.
+/// Notes the same damage in every other backup in which a damaged SST is the same file, under a second name. Returns the number
+/// of these backups.
 pub(crate) fn note_sharers(catalog: &Catalog, id: &BackupId, faults: &[Fault], at_ms: u64) -> Result<usize> {
     let directory = |id: &BackupId| layout::directory_in(&catalog.path(id), ROCKSDB);
     let names: BTreeSet<&str> = faults.iter().filter_map(Fault::table).collect();
@@ -82,7 +82,7 @@ pub(crate) fn note_sharers(catalog: &Catalog, id: &BackupId, faults: &[Fault], a
         let has = |(name, identity): &&(&str, _)| shared_identity(&path.join(name)) == Some(*identity);
         let shared: Vec<&str> = damaged.iter().filter(has).map(|(name, _)| *name).collect();
         if !shared.is_empty() {
-            log::error!("backup damaged id={} reason=\"it shares a file with backup {id}, which is\"", other.id);
+            log::error!("backup damaged id={} reason=\"it shares a damaged file with backup {id}\"", other.id);
             add(catalog, &other.id, &shared, at_ms)?;
             count += 1;
         }

@@ -1,4 +1,4 @@
-//! What is told of a backup and of the job that makes it.
+//! The description of a backup, and of the job that makes it, for answers and lists.
 
 use std::time::Duration;
 
@@ -11,37 +11,37 @@ use crate::error::Result;
 use crate::format::record::{Record, Scope, Status, Verified};
 use crate::id::BackupId;
 
-/// All that is known of one backup.
+/// The description of one backup.
 #[derive(Debug, Clone, Serialize)]
 pub struct Details {
     /// The backup's identifier.
     pub id: BackupId,
     /// The word of the contract.
     pub status: Status,
-    /// What it really covers.
+    /// What it covers.
     pub scope: Scope,
-    /// Whether somebody else made it, the node's own API for one. Such a backup is never changed.
+    /// Whether another program made it, for example the node's own API. Such a backup is never changed.
     pub foreign: bool,
     /// When it began, milliseconds since the epoch.
     pub started_ms: u64,
-    /// What its job is doing; absent where no job of this service runs.
+    /// The progress of its job; absent if no job of this service is making it.
     pub progress: Option<Progress>,
     /// Whether an operator pinned it, so that neither delete nor prune removes it.
     pub pinned: bool,
-    /// How it was last verified; absent where it was not.
+    /// Its last verification; absent if there was none.
     pub verified: Option<Verified>,
-    /// When the file was last read whole that was not read for the longest time, milliseconds since the epoch; 0 if that is
-    /// unknown. Absent where the files are the node's own, which it reads itself.
+    /// Each file was last read whole at this time or later, milliseconds since the epoch; 0 if that is unknown. Absent if the
+    /// files are links to the node's own, which the node reads itself.
     pub oldest_unread_ms: Option<u64>,
     /// The directories below its `0` that have checksums of all their files: `rocksDb`, `sqlite`.
     pub sums: Vec<&'static str>,
-    /// Bytes of disk that deleting it would free, as of the end of the last job; absent until that is known.
+    /// The bytes on the disk that deleting it would free, as of the end of the last job; absent until that is known.
     pub exclusive_bytes: Option<u64>,
-    /// What `backup.json` says; absent for a foreign backup.
+    /// The content of `backup.json`; absent for a foreign backup.
     pub record: Option<Record>,
 }
 
-/// How far a running job has come.
+/// The progress of a running job.
 #[derive(Debug, Clone, Serialize)]
 pub struct Progress {
     /// What it is doing.
@@ -59,7 +59,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// How far a job has come in this time.
+    /// The progress of a job that began `elapsed` ago.
     pub(crate) fn of(control: &Control, elapsed: Duration) -> Progress {
         let (bytes_done, bytes_total) = control.bytes();
         let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
@@ -76,7 +76,7 @@ impl Progress {
 }
 
 impl Details {
-    /// What is left to say of a job whose directory somebody has removed.
+    /// The description of a job whose directory was removed.
     pub(crate) fn without_directory(id: &BackupId, status: Status, scope: Scope, started_ms: u64) -> Details {
         Details {
             id: id.clone(),
@@ -94,7 +94,7 @@ impl Details {
         }
     }
 
-    /// What the disk says of a backup; no job of ours runs on it.
+    /// The description of a backup on the disk; no job of this service is making it.
     pub(crate) fn of(catalog: &Catalog, found: Found) -> Result<Details> {
         let verified = catalog.verified(&found.id)?;
         Ok(Details {
@@ -114,7 +114,7 @@ impl Details {
     }
 }
 
-/// A deep verification that finds nothing has read everything.
+/// The oldest reading of a file; a deep verification without a fault has read every file.
 fn oldest_unread_ms(record: Option<&Record>, verified: Option<&Verified>) -> Option<u64> {
     let oldest_ms = record?.rocksdb.as_ref()?.oldest_read_ms?;
     let all_ms = verified.filter(|verified| verified.is_deep() && verified.faults_count == 0).map(|v| v.at_ms);

@@ -1,4 +1,4 @@
-//! Finished backups, and how one becomes finished: the catalog, the commit point, recovery, verification, restore, retention.
+//! Finished backups, and the commit of a new one: the catalog, recovery, verification, restore, retention.
 
 pub(crate) mod catalog;
 pub(crate) mod commit;

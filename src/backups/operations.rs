@@ -1,8 +1,8 @@
-//! What an operator does with finished backups: look, verify, restore, delete, prune, pin. Works on a backup directory,
-//! beside a service or without one; each call does one thing and keeps nothing.
+//! An operator's commands on finished backups: list, verify, restore, delete, prune, pin. They work on a backup directory, with
+//! or without a service that runs there; each call is complete in itself and keeps no state.
 //!
-//! Invariants: only backups of ours are ever changed. One that is verified or restored is held, so that nobody deletes it
-//! meanwhile (see `in_use`). Deleting renames first and removes afterwards.
+//! Invariants: only our own backups are ever changed. While a backup is verified or restored it is locked, so that no other
+//! process can delete it (see `in_use`). A delete renames first and removes afterwards.
 
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -27,7 +27,7 @@ use crate::format::layout::{CANCEL_FILE, RECORD_FILE};
 use crate::format::record::Status;
 use crate::id::BackupId;
 
-/// How long a cancelled job has to end, and the pause between two looks whether it did.
+/// How long a cancelled job may take to end, and the pause between two checks of whether it has.
 const CANCEL_LIMIT: Duration = Duration::from_secs(30);
 const CANCEL_PAUSE: Duration = Duration::from_millis(20);
 
@@ -43,7 +43,7 @@ pub fn list_backups_in(directory: &Path) -> Result<Vec<Details>> {
     catalog.list()?.into_iter().map(|found| viewed(&catalog, found)).collect()
 }
 
-/// One backup below a backup directory, as [`list_backups_in`] tells it; `None` where there is none.
+/// One backup below a backup directory, as in [`list_backups_in`]; `None` if it does not exist.
 ///
 /// # Errors
 /// [`Kind::Usage`]: there is no such directory. [`Kind::Io`]: it, or the backup, cannot be read.
@@ -56,7 +56,7 @@ fn viewed(catalog: &Catalog, found: Found) -> Result<Details> {
     Ok(Details { exclusive_bytes: Some(catalog.exclusive_bytes(&found.id)), ..Details::of(catalog, found)? })
 }
 
-/// The identifier of the backup that `word` stands for: its identifier, or `latest` for the newest good one.
+/// The identifier of the backup `word`, which is an identifier, or `latest` for the newest good backup.
 ///
 /// # Errors
 /// [`Kind::NotFound`]; [`Kind::Usage`]: there is no such directory.
@@ -64,7 +64,7 @@ pub fn find_backup(directory: &Path, word: &str) -> Result<BackupId> {
     Ok(find(&Catalog::view(directory)?, word)?.id)
 }
 
-/// A good backup that is held against deleting.
+/// A good backup that cannot be deleted while this exists.
 struct Held {
     catalog: Catalog,
     found: Found,
@@ -77,12 +77,12 @@ impl Held {
         verify::verify(&self.path, self.found.record.as_ref(), depth, program, control)
     }
 
-    /// Notes in the backup how its verification went.
+    /// Notes the result of a verification in the backup.
     fn note(&self, depth: Depth, verification: &Verification) {
         if self.found.record.is_none() {
             return;
         }
-        // A reader of somebody else's backups may look without being able to write.
+        // A user may be permitted to read a backup but not to write to it.
         let noted = damage::note(&self.catalog, &self.found.id, depth, &verification.faults, now_ms())
             .and_then(|()| damage::note_sharers(&self.catalog, &self.found.id, &verification.faults, now_ms()));
         if let Err(e) = noted {
@@ -91,8 +91,8 @@ impl Held {
     }
 }
 
-/// Finds a finished backup by its identifier or by `latest`, and holds it. Where damage was found before, `latest` is an older
-/// one unless `even_damaged`.
+/// Finds a finished backup by its identifier or by `latest`, and locks it. Unless `even_damaged`, `latest` passes over backups in
+/// which damage was found.
 fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
     let catalog = Catalog::view(directory)?;
     let found = if word == LATEST {
@@ -119,24 +119,24 @@ fn require_done(found: &Found) -> Result<()> {
     if found.status == Status::Done {
         return Ok(());
     }
-    let context = format!("backup {} is no good backup: its status is {}", found.id, found.status.word());
+    let context = format!("backup {} is not a good backup: its status is {}", found.id, found.status.word());
     Err(Error::new(Kind::Refused, context))
 }
 
-/// Keeps a backup, which is there, from being deleted.
+/// Keeps a backup from being deleted, and fails if it does not exist any more.
 fn share(catalog: &Catalog, id: &BackupId) -> Result<InUse> {
     let shared = in_use::share(&catalog.path(id));
-    // Another process may have deleted it before the lock was there, or before it was asked for.
+    // Another process may have deleted the backup before we had the lock.
     find(catalog, id.as_str())?;
     shared?.ok_or_else(|| is_in_use(id))
 }
 
-/// Why nobody should rely on a finished backup, where that is known.
+/// The reason not to rely on a finished backup, if one is known.
 fn doubt(catalog: &Catalog, found: &Found) -> Result<Option<String>> {
     if catalog.is_damaged(&found.id)? {
         return Ok(Some("a verification found damage in it".to_owned()));
     }
-    // Without its record it seems to be somebody else's.
+    // Without its record it seems to be foreign.
     let lost = found.record.is_none() && is_there(&catalog.path(&found.id).join(RECORD_FILE))?;
     Ok(lost.then(|| "its record is damaged".to_owned()))
 }
@@ -149,7 +149,7 @@ fn find(catalog: &Catalog, word: &str) -> Result<Found> {
     }
     let found = BackupId::parse(word).map(|id| catalog.find(&id)).transpose()?.flatten();
     let context =
-        || format!("there is no backup {word:?} in {}; list shows what there is", catalog.directory().display());
+        || format!("there is no backup {word:?} in {}; list shows all backups", catalog.directory().display());
     found.ok_or_else(|| Error::new(Kind::NotFound, context()))
 }
 
@@ -157,12 +157,12 @@ fn is_in_use(id: &BackupId) -> Error {
     Error::new(Kind::Busy, format!("backup {id} is in use: it is being made, verified, restored or deleted"))
 }
 
-/// Verifies the backup `word`, an identifier or `latest`. With a `program`, RocksDB runs in its child process. How it went
-/// is noted in the backup where that can be written.
+/// Verifies the backup `word`, an identifier or `latest`. With a `program`, RocksDB runs in a child process. The result is noted
+/// in the backup, if it can be written to.
 ///
 /// # Errors
-/// [`Kind::NotFound`], [`Kind::Refused`] for a backup that is not good, [`Kind::Busy`], [`Kind::Io`] where looking failed.
-/// What is wrong with the backup is no error but a fault in the result.
+/// [`Kind::NotFound`], [`Kind::Refused`] for a backup that is not good, [`Kind::Busy`], [`Kind::Io`] if a file cannot be read.
+/// Damage of the backup is not an error but a fault in the result.
 pub fn verify_backup(
     directory: &Path,
     word: &str,
@@ -179,10 +179,10 @@ pub fn verify_backup(
 /// Puts the `0` of the backup `word` below a database directory, after verifying it.
 ///
 /// # Errors
-/// As [`verify_backup`]; [`Kind::Damaged`] where the backup is not good after all, or was found damaged before and is not
-/// verified deeply now; [`Kind::NotEmpty`] where the target has a `0` already and shall not replace it; [`Kind::Usage`]
-/// where the target lies within a database or among the backups; [`Kind::NodeRunning`], [`Kind::NoSpace`]. [`Kind::Busy`] also
-/// where what is there is being backed up. The target is then as it was.
+/// As [`verify_backup`]; [`Kind::Damaged`] if the verification finds damage, or if damage was found before and this verification
+/// is not deep; [`Kind::NotEmpty`] if the target already has a `0` and `replace` is false; [`Kind::Usage`] if the target lies
+/// within a database or among the backups; [`Kind::NodeRunning`], [`Kind::NoSpace`]. [`Kind::Busy`] also if the database in the
+/// target is being backed up. After an error the target is unchanged.
 pub fn restore_backup(
     directory: &Path,
     word: &str,
@@ -196,8 +196,8 @@ pub fn restore_backup(
         && let Some(why) = doubt(&held.catalog, &held.found)?
     {
         let context = format!(
-            "backup {} is not good, {why}: restore another (list shows them), or have every byte of it read again by \
-             restore --deep; by hand, cp -a takes what there is",
+            "backup {} is not good, {why}: restore another one (list shows them), or read every byte of it again with \
+             restore --deep; to get the files as they are, copy them with cp -a",
             held.found.id
         );
         return Err(Error::new(Kind::Damaged, context));
@@ -211,20 +211,20 @@ pub fn restore_backup(
     Ok((held.found.id, restored))
 }
 
-/// Removes what failed and deleted backups have left.
+/// Removes the garbage of failed and deleted backups.
 ///
 /// # Errors
-/// [`Kind::Usage`]: no such directory. [`Kind::Io`]: the first thing that could not be removed.
+/// [`Kind::Usage`]: no such directory. [`Kind::Io`]: names the first file that could not be removed.
 pub fn sweep_backups(directory: &Path) -> Result<()> {
     Catalog::manage(directory)?.sweep(&|| true).map(|_| ())
 }
 
-/// What [`sum_backup`] did.
+/// The result of [`sum_backup`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summed {
-    /// How many files had to be read.
+    /// How many files were read.
     pub read_count: u64,
-    /// Files that have no checksum because they are no part of the backup.
+    /// Files that have no checksum because they are not part of the backup.
     pub left_out: Vec<String>,
 }
 
@@ -244,8 +244,8 @@ pub fn sum_backup(directory: &Path, word: &str, control: &Control) -> Result<(Ba
     Ok((id.clone(), summed.ok_or_else(|| is_in_use(&id))?))
 }
 
-/// Ends the job that makes the backup `word`, or the one that runs whichever it is, in whatever process; returns its
-/// identifier and how it ended, which is done where it was done already.
+/// Cancels the job that makes the backup `word`, or without a word the running one, in this or another process; waits for its
+/// end. Returns its identifier and its status, which is done if the backup was already done.
 ///
 /// # Errors
 /// [`Kind::NotFound`]: no backup is being made. [`Kind::Refused`]: it is foreign. [`Kind::Busy`]: it does not end in time.
@@ -271,14 +271,17 @@ pub fn cancel_backup(directory: &Path, word: Option<&str>) -> Result<(BackupId, 
         match catalog.find(&found.id)?.ok_or_else(none)?.status {
             Status::InProgress => {}
             ended => {
-                // It may have ended by itself, without a look at the wish.
+                // The job may have ended by itself, without reading the file.
                 disk::remove_file(&wish)?;
                 return Ok((found.id, ended));
             }
         }
     }
     let seconds = CANCEL_LIMIT.as_secs();
-    Err(Error::new(Kind::Busy, format!("backup {} did not end within {seconds} s; does a disk hang?", found.id)))
+    Err(Error::new(
+        Kind::Busy,
+        format!("backup {} did not end within {seconds} s: check whether a disk hangs", found.id),
+    ))
 }
 
 /// Deletes one backup, good or failed.
@@ -297,7 +300,7 @@ fn require_ours(found: &Found) -> Result<()> {
     if found.record.is_some() {
         return Ok(());
     }
-    let context = format!("backup {} was made by somebody else (the node's own API?): it is never changed", found.id);
+    let context = format!("backup {} was made by another program (the node's own API?) and is never changed", found.id);
     Err(Error::new(Kind::Refused, context))
 }
 
@@ -315,13 +318,13 @@ fn delete(catalog: &Catalog, found: &Found) -> Result<()> {
         return Err(is_in_use(&found.id));
     }
     let _in_use = in_use::take(&catalog.path(&found.id), catalog.owner())?.ok_or_else(|| is_in_use(&found.id))?;
-    // It may have been pinned before the locks were there.
+    // It may have been pinned before we had the locks.
     require_unpinned(catalog, &found.id)?;
     disk::rename(&catalog.path(&found.id), &catalog.free_garbage_path(&found.id)?)?;
     disk::sync_dir(catalog.directory())
 }
 
-/// Pins a backup, so that neither prune nor delete removes it, or takes that back.
+/// Pins a backup, so that neither prune nor delete removes it, or unpins it.
 ///
 /// # Errors
 /// [`Kind::NotFound`]; [`Kind::Refused`]: it is foreign.
@@ -340,8 +343,8 @@ pub fn pin_backup(directory: &Path, word: &str, pinned: bool) -> Result<BackupId
     Ok(found.id)
 }
 
-/// Judges every backup by `policy`, and deletes what it says unless `dry_run`. What is in use, was pinned meanwhile or cannot be
-/// deleted is kept, and its verdict says so.
+/// Judges every backup by `policy`, and deletes those that it does not keep, unless `dry_run`. A backup that is in use, was pinned
+/// meanwhile or cannot be deleted is kept, and its verdict says so.
 ///
 /// # Errors
 /// [`Kind::Usage`]: no such directory. [`Kind::Io`]: it cannot be listed.
@@ -362,7 +365,7 @@ pub fn prune_backups(directory: &Path, policy: Policy, dry_run: bool) -> Result<
     Ok(candidates.into_iter().zip(verdicts).collect())
 }
 
-/// What is to be said of a backup that could not be deleted. Others are deleted all the same.
+/// The verdict of a backup that could not be deleted. The others are deleted all the same.
 fn undeleted(catalog: &Catalog, id: &BackupId, why: &Error) -> Verdict {
     if matches!(is_there(&catalog.path(id)), Ok(false)) {
         return Verdict::Gone;

@@ -1,9 +1,9 @@
-//! Settles what a crash left: a backup in progress that no living process works on becomes failed.
+//! Recovers after a crash: a backup in progress that no living process works on becomes failed.
 //!
-//! It renames and writes small files only, so that it takes no time; the sweep of the catalog removes the data afterwards.
+//! This only renames and writes small files, so it takes almost no time; the sweep of the catalog removes the data afterwards.
 //!
 //! Invariants: only directories with our mark, and names that we make, are changed; a backup whose lock a living process holds is
-//! left alone; one that cannot be settled keeps none of the others from it.
+//! not changed; if one backup cannot be settled, the others are settled all the same.
 
 use std::path::Path;
 
@@ -22,19 +22,19 @@ use crate::id::BackupId;
 
 /// Settles every status that a crash left open. Removes nothing: that is the sweep's work.
 pub(crate) fn recover(catalog: &Catalog) -> Result<()> {
-    // While another process makes a backup, what it is creating is not ours to touch.
+    // While another process makes a backup, the directory that it is creating must not be changed.
     if let Some(_job_lock) = Lock::try_take(&catalog.job_lock_path(), catalog.owner())? {
         for (name, id) in catalog.names()?.iter().filter_map(|name| Some((name, layout::id_in_creating(name)?))) {
             let path = catalog.directory().join(name);
             if holds_birth_only(&path)? {
                 disk::rename(&path, &catalog.free_garbage_path(&id)?)?;
             } else {
-                log::warn!("directory left alone path={} reason=\"it holds files of another program\"", path.display());
+                log::warn!("directory not removed path={} reason=\"it has files of another program\"", path.display());
             }
         }
     }
     for id in catalog.ids()? {
-        // One that cannot be settled must not keep the others from being served: the next start tries again.
+        // If one cannot be settled, the others must be served all the same: the next start tries again.
         if let Err(e) = settle(catalog, &id) {
             log::warn!("backup not settled id={id} reason={:?}", e.chain());
         }
@@ -49,7 +49,7 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
     }
     match read_status(&path)? {
         None => {
-            log::warn!("backup left alone id={id} reason=\"its status file is missing or has an unknown content\"");
+            log::warn!("backup not settled id={id} reason=\"its status file is missing or has an unknown content\"");
         }
         Some(Status::Done) => disk::remove_file(&path.join(STATUS_FAILED_FILE))?,
         Some(_) if unsettled(&path, id)?.is_none() => {}
@@ -57,7 +57,7 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
             fault_gate::point("settle", &path);
             // Another process may be making it, or be about to write why it failed.
             let Some(_use_lock) = Lock::try_take(&path.join(USE_FILE), catalog.owner())? else { return Ok(()) };
-            // Or it was done in the meantime: only what is seen under the lock counts.
+            // Or it was finished meanwhile: only the state that is read under the lock counts.
             let Some((mut record, reason)) = unsettled(&path, id)? else { return Ok(()) };
             commit::fail(catalog, &path, &mut record, reason, catalog.owner())?;
             log::warn!("backup interrupted id={id}");
@@ -66,7 +66,7 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
     Ok(())
 }
 
-/// The record of a backup whose end is not settled, and what can be said of the reason; `None` for one that is settled.
+/// The record of a backup whose end is not settled, and the reason as far as it is known; `None` for a settled one.
 fn unsettled(path: &Path, id: &BackupId) -> Result<Option<(Record, &'static str)>> {
     let (Some(record), Some(status)) = (read_record(path, id)?, read_status(path)?) else { return Ok(None) };
     let mut is_left = false;
@@ -76,13 +76,13 @@ fn unsettled(path: &Path, id: &BackupId) -> Result<Option<(Record, &'static str)
     Ok(match status {
         Status::InProgress => Some((record, INTERRUPTED)),
         Status::Failed if is_left || record.reason.is_none() => {
-            Some((record, "interrupted while it was failing: its reason was not written down"))
+            Some((record, "interrupted while it was failing: the reason of the failure is lost"))
         }
         Status::Done | Status::Failed => None,
     })
 }
 
-/// Whether a directory holds nothing but what a backup has before it gets its name: then nothing is lost with it.
+/// Whether a directory contains only the files that a backup has before it gets its name: then it can be removed.
 fn holds_birth_only(path: &Path) -> Result<bool> {
     let failed = || format!("cannot list {}", path.display());
     if !look(path)?.is_some_and(|meta| meta.is_dir()) {

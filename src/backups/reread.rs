@@ -1,15 +1,15 @@
-//! The files that a backup takes over from an earlier one are read again, a share in each run: they carry their rot along.
+//! Reads files again that a backup links from an earlier one, a share in each run: a linked file keeps its damage.
 //!
-//! - Which: those whose last whole reading is the longest ago, until they make up the configured share of all bytes that the
-//!   node still has; one file at least. Their order is by the time noted in `manifest.json`; a time in the future, from a clock
+//! - Which: the files that were not read for the longest time, until they make up the configured share of all bytes that the
+//!   node still has; at least one file. They are sorted by the time in `manifest.json`; a time in the future, from a clock
 //!   that was wrong, counts as never. With 4 % in each run, every file is read within 25 daily backups.
-//! - When: before anything is captured, quietly, within the limit of bytes a second, and no longer than [`TIME_LIMIT`].
-//! - Against what: the checksum in `manifest.json`, which was taken of what was copied, or, of a backup by an earlier version,
-//!   that in `BLAKE2SUMS`. A file without any is compared with the node's own, once.
-//! - What differs, or cannot be read, is damaged: it is not taken over, so that it is copied anew from the node, and it is noted
+//! - When: before the capture, quietly, within the limit of bytes per second, and no longer than [`TIME_LIMIT`].
+//! - How: each file is compared with its checksum in `manifest.json`, which was computed during the copy, or, in a backup of an
+//!   earlier version, with that in `BLAKE2SUMS`. A file without a checksum is compared with the node's own, once.
+//! - A file that differs or cannot be read is damaged: it is not linked but copied from the node again, and the damage is noted
 //!   in every backup that has the same inode.
 //!
-//! A backup with known damage still serves as the earlier one, but for its damaged files.
+//! A backup with known damage can still be the earlier one, without its damaged files.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -31,20 +31,20 @@ use crate::format::manifest::{self, Entry};
 use crate::format::record::{Method, Record, Status};
 use crate::id::BackupId;
 
-/// How long one run reads at most.
+/// The longest time that one run reads.
 const TIME_LIMIT: Duration = Duration::from_secs(60 * 60);
 
-/// The backup whose files a new one takes over.
+/// The earlier backup from which a new one links files.
 #[derive(Debug)]
 pub(crate) struct Base {
     pub(crate) id: BackupId,
     pub(crate) files: Earlier,
-    /// Whether it is finished; otherwise it is a capture of the backup that is being made.
+    /// Whether it is finished; otherwise it is a discarded capture of the backup that is being made.
     is_finished: bool,
 }
 
 impl Base {
-    /// The newest backup of ours whose RocksDB can be used, held; all of it, or all but what is known to be damaged.
+    /// The newest backup of ours whose RocksDB can be used, locked; without the files that are known to be damaged.
     pub(crate) fn find(catalog: &Catalog) -> Result<Option<Base>> {
         for found in catalog.readable()? {
             if let (Status::Done, Some(record)) = (found.status, &found.record)
@@ -59,7 +59,7 @@ impl Base {
         Ok(None)
     }
 
-    /// A capture of the backup `id` that was discarded and lies in `directory`; `None` where it cannot be read.
+    /// A discarded capture of the backup `id`, in `directory`; `None` if it cannot be read.
     pub(crate) fn discarded(id: &BackupId, directory: &Path, brought: &Brought, now_ms: u64) -> Option<Base> {
         let mut files = Earlier::open(directory, None)?;
         brought.known(now_ms).for_each(|(number, known)| files.know(number, known));
@@ -73,11 +73,11 @@ impl Base {
         Some(Base { id: found.id.clone(), files, is_finished: true })
     }
 
-    /// Takes what the backup knows of its files. That it cannot be read is no reason not to use them: then they are compared.
+    /// Reads the known checksums of the backup. If they cannot be read, its files can still be used: then they are compared.
     fn learn(&mut self, catalog: &Catalog, record: &Record) -> Result<()> {
         let path = catalog.path(&self.id);
         let files = &mut self.files;
-        // Of an earlier version there are sums at most, taken after the backup was made.
+        // A backup of an earlier version has BLAKE2SUMS at most, computed after the backup was made.
         let _ = sums::each(&layout::directory_in(&path, ROCKSDB), &mut |name, sum| {
             LiveFile::number_in(name).into_iter().for_each(|number| files.know(number, Known { sum, read_ms: 0 }));
             Ok(true)
@@ -95,8 +95,8 @@ impl Base {
         Ok(())
     }
 
-    /// Reads `percent` of the bytes again that the node's `live` files, as of now, have in common with this backup. What is
-    /// damaged is given up, and noted; it is returned, as are the bytes that were read.
+    /// Reads again `percent` of the bytes of the files that this backup has in common with the node's `live` files. Damaged files
+    /// are no longer used, and noted; returns the faults.
     pub(crate) fn read_share(
         &mut self,
         live: &[LiveFile],
@@ -129,7 +129,7 @@ impl Base {
         Ok(faults)
     }
 
-    /// Reads one file again; says what is wrong with it.
+    /// Reads one file again; returns its fault, if it has one.
     fn read(&mut self, name: &str, known: Option<Known>, now_ms: u64, control: &Control) -> Result<Option<Fault>> {
         let Some(number) = LiveFile::number_in(name) else { return Ok(None) };
         let Some(known) = known else {
@@ -141,7 +141,7 @@ impl Base {
                 self.files.know(number, Known { read_ms: now_ms, ..known });
                 return Ok(None);
             }
-            Ok(_) => "it is not what was backed up: its checksum differs".to_owned(),
+            Ok(_) => "its checksum differs from the recorded one".to_owned(),
             Err(e) if e.kind() == Kind::Io => e.chain(),
             Err(e) => return Err(e),
         };
@@ -149,14 +149,14 @@ impl Base {
         Ok(Some(Fault { file: chainweb::path_in(ROCKSDB, name), why }))
     }
 
-    /// Whether a file is not what was backed up; `None` if that is unknown.
+    /// Whether the checksum of a file differs from the known one; `None` if none is known.
     pub(crate) fn is_bad(&mut self, number: u64, control: &Control) -> Result<Option<bool>> {
         let found = self.files.files().find(|(file, _)| file.number == number);
         let Some((name, known)) = found.and_then(|(file, known)| Some((file.name(), known?))) else { return Ok(None) };
         Ok(Some(self.read(&name, Some(known), known.read_ms, control)?.is_some()))
     }
 
-    /// Gives up a file that turned out bad, and notes that.
+    /// From now on a damaged file is not used; notes the damage.
     pub(crate) fn give_up(&mut self, fault: &Fault, catalog: &Catalog, now_ms: u64) {
         let number = fault.table().and_then(LiveFile::number_in);
         number.into_iter().for_each(|number| self.files.give_up(number));
@@ -173,17 +173,17 @@ impl Base {
         if !self.is_finished {
             return;
         }
-        // The new backup does without these files in any case.
+        // The new backup does not use these files in any case.
         if let Err(e) = damage::note_tables(catalog, &self.id, faults, now_ms) {
             log::warn!("damage not noted id={} reason={:?}", self.id, e.chain());
         }
     }
 
-    /// What a new backup says of a file of this one that was copied anew.
+    /// The warning in a new backup about a damaged file of this one, which was copied again.
     pub(crate) fn warning(&self, fault: &Fault) -> String {
         if !self.is_finished {
-            return format!("{fault}, in a capture that was discarded; this backup has the file anew from the node");
+            return format!("{fault}, in a discarded capture; for this backup the file was copied again from the node");
         }
-        format!("backup {} is damaged, {fault}; this one has the file anew from the node", self.id)
+        format!("backup {} is damaged, {fault}; for this backup the file was copied again from the node", self.id)
     }
 }

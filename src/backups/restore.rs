@@ -1,11 +1,11 @@
-//! A backup becomes a node's database again: its `0` is put below a database directory.
+//! Restores a backup: puts its `0` below a node's database directory.
 //!
 //! ```text
 //! step                                                     a crash after it leaves the target
 //! 1  refuse: node running, target not empty or a mount,    as it was
 //!    no space, no exchange on this file system
 //! 2  quick (or deep) verification                          as it was
-//! 3  fill TARGET/.restoring-<time>, all of it synced       as it was, and that directory, which the next restore removes
+//! 3  fill TARGET/.restoring-<time>, sync all of it         as it was, and that directory, which the next restore removes
 //! 4  rename it to TARGET/0; or, where there is one and     wholly new
 //!    --replace was given:
 //! 5  rename it to TARGET/.exchanging-<time>, sync          as it was; the next restore calls it 0.bak-<time>
@@ -15,12 +15,12 @@
 //!    them back, remove the new one, fail
 //! 9  rename the old one to TARGET/0.bak-<time>             wholly new
 //! ```
-//! Invariants: what may be an old database is never removed: `.restoring-*` never is one, `.exchanging-*` may be. One restore
-//! at a time works on a target: it holds a lock on the directory. No process has an old database open when it is exchanged,
-//! and none opens it before that is sure: a node that starts at any moment finds all of one of the two. The files of the backup
-//! are only read. SSTs are linked where the file system allows and their owner and mode are those the target needs: RocksDB
-//! never changes one. Everything that a node writes to (WAL, MANIFEST, CURRENT, SQLite) is cloned or copied: a restored database
-//! never shares a writable file with its backup. Files and directories have the modes that they have in the backup.
+//! Invariants: a directory that may be an old database is never removed: `.restoring-*` never is one, `.exchanging-*` may be. Only
+//! one restore at a time works on a target: it holds a lock on the directory. The exchange counts only if no process has an old
+//! database open: a node that starts at any moment finds one of the two databases, and all of it. The files of the backup are only
+//! read. SSTs, which RocksDB never changes, are linked if the file system permits it and if they have the owner and mode that the
+//! target needs. Every file that a node writes to (WAL, MANIFEST, CURRENT, SQLite) is cloned or copied: a restored database never
+//! shares a writable file with its backup. Files and directories have the same modes as in the backup.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -48,28 +48,29 @@ use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::{self, WHOLE};
 
-/// Bytes that must stay free on the target's file system.
+/// The bytes that must be left free on the target's file system.
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// How many moments are tried for names that are free.
+/// How many times, in milliseconds, are tried to find free names.
 const MAX_STAMPS: u64 = 1000;
 
-/// What a restore did.
+/// The result of a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
-    /// The database directory that a node can be started on.
+    /// The restored database directory, ready for a node.
     pub database_directory: PathBuf,
-    /// Where what was there before is now.
+    /// The directory of the database that was replaced, if there was one.
     pub replaced: Option<PathBuf>,
-    /// Files that are links to the backup's.
+    /// The number of files that are links to the backup's.
     pub linked_count: u64,
-    /// Files that were cloned or copied.
+    /// The number of files that were cloned or copied.
     pub copied_count: u64,
-    /// Whether Pact has lost its old blocks to compaction: the node refuses it unless it is told that this is wished.
+    /// Whether compaction has removed old blocks of Pact: then the node must be told to accept that.
     pub pact_is_compacted: bool,
 }
 
-/// Fails with [`Kind::Usage`] where a database directory cannot be: within a database or a backup, or where the backups are.
+/// Fails with [`Kind::Usage`] if `target` cannot be a database directory: it lies within a database or a backup, or is the backup
+/// directory.
 pub(crate) fn require_target(target: &Path, backups: &Path) -> Result<()> {
     require_no_file(target, "target", "--to")?;
     let resolved = resolve(target)?;
@@ -83,7 +84,8 @@ pub(crate) fn require_target(target: &Path, backups: &Path) -> Result<()> {
     } else {
         return Ok(());
     };
-    let context = format!("the target {} {whose}: name the directory that holds, or gets, the 0", target.display());
+    let context =
+        format!("the target {} {whose}: name the database directory, in which the 0 is or will be", target.display());
     Err(Error::new(Kind::Usage, context))
 }
 
@@ -92,13 +94,13 @@ pub(crate) fn require_target(target: &Path, backups: &Path) -> Result<()> {
 pub struct RestoreOptions<'a> {
     /// The database directory that gets the backup's `0`.
     pub target: &'a Path,
-    /// Keep aside what is there, instead of failing.
+    /// Whether an existing `0` is renamed and kept; otherwise it makes the restore fail.
     pub replace: bool,
-    /// Copy every byte: share no file, and no block of one, with the backup.
+    /// Whether every byte is copied: then no file, and no block of one, is shared with the backup.
     pub copy: bool,
     /// How thoroughly the backup is verified before.
     pub depth: Depth,
-    /// In whose child process RocksDB is opened for that; absent, it is opened in this one.
+    /// The program in whose child process RocksDB is opened for the verification; if absent, it is opened in this process.
     pub program: Option<&'a Path>,
 }
 
@@ -113,7 +115,7 @@ struct Names {
 }
 
 impl Names {
-    /// Those of the first moment from `now_ms` on that no earlier restore has used.
+    /// The names with the first time from `now_ms` on that no earlier restore has used.
     fn free(target: &Path, now_ms: u64) -> Names {
         let at = |stamp: u64| Names {
             target: target.to_owned(),
@@ -130,7 +132,7 @@ impl Names {
     }
 }
 
-/// Steps 1 and 3 to 9; the caller has verified the backup in `backup` and holds it.
+/// Steps 1 and 3 to 9; the caller has verified the backup in `backup` and has locked it.
 pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, control: &Control) -> Result<Restored> {
     let (whole, target) = (backup.join(WHOLE), &*resolve(options.target)?);
     let place = target.join(WHOLE);
@@ -140,10 +142,10 @@ pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, c
     let owner = Owner::following(if is_occupied(&place) { &place } else { parent })?;
     disk::ensure_dir(target, owner)?;
     let _lock = Lock::try_take_directory(target)?.ok_or_else(|| {
-        Error::new(Kind::Busy, format!("another restore into {} is on its way; wait for it", target.display()))
+        Error::new(Kind::Busy, format!("another restore into {} is running; wait for its end", target.display()))
     })?;
     clear(target)?;
-    // Looked at again under the lock.
+    // Checked again under the lock.
     require_free(&place, options.replace)?;
     let occupied = is_occupied(&place);
     let names = Names::free(target, now_ms);
@@ -165,7 +167,7 @@ pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, c
         if occupied { exchange(&names, owner) } else { put_in_place(&names) }
     });
     if let Err(cause) = put {
-        // The cause is what matters; the next restore removes what this cannot.
+        // The cause is reported, not an error of the clean-up: the next restore removes the directory.
         let _ = disk::remove_tree(&names.staging, &|| true);
         return Err(cause);
     }
@@ -177,7 +179,7 @@ pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, c
     Ok(restored)
 }
 
-/// Step 4. The kernel renames over nothing, or over an empty directory.
+/// Step 4. The kernel replaces an empty directory, but not one with files.
 fn put_in_place(names: &Names) -> Result<()> {
     disk::rename(&names.staging, &names.place).map_err(|e| {
         if is_occupied(&names.place) {
@@ -189,15 +191,18 @@ fn put_in_place(names: &Names) -> Result<()> {
     })
 }
 
-/// Steps 5 to 8. On an error the target is as it was, and the new database is where it was filled.
+/// Steps 5 to 8. After an error the target is as it was, and the new database is in the directory where it was filled.
 fn exchange(names: &Names, owner: Option<Owner>) -> Result<()> {
     let (new, place) = (&names.exchanging, &names.place);
-    // What may be an old database after a crash must not be called like one that never is.
+    // After a crash this may be an old database, so it must not have the name of a directory that the next restore removes.
     disk::rename(&names.staging, new)?;
     let back = |cause: Error| match disk::rename(new, &names.staging) {
         Ok(()) => cause,
-        Err(_) => Error::new(cause.kind(), format!("{} can be removed: it is no database of yours", new.display()))
-            .because(cause),
+        Err(_) => Error::new(
+            cause.kind(),
+            format!("{} can be removed: it is not your old database but a copy of the backup", new.display()),
+        )
+        .because(cause),
     };
     disk::sync_dir(&names.target).map_err(back)?;
     let locks = NodeLocks::take(place, owner).map_err(back)?;
@@ -208,7 +213,7 @@ fn exchange(names: &Names, owner: Option<Owner>) -> Result<()> {
     if let Err(cause) = locks.require_unused(new) {
         disk::exchange(new, place).map_err(|e| {
             let context = format!(
-                "{} is restored, but what was there is used by a process and is in {}: stop that process",
+                "{} is restored, but a process uses the old database, which is now in {}: stop that process",
                 place.display(),
                 new.display()
             );
@@ -217,11 +222,11 @@ fn exchange(names: &Names, owner: Option<Owner>) -> Result<()> {
         let undone = disk::sync_dir(&names.target);
         return Err(back(undone.err().unwrap_or(cause)));
     }
-    // From here on it is restored.
+    // From here on the database is restored.
     synced.map_err(|e| in_place(place, e))
 }
 
-/// Fails where the file system cannot exchange two directories, before anything is copied.
+/// Fails if the file system cannot exchange two directories, before anything is copied.
 fn probe_exchange(names: &Names) -> Result<()> {
     let probe = || {
         disk::create_dir(&names.staging, None)?;
@@ -242,24 +247,26 @@ fn probe_exchange(names: &Names) -> Result<()> {
     })
 }
 
-/// Fails where the new `0` cannot be put: something is there that shall not be replaced, or a file system is mounted there.
+/// Fails if the new `0` cannot get its name: there is a `0` that must not be replaced, or a file system is mounted there.
 fn require_free(place: &Path, replace: bool) -> Result<()> {
     if is_occupied(place) && !replace {
-        let context =
-            format!("{} is not empty; name another directory, or give --replace to keep it aside", place.display());
+        let context = format!(
+            "{} is not empty; name another directory, or give --replace, which renames and keeps it",
+            place.display()
+        );
         return Err(Error::new(Kind::NotEmpty, context));
     }
     if !nofollow::is_mount_point(place) {
         return Ok(());
     }
     let context = format!(
-        "a file system is mounted at {}, and what is mounted cannot be replaced: restore into another directory",
+        "a file system is mounted at {}, and a mount cannot be replaced: restore into another directory",
         place.display()
     );
     Err(Error::new(Kind::Refused, context))
 }
 
-#[expect(clippy::disallowed_methods, reason = "the target is the operator's, and may be a link of his")]
+#[expect(clippy::disallowed_methods, reason = "the operator may have put a link in place of the target")]
 fn is_occupied(place: &Path) -> bool {
     place.symlink_metadata().is_ok() && fs::read_dir(place).is_ok_and(|mut d| d.next().is_some())
 }
@@ -269,7 +276,7 @@ fn in_place(place: &Path, cause: Error) -> Error {
     Error::new(cause.kind(), context).because(cause)
 }
 
-/// Ends what a restore left that was cut off: removes what it had not finished, keeps what may be an old database.
+/// Cleans up after an interrupted restore: removes an unfinished database, and keeps one that may be an old database.
 fn clear(target: &Path) -> Result<()> {
     let failed = || format!("cannot list {}", target.display());
     for entry in nofollow::entries(target).context(failed)? {
@@ -289,7 +296,7 @@ fn is_compacted(whole: &Path) -> Result<bool> {
     databases.iter().try_fold(false, |found, database| Ok(found || sqlite::is_compacted(database)?))
 }
 
-/// A database that a process has open is never touched.
+/// Fails if a process has a database below `place` open: such a database is never changed.
 fn require_no_node(place: &Path) -> Result<()> {
     node_locks::user_of(place)?.map_or(Ok(()), |user| Err(user.into_error()))
 }
@@ -307,7 +314,7 @@ struct Filling<'a> {
     restored: &'a mut Restored,
 }
 
-/// A file that is restored.
+/// A file to be restored.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Item {
     from: PathBuf,
@@ -360,7 +367,7 @@ impl Filling<'_> {
             let (name, stat) = entry.context(failed)?;
             let (name, mode) = (PathBuf::from(name), stat.st_mode);
             let text = name.to_string_lossy();
-            // The checksums are the backup's, whole or not.
+            // The checksums belong to the backup, and are not restored.
             if FileType::from_raw_mode(mode) != FileType::RegularFile || sums::is_ours(&text) {
                 continue;
             }
@@ -372,7 +379,7 @@ impl Filling<'_> {
         Ok(())
     }
 
-    /// Brings a file; whether that is a link.
+    /// Links, clones or copies a file; returns whether it was linked.
     fn bring(&mut self, Item { from, to, bytes, mode, may_link }: &Item, unsynced: &mut Batch) -> Result<bool> {
         if *may_link && disk::link(from, to).is_ok() {
             self.restored.linked_count += 1;
@@ -384,7 +391,7 @@ impl Filling<'_> {
             Some(cloned) => cloned,
             None => copy::copy_still(self.copier, &file, *bytes, to)?,
         };
-        // A node writes to it, whatever became of the mode in the backup.
+        // A node must be able to write to it, even if its mode was changed in the backup.
         copied.set_mode(mode | 0o600)?;
         self.restored.copied_count += 1;
         unsynced.add(copied).map(|()| false)

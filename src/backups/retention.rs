@@ -1,25 +1,25 @@
-//! Which backups to keep: a pure function from what there is and a policy to a verdict for each, with its reason.
+//! Decides which backups to keep: a pure function from a list of backups and a policy to a verdict for each, with its reason.
 //!
-//! Newest is what has the largest identifier: those of ours always rise. The clock may have been wrong when a backup was made, so
-//! its time only says in which day and week it falls.
+//! The newest backup is the one with the largest identifier: our identifiers always increase. The clock may have been wrong when a
+//! backup was made, so its time only determines its day and its week.
 //!
-//! Invariants, for every input: a foreign, a pinned, a running and the newest good backup are kept. Only good backups count
-//! for a rule; one that a verification found damaged is not good, and is kept only while there is no good one. Without a
-//! rule nothing is deleted. To judge again what was kept deletes nothing more.
+//! Invariants, for every input: foreign, pinned and running backups and the newest good backup are kept. Only good backups count
+//! for a rule; one in which a verification found damage is not good, and is kept only if there is no good one. Without a
+//! rule no backup is deleted. Judging the kept backups again deletes no further one.
 
 use std::collections::BTreeSet;
 
 use crate::format::record::Status;
 use crate::id::BackupId;
 
-/// What decides about a backup.
+/// The properties of a backup that decide whether it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// Its identifier.
     pub id: BackupId,
     /// Its status.
     pub status: Status,
-    /// Whether it is somebody else's.
+    /// Whether another program made it.
     pub foreign: bool,
     /// Whether an operator pinned it.
     pub pinned: bool,
@@ -32,24 +32,24 @@ pub struct Candidate {
 /// How many good backups to keep. A backup that any rule keeps is kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// The newest so many.
+    /// Keeps this many of the newest.
     pub keep_last: u32,
-    /// The newest of each of so many days (UTC) that have one.
+    /// Keeps the newest of each day (UTC), for this many days that have a backup.
     pub keep_daily: u32,
-    /// The newest of each of so many weeks (Monday to Sunday, UTC) that have one.
+    /// Keeps the newest of each week (Monday to Sunday, UTC), for this many weeks that have a backup.
     pub keep_weekly: u32,
 }
 
-/// What becomes of a backup.
+/// Whether a backup is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It stays, because of this.
+    /// It is kept, for this reason.
     Keep(&'static str),
-    /// It goes.
+    /// It is deleted.
     Delete,
     /// Another process has deleted it meanwhile.
     Gone,
-    /// It shall go, and cannot be deleted: the log says why.
+    /// It could not be deleted; the log says why.
     Failed,
 }
 
@@ -87,7 +87,7 @@ pub fn judge(backups: &[Candidate], policy: Policy) -> Vec<Verdict> {
     good.iter().take(1).for_each(|i| keep(*i, "last good"));
     good.iter().take(policy.keep_last as usize).for_each(|i| keep(*i, "keep-last"));
     let day = |i: usize| backups[i].started_ms / DAY_MS;
-    // The epoch was a Thursday: three days later weeks begin on Monday.
+    // The epoch was a Thursday: three days added, weeks begin on Monday.
     let week = |i: usize| (day(i) + 3) / 7;
     for i in newest_of_each(&good, policy.keep_daily, day) {
         keep(i, "keep-daily");
@@ -98,7 +98,7 @@ pub fn judge(backups: &[Candidate], policy: Policy) -> Vec<Verdict> {
     verdicts
 }
 
-/// The first of each period, for the first so many periods.
+/// The first backup of each period, for the first `count` periods.
 fn newest_of_each(good: &[usize], count: u32, period: impl Fn(usize) -> u64) -> Vec<usize> {
     let mut seen = BTreeSet::new();
     let is_first = |i: &usize| seen.insert(period(*i));

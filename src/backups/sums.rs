@@ -1,9 +1,9 @@
 //! Checksums as the community publishes them: `BLAKE2SUMS` in a directory, in the format of coreutils' `b2sum`, so that
-//! `b2sum -c BLAKE2SUMS` checks it.
+//! `b2sum -c BLAKE2SUMS` checks the directory.
 //!
-//! Invariants: the file appears by one atomic rename, with every file of the directory in it, and is the only thing that
-//! is added to a backup after its commit. A file that was summed when it was copied, or that another backup of the catalog has
-//! too, as the same inode, is not read again.
+//! Invariants: the file appears by one atomic rename, with every file of the directory in it, and is the only file that is added
+//! to a backup after its commit. A file whose checksum was computed when it was copied, or is known from another backup of the
+//! catalog that has the same inode, is not read again.
 
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -23,17 +23,17 @@ use crate::format::manifest::{self, Entry, Manifest};
 use crate::format::record::Method;
 use crate::id::BackupId;
 
-/// The longest line that is read: a sum and a file name have less.
+/// The longest line that is read: a checksum and a file name are shorter.
 const MAX_LINE_BYTES: u64 = 1024;
 
-/// Whether this is the name of the file, or of what becomes it ([`disk::replace`]).
+/// Whether this is the name of the file, or its temporary name while it is written ([`disk::replace`]).
 pub(crate) fn is_ours(name: &str) -> bool {
     let temporary = disk::of_temporary(name);
     temporary.unwrap_or(name) == SUMS_FILE
 }
 
-/// Gives each name and sum of a directory's `BLAKE2SUMS` to `take`, line by line; `Ok(false)` where it has none. Fails with
-/// [`Kind::Damaged`] at a line that is none, or has a name that `take` says it has had: such a name was damaged.
+/// Gives each name and checksum of a directory's `BLAKE2SUMS` to `take`, line by line; `Ok(false)` if there is no such file. Fails
+/// with [`Kind::Damaged`] at an invalid line, or if `take` returns false because it has had the name before.
 pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(&str, Sum) -> Result<bool>) -> Result<bool> {
     let path = directory.join(SUMS_FILE);
     let failed = || format!("cannot read {}", path.display());
@@ -58,7 +58,7 @@ pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(&str, Sum) -> Result<b
     Ok(true)
 }
 
-/// One line of `b2sum`: the sum, a blank, a blank or an asterisk, the name. The name must be a plain one.
+/// Parses a line of `b2sum`: the checksum, a blank, a blank or an asterisk, the name. The name must be a plain file name.
 fn parse(line: &str) -> Option<(&str, Sum)> {
     let (sum, name) = line.split_once(' ')?;
     let name = name.strip_prefix([' ', '*'])?;
@@ -66,7 +66,7 @@ fn parse(line: &str) -> Option<(&str, Sum)> {
     Some((name, Sum::parse(sum)?)).filter(|_| is_plain)
 }
 
-/// The directories of a backup that have sums.
+/// The directories of a backup that have their `BLAKE2SUMS`.
 pub(crate) fn present(path: &Path) -> Result<Vec<&'static str>> {
     let mut present = Vec::new();
     for name in DIRECTORIES {
@@ -76,7 +76,7 @@ pub(crate) fn present(path: &Path) -> Result<Vec<&'static str>> {
     Ok(present)
 }
 
-/// Whether a directory has its `BLAKE2SUMS`; what no file of ours can be is none.
+/// Whether a directory has its `BLAKE2SUMS`; a link, a FIFO or the like does not count.
 pub(crate) fn has_sums(directory: &Path) -> Result<bool> {
     let path = directory.join(SUMS_FILE);
     match nofollow::open_regular(&path) {
@@ -86,7 +86,7 @@ pub(crate) fn has_sums(directory: &Path) -> Result<bool> {
     }
 }
 
-/// The directories of a finished backup that shall have sums and have none.
+/// The directories of a finished backup whose `BLAKE2SUMS` must be written.
 fn missing(path: &Path, which: Sums) -> Result<Vec<&'static str>> {
     let manifest = path.join(MANIFEST_FILE);
     let prefixes = DIRECTORIES.map(prefix_of);
@@ -98,7 +98,7 @@ fn missing(path: &Path, which: Sums) -> Result<Vec<&'static str>> {
     };
     let read = nofollow::open_regular(&manifest).and_then(|file| manifest::read_each(file, &mut look));
     if !read.context(|| format!("cannot read {}", manifest.display()))? {
-        return Err(Error::new(Kind::Damaged, format!("{} is not a manifest of ours", manifest.display())));
+        return Err(Error::new(Kind::Damaged, format!("{} is damaged, or of an unknown format", manifest.display())));
     }
     let wanted = DIRECTORIES.into_iter().zip(linked).filter(|(_, linked)| which == Sums::All || !linked);
     let mut missing = Vec::new();
@@ -111,17 +111,17 @@ fn missing(path: &Path, which: Sums) -> Result<Vec<&'static str>> {
     Ok(missing)
 }
 
-/// How the paths of the files in a directory begin.
+/// The beginning of the paths of the files in a directory.
 pub(crate) fn prefix_of(directory: &str) -> String {
     chainweb::path_in(directory, "") + "/"
 }
 
-/// The files of a finished backup that are there.
+/// The existing files of a finished backup.
 struct Files {
     all: Manifest,
-    /// Of each, whether it is in `manifest.json`.
+    /// For each of them, whether it is in `manifest.json`.
     named: Vec<bool>,
-    /// Of each, the checksum that it has there.
+    /// For each of them, its checksum in `manifest.json`.
     sums: Vec<Option<Sum>>,
 }
 
@@ -142,15 +142,15 @@ impl Files {
     }
 }
 
-/// The files that no `BLAKE2SUMS` of a backup names because they are no part of it, as a publisher adds them.
+/// The files that no `BLAKE2SUMS` of a backup names because they are not part of it: a publisher may add files.
 pub(crate) fn left_out(path: &Path) -> Result<Vec<String>> {
     let files = Files::of(path)?;
     let extras = files.all.files().zip(&files.named).filter(|(_, named)| !**named).map(|(file, _)| file.path);
     Ok(extras.filter(|path| !path.rsplit('/').next().is_some_and(is_ours)).map(str::to_owned).collect())
 }
 
-/// Writes the missing `BLAKE2SUMS` of a finished backup; returns how many files were read for it, `None` where none is
-/// missing. Files that are not in its manifest are left out.
+/// Writes the missing `BLAKE2SUMS` of a finished backup; returns how many files were read, `None` if none was missing. Files that
+/// are not in its manifest are left out.
 pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Control) -> Result<Option<u64>> {
     let missing = missing(path, which)?;
     if missing.is_empty() {
@@ -165,7 +165,7 @@ pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Contr
     Ok(Some(read_count))
 }
 
-/// The same for the newest good backup of ours, held meanwhile; `None` where there is nothing to do.
+/// The same for the newest good backup of ours, which is locked meanwhile; `None` if there is nothing to do.
 pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) -> Result<Option<(BackupId, u64)>> {
     if which == Sums::None {
         return Ok(None);
@@ -176,13 +176,13 @@ pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) ->
     Ok(read_count.flatten().map(|count| (newest.id, count)))
 }
 
-/// A directory that shall have sums.
+/// A directory whose `BLAKE2SUMS` is written.
 struct Directory<'a> {
     name: &'a str,
     path: PathBuf,
     prefix: String,
     files: &'a Files,
-    /// Those of the files that lie in it, sorted.
+    /// The indices of the files in it, sorted.
     here: Vec<usize>,
 }
 
@@ -212,7 +212,7 @@ impl<'a> Directory<'a> {
         let mut read_count = 0;
         for (n, sum) in sums.iter_mut().enumerate().filter(|(_, sum)| sum.is_none()) {
             read_count += 1;
-            // The page cache is the node's; linked files are in it because the node reads them.
+            // Quietly, because the page cache is for the node; linked files may be cached because the node reads them.
             *sum = Some(sum::of(&self.path.join(self.file(n)), true, control)?);
         }
         let write = |to: &mut dyn Write| {
@@ -226,8 +226,8 @@ impl<'a> Directory<'a> {
         Ok(read_count)
     }
 
-    /// The sums that need no reading: those of the manifest, taken when the files were copied, and what the catalog has
-    /// already: an SST that several backups link is one file, and has one name.
+    /// The checksums for which no file must be read: those of the manifest, computed during the copy, and those in other backups
+    /// of the catalog: an SST that several backups link is one file with the same name in each.
     fn known(&self, catalog: &Catalog) -> Result<Vec<Option<Sum>>> {
         let mut known = off_heap::list();
         known.extend(self.here.iter().map(|at| self.files.sums[*at]));
@@ -247,7 +247,7 @@ impl<'a> Directory<'a> {
                 }
                 Ok(true)
             });
-            // Sums that cannot all be read are computed anew.
+            // If a BLAKE2SUMS cannot be read to its end, none of its checksums is used.
             if read.is_err() {
                 taken.iter().for_each(|n| known[*n] = None);
             }

@@ -1,20 +1,19 @@
-//! Whether a finished backup is what it was when it was committed. Changes nothing; looks at everything itself.
+//! Verifies that a finished backup is unchanged since its commit. Changes nothing, and trusts no earlier result.
 //!
-//! - **Quick**, in seconds for thousands of files: `backup.json` and `manifest.json` carry their right seals (see `seal`);
-//!   the files are those of `manifest.json`, with their sizes; the RocksDB's
-//!   CURRENT and MANIFEST name files that are there, with the sizes that they should have; each SQLite file has a header
-//!   that fits its size.
+//! - **Quick**, in seconds for thousands of files: `backup.json` and `manifest.json` match their seals (see `seal`); the files
+//!   are those of `manifest.json`, with their sizes; RocksDB's CURRENT and MANIFEST name files that exist, with the sizes in
+//!   the MANIFEST; each SQLite file has a header that fits its size.
 //! - **Deep**, at the disk's speed: also the checksums of the manifest and of `BLAKE2SUMS`, every block of RocksDB read and
-//!   checked against its checksum, SQLite's own integrity check, and the heights of the record. RocksDB runs in a child
-//!   process where one is given: a damaged file cannot harm the caller.
+//!   compared with its checksum, SQLite's own integrity check, and the heights of the record. RocksDB runs in a child
+//!   process if a program for it is given, so that a damaged file cannot harm the caller.
 //!
-//! A foreign backup has no manifest: what can be looked at without one is. One with a manifest and no record was ours.
+//! A foreign backup has no manifest: everything is checked that needs none. A backup with a manifest and no record was ours.
 //!
-//! A file that is in no list of ours (a publisher's `snapshot_date`) is an extra: it is named, and is no damage. Only what
-//! RocksDB or SQLite would replay at the next start (a WAL, a journal) is damage: with it the backup is another one.
+//! A file that is not in the manifest (a publisher's `snapshot_date`) is an extra: it is listed, and is not a fault. Only a file
+//! that RocksDB or SQLite would replay at the next start (a WAL, a journal) is a fault: it would change the database.
 //!
 //! # Limitations
-//! A changed byte within a row of SQLite is seen only where there are `BLAKE2SUMS`: its pages have no checksums.
+//! A changed byte within a row of SQLite is found only if there are `BLAKE2SUMS`: SQLite's pages have no checksums.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -50,20 +49,20 @@ use crate::format::seal;
 /// The largest `manifest.json` that is read: of five million files.
 const MAX_SEALED_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// What was looked at, and what is wrong.
+/// The result of a verification.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Verification {
-    /// Files looked at.
+    /// The number of files that were checked.
     pub files_count: u64,
-    /// Their sizes added up.
+    /// The sum of their sizes.
     pub bytes: u64,
-    /// Files whose checksum was compared.
+    /// The number of files whose checksum was compared.
     pub sums_count: u64,
-    /// Keys read from RocksDB.
+    /// The number of keys that were read from RocksDB.
     pub keys_count: u64,
-    /// Empty when the backup is good.
+    /// Empty if the backup is good.
     pub faults: Vec<Fault>,
-    /// Files that are no part of the backup, as a publisher adds them: no damage.
+    /// Files that are not part of the backup, such as a publisher's; they are not faults.
     pub extras: Vec<String>,
 }
 
@@ -73,8 +72,8 @@ impl Verification {
     }
 }
 
-/// Looks at the backup in `path`, whose record is `record` unless it is foreign. An error means that looking failed; what
-/// is wrong with the backup is in the result.
+/// Verifies the backup in `path`, whose record is `record` unless it is foreign. An error means that a file could not be read;
+/// damage of the backup is in the result.
 pub(crate) fn verify(
     path: &Path,
     record: Option<&Record>,
@@ -87,7 +86,7 @@ pub(crate) fn verify(
     }
     let mut result = Verification::default();
     let whole = path.join(WHOLE);
-    // What is really there.
+    // The files that exist.
     let (files, others) = Manifest::found(&whole)?;
     let (blocking, extras): (Vec<_>, Vec<_>) = others.into_iter().partition(|path| is_rocksdbs(path));
     result.extras = extras;
@@ -115,10 +114,10 @@ pub(crate) fn verify(
     }
     if depth == Depth::Deep {
         let rocksdb = whole.join(ROCKSDB);
-        // What is in both lists is read once.
+        // A file that is in both lists is read once.
         let mut agreed = vec![false; files.count()];
         compare_sums(&rocksdb, &files, said.as_ref(), &mut result, &mut |name, path, expected| {
-            // RocksDB reads its SSTs once more, but through a cache of its own; the page cache is the node's.
+            // RocksDB reads its SSTs once more, but with a cache of its own; the page cache is for the node.
             let sum = sum::of(path, is_immutable(name), control)?;
             if let (Some(said), Some(at)) = (&said, files.find(&chainweb::path_in(ROCKSDB, name))) {
                 agreed[at] = sum == expected && said.sums[at] == Some(sum);
@@ -129,8 +128,8 @@ pub(crate) fn verify(
             compare_with_sums_of_manifest(path, &files, said, &agreed, control, &mut result)?;
         }
         check_pact(path, &files, said.as_ref(), &databases, record, control, &mut result)?;
-        // RocksDB would open what blocks, and wait for ever, or read what lies elsewhere.
-        // A CURRENT that is no file of ours may be huge, and RocksDB reads all of it into memory.
+        // RocksDB would open a FIFO and wait for ever, or follow a link.
+        // A CURRENT that is not ours may be huge, and RocksDB reads all of it into memory.
         let current = chainweb::path_in(ROCKSDB, "CURRENT");
         let is_fit = blocking.is_empty() && !result.faults.iter().any(|fault| fault.file == current);
         let inspected = is_fit.then(|| rocksdb::inspect(&rocksdb, program, control));
@@ -144,14 +143,14 @@ pub(crate) fn verify(
             }
             Err(e) => return Err(e),
         }
-        // A program without RocksDB writes down no height.
+        // A program without RocksDB records no height.
         let expected = record.and_then(|r| r.rocksdb.as_ref()?.cut_height);
         if let Some(expected) = expected.filter(|_| result.faults.is_empty()) {
             match rocksdb::read_cut(&rocksdb, program, control)? {
                 Heights::Damaged(fault) => result.faults.push(Fault::of_rocksdb(fault)),
                 Heights::Cut(cut) if cut.as_ref().map(|cut| cut.height) != Some(expected) => {
                     let height = cut.map_or(0, |cut| cut.height);
-                    let why = format!("its cut is {height} but the record says {expected}");
+                    let why = format!("its cut is at height {height} instead of the {expected} in the record");
                     result.fault(chainweb::path_in(ROCKSDB, ""), why);
                 }
                 Heights::Cut(_) => {}
@@ -161,7 +160,7 @@ pub(crate) fn verify(
     Ok(result)
 }
 
-/// Compares each file with the checksum that the manifest has of it, but for those of which that is known already.
+/// Compares each file with its checksum in the manifest, except those for which that was done already (`agreed`).
 fn compare_with_sums_of_manifest(
     path: &Path,
     files: &Manifest,
@@ -172,7 +171,7 @@ fn compare_with_sums_of_manifest(
 ) -> Result<()> {
     for (at, expected) in said.sums.iter().enumerate().filter_map(|(at, sum)| Some((at, (*sum)?))) {
         let name = files.file(at).path;
-        // What BLAKE2SUMS found is told of already.
+        // The faults found with BLAKE2SUMS are reported already.
         if agreed[at] || result.faults.iter().any(|fault| fault.file == name) {
             continue;
         }
@@ -194,7 +193,8 @@ fn is_rocksdbs(path: &str) -> bool {
         .is_some_and(|name| is_numbered(name) || matches!(name, "CURRENT" | "IDENTITY" | "LOCK" | "LOG"))
 }
 
-/// Each database, one after the other: read in one go, then checked while it is in memory, since SQLite reads it in no order.
+/// Checks the databases one after the other: each is read from beginning to end, and then checked while it is in the page cache,
+/// because SQLite reads it in no order.
 fn check_pact(
     path: &Path,
     files: &Manifest,
@@ -235,27 +235,30 @@ fn check_pact(
             let height = sqlite::newest_block(&place)?.map(|(height, _)| height);
             if height != part.block_height {
                 let (height, expected) = (height.unwrap_or(0), part.block_height.unwrap_or(0));
-                result.fault(*name, format!("its block is {height} but the record says {expected}"));
+                result.fault(
+                    *name,
+                    format!("its newest block is at height {height} instead of the {expected} in the record"),
+                );
             }
         }
     }
     Ok(())
 }
 
-/// What a `manifest.json` says in all, and of some files.
+/// A summary of a `manifest.json`.
 #[derive(Default)]
 struct Said {
     count: u64,
     bytes: u64,
-    /// Of the files of Pact, the sizes.
+    /// The sizes of the files of Pact.
     pact: BTreeMap<String, u64>,
-    /// Of each file that is there, the checksum that the manifest has of it.
+    /// For each existing file, its checksum in the manifest.
     sums: Vec<Option<Sum>>,
-    /// Of each file that is there, whether it is in the manifest.
+    /// For each existing file, whether it is in the manifest.
     named: Vec<bool>,
 }
 
-/// Compares what is there with the manifest. `None`, with a fault where there must be one, where there is none of ours.
+/// Compares the existing files with the manifest. `None` if there is no manifest of ours, which is a fault in a backup of ours.
 fn compare_with_manifest(
     path: &Path,
     is_ours: bool,
@@ -286,7 +289,7 @@ fn compare_with_manifest(
     let read = if_there(nofollow::open_regular(&file).and_then(|file| manifest::read_each(file, &mut compare)), &file)?;
     if read != Some(true) {
         if is_ours || read.is_some() {
-            let why = if read.is_some() { "it is not a manifest of ours" } else { "it is missing" };
+            let why = if read.is_some() { "it is damaged, or of an unknown format" } else { "it is missing" };
             result.fault(MANIFEST_FILE, why);
         }
         return Ok(None);
@@ -296,14 +299,14 @@ fn compare_with_manifest(
         let is_good = |record: Record| path.file_name().is_some_and(|name| name == record.id.as_str());
         if again.and_then(|bytes| Record::parse(&bytes)).is_some_and(is_good) {
             let context =
-                format!("{RECORD_FILE} could be read only at the second try: look at the disk, then try again");
+                format!("{RECORD_FILE} could be read only at the second attempt: check the disk, then try again");
             return Err(Error::new(Kind::Io, context));
         }
         result.fault(RECORD_FILE, "it is missing or damaged");
     }
     result.faults.append(&mut faults);
     for (file, _) in files.files().zip(&said.named).filter(|(_, named)| !**named) {
-        // The sums are written after the commit, and what wrote them may have been cut off.
+        // BLAKE2SUMS is written after the commit, and a process that wrote it may have been interrupted.
         if file.path.rsplit('/').next().is_some_and(sums::is_ours) {
             continue;
         }
@@ -316,21 +319,22 @@ fn compare_with_manifest(
     Ok(Some(said))
 }
 
-/// Whether RocksDB or SQLite takes a file of this name for changes that are still to be made.
+/// Whether RocksDB or SQLite would replay a file of this name.
 fn is_replayed(path: &str) -> bool {
     let is_wal = |name: &str| name.strip_suffix(".log").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
     chainweb::name_in(ROCKSDB, path).is_some_and(is_wal)
         || chainweb::name_in(SQLITE, path).is_some_and(|name| name.ends_with("-wal") || name.ends_with("-journal"))
 }
 
-/// Whether a node's database has files of this name; for a backup without a manifest.
+/// Whether a file of this name belongs to a node's database; for a backup without a manifest.
 fn is_of_a_database(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let is_rocksdb = is_immutable(name) || is_options(name) || ["CURRENT", "IDENTITY"].contains(&name);
     is_rocksdb || name.starts_with("MANIFEST-") || chainweb::is_pact_database(Path::new(name)) || is_replayed(path)
 }
 
-/// `None` for what is not there, or is no file of ours; that it cannot be read says nothing about the backup.
+/// `None` if a file does not exist, or cannot be one that we made. An error of reading is returned: it is not a fault of the
+/// backup.
 fn if_there<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
     match read {
         Err(e) if e.kind() == io::ErrorKind::NotFound || is_unfit(&e) => Ok(None),
@@ -338,7 +342,7 @@ fn if_there<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
     }
 }
 
-/// Our two files must be what we wrote. One that is missing is told of elsewhere.
+/// Checks the seals of our two files. A missing file is reported elsewhere.
 fn check_seals(path: &Path, record: &Record, result: &mut Verification) -> Result<()> {
     for name in [RECORD_FILE, MANIFEST_FILE] {
         let is_whole = |file: File| match file.metadata()?.len() {
@@ -347,27 +351,30 @@ fn check_seals(path: &Path, record: &Record, result: &mut Verification) -> Resul
         };
         let is_whole = if_there(nofollow::open_regular(&path.join(name)).and_then(is_whole), &path.join(name))?;
         if is_whole.is_some_and(|sealed| !sealed.unwrap_or(!record.must_be_sealed())) {
-            result.fault(name, "it is not what was written (its seal is wrong)");
+            result.fault(name, "it was changed or damaged: it does not match its seal");
         }
     }
     Ok(())
 }
 
-/// What the record says twice must agree.
+/// Checks that the record agrees with the manifest.
 fn compare_with_record(said: &Said, record: &Record, result: &mut Verification) {
     let mut fault = |why: String| result.fault(RECORD_FILE, why);
     if (record.bytes, record.files_count) != (said.bytes, said.count) {
-        fault(format!("it says {} files of {} bytes", record.files_count, record.bytes));
+        fault(format!(
+            "it names {} files of {} bytes, but {MANIFEST_FILE} lists {} of {}",
+            record.files_count, record.bytes, said.count, said.bytes
+        ));
     }
     for part in &record.pact {
         let name = chainweb::path_in(SQLITE, &part.file);
         if said.pact.get(&name) != Some(&part.bytes) {
-            fault(format!("{name} is not the one that it names"));
+            fault(format!("it names {name} with {} bytes, but {MANIFEST_FILE} does not", part.bytes));
         }
     }
 }
 
-/// RocksDB's own view: CURRENT names a MANIFEST, and that names files that are there.
+/// Checks that CURRENT names a MANIFEST, and that the files named by the MANIFEST exist with their sizes.
 fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) -> Result<()> {
     let mut fault = |name: &str, why: &str| result.fault(chainweb::path_in(ROCKSDB, name), why);
     let current =
@@ -391,7 +398,7 @@ fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) 
         match files.bytes_of(&chainweb::path_in(ROCKSDB, &name)) {
             None => fault(&name, "it is missing although the MANIFEST names it"),
             Some(bytes) if bytes != file.bytes => {
-                fault(&name, &format!("it has {bytes} bytes but the MANIFEST says {}", file.bytes));
+                fault(&name, &format!("it has {bytes} bytes instead of the {} in the MANIFEST", file.bytes));
             }
             Some(_) => {}
         }
@@ -399,7 +406,7 @@ fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) 
     Ok(())
 }
 
-/// A SQLite database's header (sqlite.org/fileformat2.html, section 1.3) must fit the file.
+/// Checks that the header of an SQLite database (sqlite.org/fileformat2.html, section 1.3) fits the size of the file.
 fn header_fault(database: &Path) -> Result<Option<&'static str>> {
     let failed = || format!("cannot read {}", database.display());
     let mut file = nofollow::open_regular(database).context(failed)?;
@@ -407,17 +414,17 @@ fn header_fault(database: &Path) -> Result<Option<&'static str>> {
     match file.read_exact(&mut header) {
         Ok(()) if header.starts_with(b"SQLite format 3\0") => {}
         Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(Error::io(failed(), e)),
-        _ => return Ok(Some("it is not a SQLite database")),
+        _ => return Ok(Some("it is not an SQLite database")),
     }
     let page = u64::from(u16::from_be_bytes([header[16], header[17]]));
     let page_bytes = if page == 1 { 65536 } else { page };
     let pages = u64::from(u32::from_be_bytes([header[28], header[29], header[30], header[31]]));
     let bytes = file.seek(std::io::SeekFrom::End(0)).context(failed)?;
-    Ok((bytes != pages * page_bytes).then_some("its size is not what its header says"))
+    Ok((bytes != pages * page_bytes).then_some("its size differs from the size in its header"))
 }
 
-/// Compares a directory with its `BLAKE2SUMS`, where it has them: every file of the backup has a line, and every line a file.
-/// What is not in the manifest counts for nothing. `sum` computes one, given the name, the place and what is expected.
+/// Compares a directory with its `BLAKE2SUMS`, if there is one: every file of the backup has a line, and every line a file. Files
+/// that are not in the manifest are ignored. `sum` computes a checksum, given the name, the path and the expected checksum.
 fn compare_sums(
     directory: &Path,
     files: &Manifest,
@@ -430,7 +437,7 @@ fn compare_sums(
     let read = sums::each(directory, &mut |name, expected| {
         let path = directory.join(name);
         let Some(at) = files.find(&format!("{prefix}{name}")) else {
-            // What the manifest has was told of already.
+            // A missing file that is in the manifest is reported already.
             if said.is_none() {
                 result.fault(format!("{prefix}{name}"), format!("it is missing although {SUMS_FILE} names it"));
             }
@@ -439,7 +446,7 @@ fn compare_sums(
         if std::mem::replace(&mut named[at], true) {
             return Ok(false);
         }
-        // One that is no part of the backup, or has another size, and so another checksum: it may be huge.
+        // It is not part of the backup, or its size and so its checksum is wrong: it is not read, because it may be huge.
         let is_bad = result.faults.iter().any(|fault| fault.file == files.file(at).path);
         if is_bad || said.is_some_and(|said| !said.named[at]) {
             return Ok(true);
@@ -469,18 +476,18 @@ fn compare_sums(
     Ok(())
 }
 
-/// Fails with [`Kind::Usage`] where this program cannot verify so thoroughly.
+/// Fails with [`Kind::Usage`] if this program cannot make such a verification.
 pub(crate) fn require_possible(verify: Verify) -> Result<()> {
     if verify == Some(Depth::Deep) { engine::require("backup.verify: deep") } else { Ok(()) }
 }
 
-/// Fails with [`Kind::Damaged`] where anything is wrong.
+/// Fails with [`Kind::Damaged`] if there is a fault.
 pub(crate) fn require_good(verification: &Verification) -> Result<()> {
     match verification.faults.first() {
         None => Ok(()),
         Some(first) => {
             let count = verification.faults.len();
-            Err(Error::new(Kind::Damaged, format!("the backup is damaged in {count} places, first: {first}")))
+            Err(Error::new(Kind::Damaged, format!("the backup is damaged: {count} faults, the first is: {first}")))
         }
     }
 }

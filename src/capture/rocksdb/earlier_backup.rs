@@ -289,7 +289,7 @@ impl Bringing<'_> {
             if is_known && came.known.is_some_and(|known| known.sum != copied.sum) {
                 return Err(Error::new(
                     Kind::Damaged,
-                    format!("{}: its checksum differs from the manifest's", from.display()),
+                    format!("{}: its checksum differs from the recorded one", from.display()),
                 ));
             }
             came.known = Some(copied);
