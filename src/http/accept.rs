@@ -1,11 +1,12 @@
 //! Whether a client prefers JSON to plain text, by its `Accept` (RFC 9110, 12.4.2 and 12.5.1).
 //!
-//! The contract says a word of text. So JSON is for clients that give `application/json` a higher weight than `text/plain`,
-//! or take no text at all; equal weights are text, and so is a client that takes neither. Of several ranges that match, the
-//! most specific one counts, whatever its weight. A range with a weight that is none is ignored.
+//! The answer of the contract is a word of text. So JSON is for clients that give `application/json` a higher weight than
+//! `text/plain`, or do not accept text; with equal weights, or if a client accepts neither, the answer is text. If several ranges
+//! match, the most specific one counts, whatever its weight. A range with an invalid weight is ignored.
 //!
 //! # Limitations
-//! Parameters of a media type (`charset`, `indent`) are taken for wishes: a range with one matches, after one without.
+//! Parameters of a media type (`charset`, `indent`) are treated as preferences: a range with a parameter matches, but a range
+//! without one has precedence.
 
 /// How closely a range describes a media type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,14 +34,14 @@ pub(crate) fn prefers_json<'a>(accept: impl Iterator<Item = &'a str>) -> bool {
     weight(json) > weight(text)
 }
 
-/// A range of media types as it stands in the header.
+/// A range of media types in the header.
 struct Range<'a> {
     media_type: &'a str,
     /// Parameters other than the weight and our own charset.
     has_parameters: bool,
 }
 
-/// A range and its weight in thousandths; `None` where that is no weight.
+/// A range and its weight in thousandths; `None` if the weight is invalid.
 fn weighted(text: &str) -> Option<(Range<'_>, u16)> {
     let mut parts = split(text, ';');
     let mut range = Range { media_type: parts.next().unwrap_or_default().trim(), has_parameters: false };
@@ -49,7 +50,7 @@ fn weighted(text: &str) -> Option<(Range<'_>, u16)> {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         let (name, value) = (name.trim(), value.trim().trim_matches('"'));
         if name.eq_ignore_ascii_case("q") {
-            // What follows are extensions of the header, not parameters of the type.
+            // After the weight come extensions of the header, not parameters of the type.
             weight = thousandths(value)?;
             break;
         }
@@ -73,14 +74,14 @@ fn matches(range: &Range, media_type: &str) -> Option<Match> {
         return Some(if range.has_parameters { Match::WithParameters } else { Match::Exact });
     }
     match (range_kind, range_subtype) {
-        // A lone `*` is what Java's own client sends.
+        // Java's own client sends a single `*`.
         ("*", "*") => Some(Match::Any),
         (_, "*") if range_kind.eq_ignore_ascii_case(kind) && range.media_type.contains('/') => Some(Match::Type),
         _ => None,
     }
 }
 
-/// Splits at a separator that does not stand in quotes.
+/// Splits at each separator that is not in quotes.
 fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     text.split(move |c| {
@@ -144,7 +145,7 @@ mod tests {
             "text/*",
             "text/html",
             "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2",
-            // What JavaScript clients send.
+            // JavaScript clients send this.
             "application/json, text/plain, */*",
             "application/json, text/plain",
             "text/plain,application/json",

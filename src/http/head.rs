@@ -1,13 +1,13 @@
-//! Heads of HTTP/1.1 messages for the listener: a request's is parsed, a response's is written.
+//! Heads of HTTP/1.1 messages for the listener: parses the head of a request, writes the head of a response.
 //!
-//! Invariants: what frames a message is decided here alone. A request with two meanings is refused, and nothing of a
-//! response can forge a header or a second response.
+//! Invariants: only this file decides where a message begins and ends. An ambiguous request is refused, and no part of a response
+//! can forge a header or a second response.
 
 use std::io::Read;
 
 use rouille::Response;
 
-/// A status and the sentence that goes with it, our last word on a connection.
+/// A status and its sentence: the last answer on a connection.
 pub(crate) type Refusal = (u16, &'static str);
 
 pub(crate) const TOO_LARGE: Refusal = (431, "the request line and the headers are too large or too many");
@@ -26,7 +26,7 @@ pub(crate) struct Head {
     pub(crate) keep_alive: bool,
 }
 
-/// The head at the start of `bytes` and its length; `None` while it is not whole.
+/// Parses the head at the start of `bytes`, and returns its length, too; `None` while the head is incomplete.
 pub(crate) fn parse(bytes: &[u8], body_bytes: usize) -> std::result::Result<Option<(Head, usize)>, Refusal> {
     let mut lines = [httparse::EMPTY_HEADER; HEADER_COUNT];
     let mut request = httparse::Request::new(&mut lines);
@@ -47,13 +47,13 @@ pub(crate) fn parse(bytes: &[u8], body_bytes: usize) -> std::result::Result<Opti
     if hosts > 1 || (current && hosts == 0) {
         return Err((400, "an HTTP/1.1 request has one Host header"));
     }
-    let url = path(request.path.unwrap_or_default()).ok_or((400, "the target is no path and no http URL"))?;
+    let url = path(request.path.unwrap_or_default()).ok_or((400, "the target is neither a path nor an http URL"))?;
     if values("Transfer-Encoding").next().is_some() {
         return Err((411, "send the body with Content-Length instead of Transfer-Encoding"));
     }
     let length = match values("Content-Length").collect::<Vec<_>>()[..] {
         [] => 0,
-        // A number that is too large for usize is too large a body as well.
+        // A number that is too large for usize is also too large for a body.
         [digits] if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
             digits.parse().ok().filter(|length| *length <= body_bytes).ok_or((413, "the request body is too large"))?
         }
@@ -69,7 +69,7 @@ pub(crate) fn parse(bytes: &[u8], body_bytes: usize) -> std::result::Result<Opti
     Ok(Some((Head { method, url, headers, length, expects, keep_alive }, used)))
 }
 
-/// Path and query of a request target: itself, or what follows the authority of an absolute URL.
+/// Path and query of a request target: the target itself, or the part of an absolute URL after its authority.
 fn path(target: &str) -> Option<String> {
     let rest = ["http://", "https://"].iter().find_map(|scheme| target.strip_prefix(scheme));
     let path = rest.map_or(target, |rest| &rest[rest.find(['/', '?']).unwrap_or(rest.len())..]);
@@ -81,16 +81,16 @@ const REASONS: &str = "200 OK|400 Bad Request|401 Unauthorized|403 Forbidden|404
     408 Request Timeout|411 Length Required|413 Content Too Large|417 Expectation Failed|500 Internal Server Error|\
     431 Request Header Fields Too Large|503 Service Unavailable|505 HTTP Version Not Supported";
 
-/// A response on its way: its head, and a body that is read while it is sent, never as a whole.
+/// A response to be sent: its head, and a body that is read piece by piece while it is sent.
 pub(crate) struct Outgoing {
-    /// The head, and a body that is small.
+    /// The head, and the body if it is small.
     first: Vec<u8>,
     body: Box<dyn Read + Send>,
     body_bytes: u64,
 }
 
 impl Outgoing {
-    /// Gives all bytes to `write`, a piece at a time. `None` where that fails, or the body ends before it should.
+    /// Gives all bytes to `write`, a piece at a time. `None` if that fails, or if the body is shorter than its head says.
     pub(crate) fn send(mut self, mut write: impl FnMut(&[u8]) -> Option<()>) -> Option<()> {
         write(&self.first)?;
         let mut chunk = [0; ONE_GO_BYTES];
@@ -104,9 +104,9 @@ impl Outgoing {
     }
 }
 
-/// A response as it goes over the wire. Panics, as its handler might, on one that cannot be sent.
+/// Prepares a response to be sent. Panics, as its handler might, if the response cannot be sent.
 pub(crate) fn render(response: Response, with_body: bool, keep_alive: bool) -> Outgoing {
-    // What frames the message is the listener's alone, and a line break would forge a second response.
+    // Only the listener sets the framing headers, and a line break would forge a second response.
     let framing = ["connection", "content-length", "transfer-encoding"];
     let sent = |name: &str, value: &str| {
         !framing.contains(&&name.to_ascii_lowercase()[..]) && ![name, value].concat().contains(['\r', '\n', '\0'])
@@ -125,7 +125,7 @@ pub(crate) fn render(response: Response, with_body: bool, keep_alive: bool) -> O
     let mut small = Vec::new();
     let body_bytes = match size {
         Some(bytes) if bytes > ONE_GO_BYTES => bytes,
-        // Of unknown length, it is taken into memory: the listener speaks no Transfer-Encoding.
+        // A body of unknown length is read into memory: the listener does not support Transfer-Encoding.
         _ => body.read_to_end(&mut small).expect("a response body is in memory"),
     };
     head += &format!("Content-Length: {body_bytes}\r\n");

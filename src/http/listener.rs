@@ -1,29 +1,29 @@
 //! The daemon's own blocking HTTP/1.1 listener: bytes in, a [`Request`] to the handler, a [`Response`] out.
 //!
-//! rouille's own server can be killed or hung by one client; its `Request` and `Response` are fine. This file routes
-//! nothing and knows nothing of backups; `decorate` adds the headers of the service to what we say ourselves.
+//! A single client can kill or hang rouille's own server; its `Request` and `Response` are fine. This file has no routes and
+//! knows nothing about backups; `decorate` adds the headers of the service to the responses that we make ourselves.
 //!
-//! **Invariants.** No client can end the accept loop, make us hold more than [`Limits`] says, or stretch a deadline by
-//! sending or taking a byte now and then. A request reaches the handler whole and once, or not at all; bytes of one
-//! request are never run as another. Nothing wakes up while nobody talks to us.
+//! **Invariants.** No client can end the accept loop, make us hold more than [`Limits`] permits, or extend a deadline by
+//! sending or receiving single bytes. A request reaches the handler whole and once, or not at all; bytes of one request are
+//! never treated as another request. While no client is connected, no thread wakes up.
 //!
-//! **Threads.** Two are there from the start, for when no other can be had; with those, clients are answered whatever
-//! others take. A connection that finds both busy gets a new thread. Where none can be had (`ulimit -u`), the connection that
-//! has waited longest is closed and its thread serves the new one. From then on until all connections are gone there are
-//! fewer connections than threads fit: a backup that is being made needs a few.
+//! **Threads.** Two are started at the beginning and kept in reserve, so that clients are answered even if no further thread can
+//! be started. If both are busy, a connection gets a new thread. If none can be started (`ulimit -u`), the connection that
+//! has waited longest is closed, and its thread serves the new one. From then on, until all connections have ended, we accept
+//! fewer connections than there could be threads: a running backup needs some, too.
 //!
 //! **Protocol of a connection**, on one small thread with one descriptor:
 //! 1. *Admission*, on the accept thread. At the cap, the connection that has waited longest for its client (to send or
-//!    to receive) is closed; one inside the handler never is. With no such connection, the new one is told 503.
-//! 2. *Reading* head, then body, each within the deadline. What breaks a rule is answered (4xx, 505) and is the end;
-//!    silence before the first byte just ends it. What follows the request stays in the buffer.
-//! 3. *Handling*. A panic is a 500 and the end. 4. *Writing* head and body, a long one piece by piece, within the
-//!    deadline. Then 2.
-//! 5. *End* after an answer: close our side, read on for a moment, close. (A close with unread bytes is a reset, which
-//!    takes the answer away from the client.) A stop closes every reading side: what has arrived is still answered.
+//!    to receive) is closed, but never one inside the handler. If there is no such connection, the new one gets a 503.
+//! 2. *Reading* head, then body, each within the deadline. A request that breaks a rule is answered (4xx, 505), and the
+//!    connection ends; if no byte arrives, it ends without an answer. Bytes after the request are kept in the buffer.
+//! 3. *Handling*. A panic becomes a 500, and the connection ends. 4. *Writing* head and body, a long one piece by piece,
+//!    within the deadline. Then 2.
+//! 5. *End* after an answer: close our side, read on for a moment, close. (A close with unread bytes causes a reset, and the
+//!    client would lose the answer.) A stop closes all reading sides: requests that have arrived are still answered.
 //!
 //! **Limitations.** Linux: `shutdown` of a listening socket wakes its `accept`. TCP only: a Unix socket needs an enum
-//! in place of `TcpStream`, an inherited socket a second constructor; a token is the handler's business. Responses have
+//! instead of `TcpStream`, an inherited socket a second constructor; the handler would check a token. Responses have
 //! a body (not 1xx, 204, 304), of a known length or one that fits into memory. No Transfer-Encoding, upgrades or trailers.
 
 use std::collections::VecDeque;
@@ -47,26 +47,26 @@ pub type Handler = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
 /// Adds the headers of the service to a response that the listener made itself for that client.
 pub type Decorate = Arc<dyn Fn(Response, SocketAddr) -> Response + Send + Sync>;
 
-const RESERVE_COUNT: usize = 2; // threads that are there from the start
-const LEFT_COUNT: usize = 4; // threads and processes left to a backup where they are scarce: its child process has three
-const STACK_BYTES: usize = 256 * 1024; // stack of a connection's thread; only what is touched costs memory
-const CHUNK_BYTES: usize = 4096; // read from a socket in one go, on the stack
-const SEND_BUFFER_BYTES: usize = 128 * 1024; // what the kernel holds for a client that does not read
-const BACKLOG_COUNT: i32 = 1024; // connected and not yet accepted; over it, clients try again after a second
-const RIPE: Duration = Duration::from_millis(10); // before this, one that waits is not closed for another
-const ROOM_WAIT: Duration = Duration::from_millis(500); // at most, by one over the cap for the place of another
-const REFUSAL_COUNT: usize = 8; // over the cap and being told 503; further ones are closed without a word
-const LINGER: Duration = Duration::from_millis(500); // reading on after our last word: no longer than this,
+const RESERVE_COUNT: usize = 2; // threads in reserve, started at the beginning
+const LEFT_COUNT: usize = 4; // threads and processes left to a backup if they are scarce: its child process has three
+const STACK_BYTES: usize = 256 * 1024; // stack of a connection's thread; only the pages that are used take memory
+const CHUNK_BYTES: usize = 4096; // read from a socket at once, on the stack
+const SEND_BUFFER_BYTES: usize = 128 * 1024; // the kernel's buffer for a client that does not read
+const BACKLOG_COUNT: i32 = 1024; // connected and not yet accepted; beyond it, clients try again after a second
+const RIPE: Duration = Duration::from_millis(10); // a connection that has waited less is not closed for another one
+const ROOM_WAIT: Duration = Duration::from_millis(500); // how long a connection over the cap waits for room
+const REFUSAL_COUNT: usize = 8; // connections over the cap that get a 503; further ones are closed without an answer
+const LINGER: Duration = Duration::from_millis(500); // reading on after our last answer: no longer than this,
 const LINGER_READS: usize = 32; // and no more often than this, one chunk each
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50); // after a failure, unless a descriptor comes free
-const LOG_EVERY: Duration = Duration::from_secs(1); // failures to take on connections are logged once in this time
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50); // after a failure, unless a descriptor becomes free
+const LOG_EVERY: Duration = Duration::from_secs(1); // failures to accept connections are logged once in this time
 
-/// What all clients together, and each of them, can make the listener hold.
+/// The resources that all clients together, and each of them, can make the listener use.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at a time; half of the process's descriptors (`RLIMIT_NOFILE`) where that is less.
+    /// Connections at a time; half of the process's descriptors (`RLIMIT_NOFILE`) if that is less.
     pub connections: usize,
-    /// Request line and headers of one request in bytes, and what is read ahead of it.
+    /// Bytes of the request line and headers of one request, and of data read ahead.
     pub head_bytes: usize,
     /// Body of one request in bytes.
     pub body_bytes: usize,
@@ -96,7 +96,7 @@ impl Stopper {
     pub fn stop(&self) {
         self.1.stopping.store(true, Ordering::SeqCst);
         if let Some(socket) = self.0.upgrade() {
-            // Wakes the blocked accept; fails only where the socket is shut down already.
+            // Wakes the blocked accept; fails only if the socket is already shut down.
             rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).ok();
         }
     }
@@ -124,7 +124,7 @@ impl Listener {
         Listener { limits, ..self }
     }
 
-    /// The address and port it really listens on.
+    /// The address and port on which it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.socket.local_addr().expect("a bound socket has an address")
     }
@@ -134,8 +134,8 @@ impl Listener {
         Stopper(Arc::downgrade(&self.socket), Arc::clone(&self.connections))
     }
 
-    /// Answers requests until [`Stopper::stop`], then returns when those in flight are finished, after one deadline
-    /// at most. The port is free again on return. `decorate` gets every response that is not the handler's.
+    /// Answers requests until [`Stopper::stop`], then returns when the running requests are finished, after one deadline at
+    /// most. The port is free again on return. `decorate` gets every response that the handler has not made.
     pub fn run(self, handler: Handler, decorate: Decorate) {
         let Listener { socket, limits, connections } = self;
         // A backup needs descriptors too: a crowd of clients must not take the last one.
@@ -156,7 +156,7 @@ impl Listener {
         while !connections.stopping.load(Ordering::SeqCst) {
             let (stream, peer) = match socket.accept() {
                 Ok((stream, peer)) => (Arc::new(stream), SocketAddr::new(peer.ip().to_canonical(), peer.port())),
-                Err(e) if e.kind() == ErrorKind::ConnectionAborted => continue, // it hung up before we accepted
+                Err(e) if e.kind() == ErrorKind::ConnectionAborted => continue, // the client closed it before we accepted
                 Err(_) if connections.stopping.load(Ordering::SeqCst) => break,
                 Err(e) => {
                     log("connection not accepted", e);
@@ -179,7 +179,7 @@ impl Listener {
             };
             if let Some((connection, cause)) = connections.serve(connection, welcome) {
                 log("no thread for a connection", cause);
-                // A new socket takes this much without blocking. No lingering: the accept thread must go on.
+                // A new socket accepts this many bytes without blocking. No lingering: the accept thread must continue.
                 connection.send(connection.own(OVERLOADED, true)).ok();
             }
         }
@@ -187,30 +187,30 @@ impl Listener {
     }
 }
 
-/// The connections there are, and whether more are wanted.
+/// All connections, and whether the listener is stopping.
 #[derive(Default)]
 struct Connections {
     state: Mutex<State>,
-    handed: Condvar,   // told when a connection waits for a thread in reserve, and at the end
-    released: Condvar, // told when a slot goes, a connection finds its thread, or waits for its client again
+    handed: Condvar,   // notified when a connection waits for a thread in reserve, and at the end
+    released: Condvar, // notified when a slot is removed, a connection gets its thread, or waits for its client again
     stopping: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     slots: Vec<Slot>,
-    threadless: VecDeque<(Connection, bool)>, // and whether they are welcome; their slots are there already
+    threadless: VecDeque<(Connection, bool)>, // and whether they are served or refused; their slots exist already
     idle_count: usize,                        // threads in reserve without a connection
-    thread_cap: Option<usize>,                // connections for which there were threads, where they were scarce
+    thread_cap: Option<usize>,                // connections for which there were threads, if threads are scarce
     ended: bool,
 }
 
-/// What the accept thread knows of a connection.
+/// The state of a connection for the accept thread.
 struct Slot {
     stream: Arc<TcpStream>,
-    /// Since when it waits for its client, whose bytes do not change it; `None` while the client waits for us.
+    /// Since when it waits for its client; single bytes of the client do not change this. `None` while the client waits for us.
     waits_since: Option<Instant>,
-    closed: bool, // shut down: its thread is about to notice
+    closed: bool, // shut down; its thread will notice
 }
 
 impl Slot {
@@ -221,17 +221,18 @@ impl Slot {
     }
 }
 
-/// One that is closed already counts until it is gone: no other is closed in its stead.
+/// The connection that has waited longest. One that is closed already counts until it has ended, so that no other is closed for
+/// the same reason.
 fn longest_waiting(slots: &mut [Slot]) -> Option<(Instant, &mut Slot)> {
     slots.iter_mut().filter_map(|s| Some((s.waits_since?, s))).min_by_key(|(since, _)| *since)
 }
 
 impl Connections {
-    /// Makes room for one more: true for one to serve, false for one to be told 503, `None` for not even that.
+    /// Makes room for one more connection: true to serve it, false to answer 503, `None` to close it at once.
     fn admit(&self, cap: usize) -> Option<bool> {
         let mut state = self.state.lock();
         let has_room = |state: &State| state.slots.len() < state.thread_cap.unwrap_or(cap).min(cap);
-        // A handler may take long; a thread comes free soon.
+        // A handler may take long, but below the cap a thread will soon be free.
         let is_patient = state.slots.len() < cap;
         if self.make_room(&mut state, is_patient, has_room) {
             return Some(true);
@@ -239,8 +240,8 @@ impl Connections {
         (state.slots.len() < cap + REFUSAL_COUNT).then_some(false)
     }
 
-    /// Closes the connections that have waited longest, until there is room; false if there is none soon. It waits for
-    /// those inside the handler only if it `is_patient`.
+    /// Closes the connections that have waited longest until there is room; false if there is none within [`ROOM_WAIT`]. Waits
+    /// for connections inside the handler only if `is_patient`.
     fn make_room(&self, state: &mut MutexGuard<State>, is_patient: bool, has_room: impl Fn(&State) -> bool) -> bool {
         let give_up = Instant::now() + ROOM_WAIT;
         while !has_room(state) {
@@ -265,13 +266,13 @@ impl Connections {
         if state.slots.is_empty() {
             state.thread_cap = None;
         }
-        // Its thread may take a while to begin: until then it can make room like any other.
+        // Its thread may not start at once: until then the connection can be closed to make room, like any other.
         let waits_since = Some(Instant::now());
         state.slots.push(Slot { stream: Arc::clone(stream), waits_since, closed: false });
         SlotGuard { stream: Arc::clone(stream), connections: Arc::clone(self) }
     }
 
-    /// Finds a thread for a connection, or returns it, with the reason.
+    /// Finds a thread for a connection, or returns the connection and the reason.
     fn serve(self: &Arc<Self>, connection: Connection, welcome: bool) -> Option<(Connection, io::Error)> {
         let mut state = self.state.lock();
         state.threadless.push_back((connection, welcome));
@@ -281,10 +282,10 @@ impl Connections {
         }
         let started = MutexGuard::unlocked(&mut state, || self.start_thread(false));
         let cause = started.err()?;
-        // Whether or not this one finds a thread: so many are too many, beside what a backup needs.
+        // Even if this connection gets a thread now, this number is too large beside the threads that a backup needs.
         let served_count = state.slots.len() - state.threadless.len();
         state.thread_cap = Some(served_count.saturating_sub(LEFT_COUNT).max(RESERVE_COUNT));
-        // One that was taken meanwhile has a thread. Otherwise its slot is the last: only the accept thread adds any.
+        // If it was taken meanwhile, it has a thread. Otherwise its slot is the last: only the accept thread adds slots.
         let (false, Some(slot)) = (state.threadless.is_empty(), state.slots.last_mut()) else { return None };
         slot.waits_since = None; // it waits for us
         if welcome && self.make_room(&mut state, true, |state| state.threadless.is_empty()) {
@@ -299,14 +300,14 @@ impl Connections {
         thread.spawn(move || connections.work(is_reserve)).map(|_| ())
     }
 
-    /// A thread: serves the connections that wait for one; with none left it ends, unless it is one in reserve.
+    /// The loop of a thread: serves the connections that wait for one; ends if there is none, unless it is in reserve.
     fn work(&self, is_reserve: bool) {
         let mut state = self.state.lock();
         loop {
             if let Some((connection, welcome)) = state.threadless.pop_front() {
                 self.released.notify_all();
                 MutexGuard::unlocked(&mut state, || {
-                    // A panic, of which the connection has not made a 500, ends the connection, not the thread.
+                    // A panic that has not become a 500 ends the connection, not the thread.
                     let _ = catch_unwind(AssertUnwindSafe(|| connection.serve(welcome)));
                 });
             } else if is_reserve && !state.ended {
@@ -319,7 +320,7 @@ impl Connections {
         }
     }
 
-    /// After the last accept: waits for the requests in flight, then cuts off what is left.
+    /// After the last accept: waits for the running requests, then closes all connections.
     fn finish(&self, deadline: Duration) {
         let give_up = Instant::now() + deadline;
         let mut state = self.state.lock();
@@ -331,14 +332,14 @@ impl Connections {
     }
 }
 
-/// The connection's hold on its slot, which goes with it.
+/// Removes the connection's slot when it is dropped.
 struct SlotGuard {
     stream: Arc<TcpStream>,
     connections: Arc<Connections>,
 }
 
 impl SlotGuard {
-    /// Says whose turn it is. An error where the connection was closed meanwhile: nothing more is done for it then.
+    /// Notes that the connection waits for its client, or no longer does. An error if it was closed meanwhile: then it ends.
     fn turn(&self, waits_since: Option<Instant>) -> Outcome<()> {
         let mut state = self.connections.state.lock();
         let slot = state.slots.iter_mut().find(|s| Arc::ptr_eq(&s.stream, &self.stream) && !s.closed).ok_or(None)?;
@@ -357,7 +358,7 @@ impl Drop for SlotGuard {
     }
 }
 
-/// The error ends the connection: with a last word, or without where nobody is there or nothing was asked.
+/// An error ends the connection: with a last answer, or without one if the client has gone or has sent no request.
 type Outcome<T> = std::result::Result<T, Option<Refusal>>;
 
 const TOO_SLOW: Refusal = (408, "the request did not arrive in time");
@@ -366,12 +367,12 @@ const OVERLOADED: Refusal = (503, "too many connections: try again later");
 /// One client, on its own thread.
 struct Connection {
     peer: SocketAddr,
-    /// Received and not yet used: a request in part, or the beginning of the next one.
+    /// Bytes that were received and not used yet: part of a request, or the beginning of the next one.
     buffer: Vec<u8>,
     limits: Limits,
     handler: Handler,
     decorate: Decorate,
-    /// Dropped last: whoever sees the slot gone may rely on the handler being released.
+    /// Dropped last: when the slot is removed, the handler is already released.
     slot: SlotGuard,
 }
 
@@ -392,7 +393,7 @@ impl Connection {
         }
     }
 
-    /// One request and its answer. True: the connection goes on.
+    /// Receives one request and answers it; returns whether the connection is kept.
     fn exchange(&mut self) -> Outcome<bool> {
         self.slot.turn(Some(Instant::now()))?;
         let (head, body) = self.receive()?;
@@ -400,7 +401,7 @@ impl Connection {
         let with_body = head.method != "HEAD";
         let request = Request::fake_http_from(self.peer, head.method, head.url, head.headers, body);
         let mut keep = false;
-        // A panic leaves behind nothing that we use again; what the handler shares is its own care.
+        // After a panic we use nothing again that it may have left inconsistent; the handler is responsible for its own state.
         let answer = catch_unwind(AssertUnwindSafe(|| {
             let response = (self.handler)(&request);
             keep = head.keep_alive && !self.slot.connections.stopping.load(Ordering::SeqCst);
@@ -409,12 +410,12 @@ impl Connection {
         let answer = answer.ok().or_else(|| {
             log::error!("handler panicked method={} url={:?}", request.method(), request.raw_url());
             keep = false;
-            self.own((500, "internal error: the log of the service says more"), with_body)
+            self.own((500, "internal error: see the log of the service"), with_body)
         });
         self.send(answer).map(|()| keep)
     }
 
-    /// Reads one request; what follows it stays in the buffer.
+    /// Reads one request; bytes after it are kept in the buffer.
     fn receive(&mut self) -> Outcome<(Head, Vec<u8>)> {
         let Limits { head_bytes, body_bytes, deadline, .. } = self.limits;
         if self.buffer.is_empty() {
@@ -439,7 +440,7 @@ impl Connection {
         Ok((head, mem::replace(&mut self.buffer, rest).split_off(used)))
     }
 
-    /// Adds what has arrived to the buffer, up to `limit`.
+    /// Reads bytes that have arrived into the buffer, up to `limit`.
     fn fill(&mut self, limit: usize, deadline: Instant) -> Outcome<()> {
         let mut chunk = [0; CHUNK_BYTES];
         let room = limit.saturating_sub(self.buffer.len()).min(CHUNK_BYTES);
@@ -475,7 +476,7 @@ impl Connection {
         answer.and_then(|answer| answer.send(|bytes| self.write(bytes, deadline).ok())).ok_or(None)
     }
 
-    /// A response of our own.
+    /// A response that the listener makes itself.
     fn own(&self, (status_code, sentence): Refusal, with_body: bool) -> Option<Outgoing> {
         let headers = vec![("Content-Type".into(), "text/plain;charset=utf-8".into())];
         let response = Response { status_code, headers, data: ResponseBody::from_string(sentence), upgrade: None };

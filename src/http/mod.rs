@@ -1,4 +1,4 @@
-//! The HTTP faces: words in, words out. What a request means, and the listener of the program.
+//! The HTTP interface: the routes and their answers, and the listener of the program.
 
 pub(crate) mod accept;
 pub(crate) mod head;

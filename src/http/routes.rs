@@ -1,10 +1,11 @@
-//! The HTTP face: requests in, words of the contract out. The routes and answers; no listening.
+//! The routes of the HTTP interface and their answers, in the words of the contract; no listening.
 //!
 //! Invariants
-//! - Routes on the raw URL; each segment and parameter is decoded once. What names a backup becomes a [`BackupId`] or 404.
-//! - Every answer carries `x-peer-addr`, `x-server-timestamp` and `x-chainweb-node-version`.
-//! - A path that is not ours is `None`: the embedder's own routes are never in our way.
-//! - What a request says and we do not act on is an error: an unknown parameter, and a body. Parameters go into the query.
+//! - Routing uses the raw URL; each segment and parameter is decoded once. An identifier becomes a [`BackupId`], or the answer
+//!   is 404.
+//! - Every answer has `x-peer-addr`, `x-server-timestamp` and `x-chainweb-node-version`.
+//! - For a path that is not ours the answer is `None`: the embedder's own routes work beside ours.
+//! - A request with an unknown parameter or with a body is an error, because we would ignore it. Parameters go into the query.
 //! - Nothing here touches a source or changes the catalog.
 
 use std::io::{Cursor, Read};
@@ -35,7 +36,7 @@ const METRICS: &str = "text/plain;version=0.0.4;charset=utf-8";
 /// How much of a body is read: an empty JSON object with white space around it.
 const BODY_BYTES: u64 = 1024;
 
-/// When a client that was turned away should come again: the slow ones are cut off by then.
+/// How long a client that was refused should wait: by then the connections of slow clients are closed.
 const RETRY_SECONDS: &str = "5";
 
 /// The routes, as [`Service::handle`] serves them; the manual has the same list, which a test compares.
@@ -61,12 +62,12 @@ impl Service {
         Some(self.decorate(response, &request.remote_addr().to_string()))
     }
 
-    /// The answer for a path that is nobody's.
+    /// The answer for a path that no route serves.
     pub fn not_found(&self, request: &Request) -> Response {
         self.decorate(text(404, "no such endpoint"), &request.remote_addr().to_string())
     }
 
-    /// Adds the three headers of the contract to a response made elsewhere, by a listener for one.
+    /// Adds the three headers of the contract to a response that was made elsewhere, for example by a listener.
     pub fn decorate_for(&self, response: Response, peer: SocketAddr) -> Response {
         self.decorate(response, &peer.to_string())
     }
@@ -152,7 +153,7 @@ fn make(service: &Service, request: MakeRequest) -> Response {
             let response = text(200, id.as_str());
             match service.status_and_scope(&id) {
                 Ok(Some((_, scope))) => with_scope(response, scope),
-                // Deleted already, or its job has ended and the disk does not tell: the identifier is what was asked for.
+                // The backup is already deleted, or its record cannot be read: the client still gets the identifier.
                 Ok(None) | Err(_) => response,
             }
         }
@@ -177,7 +178,7 @@ fn check(service: &Service, segment: &str, request: &Request) -> Response {
     }
 }
 
-/// A page of the list; where it does not end with it, `Link` has the next one.
+/// A page of the list; if more pages follow, `Link` has the next one.
 fn list(service: &Service, page: Page) -> Response {
     let limit = page.limit;
     match service.page(page) {
@@ -203,7 +204,7 @@ fn with_scope(response: Response, scope: Scope) -> Response {
     response.with_unique_header("x-backup-scope", scope.word())
 }
 
-/// An error of the service as an answer; the status says what a client could do differently.
+/// An error of the service as an answer; the status depends on the kind of the error.
 fn failure(e: &Error) -> Response {
     let status = match e.kind() {
         Kind::Usage => 400,
@@ -221,7 +222,7 @@ fn failure(e: &Error) -> Response {
     text(status, &e.chain())
 }
 
-/// Decodes the parameters; one that is not known, or stands twice, is an error that names the right one.
+/// Decodes the parameters. An unknown parameter is an error that names the right one; a repeated parameter is an error, too.
 fn parse_query(query: &str, known: &[&str]) -> Result<Vec<(String, String)>, String> {
     let mut parameters: Vec<(String, String)> = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -244,8 +245,8 @@ fn parse_query(query: &str, known: &[&str]) -> Result<Vec<(String, String)>, Str
     Ok(parameters)
 }
 
-/// Refuses a body, but for an empty JSON object, which a known client sends with every request. One that the embedder has
-/// read already is the embedder's business.
+/// Refuses a body, except an empty JSON object, which a known client sends with every request. A body that the embedder has
+/// already read is ignored.
 fn no_body(request: &Request, known: &[&str]) -> Result<(), String> {
     let Some(data) = request.data() else { return Ok(()) };
     let mut body = Vec::new();
@@ -288,18 +289,18 @@ fn backup_pact(parameters: &[(String, String)]) -> Result<bool, String> {
     }
 }
 
-/// A decoded name or value; one that is not UTF-8 keeps replacement characters, which no known name has.
+/// Decodes a name or value. If it is not UTF-8, it gets replacement characters, which no known name has.
 fn decode(encoded: &str) -> String {
     percent_decode_str(&encoded.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
-/// What a client sent, as it may stand in an answer: bounded, quoted, without control characters.
+/// A text from a client, for an answer: limited in length, quoted, without control characters.
 fn printable(sent: &str) -> String {
     let short: String = sent.chars().take(64).collect();
     format!("{short:?}")
 }
 
-/// Whether a browser says that another site's page sends this. Programs send neither header.
+/// Whether the headers of a browser say that a page of another site sends this. Other programs send neither header.
 fn is_cross_site(request: &Request) -> bool {
     let other_site = request.header("Sec-Fetch-Site").is_some_and(|site| !matches!(site, "same-origin" | "none"));
     let other_origin = request.header("Origin").is_some_and(|origin| {
@@ -314,7 +315,7 @@ fn text(status: u16, body: &str) -> Response {
     respond(status, TEXT, body.to_owned())
 }
 
-/// A long answer, of which there is one copy for all its clients.
+/// A long answer, of which all clients share one copy.
 fn shared(content_type: &'static str, held: Held) -> Response {
     let bytes = held.as_ref().len();
     Response {
