@@ -1,14 +1,14 @@
-//! The node: its names on disk, its tables, the keys of its configuration file, its addresses. Each stands here once; no I/O.
+//! The node: its names on disk, its tables, the keys of its configuration file, its addresses. No I/O.
 //!
 //! ```text
 //! DATABASE/0/rocksDb/                        headers, payloads, cuts
 //! DATABASE/0/sqlite/pact-v1-chain-<n>.sqlite the state of Pact, one database per chain
-//! DATABASE/backups/                          where the node's own API puts its backups, and the default here
+//! DATABASE/backups/                          the backups of the node's own API, and our default backup directory
 //! ```
 //! A backup has the same `0`, and its lists name each file by its path from there: `0/rocksDb/000012.sst`.
 //!
-//! Invariant: a literal name of the node stands nowhere else in the library or the program; `tidy` checks that. The demo node and
-//! the tests spell the names themselves: they are independent witnesses, and would not see a mistake that they shared.
+//! Invariant: no other file of the library or the program spells a name of the node; `tidy` checks that. The demo node and the
+//! tests spell the names themselves, so that they would find a wrong name here.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ pub(crate) const DIRECTORIES: [&str; 2] = [ROCKSDB, SQLITE];
 /// The extension of a Pact database.
 pub(crate) const PACT_EXTENSION: &str = "sqlite";
 
-/// What stands before the chain in the name of a Pact database.
+/// The part of a Pact database's name before the chain.
 const BEFORE_CHAIN: &str = "chain-";
 
 /// The table of a Pact database that has a row for each block, and its columns: height, and hash as bytes or text.
@@ -48,10 +48,10 @@ pub(crate) const CUTS_END: &[u8] = b"-CutHashes%";
 /// Before each path of the API: `/chainweb/0.0/{chainwebVersion}/make-backup`.
 pub(crate) const API_PREFIX: &str = "/chainweb/0.0/";
 
-/// The name of the version that a node runs if it was told no other.
+/// The version that a node runs by default.
 pub const DEFAULT_VERSION: &str = "mainnet01";
 
-/// What a node needs on its command line to start with Pact databases from which old blocks were compacted away.
+/// The flag with which a node starts although old blocks were removed from its Pact databases by compaction.
 pub const COMPACTED_FLAG: &str = "--no-full-historic-pact-state";
 
 /// The same in its configuration file.
@@ -92,12 +92,12 @@ pub fn backups_in(database_directory: &Path) -> PathBuf {
     database_directory.join("backups")
 }
 
-/// Where a node has its databases if it was told nothing, as a shell reads it.
+/// The database directory of a node by default, in the notation of a shell.
 pub fn default_database_directory(chainweb_version: &str) -> String {
     format!("~/.local/share/chainweb-node/{chainweb_version}")
 }
 
-/// `0/<below>`: a path as the lists of a backup have it.
+/// `0/<below>`: a path in the lists of a backup.
 pub(crate) fn path_of(below: &str) -> String {
     format!("{PLACE}/{below}")
 }
@@ -108,12 +108,12 @@ pub(crate) fn path_in(directory: &str, name: &str) -> String {
     format!("{PLACE}/{directory}{slash}{name}")
 }
 
-/// What follows `0/` in such a path.
+/// The part of such a path after `0/`.
 pub(crate) fn below_place(path: &str) -> Option<&str> {
     path.strip_prefix(PLACE)?.strip_prefix('/')
 }
 
-/// What follows `0/<directory>/` in such a path.
+/// The part of such a path after `0/<directory>/`.
 pub(crate) fn name_in<'a>(directory: &str, path: &'a str) -> Option<&'a str> {
     below_place(path)?.strip_prefix(directory)?.strip_prefix('/')
 }
@@ -128,7 +128,7 @@ pub(crate) fn chain_of(database: &Path) -> Option<u32> {
     database.file_stem()?.to_str()?.rsplit_once(BEFORE_CHAIN)?.1.parse().ok()
 }
 
-/// The height of a chain's first block on mainnet; a lower one for other networks is no mistake.
+/// The height of a chain's first block on mainnet; other networks may begin lower.
 pub(crate) fn genesis_height(chain: Option<u32>) -> u64 {
     if chain.is_some_and(|chain| chain >= LATE_CHAINS) { LATE_GENESIS } else { 0 }
 }

@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 /// The longest sleep of a throttled copy between two checks of whether the job was stopped.
 const THROTTLE_SLICE: Duration = Duration::from_millis(100);
 
-/// What a job is doing.
+/// The phase of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {

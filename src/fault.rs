@@ -1,4 +1,4 @@
-//! What is wrong with a backup: which file, and why.
+//! A fault of a backup: the file, and the reason.
 //!
 //! Invariant: a fault names its file in a field of its own. Code that acts on a fault (notes it in the backups that have the
 //! same file, copies the file anew) compares that field, never the sentence.
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chainweb::{self, ROCKSDB};
 
-/// What is wrong with one file of a backup.
+/// A fault of one file of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// Its path below the backup's directory: `0/rocksDb/000012.sst`, `backup.json`; `0/rocksDb` if RocksDB names no file.

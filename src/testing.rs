@@ -37,7 +37,7 @@ pub fn live_copy(source: &Path, to: &Path, pins: &Path) -> Result<(u32, Duration
     Ok((copied.run.rounds_count, copied.run.window))
 }
 
-/// The same, by links in the copy itself; what it warns of.
+/// The same, by links in the copy itself; returns its warnings.
 ///
 /// # Errors
 /// As the live copy.
@@ -66,7 +66,7 @@ pub fn measure(log: &[u8]) -> (u64, bool, &'static str) {
     (extent.complete_bytes, extent.recyclable, word(extent.end))
 }
 
-/// The records of a log from `position` on, where one begins, and how it ends.
+/// The records of a log from `position` on, the beginning of a record; and how the log ends.
 pub fn records(log: &[u8], position: u64) -> (Vec<Vec<u8>>, &'static str) {
     let block = usize::try_from(log_format::block_of(position)).expect("a log in memory is not so long");
     let mut records = Records::from(&log[block..], position);
@@ -84,7 +84,7 @@ pub fn records(log: &[u8], position: u64) -> (Vec<Vec<u8>>, &'static str) {
     }
 }
 
-/// Where each fragment of a log ends, and its kind.
+/// The end and the kind of each fragment of a log.
 pub fn fragments(log: &[u8]) -> Vec<(u64, String)> {
     let mut fragments = Fragments::new(log);
     let mut all = Vec::new();
@@ -94,7 +94,7 @@ pub fn fragments(log: &[u8]) -> Vec<(u64, String)> {
     all
 }
 
-/// The live files that a MANIFEST names, with their sizes, or why it is refused.
+/// The live files that a MANIFEST names, with their sizes, or the reason why it is refused.
 ///
 /// # Errors
 /// A sentence, as the operator would read it.
@@ -102,7 +102,7 @@ pub fn live_files(manifest: &[u8]) -> std::result::Result<Vec<(String, u64)>, St
     live_files_read(manifest, &[])
 }
 
-/// The same of a MANIFEST that is read when it has had these lengths, and then as a whole: each time only what is new.
+/// The same for a MANIFEST that is read at each of these lengths, and then as a whole: each time only the new part.
 ///
 /// # Errors
 /// A sentence, as the operator would read it.
@@ -119,7 +119,7 @@ pub fn live_files_read(manifest: &[u8], lengths: &[usize]) -> std::result::Resul
     Ok(versions.into_live_files().into_iter().map(|f| (f.name(), f.bytes)).collect())
 }
 
-/// One copy of a SQLite database in this process, as a node that embeds us has it.
+/// One copy of an SQLite database in this process, as for a node that embeds us.
 ///
 /// # Errors
 /// As a backup's.
@@ -129,8 +129,8 @@ pub fn embedded_copy(database: &Path, to: &Path, method: PactMethod) -> Result<P
     sqlite::copy(&SqliteSource::Embedded(PathBuf::new()), database, to, &how)
 }
 
-/// One copy of a SQLite database of another process, in whichever way fits it. Of a node that is up, nothing but the locks on
-/// the database itself shows that they reach us.
+/// One copy of an SQLite database of another process, in the way that fits it. If the node is running, only the locks on the
+/// database itself show that its locks reach us.
 ///
 /// # Errors
 /// As a backup's.
@@ -140,27 +140,27 @@ pub fn foreign_copy(database: &Path, to: &Path, node_is_up: bool, control: &Cont
     sqlite::copy(&SqliteSource::Foreign(PathBuf::new()), database, to, &how)
 }
 
-/// What a job is given that copies at most `limit_bytes` a second (0: no limit) and leaves `reserve_bytes` free.
+/// The control of a job that copies at most `limit_bytes` per second (0: no limit) and leaves `reserve_bytes` free.
 pub fn control(limit_bytes: u64, reserve_bytes: u64) -> Control {
     let control = Control::limited(Arc::new(AtomicU64::new(limit_bytes)));
     control.set_reserve(reserve_bytes);
     control
 }
 
-/// Bytes of a file that the page cache has; `None` where the kernel does not tell.
+/// The cached bytes of a file; `None` if the kernel does not report them.
 pub fn cached_bytes(file: &File) -> Option<u64> {
     sys::cached(file.as_fd(), 0, file.metadata().ok()?.len()).map(|cached| cached.bytes())
 }
 
-/// The frames, and their bytes, of a SQLite WAL index: read from both headers, or from either.
+/// The frames, and their bytes, of an SQLite WAL index: read from both headers, or from either.
 pub fn wal_index(index: &[u8; 100]) -> [Option<(u64, u64)>; 2] {
     [Index::parse(index), Index::parse_either(index)].map(|index| index.map(|index| (index.frames, index.bytes())))
 }
 
-/// The committed frames of a SQLite WAL; `None` without a header.
+/// The committed frames of an SQLite WAL; `None` without a header.
 pub fn wal_frames(wal: &[u8]) -> Option<u64> {
     let mut scan = Header::parse(wal)?.scan(u64::MAX);
-    // In pieces that have nothing to do with the frames, as they come from a file.
+    // In pieces that do not end with a frame, as when they are read from a file.
     wal[HEADER_BYTES..].chunks(4096 + 7).for_each(|piece| scan.take(piece));
     Some(scan.committed())
 }

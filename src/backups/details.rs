@@ -18,7 +18,7 @@ pub struct Details {
     pub id: BackupId,
     /// The word of the contract.
     pub status: Status,
-    /// What it covers.
+    /// The databases that it covers.
     pub scope: Scope,
     /// Whether another program made it, for example the node's own API. Such a backup is never changed.
     pub foreign: bool,
@@ -44,7 +44,7 @@ pub struct Details {
 /// The progress of a running job.
 #[derive(Debug, Clone, Serialize)]
 pub struct Progress {
-    /// What it is doing.
+    /// Its phase.
     pub phase: Phase,
     /// Bytes copied so far; linked files move no bytes.
     pub bytes_done: u64,

@@ -6,7 +6,7 @@
 //!    no space, no exchange on this file system
 //! 2  quick (or deep) verification                          as it was
 //! 3  fill TARGET/.restoring-<time>, sync all of it         as it was, and that directory, which the next restore removes
-//! 4  rename it to TARGET/0; or, where there is one and     wholly new
+//! 4  rename it to TARGET/0; or, if there is one and        wholly new
 //!    --replace was given:
 //! 5  rename it to TARGET/.exchanging-<time>, sync          as it was; the next restore calls it 0.bak-<time>
 //! 6  lock the old databases against a node that starts     the same

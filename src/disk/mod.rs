@@ -43,7 +43,7 @@ use crate::disk::nofollow::Place;
 use crate::disk::unsynced::Unsynced;
 use crate::error::{Error, IoContext, Kind, Result, failed};
 
-/// The modes of what we create, before the umask.
+/// The modes of the files and directories that we create, before the umask.
 const DIRECTORY_MODE: u32 = 0o777;
 const PRIVATE_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o666;
@@ -216,7 +216,7 @@ fn temporary_of(directory: &Path, name: &str) -> PathBuf {
     directory.join(temporary(name))
 }
 
-/// Renames, and replaces what has the name `to`. Durable once both directories are synced.
+/// Renames, and replaces a file that has the name `to`. Durable once both directories are synced.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     let rename = || -> io::Result<()> {
         let (from, to) = (Place::of(from)?, Place::of(to)?);
@@ -354,7 +354,7 @@ pub(crate) fn remove_tree(path: &Path, keep_going: &dyn Fn() -> bool) -> Result<
 struct Removal<'a> {
     top: OwnedFd,
     keep_going: &'a dyn Fn() -> bool,
-    /// Where the walk is, for the gate and for messages.
+    /// The path at which the walk is, for the gate and for messages.
     path: PathBuf,
     /// How many directories were moved to the top because they lay too deep.
     raised_count: u64,

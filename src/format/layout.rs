@@ -90,7 +90,7 @@ pub(crate) const PARTIAL: &str = "0.partial";
 /// `BACKUPS/<id>/0/`: the data of a finished backup; it has the name of the node's own directory.
 pub(crate) const WHOLE: &str = chainweb::PLACE;
 
-/// `BACKUPS/<id>/0/<directory>/` of the backup in `backup`: where a finished backup has RocksDB, or the Pact databases.
+/// `BACKUPS/<id>/0/<directory>/`: RocksDB, or the Pact databases, of the finished backup in `backup`.
 pub(crate) fn directory_in(backup: &Path, directory: &str) -> PathBuf {
     backup.join(WHOLE).join(directory)
 }
@@ -154,7 +154,7 @@ pub(crate) fn replaced(time: impl Display) -> String {
 
 const REPLACED: &str = "0.bak-";
 
-/// Whether this is what the names of a restore end with: a time in milliseconds.
+/// Whether this is a time in milliseconds, with which the names of a restore end.
 fn is_time(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }

@@ -70,7 +70,7 @@ impl Serialize for Status {
     }
 }
 
-/// What a backup covers.
+/// The databases that a backup covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
     /// RocksDB alone.
@@ -178,7 +178,7 @@ pub struct Record {
     pub format: String,
     /// The backup's identifier.
     pub id: BackupId,
-    /// What it covers.
+    /// The databases that it covers.
     pub scope: Scope,
     /// The last phase that was recorded.
     pub phase: Phase,
