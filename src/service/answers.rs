@@ -1,11 +1,10 @@
-//! Long answers: what all of them together hold in memory, however many clients read them however slowly.
+//! Long answers: limits the memory of all of them together, however many clients read them, and however slowly.
 //!
 //! Invariants
-//! - All answers that are held have [`HELD_BYTES`] at most. One that does not fit is not held: its client is told to come
-//!   again.
-//! - Equal answers are held once. Clients that ask for the same list get the same bytes.
-//! - One answer of a kind is rendered at a time. Clients that ask meanwhile share the next one: it begins after they have
-//!   asked, so that nothing they know of is missing in it, and nothing is kept for later clients.
+//! - All held answers together have at most [`HELD_BYTES`]. An answer that does not fit is not held: its client must try again.
+//! - Equal answers are held once: clients that ask for the same list get the same bytes.
+//! - Only one answer of a kind is rendered at a time. Clients that ask meanwhile share the next one: its rendering begins after
+//!   their requests, so that every backup they know of is in it. No answer is kept for later clients.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
@@ -14,22 +13,22 @@ use parking_lot::Mutex;
 
 use crate::id::BackupId;
 
-/// What all answers together may hold. Several pages of a list; the memory of the service is to be a few times that.
+/// The size of all held answers together: several pages of a list. The memory of the service is a few times that.
 const HELD_BYTES: usize = 8 * 1024 * 1024;
 
-/// The bytes of an answer, and the last backup in it where more follow.
+/// The bytes of an answer, and the last backup in it if more follow.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) bytes: Vec<u8>,
     pub(crate) more_before: Option<BackupId>,
 }
 
-/// Which part of the list of backups is asked for.
+/// The requested part of the list of backups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Page {
-    /// At most so many backups.
+    /// The largest number of backups.
     pub(crate) limit: usize,
-    /// Only those that come after this one in the list, which need not be there any more.
+    /// Only the backups after this one in the list; it need not exist any more.
     pub(crate) before: Option<BackupId>,
 }
 
@@ -41,7 +40,7 @@ pub(crate) struct Listings {
     pub(crate) metrics: Turns<()>,
 }
 
-/// An answer that counts as held for as long as this lives.
+/// An answer that counts as held as long as this exists.
 #[derive(Debug, Clone)]
 pub(crate) struct Held(Arc<Answer>);
 
@@ -57,12 +56,12 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-/// Every answer that is held.
+/// All held answers.
 #[derive(Debug, Default)]
 pub(crate) struct Answers(Mutex<Vec<Weak<Answer>>>);
 
 impl Answers {
-    /// Holds an answer, or the equal one that is held already; `None` where there is no room for it.
+    /// Holds an answer, or returns an equal one that is already held; `None` if there is no room for it.
     pub(crate) fn hold(&self, answer: Answer) -> Option<Held> {
         let mut held = self.0.lock();
         held.retain(|one| one.strong_count() > 0);
@@ -82,10 +81,10 @@ impl Answers {
     }
 }
 
-/// Renders one answer at a time, for all who have asked the same before it began.
+/// Renders one answer at a time, for all clients that asked the same question before the rendering began.
 #[derive(Debug)]
 pub(crate) struct Turns<Q> {
-    /// Orders the arrival of clients and the beginning of renderings.
+    /// Numbers the requests of clients and the beginnings of renderings, in their order.
     clock: AtomicU64,
     waiting_count: AtomicUsize,
     last: Mutex<Option<Last<Q>>>,
@@ -105,8 +104,8 @@ impl<Q> Default for Turns<Q> {
 }
 
 impl<Q: Eq> Turns<Q> {
-    /// The answer to `question`: rendered now, or by another client that began after this one has asked. What is no answer
-    /// is not shared.
+    /// The answer to `question`: rendered now, or by another client whose rendering began after this request. An error, or the
+    /// lack of room, is not shared.
     pub(crate) fn answer<E>(
         &self,
         question: Q,
@@ -119,7 +118,7 @@ impl<Q: Eq> Turns<Q> {
         let outcome = match shared {
             Some(answer) => Ok(Some(answer)),
             None => {
-                // Given back before the next one takes memory.
+                // Freed before the next answer needs memory.
                 *last = None;
                 let begun = self.clock.fetch_add(1, SeqCst);
                 let outcome = render(&question);
@@ -129,7 +128,7 @@ impl<Q: Eq> Turns<Q> {
                 outcome
             }
         };
-        // Counted down while the lock is held: otherwise each of two that end at once takes the other for one that waits.
+        // Counted down under the lock: otherwise, of two clients that end at once, each would take the other for a waiting one.
         if waiting.end() {
             *last = None;
         }
@@ -146,7 +145,7 @@ impl<'a> Waiting<'a> {
         Waiting(count)
     }
 
-    /// Ends the turn. Returns whether no other client waits: one that comes now has asked too late for the last answer.
+    /// Ends the turn. Returns whether no other client waits: a client that arrives now is too late for the last answer.
     fn end(self) -> bool {
         let count = self.0.fetch_sub(1, SeqCst);
         std::mem::forget(self);
@@ -184,7 +183,7 @@ mod tests {
         assert!(answers.hold(answer(1, 3)).is_some(), "what no client reads any more takes no room");
     }
 
-    /// While one is rendered, others ask: they get one that began after that, once for all.
+    /// Clients that ask while an answer is rendered share the next one, whose rendering began after their requests.
     #[test]
     fn clients_that_ask_meanwhile_share_the_next() {
         let (answers, turns) = (Answers::default(), Turns::<u32>::default());

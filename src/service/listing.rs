@@ -1,7 +1,7 @@
-//! What is told of all backups at once: a page of the list, and the sums that the metrics show.
+//! Answers about all backups at once: a page of the list, and the totals in the metrics.
 //!
-//! The catalog is read anew each time, one backup after the other, so that one that was removed by hand is gone, and so that
-//! a catalog of any length takes the memory of one page.
+//! The catalog is read for each answer, one backup after the other: so a backup that was removed by hand is not listed any more,
+//! and a catalog of any length uses the memory of one page.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::service::answers::{Answer, Held, Page};
 use crate::service::metrics::{self, Summary};
 use crate::service::shared::Shared;
 
-/// How many backups a page has where nothing is asked for, and at most.
+/// The number of backups in a page by default, and the largest one.
 pub(crate) const PAGE_COUNT: usize = 100;
 pub(crate) const MAX_PAGE_COUNT: usize = 1000;
 
@@ -22,7 +22,7 @@ pub(crate) const MAX_PAGE_COUNT: usize = 1000;
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 impl Service {
-    /// A page of the list as JSON; `None` where all answers together hold too much memory already.
+    /// A page of the list as JSON; `None` if all held answers together already use too much memory.
     pub(crate) fn page(&self, page: Page) -> Result<Option<Held>> {
         let shared = self.shared();
         shared.listings.pages.answer(page, |page| Ok(shared.listings.answers.hold(render(shared, page)?)))
@@ -33,7 +33,7 @@ impl Service {
         let shared = self.shared();
         let render = |(): &()| -> Result<Option<Held>> {
             let mut summary = Summary::default();
-            // What cannot be read is not in the figures, which say so: the others matter all the more then.
+            // A backup that cannot be read is left out, and the metrics say so: the other figures are needed then, too.
             let mut each = shared.catalog.each().map_err(|_| summary.is_incomplete = true).ok();
             for found in each.iter_mut().flatten() {
                 match found.and_then(|found| shared.details(&found.id.clone(), Ok(Some(found)))) {
@@ -47,7 +47,7 @@ impl Service {
         shared.listings.metrics.answer((), render).ok().flatten()
     }
 
-    /// All that is known of a backup as JSON.
+    /// The description of a backup as JSON; `None` as for [`Service::page`].
     pub(crate) fn hold_json(&self, details: &Details) -> Option<Held> {
         let bytes = serde_json::to_vec(details).expect("details have only string keys");
         self.shared().listings.answers.hold(Answer { bytes, more_before: None })
@@ -57,7 +57,7 @@ impl Service {
 fn render(shared: &Arc<Shared>, page: &Page) -> Result<Answer> {
     let ids = shared.catalog.ids_newest_first()?;
     if let Some(gone) = page.before.as_ref().filter(|id| id.number().is_none() && !ids.contains(id)) {
-        let context = format!("backup {gone} is no more, and its name does not say where it stood: leave out before");
+        let context = format!("backup {gone} does not exist, and its place in the list is unknown: leave out before");
         return Err(Error::new(Kind::NotFound, context));
     }
     let asked = page.before.as_ref().map_or(&ids[..], |before| shared.catalog.older_than(before, &ids));

@@ -1,4 +1,4 @@
-//! Counters of the service, and their Prometheus text form. No I/O: what is told here was looked up by the caller.
+//! Counters of the service, and the metrics as Prometheus text. No I/O: the caller passes all values.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::backups::details::{Details, Progress};
 use crate::format::record::Status;
 
-/// What the service counts since its start.
+/// The counters of the service since its start.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     done_count: AtomicU64,
@@ -27,22 +27,21 @@ impl Counters {
     }
 }
 
-/// What the metrics tell of all backups, whichever process made them; each is [added](Summary::add) on its own,
-/// the newest first.
+/// The totals of all backups, including those of other processes; each is [added](Summary::add) separately, the newest first.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     done_count: u64,
     in_progress_count: u64,
     failed_count: u64,
-    /// Whether a backup of ours is being made, also by another process.
+    /// Whether a backup of ours is being made, by this or another process.
     is_in_progress: bool,
     last_success_ms: u64,
     last_failure_ms: u64,
-    /// Of the newest good backup of ours, its identifier and when the file was last read that was not read for longest.
+    /// The newest good backup of ours: its identifier, and the time since which each of its files was read.
     newest: Option<(u64, Option<u64>)>,
     /// The newest backup of ours that is done, by its id, and the number of its warnings.
     newest_done: Option<(u64, usize)>,
-    /// Whether something could not be read, so that it is not in here.
+    /// Whether a backup could not be read and is missing in the totals.
     pub(crate) is_incomplete: bool,
 }
 
@@ -66,20 +65,20 @@ impl Summary {
             self.newest = self.newest.max(backup.id.millis().map(|id| (id, backup.oldest_unread_ms)));
         }
         if let (Some(last_ms), Some(ended_ms)) = (last_ms, ended_ms) {
-            // The newest comes first. The largest time may be that of a clock that was wrong.
+            // The newest backup is added first. The largest time may be from a clock that was wrong.
             *last_ms = if *last_ms == 0 { ended_ms } else { *last_ms };
         }
     }
 }
 
-/// What the metrics tell of the service at this moment.
+/// The present state of the service.
 #[derive(Debug)]
 pub(crate) struct Gauges<'a> {
     /// The running job of this process.
     pub(crate) running: Option<Progress>,
     /// Free bytes of the file system of the backups.
     pub(crate) free_bytes: u64,
-    /// Bytes per second that are copied at most; 0 is no limit.
+    /// The most bytes that are copied per second; 0 is no limit.
     pub(crate) limit_bytes: u64,
     /// The node's version.
     pub(crate) node_version: &'a str,
@@ -116,17 +115,16 @@ pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> St
     ]
     .map(|(status, count)| (format!("{{status=\"{}\"}}", status.word()), count as f64));
     metric("backups", "gauge", "Backups in the backup directory.", &statuses);
-    // Zero, so that an alarm rings where there was none yet.
+    // Zero, so that an alarm is also raised if there was no good backup yet.
     let help = "When the newest good backup was finished, seconds since the epoch; 0 for none.";
     metric("last_success_timestamp_seconds", "gauge", help, &plain(backups.last_success_ms as f64 / 1000.0));
     if let Some(oldest_ms) = backups.newest.and_then(|(_, oldest_unread_ms)| oldest_unread_ms) {
-        let help =
-            "When the file of the newest backup was last read that was not read for longest, seconds since the epoch.";
+        let help = "Each file of the newest backup was last read at this time or later, seconds since the epoch.";
         metric("oldest_unread_timestamp_seconds", "gauge", help, &plain(oldest_ms as f64 / 1000.0));
     }
-    let help = "When the last backup that failed did, seconds since the epoch; 0 for none.";
+    let help = "When the last failed backup failed, seconds since the epoch; 0 for none.";
     metric("last_failure_timestamp_seconds", "gauge", help, &plain(backups.last_failure_ms as f64 / 1000.0));
-    // Also where there is none: an alarm must not miss the first.
+    // Shown even if it is zero, so that an alarm sees the change from zero to one.
     let warnings_count = backups.newest_done.map_or(0, |(_, warnings_count)| warnings_count);
     let help = "Warnings in the record of the newest backup that is done.";
     metric("warnings", "gauge", help, &plain(warnings_count as f64));
@@ -140,7 +138,7 @@ pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> St
         metric("job_bytes_total", "gauge", "Bytes that the running job copies.", &plain(progress.bytes_total as f64));
     }
     metric("free_bytes", "gauge", "Free space for backups.", &plain(now.free_bytes as f64));
-    let help = "Bytes per second that are copied at most; 0 is no limit.";
+    let help = "The most bytes that are copied per second; 0 is no limit.";
     metric("limit_bytes_per_second", "gauge", help, &plain(now.limit_bytes as f64));
     text
 }

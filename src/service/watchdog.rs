@@ -1,8 +1,9 @@
-//! Watches the running job from two threads: one for a job that makes no progress, one for an operator who cancels it from
-//! another process.
+//! Watches the running job with two threads: one stops a job that makes no progress, the other one a job that an operator
+//! cancels from another process.
 //!
-//! Two, because the second looks at the disk, and the first must work where every look at the disk hangs. They start with
-//! the service, because a backup must be watched also when no thread can be had, and sleep while no job runs.
+//! There are two because the second one reads the disk, and the first one must work even if every access to the disk hangs. They
+//! are started with the service, because a backup must be watched even if no thread can be started later. They sleep while no
+//! job runs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,13 +16,13 @@ use crate::disk::nofollow;
 use crate::error::{IoContext, Result};
 use crate::format::layout::CANCEL_FILE;
 
-/// How long a cancelled job may go on unnoticed.
+/// How often we check whether the job was cancelled.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How often progress is looked at, as parts of the limit.
+/// How many times within the limit the progress is checked.
 const STALL_LOOKS: u32 = 8;
 
-/// What a thread needs that only waits and looks.
+/// The stack of a thread that only waits and checks.
 const STACK_BYTES: usize = 256 * 1024;
 
 type Task = Box<dyn FnOnce() + Send>;
@@ -38,9 +39,9 @@ pub(crate) struct Watched {
     pub(crate) control: Arc<Control>,
     /// The directory of the backup.
     pub(crate) backup: PathBuf,
-    /// How long it may make no progress; zero is for ever.
+    /// How long it may make no progress; zero means without a limit.
     pub(crate) stall_limit: Duration,
-    /// Called once, where it made none for so long.
+    /// Called once if it has made no progress for that long.
     pub(crate) on_stall: Task,
 }
 
@@ -48,7 +49,7 @@ impl Watchers {
     /// Starts the threads.
     ///
     /// # Errors
-    /// [`crate::Kind::Io`]: no thread can be had.
+    /// [`crate::Kind::Io`]: no thread can be started.
     pub(crate) fn start() -> Result<Watchers> {
         let start = |name: &str| {
             let (sender, tasks) = mpsc::channel::<Task>();
@@ -60,10 +61,11 @@ impl Watchers {
         Ok(Watchers { progress: start("watchdog")?, cancel: start("cancel")? })
     }
 
-    /// Does `work`, the job, while both threads watch it; when this returns, neither does.
+    /// Runs `work`, the job, while both threads watch it; on return neither watches it any more.
     pub(crate) fn watch<T>(&self, job: Watched, work: impl FnOnce() -> T) -> T {
         let Watched { control, backup, stall_limit, on_stall } = job;
-        // Closed when the work is done, which ends the watching; and when both have ended.
+        // The first two channels are closed when the work is done, which ends the watching; the third one is closed when both
+        // threads have ended it.
         let (progress_ended, progress_end) = mpsc::channel();
         let (cancel_ended, cancel_end) = mpsc::channel();
         let (watching, watched) = mpsc::channel::<()>();
@@ -91,7 +93,7 @@ impl Watchers {
     }
 }
 
-/// Stops the job, and calls `on_stall` once, when it made no progress for `limit`. Returns when `ended` is closed.
+/// Stops the job, and calls `on_stall` once, if it has made no progress for `limit`. Returns when `ended` is closed.
 fn watch_progress(control: &Control, limit: Duration, ended: &Receiver<()>, on_stall: Task) {
     let (mut seen, mut since) = (control.progress(), Instant::now());
     while ended.recv_timeout(limit / STALL_LOOKS) == Err(RecvTimeoutError::Timeout) {
@@ -107,11 +109,11 @@ fn watch_progress(control: &Control, limit: Duration, ended: &Receiver<()>, on_s
     }
 }
 
-/// Stops the job when its operator wants it to. Returns when `ended` is closed.
+/// Stops the job if an operator has cancelled it. Returns when `ended` is closed.
 fn watch_cancel(control: &Control, backup: &Path, ended: &Receiver<()>) {
     let wish = backup.join(CANCEL_FILE);
     while ended.recv_timeout(CANCEL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-        // What cannot be looked at now can be at the next look.
+        // An error is ignored: the next check may succeed.
         if nofollow::look(&wish).is_ok_and(|found| found.is_some()) {
             control.stop(Stop::Cancelled);
             return;
