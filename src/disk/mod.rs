@@ -3,8 +3,8 @@
 //!
 //! Invariants
 //! - Each operation passes the fault gate before it happens, so that a test can make it fail or kill the process before it.
-//! - Each path given to this file lies below the backup directory, the pin directory or the target of a restore. None of them
-//!   contains a symbolic link, so no source is ever changed.
+//! - Each path given to this file lies below the backup directory, the pin directory or the target of a restore. The paths of
+//!   these directories contain no symbolic link, so no source is ever changed.
 //! - Nothing follows a symbolic link: each change is made by a name in a directory that `nofollow` opened. `nofollow` says
 //!   what an attacker with the node's user can do.
 //! - An error of fsync is returned and never retried: after such an error the kernel may have dropped the data.

@@ -307,7 +307,7 @@ fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Atte
 }
 
 /// The newest block of a finished copy: height and hash of the top row of `BlockHistory`, a table of the node's Pact
-/// service. `None` where there is no such table, or no row.
+/// service. `None` if there is no such table, or no row.
 pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
     let failed = |e: rusqlite::Error| {
         Error::new(Kind::Damaged, format!("cannot read the finished copy {}", copy.display())).because(e)
