@@ -1,8 +1,8 @@
-//! Which file it is, whatever its name: two names with one identity are one file, as long as it exists.
+//! The identity of a file, independent of its name: two names with the same identity are one file, as long as it exists.
 //!
 //! # Limitations
-//! The number of a deleted file is given to another one: an identity that was kept is compared with that of a file that still
-//! has its name, and where that matters with its size and content, too.
+//! The kernel may give the number of a deleted file to a new one. So a stored identity is compared with that of a file that still
+//! has its name, and, if it matters, the size and the content are compared, too.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
