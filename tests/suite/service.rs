@@ -324,7 +324,7 @@ fn a_backup_directory_among_other_files_is_refused() {
         (below(".chainweb-backup-pin/b"), mine),
         (by_link.clone(), mine),
         (by_link.join("b/c"), mine),
-        (in_backup, "the files of a backup"),
+        (in_backup, "lies within a backup"),
     ] {
         let refused = Service::start(config(&place), node.embedded()).err().unwrap();
         assert!(refused.kind() == Kind::Usage && refused.chain().contains(whose), "{place:?}: {}", refused.chain());
