@@ -40,7 +40,7 @@ use crate::disk::off_heap;
 use crate::disk::quiet_reader;
 use crate::disk::sum::{self, Sum};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::fault::{Fault, Inspected};
+use crate::fault::Fault;
 use crate::format::layout::{self, MANIFEST_FILE, RECORD_FILE, SUMS_FILE, WHOLE};
 use crate::format::manifest::{self, Entry, Manifest};
 use crate::format::record::Record;
@@ -113,74 +113,145 @@ pub(crate) fn verify(
         }
     }
     if depth == Depth::Deep {
-        let rocksdb = whole.join(ROCKSDB);
-        // A file that is in both lists is read once.
-        let mut agreed = vec![false; files.count()];
-        compare_sums(&rocksdb, &files, said.as_ref(), &mut result, &mut |name, path, expected| {
+        let deep = Deep { path, record, program, control, files: &files, said: said.as_ref() };
+        deep.check(&databases, !blocking.is_empty(), &mut result)?;
+    }
+    Ok(result)
+}
+
+/// What the deep part of a verification looks at: a backup, the files that exist, and what its manifest says of them.
+struct Deep<'a> {
+    path: &'a Path,
+    record: Option<&'a Record>,
+    program: Option<&'a Path>,
+    control: &'a Control,
+    files: &'a Manifest,
+    said: Option<&'a Said>,
+}
+
+impl Deep<'_> {
+    /// Reads every byte. If the backup `blocks`, RocksDB does not open it: it would open a FIFO and wait for ever, or follow a link.
+    fn check(&self, databases: &[&str], blocks: bool, result: &mut Verification) -> Result<()> {
+        let agreed = self.compare_sums_of_rocksdb(result)?;
+        if let Some(said) = self.said {
+            self.compare_with_sums_of_manifest(said, &agreed, result)?;
+        }
+        self.check_pact(databases, result)?;
+        // A CURRENT that is not ours may be huge, and RocksDB reads all of it into memory.
+        let current = chainweb::path_in(ROCKSDB, "CURRENT");
+        if !blocks && !result.faults.iter().any(|fault| fault.file == current) {
+            self.inspect_rocksdb(result)?;
+        }
+        self.compare_cut(result)
+    }
+
+    /// Compares RocksDB's files with their `BLAKE2SUMS`. Returns for each file whether the manifest has the same checksum: a file
+    /// that is in both lists is read once.
+    fn compare_sums_of_rocksdb(&self, result: &mut Verification) -> Result<Vec<bool>> {
+        let mut agreed = vec![false; self.files.count()];
+        let directory = layout::directory_in(self.path, ROCKSDB);
+        compare_sums(&directory, self.files, self.said, result, &mut |name, path, expected| {
             // RocksDB reads its SSTs once more, but with a cache of its own; the page cache is for the node.
-            let sum = sum::of(path, is_immutable(name), control)?;
-            if let (Some(said), Some(at)) = (&said, files.find(&chainweb::path_in(ROCKSDB, name))) {
+            let sum = sum::of(path, is_immutable(name), self.control)?;
+            if let (Some(said), Some(at)) = (self.said, self.files.find(&chainweb::path_in(ROCKSDB, name))) {
                 agreed[at] = sum == expected && said.sums[at] == Some(sum);
             }
             Ok(sum)
         })?;
-        if let Some(said) = &said {
-            compare_with_sums_of_manifest(path, &files, said, &agreed, control, &mut result)?;
-        }
-        check_pact(path, &files, said.as_ref(), &databases, record, control, &mut result)?;
-        // RocksDB would open a FIFO and wait for ever, or follow a link.
-        // A CURRENT that is not ours may be huge, and RocksDB reads all of it into memory.
-        let current = chainweb::path_in(ROCKSDB, "CURRENT");
-        let is_fit = blocking.is_empty() && !result.faults.iter().any(|fault| fault.file == current);
-        let inspected = is_fit.then(|| rocksdb::inspect(&rocksdb, program, control));
-        match inspected.unwrap_or_else(|| Ok(Inspected::default())) {
+        Ok(agreed)
+    }
+
+    /// Has RocksDB read every block.
+    fn inspect_rocksdb(&self, result: &mut Verification) -> Result<()> {
+        match rocksdb::inspect(&layout::directory_in(self.path, ROCKSDB), self.program, self.control) {
             Ok(inspected) => {
                 result.keys_count = inspected.keys_count;
                 result.faults.extend(inspected.faults.into_iter().map(Fault::of_rocksdb));
             }
             Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => {
-                result.fault(chainweb::path_in(ROCKSDB, ""), e.chain())
+                result.fault(chainweb::path_in(ROCKSDB, ""), e.chain());
             }
             Err(e) => return Err(e),
         }
+        Ok(())
+    }
+
+    /// Compares the newest cut with that of the record, unless there is a fault already.
+    fn compare_cut(&self, result: &mut Verification) -> Result<()> {
         // A program without RocksDB records no height.
-        let expected = record.and_then(|r| r.rocksdb.as_ref()?.cut_height);
-        if let Some(expected) = expected.filter(|_| result.faults.is_empty()) {
-            match rocksdb::read_cut(&rocksdb, program, control)? {
-                Heights::Damaged(fault) => result.faults.push(Fault::of_rocksdb(fault)),
-                Heights::Cut(cut) if cut.as_ref().map(|cut| cut.height) != Some(expected) => {
-                    let height = cut.map_or(0, |cut| cut.height);
-                    let why = format!("its cut is at height {height} instead of the {expected} in the record");
-                    result.fault(chainweb::path_in(ROCKSDB, ""), why);
-                }
-                Heights::Cut(_) => {}
+        let expected = self.record.and_then(|r| r.rocksdb.as_ref()?.cut_height);
+        let Some(expected) = expected.filter(|_| result.faults.is_empty()) else { return Ok(()) };
+        match rocksdb::read_cut(&layout::directory_in(self.path, ROCKSDB), self.program, self.control)? {
+            Heights::Damaged(fault) => result.faults.push(Fault::of_rocksdb(fault)),
+            Heights::Cut(cut) if cut.as_ref().map(|cut| cut.height) != Some(expected) => {
+                let height = cut.map_or(0, |cut| cut.height);
+                let why = format!("its cut is at height {height} instead of the {expected} in the record");
+                result.fault(chainweb::path_in(ROCKSDB, ""), why);
+            }
+            Heights::Cut(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Compares each file with its checksum in the manifest, except those for which that was done already (`agreed`).
+    fn compare_with_sums_of_manifest(&self, said: &Said, agreed: &[bool], result: &mut Verification) -> Result<()> {
+        for (at, expected) in said.sums.iter().enumerate().filter_map(|(at, sum)| Some((at, (*sum)?))) {
+            let name = self.files.file(at).path;
+            // The faults found with BLAKE2SUMS are reported already.
+            if agreed[at] || result.faults.iter().any(|fault| fault.file == name) {
+                continue;
+            }
+            result.sums_count += 1;
+            if sum::of(&self.path.join(name), is_immutable(name), self.control)? != expected {
+                result.fault(name, "its checksum differs from the manifest's");
             }
         }
+        Ok(())
     }
-    Ok(result)
-}
 
-/// Compares each file with its checksum in the manifest, except those for which that was done already (`agreed`).
-fn compare_with_sums_of_manifest(
-    path: &Path,
-    files: &Manifest,
-    said: &Said,
-    agreed: &[bool],
-    control: &Control,
-    result: &mut Verification,
-) -> Result<()> {
-    for (at, expected) in said.sums.iter().enumerate().filter_map(|(at, sum)| Some((at, (*sum)?))) {
-        let name = files.file(at).path;
-        // The faults found with BLAKE2SUMS are reported already.
-        if agreed[at] || result.faults.iter().any(|fault| fault.file == name) {
-            continue;
+    /// Checks the databases one after the other: each is read from beginning to end, and then checked while it is in the page cache,
+    /// because SQLite reads it in no order.
+    fn check_pact(&self, databases: &[&str], result: &mut Verification) -> Result<()> {
+        let directory = layout::directory_in(self.path, SQLITE);
+        let mut damaged = Vec::new();
+        compare_sums(&directory, self.files, self.said, result, &mut |name, place, expected| {
+            let sum = sum::of(place, false, self.control)?;
+            if sum == expected
+                && databases.iter().any(|d| d.ends_with(&format!("/{name}")))
+                && let Some(why) = sqlite::integrity_fault(place, self.control)?
+            {
+                damaged.push(Fault { file: chainweb::path_in(SQLITE, name), why });
+            }
+            quiet_reader::forget_cached(place);
+            Ok(sum)
+        })?;
+        result.faults.append(&mut damaged);
+        let has_sums = sums::has_sums(&directory)?;
+        for name in databases {
+            let place = self.path.join(name);
+            if !has_sums {
+                sum::of(&place, false, self.control)?;
+                let fault = sqlite::integrity_fault(&place, self.control)?;
+                quiet_reader::forget_cached(&place);
+                if let Some(why) = fault {
+                    result.fault(*name, why);
+                    continue;
+                }
+            }
+            let part = self.record.and_then(|r| r.pact.iter().find(|part| name.ends_with(&format!("/{}", part.file))));
+            if let Some(part) = part.filter(|_| result.faults.is_empty()) {
+                let height = sqlite::newest_block(&place)?.map(|(height, _)| height);
+                if height != part.block_height {
+                    let (height, expected) = (height.unwrap_or(0), part.block_height.unwrap_or(0));
+                    result.fault(
+                        *name,
+                        format!("its newest block is at height {height} instead of the {expected} in the record"),
+                    );
+                }
+            }
         }
-        result.sums_count += 1;
-        if sum::of(&path.join(name), is_immutable(name), control)? != expected {
-            result.fault(name, "its checksum differs from the manifest's");
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Whether RocksDB would open a file of this path by itself.
@@ -191,58 +262,6 @@ fn is_rocksdbs(path: &str) -> bool {
     };
     chainweb::name_in(ROCKSDB, path)
         .is_some_and(|name| is_numbered(name) || matches!(name, "CURRENT" | "IDENTITY" | "LOCK" | "LOG"))
-}
-
-/// Checks the databases one after the other: each is read from beginning to end, and then checked while it is in the page cache,
-/// because SQLite reads it in no order.
-fn check_pact(
-    path: &Path,
-    files: &Manifest,
-    said: Option<&Said>,
-    databases: &[&str],
-    record: Option<&Record>,
-    control: &Control,
-    result: &mut Verification,
-) -> Result<()> {
-    let directory = layout::directory_in(path, SQLITE);
-    let mut damaged = Vec::new();
-    compare_sums(&directory, files, said, result, &mut |name, place, expected| {
-        let sum = sum::of(place, false, control)?;
-        if sum == expected
-            && databases.iter().any(|d| d.ends_with(&format!("/{name}")))
-            && let Some(why) = sqlite::integrity_fault(place, control)?
-        {
-            damaged.push(Fault { file: chainweb::path_in(SQLITE, name), why });
-        }
-        quiet_reader::forget_cached(place);
-        Ok(sum)
-    })?;
-    result.faults.append(&mut damaged);
-    let has_sums = sums::has_sums(&directory)?;
-    for name in databases {
-        let place = path.join(name);
-        if !has_sums {
-            sum::of(&place, false, control)?;
-            let fault = sqlite::integrity_fault(&place, control)?;
-            quiet_reader::forget_cached(&place);
-            if let Some(why) = fault {
-                result.fault(*name, why);
-                continue;
-            }
-        }
-        let part = record.and_then(|r| r.pact.iter().find(|part| name.ends_with(&format!("/{}", part.file))));
-        if let Some(part) = part.filter(|_| result.faults.is_empty()) {
-            let height = sqlite::newest_block(&place)?.map(|(height, _)| height);
-            if height != part.block_height {
-                let (height, expected) = (height.unwrap_or(0), part.block_height.unwrap_or(0));
-                result.fault(
-                    *name,
-                    format!("its newest block is at height {height} instead of the {expected} in the record"),
-                );
-            }
-        }
-    }
-    Ok(())
 }
 
 /// A summary of a `manifest.json`.
