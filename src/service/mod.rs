@@ -7,7 +7,8 @@
 //! ```
 //! Invariants
 //! - Only the backup thread changes the catalog or reads a source.
-//! - The end of each job is logged once, in `job::end`. A backup that was refused is logged by `worker`.
+//! - The end of each job is logged once, in `job::end`; a request that fails, in `worker`. Other code logs an error only if it
+//!   goes on without returning it: a file that is skipped, an attempt that is repeated, a clean-up that is postponed.
 
 pub(crate) mod answers;
 pub(crate) mod fill;

@@ -121,10 +121,10 @@ fn copy_by_attempts(source: &SqliteSource, database: &Path, to: &Path, how: &How
         };
         disk::remove_file(to)?;
         disk::remove_file(&wal_of(to))?;
-        log::warn!("copy discarded database={} attempt={attempts} reason={:?}", database.display(), lost.reason());
         if attempts == MAX_ATTEMPTS {
             return Err(lost.into_error(database, attempts));
         }
+        log::warn!("copy discarded database={} attempt={attempts} reason={:?}", database.display(), lost.reason());
         pause(&lost, attempts, database, how.copier.control)?;
         attempts += 1;
     }
