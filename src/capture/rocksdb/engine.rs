@@ -16,6 +16,7 @@ use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, IteratorMode, Options, ReadOptions};
 
 use crate::capture::rocksdb::chain_cut::{Cut, Heights, Tip};
+use crate::capture::rocksdb::live_files;
 use crate::chainweb::{CUTS, CUTS_END, header_tables};
 use crate::control::Control;
 use crate::disk;
@@ -82,6 +83,11 @@ impl Spelled {
     }
 }
 
+/// What RocksDB does with a damaged WAL, in the words of OPTIONS; its default is the first. The node's own choice decides whether
+/// the node starts.
+const RECOVERY_MODES: [&str; 4] =
+    ["kPointInTimeRecovery", "kAbsoluteConsistency", "kTolerateCorruptedTailRecords", "kSkipAnyCorruptedRecords"];
+
 /// Which column families of a finished copy are opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Families {
@@ -112,6 +118,9 @@ impl Copy {
 
     fn open_in(directory: Spelled, ways: &[(Families, TwoPhase)]) -> std::result::Result<Copy, rocksdb::Error> {
         let all = DB::list_cf(&Options::default(), &directory.path)?;
+        let named = live_files::option_in(&directory.path, "wal_recovery_mode");
+        let recovery =
+            RECOVERY_MODES.into_iter().find(|mode| named.as_deref() == Some(mode)).unwrap_or(RECOVERY_MODES[0]);
         let mut ways = ways.iter().peekable();
         loop {
             let (families, two_phase) = ways.next().expect("the last way returns");
@@ -119,7 +128,7 @@ impl Copy {
                 Families::All => all.clone(),
                 Families::Default => vec![DEFAULT_COLUMN_FAMILY_NAME.to_owned()],
             };
-            match DB::open_cf_for_read_only(&read_only_options(*two_phase), &directory.path, &names, false) {
+            match DB::open_cf_for_read_only(&read_only_options(*two_phase, recovery), &directory.path, &names, false) {
                 Ok(db) => return Ok(Copy { db, families: names, _directory: directory }),
                 // The copy cannot be opened in this way: try the next one.
                 Err(e)
@@ -221,8 +230,8 @@ enum TwoPhase {
 }
 
 /// Options that open a finished copy without creating a file in it.
-fn read_only_options(two_phase: TwoPhase) -> Options {
-    let text = format!("allow_2pc={}", two_phase == TwoPhase::On);
+fn read_only_options(two_phase: TwoPhase, recovery: &str) -> Options {
+    let text = format!("allow_2pc={};wal_recovery_mode={recovery}", two_phase == TwoPhase::On);
     let mut options = Options::default().get_options_from_string(text).expect("RocksDB knows this option");
     options.set_max_open_files(MAX_OPEN_FILES);
     // By default RocksDB starts fifteen threads for a moment, and aborts the process if it cannot start them.

@@ -31,9 +31,7 @@ use serde::de::DeserializeOwned;
 use crate::capture::rocksdb::chain_cut::{Heights, Tip};
 use crate::capture::rocksdb::earlier_backup::{Bringing, Brought, Earlier};
 use crate::capture::rocksdb::engine::Db;
-use crate::capture::rocksdb::live_directories::{
-    MAX_TEXT_BYTES, is_immutable, is_options, not_permitted, total_bytes as directory_bytes,
-};
+use crate::capture::rocksdb::live_directories::{is_immutable, not_permitted, total_bytes as directory_bytes};
 use crate::capture::source::{RocksSource, Sources, SqliteSource, resolve};
 use crate::capture::sqlite;
 use crate::chainweb::{ROCKSDB, SQLITE, chain_of};
@@ -121,11 +119,7 @@ pub(crate) fn total_bytes(source: &RocksSource) -> Result<u64> {
 
 /// The RocksDB that last wrote this database, from the `Version` section of its newest OPTIONS file.
 pub(crate) fn version_in(copy: &Path) -> Option<String> {
-    let options = file_names(copy, &is_options).ok()?.pop()?;
-    let text = nofollow::read_small(&copy.join(options), MAX_TEXT_BYTES).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let version = text.lines().find_map(|line| line.trim().strip_prefix("rocksdb_version="))?;
-    Some(version.to_owned())
+    live_files::option_in(copy, "rocksdb_version")
 }
 
 /// Captures RocksDB into the new directory `to`.

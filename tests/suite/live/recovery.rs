@@ -373,3 +373,39 @@ fn a_damaged_source_is_told_of() {
     let (_, reason) = make_failed(&service, ROCKSDB);
     assert!(reason.contains("cannot recover the node's database") && reason.contains("is damaged"), "{reason}");
 }
+
+/// Whether a node starts is decided by its own recovery mode, which its OPTIONS name.
+#[test]
+fn the_recovery_mode_of_the_node_decides() {
+    let modes = [
+        ("kPointInTimeRecovery", DBRecoveryMode::PointInTime),
+        ("kAbsoluteConsistency", DBRecoveryMode::AbsoluteConsistency),
+        ("kTolerateCorruptedTailRecords", DBRecoveryMode::TolerateCorruptedTailRecords),
+        ("kSkipAnyCorruptedRecords", DBRecoveryMode::SkipAnyCorruptedRecord),
+    ];
+    let mut answers = Vec::new();
+    for (word, mode) in modes {
+        let root = build(Shape::TwoFlushed);
+        let path = root.path().join("0/rocksDb");
+        for entry in fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.file_name().unwrap().to_str().unwrap().starts_with("OPTIONS-") {
+                let text = fs::read_to_string(&entry).unwrap();
+                assert!(text.contains("wal_recovery_mode=kPointInTimeRecovery"));
+                fs::write(
+                    &entry,
+                    text.replace("wal_recovery_mode=kPointInTimeRecovery", &format!("wal_recovery_mode={word}")),
+                )
+                .unwrap();
+            }
+        }
+        let wals = wals(&path);
+        Damage::ChecksumInMiddle.apply(&wals[wals.len() / 2]);
+        let copy = root.path().join("copy");
+        live_copy_warned(&path, &copy).unwrap_or_else(|e| panic!("{}", e.chain()));
+        let starts = recovered(&copy, root.path(), mode).is_ok();
+        let heights = heights_json(&copy).unwrap_or_else(|e| panic!("{}", e.chain()));
+        assert_eq!(heights.starts_with("{\"cut\":"), starts, "{word}: {heights}");
+        answers.push(starts);
+    }
+    assert!(answers.contains(&true) && answers.contains(&false), "{answers:?}: the modes differ");
+}
