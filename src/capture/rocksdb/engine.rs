@@ -16,7 +16,7 @@ use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, IteratorMode, Options, ReadOptions};
 
 use crate::capture::rocksdb::chain_cut::{Cut, Heights, Tip};
-use crate::capture::rocksdb::live_files;
+use crate::capture::rocksdb::options_file;
 use crate::chainweb::{CUTS, CUTS_END, header_tables};
 use crate::control::Control;
 use crate::disk;
@@ -61,25 +61,26 @@ pub(crate) fn checkpoint(db: &Db, to: &Path) -> Result<()> {
     disk::written_by_library(to)?;
     let failed = |e| Error::new(Kind::Database, format!("cannot make a checkpoint in {}", to.display())).because(e);
     let (parent, name) = (to.parent().unwrap_or(to), to.file_name().unwrap_or_default());
-    let parent = Spelled::of(parent)?;
+    let parent = Held::open(parent)?;
     Checkpoint::new(db).and_then(|c| c.create_checkpoint(parent.path.join(name))).map_err(failed)
 }
 
-/// A directory with a name that RocksDB's bindings accept: UTF-8.
-struct Spelled {
+/// A directory with a name that RocksDB's bindings accept (UTF-8) and that means this directory as long as it is open. By its own
+/// name another one could be opened: an attacker may put a link in the place of each directory above, and RocksDB creates what
+/// is missing, even if it only reads.
+struct Held {
     path: PathBuf,
-    /// Keeps the directory open if the path is that of its descriptor.
-    _directory: Option<File>,
+    _directory: File,
 }
 
-impl Spelled {
-    fn of(path: &Path) -> Result<Spelled> {
-        if path.to_str().is_some() {
-            return Ok(Spelled { path: path.to_owned(), _directory: None });
-        }
+/// How the name of a [`Held`] directory begins.
+const DESCRIPTORS: &str = "/proc/self/fd/";
+
+impl Held {
+    fn open(path: &Path) -> Result<Held> {
         let directory = nofollow::open_directory(path).context(|| format!("cannot open {}", path.display()))?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
-        Ok(Spelled { path, _directory: Some(directory) })
+        let path = PathBuf::from(format!("{DESCRIPTORS}{}", directory.as_raw_fd()));
+        Ok(Held { path, _directory: directory })
     }
 }
 
@@ -100,27 +101,33 @@ enum Families {
 struct Copy {
     db: DB,
     families: Vec<String>,
-    _directory: Spelled,
+    _directory: Held,
 }
 
 impl Copy {
     /// Opens it in the first of these ways that RocksDB permits: as the node does, or with prepared transactions, or only the
     /// default column family. The inner error is RocksDB's.
     fn open(copy: &Path, ways: &[(Families, TwoPhase)]) -> Result<std::result::Result<Copy, rocksdb::Error>> {
-        // RocksDB would create a missing directory, even if it opens it read-only.
-        if !copy.join("CURRENT").is_file() {
-            let context = format!("there is no RocksDB in {} (no file CURRENT)", copy.display());
-            return Err(Error::new(Kind::Damaged, context));
+        let none = || Error::new(Kind::Damaged, format!("there is no RocksDB in {} (no file CURRENT)", copy.display()));
+        let directory = match nofollow::is_directory(copy) {
+            Ok(true) => Held::open(copy)?,
+            _ => return Err(none()),
+        };
+        if !directory.path.join("CURRENT").is_file() {
+            return Err(none());
         }
-        let directory = Spelled::of(copy)?;
-        Ok(Copy::open_in(directory, ways))
-    }
-
-    fn open_in(directory: Spelled, ways: &[(Families, TwoPhase)]) -> std::result::Result<Copy, rocksdb::Error> {
-        let all = DB::list_cf(&Options::default(), &directory.path)?;
-        let named = live_files::option_in(&directory.path, "wal_recovery_mode");
+        let named = options_file::option_in(copy, "wal_recovery_mode");
         let recovery =
             RECOVERY_MODES.into_iter().find(|mode| named.as_deref() == Some(mode)).unwrap_or(RECOVERY_MODES[0]);
+        Ok(Copy::open_in(directory, ways, recovery))
+    }
+
+    fn open_in(
+        directory: Held,
+        ways: &[(Families, TwoPhase)],
+        recovery: &str,
+    ) -> std::result::Result<Copy, rocksdb::Error> {
+        let all = DB::list_cf(&Options::default(), &directory.path)?;
         let mut ways = ways.iter().peekable();
         loop {
             let (families, two_phase) = ways.next().expect("the last way returns");
@@ -218,8 +225,18 @@ pub(crate) fn inspect(copy: &Path, control: &Control) -> Result<Inspected> {
 
 /// The fault that RocksDB reports of a copy that it cannot read.
 fn reported(e: &rocksdb::Error) -> Fault {
-    let why = format!("RocksDB reports damage: {e}");
+    let why = without_descriptors(&format!("RocksDB reports damage: {e}"));
     Fault { file: table_in(&why).unwrap_or_default(), why }
+}
+
+/// A message of RocksDB with the plain names of its files, instead of those in a [`Held`] directory.
+fn without_descriptors(message: &str) -> String {
+    let mut parts = message.split(DESCRIPTORS);
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        plain.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start_matches('/'));
+    }
+    plain
 }
 
 /// Whether transactions may be prepared and not yet committed.
@@ -242,4 +259,16 @@ fn read_only_options(two_phase: TwoPhase, recovery: &str) -> Options {
     // Our own logger drops all messages: the default one would create a LOG in the backup.
     options.set_info_logger(rocksdb::InfoLogger::new_callback_logger(rocksdb::LogLevel::Fatal, |_, _| {}));
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_have_plain_names() {
+        let message = "IO error: No such file: /proc/self/fd/12/000005.sst: see /proc/self/fd/12/MANIFEST-000004";
+        assert_eq!(without_descriptors(message), "IO error: No such file: 000005.sst: see MANIFEST-000004");
+        assert_eq!(without_descriptors("Corruption"), "Corruption");
+    }
 }

@@ -51,10 +51,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::Stat;
 
 use crate::capture::rocksdb::earlier_backup::{Bringing, Brought, Earlier};
-use crate::capture::rocksdb::live_directories::{Pin, Source, Staging, WalPlace, fstat, is_options};
+use crate::capture::rocksdb::live_directories::{Pin, Source, Staging, WalPlace, fstat};
 use crate::capture::rocksdb::live_files::manifest_in;
 use crate::capture::rocksdb::live_wals::{self, Target, Wal};
 use crate::capture::rocksdb::log_format::{self, End};
+use crate::capture::rocksdb::options_file::is_options;
 use crate::capture::rocksdb::version_edit::{LiveFile, Versions};
 use crate::control::Control;
 use crate::disk;

@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType};
 
+use crate::capture::rocksdb::options_file::{MAX_TEXT_BYTES, is_options};
 use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::capture::source::doubtful_name;
 use crate::disk;
@@ -23,9 +24,6 @@ use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::wal_pin;
-
-/// The largest CURRENT and OPTIONS that are read; real ones have 16 bytes and some KiB.
-pub(crate) const MAX_TEXT_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The result of linking a live file.
 pub(crate) enum Pin {
@@ -384,10 +382,6 @@ pub(crate) fn total_bytes(database: &Path) -> Result<u64> {
         Ok(())
     })?;
     Ok(bytes)
-}
-
-pub(crate) fn is_options(name: &str) -> bool {
-    name.strip_prefix("OPTIONS-").is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 pub(crate) fn fstat(file: &File, name: &str) -> Result<Stat> {

@@ -1,11 +1,11 @@
-//! What the texts of a RocksDB directory say: its live files, from CURRENT and MANIFEST, and the options of the node.
+//! Lists the live files of a RocksDB directory, from its CURRENT and MANIFEST.
 //!
 //! Invariant: only regular files are read, no link is followed, and nothing is changed.
 
 use std::path::Path;
 
-use crate::capture::rocksdb::live_directories::{MAX_TEXT_BYTES, is_options};
 use crate::capture::rocksdb::log_format::End;
+use crate::capture::rocksdb::options_file::MAX_TEXT_BYTES;
 use crate::capture::rocksdb::version_edit::{LiveFile, Versions};
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -33,15 +33,4 @@ pub(crate) fn manifest_in(current: &str) -> Option<String> {
     let name = current.strip_suffix('\n')?;
     let digits = name.strip_prefix("MANIFEST-")?;
     (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then(|| name.to_owned())
-}
-
-/// The value of an option in the newest OPTIONS file of a finished copy; `None` if there is no such file or no such line.
-pub(crate) fn option_in(copy: &Path, key: &str) -> Option<String> {
-    let names = nofollow::entries(copy).ok()?.filter_map(|entry| entry.ok()?.0.into_string().ok());
-    // A longer number is a larger one.
-    let newest = names.filter(|name| is_options(name)).max_by_key(|name| (name.len(), name.clone()))?;
-    let text = nofollow::read_small(&copy.join(newest), MAX_TEXT_BYTES).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let value = text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
-    Some(value.to_owned())
 }

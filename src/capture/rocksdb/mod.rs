@@ -18,6 +18,7 @@ pub(crate) mod live_directories;
 pub(crate) mod live_files;
 pub(crate) mod live_wals;
 pub(crate) mod log_format;
+pub(crate) mod options_file;
 pub(crate) mod version_edit;
 
 use std::io::{self, Read};
@@ -119,7 +120,7 @@ pub(crate) fn total_bytes(source: &RocksSource) -> Result<u64> {
 
 /// The RocksDB that last wrote this database, from the `Version` section of its newest OPTIONS file.
 pub(crate) fn version_in(copy: &Path) -> Option<String> {
-    live_files::option_in(copy, "rocksdb_version")
+    options_file::option_in(copy, "rocksdb_version")
 }
 
 /// Captures RocksDB into the new directory `to`.
