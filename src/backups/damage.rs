@@ -1,7 +1,8 @@
 //! Notes known damage: in the note about the last verification of a backup (`verified.json`), and in that of every other backup
 //! in which a damaged file is the same inode.
 //!
-//! Invariant: damage is noted in another backup only if the file of the same name there is the same inode. Notes about single
+//! Invariant: damage is noted in another backup only if the file of the same name there is the same inode, and never because of a
+//! `BLAKE2SUMS`, which may be wrong (see [`Verification::shared_faults`](crate::Verification::shared_faults)). Notes about single
 //! files add up; a verification of the whole backup replaces them.
 
 use std::collections::BTreeSet;
@@ -66,7 +67,7 @@ fn add(catalog: &Catalog, id: &BackupId, names: &[&str], at_ms: u64) -> Result<(
     write(catalog, id, &Verified { depth: Depth::Deep, at_ms, faults_count: before_count + new_count, damaged })
 }
 
-/// Notes the same damage in every other backup in which a damaged SST is the same file, under a second name. Returns the number
+/// Notes the same damage, for which there is evidence in the content, in every other backup in which a damaged SST is the same file, under a second name. Returns the number
 /// of these backups.
 pub(crate) fn note_sharers(catalog: &Catalog, id: &BackupId, faults: &[Fault], at_ms: u64) -> Result<usize> {
     let directory = |id: &BackupId| layout::directory_in(&catalog.path(id), ROCKSDB);

@@ -10,4 +10,5 @@ pub(crate) mod reread;
 pub(crate) mod restore;
 pub(crate) mod retention;
 pub(crate) mod sums;
+pub(crate) mod sums_list;
 pub(crate) mod verify;

@@ -13,16 +13,16 @@ use crate::backups::damage;
 use crate::backups::details::Details;
 use crate::backups::restore::{self, RestoreOptions, Restored};
 use crate::backups::retention::{Candidate, Policy, Verdict, judge};
-use crate::backups::sums;
+use crate::backups::sums::{self, Completed};
 use crate::backups::verify::{self, Verification};
 use crate::capture::in_use::{self, InUse};
 use crate::clock::now_ms;
 use crate::config::Depth;
-use crate::config::Sums;
 use crate::control::Control;
 use crate::disk;
 use crate::disk::fault_gate;
 use crate::error::{Error, Kind, Result};
+use crate::fault::Fault;
 use crate::format::layout::{CANCEL_FILE, RECORD_FILE};
 use crate::format::record::Status;
 use crate::id::BackupId;
@@ -83,8 +83,9 @@ impl Held {
             return;
         }
         // A user may be permitted to read a backup but not to write to it.
-        let noted = damage::note(&self.catalog, &self.found.id, depth, &verification.faults, now_ms())
-            .and_then(|()| damage::note_sharers(&self.catalog, &self.found.id, &verification.faults, now_ms()));
+        let noted = damage::note(&self.catalog, &self.found.id, depth, &verification.faults, now_ms()).and_then(|()| {
+            damage::note_sharers(&self.catalog, &self.found.id, &verification.shared_faults(), now_ms())
+        });
         if let Err(e) = noted {
             log::debug!("verification not noted id={} reason={:?}", self.found.id, e.chain());
         }
@@ -224,11 +225,15 @@ pub fn sweep_backups(directory: &Path) -> Result<()> {
 pub struct Summed {
     /// How many files were read.
     pub read_count: u64,
+    /// How many lists were written: each that was missing or had a defect.
+    pub written_count: u64,
+    /// The defects of the lists that existed.
+    pub mended: Vec<Fault>,
     /// Files that have no checksum because they are not part of the backup.
     pub left_out: Vec<String>,
 }
 
-/// Writes the missing `BLAKE2SUMS` of the backup `word`.
+/// Writes the missing `BLAKE2SUMS` of the backup `word`, and mends those that do not name all files or contradict its manifest.
 ///
 /// # Errors
 /// As [`verify_backup`]; [`Kind::Refused`] for a foreign backup.
@@ -238,8 +243,8 @@ pub fn sum_backup(directory: &Path, word: &str, control: &Control) -> Result<(Ba
     require_ours(&find(&catalog, id.as_str())?)?;
     let path = catalog.path(&id);
     let summed = in_use::yielding(&path, control, || {
-        let read_count = sums::write(&catalog, &path, Sums::All, control)?.unwrap_or(0);
-        Ok(Summed { read_count, left_out: sums::left_out(&path)? })
+        let Completed { read_count, written_count, mended } = sums::complete(&catalog, &path, control)?;
+        Ok(Summed { read_count, written_count, mended, left_out: sums::left_out(&path)? })
     })?;
     Ok((id.clone(), summed.ok_or_else(|| is_in_use(&id))?))
 }

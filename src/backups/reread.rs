@@ -4,8 +4,8 @@
 //!   node still has; at least one file. They are sorted by the time in `manifest.json`; a time in the future, from a clock
 //!   that was wrong, counts as never. With 4 % in each run, every file is read within 25 daily backups.
 //! - When: before the capture, quietly, within the limit of bytes per second, and no longer than [`TIME_LIMIT`].
-//! - How: each file is compared with its checksum in `manifest.json`, which was computed during the copy, or, in a backup of an
-//!   earlier version, with that in `BLAKE2SUMS`. A file without a checksum is compared with the node's own, once.
+//! - How: each file is compared with its checksum in `manifest.json`, which was computed during the copy. A file without a
+//!   checksum, in a backup of an earlier version, is compared with the node's own, once: `BLAKE2SUMS` may be anyone's.
 //! - A file that differs or cannot be read is damaged: it is not linked but copied from the node again, and the damage is noted
 //!   in every backup that has the same inode.
 //!
@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use crate::backups::catalog::{Catalog, Found};
 use crate::backups::damage;
-use crate::backups::sums;
 use crate::capture::in_use;
 use crate::capture::rocksdb::earlier_backup::{Brought, Earlier};
 use crate::capture::rocksdb::version_edit::LiveFile;
@@ -73,15 +72,10 @@ impl Base {
         Some(Base { id: found.id.clone(), files, is_finished: true })
     }
 
-    /// Reads the known checksums of the backup. If they cannot be read, its files can still be used: then they are compared.
+    /// Reads the checksums in the manifest of the backup. If they cannot be read, its files can still be used: then they are compared.
     fn learn(&mut self, catalog: &Catalog, record: &Record) -> Result<()> {
         let path = catalog.path(&self.id);
         let files = &mut self.files;
-        // A backup of an earlier version has BLAKE2SUMS at most, computed after the backup was made.
-        let _ = sums::each(&layout::directory_in(&path, ROCKSDB), &mut |name, sum| {
-            LiveFile::number_in(name).into_iter().for_each(|number| files.know(number, Known { sum, read_ms: 0 }));
-            Ok(true)
-        });
         let mut take = |file: Entry<String>| {
             let number = chainweb::name_in(ROCKSDB, &file.path).and_then(LiveFile::number_in);
             if let (Some(number), Some(sum)) = (number, file.blake2b) {

@@ -5,10 +5,11 @@
 //! to a backup after its commit. A file whose checksum was computed when it was copied, or is known from another backup of the
 //! catalog that has the same inode, is not read again.
 
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::backups::catalog::{Catalog, shared_identity};
+use crate::backups::sums_list::{self, Place};
 use crate::capture::in_use;
 use crate::chainweb::{self, DIRECTORIES};
 use crate::config::Sums;
@@ -18,52 +19,16 @@ use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::off_heap;
 use crate::disk::sum::{self, Sum};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::fault::Fault;
 use crate::format::layout::{self, MANIFEST_FILE, SUMS_FILE, WHOLE};
 use crate::format::manifest::{self, Entry, Manifest};
 use crate::format::record::Method;
 use crate::id::BackupId;
 
-/// The longest line that is read: a checksum and a file name are shorter.
-const MAX_LINE_BYTES: u64 = 1024;
-
 /// Whether this is the name of the file, or its temporary name while it is written ([`disk::replace`]).
 pub(crate) fn is_ours(name: &str) -> bool {
     let temporary = disk::of_temporary(name);
     temporary.unwrap_or(name) == SUMS_FILE
-}
-
-/// Gives each name and checksum of a directory's `BLAKE2SUMS` to `take`, line by line; `Ok(false)` if there is no such file. Fails
-/// with [`Kind::Damaged`] at an invalid line, or if `take` returns false because it has had the name before.
-pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(&str, Sum) -> Result<bool>) -> Result<bool> {
-    let path = directory.join(SUMS_FILE);
-    let failed = || format!("cannot read {}", path.display());
-    let mut lines = match nofollow::open_regular(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(e) if is_unfit(&e) => return Err(Error::new(Kind::Damaged, format!("{}: {e}", path.display()))),
-        other => BufReader::new(other.context(failed)?),
-    };
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        (&mut lines).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).context(failed)?;
-        if line.is_empty() {
-            break;
-        }
-        let parsed = std::str::from_utf8(&line).ok().and_then(|line| parse(line.lines().next()?));
-        let is_new = parsed.map(|(name, sum)| take(name, sum)).transpose()?;
-        if is_new != Some(true) {
-            return Err(Error::new(Kind::Damaged, format!("{} is broken in line {number}", path.display())));
-        }
-    }
-    Ok(true)
-}
-
-/// Parses a line of `b2sum`: the checksum, a blank, a blank or an asterisk, the name. The name must be a plain file name.
-fn parse(line: &str) -> Option<(&str, Sum)> {
-    let (sum, name) = line.split_once(' ')?;
-    let name = name.strip_prefix([' ', '*'])?;
-    let is_plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
-    Some((name, Sum::parse(sum)?)).filter(|_| is_plain)
 }
 
 /// The directories of a backup that have their `BLAKE2SUMS`.
@@ -97,9 +62,7 @@ fn missing(path: &Path, which: Sums) -> Result<Vec<&'static str>> {
         }
     };
     let read = nofollow::open_regular(&manifest).and_then(|file| manifest::read_each(file, &mut look));
-    if !read.context(|| format!("cannot read {}", manifest.display()))? {
-        return Err(Error::new(Kind::Damaged, format!("{} is damaged, or of an unknown format", manifest.display())));
-    }
+    require_readable(&manifest, read)?;
     let wanted = DIRECTORIES.into_iter().zip(linked).filter(|(_, linked)| which == Sums::All || !linked);
     let mut missing = Vec::new();
     for (name, _) in wanted {
@@ -109,6 +72,13 @@ fn missing(path: &Path, which: Sums) -> Result<Vec<&'static str>> {
         missing.extend((is_there && !has_sums(&directory)?).then_some(name));
     }
     Ok(missing)
+}
+
+fn require_readable(manifest: &Path, read: io::Result<bool>) -> Result<()> {
+    if read.context(|| format!("cannot read {}", manifest.display()))? {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Damaged, format!("{} is damaged, or of an unknown format", manifest.display())))
 }
 
 /// The beginning of the paths of the files in a directory.
@@ -137,7 +107,7 @@ impl Files {
         };
         let manifest = backup.join(MANIFEST_FILE);
         let read = nofollow::open_regular(&manifest).and_then(|file| manifest::read_each(file, &mut look));
-        read.context(|| format!("cannot read {}", manifest.display()))?;
+        require_readable(&manifest, read)?;
         Ok(Files { all, named, sums })
     }
 }
@@ -160,9 +130,45 @@ pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Contr
     let files = Files::of(path)?;
     let mut read_count = 0;
     for name in missing {
-        read_count += Directory::of(path, name, &files).write(catalog, control)?;
+        let directory = Directory::of(path, name, &files);
+        read_count += directory.write(directory.known(), catalog, control)?;
     }
     Ok(Some(read_count))
+}
+
+/// The result of [`complete`].
+#[derive(Debug, Default)]
+pub(crate) struct Completed {
+    /// How many files were read.
+    pub(crate) read_count: u64,
+    /// How many lists were written.
+    pub(crate) written_count: u64,
+    /// The defects of the lists that existed; they are mended.
+    pub(crate) mended: Vec<Fault>,
+}
+
+/// Writes the missing `BLAKE2SUMS` of a finished backup, and mends those that have defects. A checksum of the manifest replaces
+/// another one in the list. A line of a file without a checksum in the manifest is kept: it may be the only evidence that the file
+/// was changed.
+pub(crate) fn complete(catalog: &Catalog, path: &Path, control: &Control) -> Result<Completed> {
+    let files = Files::of(path)?;
+    let mut completed = Completed::default();
+    for name in DIRECTORIES {
+        let directory = Directory::of(path, name, &files);
+        let is_there = nofollow::is_directory(&directory.path);
+        if !is_there.context(|| format!("cannot look at {}", directory.path.display()))? {
+            continue;
+        }
+        let (known, exists, defects) = directory.listed()?;
+        if exists && defects.is_empty() {
+            continue;
+        }
+        completed.read_count += directory.write(known, catalog, control)?;
+        completed.written_count += 1;
+        let file = chainweb::path_in(name, SUMS_FILE);
+        completed.mended.extend(defects.into_iter().map(|why| Fault { file: file.clone(), why }));
+    }
+    Ok(completed)
 }
 
 /// The same for the newest good backup of ours, which is locked meanwhile; `None` if there is nothing to do.
@@ -206,9 +212,36 @@ impl<'a> Directory<'a> {
         self.here.binary_search(&self.files.all.find(&format!("{}{name}", self.prefix))?).ok()
     }
 
-    /// Writes its `BLAKE2SUMS`; returns how many files were read for it.
-    fn write(&self, catalog: &Catalog, control: &Control) -> Result<u64> {
-        let mut sums = self.known(catalog)?;
+    /// The checksums of the manifest, computed during the copy.
+    fn known(&self) -> Vec<Option<Sum>> {
+        let mut known = off_heap::list();
+        known.extend(self.here.iter().map(|at| self.files.sums[*at]));
+        known
+    }
+
+    /// The checksums of the manifest and of the existing list, whether there is a list, and its defects.
+    fn listed(&self) -> Result<(Vec<Option<Sum>>, bool, Vec<String>)> {
+        let mut known = self.known();
+        let belongs = |at: usize| self.here.binary_search(&at).is_ok();
+        let (directory, prefix) = (self.path.clone(), self.prefix.clone());
+        let place = Place { directory, prefix, files: &self.files.all, belongs: &belongs };
+        let mut compared = place.compare(&mut |at, listed| {
+            let Ok(n) = self.here.binary_search(&at) else { return Ok(listed) };
+            Ok(*known[n].get_or_insert(listed))
+        })?;
+        // Which of the lines is right, is unknown.
+        for n in compared.repeated.iter().filter_map(|at| self.here.binary_search(at).ok()) {
+            known[n] = self.files.sums[self.here[n]];
+        }
+        if let Some((first, _)) = compared.differing.first() {
+            compared.defects.push(differs_from_manifest(compared.differing.len(), self.files.all.file(*first).path));
+        }
+        Ok((known, compared.exists, compared.defects))
+    }
+
+    /// Writes its `BLAKE2SUMS` with the `known` checksums of its files; returns how many of the others were read for it.
+    fn write(&self, known: Vec<Option<Sum>>, catalog: &Catalog, control: &Control) -> Result<u64> {
+        let mut sums = self.look_up(known, catalog)?;
         let mut read_count = 0;
         for (n, sum) in sums.iter_mut().enumerate().filter(|(_, sum)| sum.is_none()) {
             read_count += 1;
@@ -226,32 +259,39 @@ impl<'a> Directory<'a> {
         Ok(read_count)
     }
 
-    /// The checksums for which no file must be read: those of the manifest, computed during the copy, and those in other backups
-    /// of the catalog: an SST that several backups link is one file with the same name in each.
-    fn known(&self, catalog: &Catalog) -> Result<Vec<Option<Sum>>> {
-        let mut known = off_heap::list();
-        known.extend(self.here.iter().map(|at| self.files.sums[*at]));
+    /// Adds the checksums in other backups of the catalog: an SST that several backups link is one file with the same name in each.
+    fn look_up(&self, mut known: Vec<Option<Sum>>, catalog: &Catalog) -> Result<Vec<Option<Sum>>> {
         if known.iter().all(Option::is_some) {
             return Ok(known);
         }
         for found in catalog.readable()? {
             let other = layout::directory_in(&catalog.path(&found.id), self.name);
-            let mut taken = Vec::new();
-            let read = each(&other, &mut |name, sum| {
-                if let Some(n) = self.find(name).filter(|n| known[*n].is_none())
+            if other == self.path {
+                continue;
+            }
+            let (mut taken, mut is_valid) = (Vec::new(), true);
+            let read = sums_list::each(&other, &mut |_, line| {
+                if let Some((name, sum)) = line
+                    && let Some(n) = self.find(name).filter(|n| known[*n].is_none())
                     && let Some(ours) = shared_identity(&self.path.join(name))
                     && shared_identity(&other.join(name)) == Some(ours)
                 {
                     known[n] = Some(sum);
                     taken.push(n);
                 }
-                Ok(true)
+                is_valid &= line.is_some();
+                Ok(is_valid)
             });
             // If a BLAKE2SUMS cannot be read to its end, none of its checksums is used.
-            if read.is_err() {
+            if read.is_err() || !is_valid {
                 taken.iter().for_each(|n| known[*n] = None);
             }
         }
         Ok(known)
     }
+}
+
+/// The defect of a list of which `count` lines contradict the manifest, the first of them that of the file `first`.
+pub(crate) fn differs_from_manifest(count: usize, first: &str) -> String {
+    format!("{count} checksums differ from those in {MANIFEST_FILE}, the first is that of {first}")
 }

@@ -9,21 +9,26 @@
 //!
 //! A foreign backup has no manifest: everything is checked that needs none. A backup with a manifest and no record was ours.
 //!
+//! `BLAKE2SUMS` is written after the commit, by anyone, and can be made again: a defect of it is a note. Only if nothing better is
+//! known of a file, neither a checksum of the manifest nor RocksDB's own of each block, is it damaged if its checksum differs from
+//! that in the list; and then it is so in this backup only, not in others that share it.
+//!
 //! A file that is not in the manifest (a publisher's `snapshot_date`) is an extra: it is listed, and is not a fault. Only a file
 //! that RocksDB or SQLite would replay at the next start (a WAL, a journal) is a fault: it would change the database.
 //!
 //! # Limitations
 //! A changed byte within a row of SQLite is found only if there are `BLAKE2SUMS`: SQLite's pages have no checksums.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::path::Path;
 
 use serde::Serialize;
 
 use crate::backups::catalog::MAX_RECORD_BYTES;
 use crate::backups::sums;
+use crate::backups::sums_list::{Compared, Place};
 use crate::capture::rocksdb;
 use crate::capture::rocksdb::chain_cut::Heights;
 use crate::capture::rocksdb::engine;
@@ -33,7 +38,7 @@ use crate::capture::rocksdb::log_format::End;
 use crate::capture::rocksdb::options_file::{MAX_TEXT_BYTES, is_options};
 use crate::capture::rocksdb::version_edit::Versions;
 use crate::capture::sqlite;
-use crate::chainweb::{self, ROCKSDB, SQLITE};
+use crate::chainweb::{self, DIRECTORIES, ROCKSDB, SQLITE};
 use crate::config::{Depth, Verify};
 use crate::control::Control;
 use crate::disk::nofollow::{self, is_unfit};
@@ -63,6 +68,11 @@ pub struct Verification {
     pub keys_count: u64,
     /// Empty if the backup is good.
     pub faults: Vec<Fault>,
+    /// Defects of `BLAKE2SUMS`; they are no faults of the backup.
+    pub notes: Vec<Fault>,
+    /// The files with a fault for which `BLAKE2SUMS` is the only evidence.
+    #[serde(skip)]
+    by_list: BTreeSet<String>,
     /// Files that are not part of the backup, such as a publisher's; they are not faults.
     pub extras: Vec<String>,
 }
@@ -70,6 +80,25 @@ pub struct Verification {
 impl Verification {
     fn fault(&mut self, file: impl Into<String>, why: impl Into<String>) {
         self.faults.push(Fault { file: file.into(), why: why.into() });
+    }
+
+    /// The faults that every backup with the same file has: there is evidence for them in the content, not only in a list.
+    pub(crate) fn shared_faults(&self) -> Vec<Fault> {
+        self.faults.iter().filter(|fault| !self.by_list.contains(&fault.file)).cloned().collect()
+    }
+
+    fn names(&self, file: &str) -> bool {
+        self.faults.iter().any(|fault| fault.file == file)
+    }
+
+    /// Adds the faults of files whose checksum differs only from that in the list.
+    fn faults_by_list(&mut self, files: Vec<String>) {
+        for file in files {
+            if !self.names(&file) {
+                self.fault(file.clone(), format!("its checksum differs from that in {SUMS_FILE}"));
+                self.by_list.insert(file);
+            }
+        }
     }
 }
 
@@ -109,72 +138,76 @@ pub(crate) fn verify(
         |path: &&str| chainweb::name_in(SQLITE, path).is_some_and(|name| chainweb::is_pact_database(Path::new(name)));
     let databases: Vec<&str> = files.files().map(|file| file.path).filter(is_database).collect();
     for name in &databases {
-        if let Some(why) = header_fault(&path.join(name))? {
+        if let Some(why) = sqlite::header_fault(&path.join(name))? {
             result.fault(*name, why);
         }
     }
-    if depth == Depth::Deep {
-        let deep = Deep { path, record, program, control, files: &files, said: said.as_ref() };
+    let existing = Existing { path, files: &files, said: said.as_ref() };
+    if depth == Depth::Quick {
+        for directory in DIRECTORIES {
+            existing.compare_list_with_manifest(directory, &mut result)?;
+        }
+    } else {
+        let deep = Deep { existing: &existing, record, program, control };
         deep.check(&databases, !blocking.is_empty(), &mut result)?;
     }
     Ok(result)
 }
 
-/// What the deep part of a verification looks at: a backup, the files that exist, and what its manifest says of them.
+/// What the deep part of a verification looks at.
 struct Deep<'a> {
-    path: &'a Path,
+    existing: &'a Existing<'a>,
     record: Option<&'a Record>,
     program: Option<&'a Path>,
     control: &'a Control,
-    files: &'a Manifest,
-    said: Option<&'a Said>,
 }
 
 impl Deep<'_> {
     /// Reads every byte. If the backup `blocks`, RocksDB does not open it: it would open a FIFO and wait for ever, or follow a link.
     fn check(&self, databases: &[&str], blocks: bool, result: &mut Verification) -> Result<()> {
-        let agreed = self.compare_sums_of_rocksdb(result)?;
-        if let Some(said) = self.said {
+        let (agreed, mut suspects) = self.compare_sums_of_rocksdb(result)?;
+        if let Some(said) = self.existing.said {
             self.compare_with_sums_of_manifest(said, &agreed, result)?;
         }
         self.check_pact(databases, result)?;
         // A CURRENT that is not ours may be huge, and RocksDB reads all of it into memory.
         let current = chainweb::path_in(ROCKSDB, "CURRENT");
-        if !blocks && !result.faults.iter().any(|fault| fault.file == current) {
-            self.inspect_rocksdb(result)?;
+        if !blocks && !result.names(&current) && self.inspect_rocksdb(result)? {
+            Existing::clear(&mut suspects, result);
         }
+        result.faults_by_list(suspects);
         self.compare_cut(result)
     }
 
-    /// Compares RocksDB's files with their `BLAKE2SUMS`. Returns for each file whether the manifest has the same checksum: a file
-    /// that is in both lists is read once.
-    fn compare_sums_of_rocksdb(&self, result: &mut Verification) -> Result<Vec<bool>> {
-        let mut agreed = vec![false; self.files.count()];
-        let directory = layout::directory_in(self.path, ROCKSDB);
-        compare_sums(&directory, self.files, self.said, result, &mut |name, path, expected| {
+    /// Compares RocksDB's files with their `BLAKE2SUMS`. Returns for each file whether the manifest has the same checksum, because a
+    /// file that is in both lists is read once; and the files whose checksum only the list contradicts.
+    fn compare_sums_of_rocksdb(&self, result: &mut Verification) -> Result<(Vec<bool>, Vec<String>)> {
+        let existing = self.existing;
+        let mut agreed = vec![false; existing.files.count()];
+        let (_, suspects) = existing.compare_with_list(ROCKSDB, result, &mut |at, place| {
             // RocksDB reads its SSTs once more, but with a cache of its own; the page cache is for the node.
-            let sum = sum::of(path, is_immutable(name), self.control)?;
-            if let (Some(said), Some(at)) = (self.said, self.files.find(&chainweb::path_in(ROCKSDB, name))) {
-                agreed[at] = sum == expected && said.sums[at] == Some(sum);
-            }
+            let sum = sum::of(place, is_immutable(existing.files.file(at).path), self.control)?;
+            agreed[at] = existing.sum_of(at) == Some(sum);
             Ok(sum)
         })?;
-        Ok(agreed)
+        Ok((agreed, suspects))
     }
 
-    /// Has RocksDB read every block.
-    fn inspect_rocksdb(&self, result: &mut Verification) -> Result<()> {
-        match rocksdb::inspect(&layout::directory_in(self.path, ROCKSDB), self.program, self.control) {
+    /// Has RocksDB read every block. Returns whether it found no damage.
+    fn inspect_rocksdb(&self, result: &mut Verification) -> Result<bool> {
+        match rocksdb::inspect(&layout::directory_in(self.existing.path, ROCKSDB), self.program, self.control) {
             Ok(inspected) => {
+                let is_good = inspected.faults.is_empty();
                 result.keys_count = inspected.keys_count;
                 result.faults.extend(inspected.faults.into_iter().map(Fault::of_rocksdb));
+                Ok(is_good)
             }
             Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => {
                 result.fault(chainweb::path_in(ROCKSDB, ""), e.chain());
+                Ok(false)
             }
-            Err(e) => return Err(e),
+            Err(e) => Err(e),
         }
-        Ok(())
     }
 
     /// Compares the newest cut with that of the record, unless there is a fault already.
@@ -182,7 +215,7 @@ impl Deep<'_> {
         // A program without RocksDB records no height.
         let expected = self.record.and_then(|r| r.rocksdb.as_ref()?.cut_height);
         let Some(expected) = expected.filter(|_| result.faults.is_empty()) else { return Ok(()) };
-        match rocksdb::read_cut(&layout::directory_in(self.path, ROCKSDB), self.program, self.control)? {
+        match rocksdb::read_cut(&layout::directory_in(self.existing.path, ROCKSDB), self.program, self.control)? {
             Heights::Damaged(fault) => result.faults.push(Fault::of_rocksdb(fault)),
             Heights::Cut(cut) if cut.as_ref().map(|cut| cut.height) != Some(expected) => {
                 let height = cut.map_or(0, |cut| cut.height);
@@ -197,13 +230,12 @@ impl Deep<'_> {
     /// Compares each file with its checksum in the manifest, except those for which that was done already (`agreed`).
     fn compare_with_sums_of_manifest(&self, said: &Said, agreed: &[bool], result: &mut Verification) -> Result<()> {
         for (at, expected) in said.sums.iter().enumerate().filter_map(|(at, sum)| Some((at, (*sum)?))) {
-            let name = self.files.file(at).path;
-            // The faults found with BLAKE2SUMS are reported already.
-            if agreed[at] || result.faults.iter().any(|fault| fault.file == name) {
+            let name = self.existing.files.file(at).path;
+            if agreed[at] || result.names(name) {
                 continue;
             }
             result.sums_count += 1;
-            if sum::of(&self.path.join(name), is_immutable(name), self.control)? != expected {
+            if sum::of(&self.existing.path.join(name), is_immutable(name), self.control)? != expected {
                 result.fault(name, "its checksum differs from the manifest's");
             }
         }
@@ -213,26 +245,28 @@ impl Deep<'_> {
     /// Checks the databases one after the other: each is read from beginning to end, and then checked while it is in the page cache,
     /// because SQLite reads it in no order.
     fn check_pact(&self, databases: &[&str], result: &mut Verification) -> Result<()> {
-        let directory = layout::directory_in(self.path, SQLITE);
+        let (existing, control) = (self.existing, self.control);
         let mut damaged = Vec::new();
-        compare_sums(&directory, self.files, self.said, result, &mut |name, place, expected| {
-            let sum = sum::of(place, false, self.control)?;
-            if sum == expected
-                && databases.iter().any(|d| d.ends_with(&format!("/{name}")))
-                && let Some(why) = sqlite::integrity_fault(place, self.control)?
-            {
-                damaged.push(Fault { file: chainweb::path_in(SQLITE, name), why });
+        let mut checked = vec![false; databases.len()];
+        let (has_list, suspects) = existing.compare_with_list(SQLITE, result, &mut |at, place| {
+            let sum = sum::of(place, false, control)?;
+            let name = existing.files.file(at).path;
+            if let Some(n) = databases.iter().position(|database| *database == name) {
+                checked[n] = true;
+                let fault = sqlite::integrity_fault(place, control)?;
+                damaged.extend(fault.map(|why| Fault { file: name.to_owned(), why }));
             }
             quiet_reader::forget_cached(place);
             Ok(sum)
         })?;
         result.faults.append(&mut damaged);
-        let has_sums = sums::has_sums(&directory)?;
-        for name in databases {
-            let place = self.path.join(name);
-            if !has_sums {
-                sum::of(&place, false, self.control)?;
-                let fault = sqlite::integrity_fault(&place, self.control)?;
+        result.faults_by_list(suspects);
+        for (name, is_checked) in databases.iter().zip(checked) {
+            let place = existing.path.join(name);
+            // If there is a list, files with a fault are not read.
+            if !is_checked && !(has_list && result.names(name)) {
+                sum::of(&place, false, control)?;
+                let fault = sqlite::integrity_fault(&place, control)?;
                 quiet_reader::forget_cached(&place);
                 if let Some(why) = fault {
                     result.fault(*name, why);
@@ -426,74 +460,94 @@ fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) 
     Ok(())
 }
 
-/// Checks that the header of an SQLite database (sqlite.org/fileformat2.html, section 1.3) fits the size of the file.
-fn header_fault(database: &Path) -> Result<Option<&'static str>> {
-    let failed = || format!("cannot read {}", database.display());
-    let mut file = nofollow::open_regular(database).context(failed)?;
-    let mut header = [0; 100];
-    match file.read_exact(&mut header) {
-        Ok(()) if header.starts_with(b"SQLite format 3\0") => {}
-        Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(Error::io(failed(), e)),
-        _ => return Ok(Some("it is not an SQLite database")),
-    }
-    let page = u64::from(u16::from_be_bytes([header[16], header[17]]));
-    let page_bytes = if page == 1 { 65536 } else { page };
-    let pages = u64::from(u32::from_be_bytes([header[28], header[29], header[30], header[31]]));
-    let bytes = file.seek(std::io::SeekFrom::End(0)).context(failed)?;
-    Ok((bytes != pages * page_bytes).then_some("its size differs from the size in its header"))
+/// The existing files of a backup, and what its manifest says of them.
+struct Existing<'a> {
+    path: &'a Path,
+    files: &'a Manifest,
+    said: Option<&'a Said>,
 }
 
-/// Compares a directory with its `BLAKE2SUMS`, if there is one: every file of the backup has a line, and every line a file. Files
-/// that are not in the manifest are ignored. `sum` computes a checksum, given the name, the path and the expected checksum.
-fn compare_sums(
-    directory: &Path,
-    files: &Manifest,
-    said: Option<&Said>,
-    result: &mut Verification,
-    sum: &mut dyn FnMut(&str, &Path, Sum) -> Result<Sum>,
-) -> Result<()> {
-    let prefix = sums::prefix_of(&directory.file_name().unwrap_or_default().to_string_lossy());
-    let mut named = vec![false; files.count()];
-    let read = sums::each(directory, &mut |name, expected| {
-        let path = directory.join(name);
-        let Some(at) = files.find(&format!("{prefix}{name}")) else {
-            // A missing file that is in the manifest is reported already.
-            if said.is_none() {
-                result.fault(format!("{prefix}{name}"), format!("it is missing although {SUMS_FILE} names it"));
+impl Existing<'_> {
+    /// The checksum of a file in the manifest.
+    fn sum_of(&self, at: usize) -> Option<Sum> {
+        self.said.and_then(|said| said.sums[at])
+    }
+
+    /// Compares a directory with its `BLAKE2SUMS`: every file of the backup has a line, and every line a file. Files that are not
+    /// in the manifest are ignored. `sum` computes the checksum of a file. Returns whether there is a list, and the files whose
+    /// checksum differs from that in it and is not in the manifest.
+    fn compare_with_list(
+        &self,
+        directory: &str,
+        result: &mut Verification,
+        sum: &mut dyn FnMut(usize, &Path) -> Result<Sum>,
+    ) -> Result<(bool, Vec<String>)> {
+        let compared = self.compare(directory, &mut |at, listed| {
+            let name = self.files.file(at).path;
+            // It is not part of the backup, or its size and so its checksum is wrong: it is not read, because it may be huge.
+            if result.names(name) || self.said.is_some_and(|said| !said.named[at]) {
+                return Ok(listed);
             }
-            return Ok(true);
-        };
-        if std::mem::replace(&mut named[at], true) {
-            return Ok(false);
+            result.sums_count += 1;
+            sum(at, &self.path.join(name))
+        })?;
+        // A missing file that is in the manifest is reported already.
+        for file in compared.absent.iter().filter(|_| self.said.is_none()) {
+            result.fault(file, format!("it is missing although {SUMS_FILE} names it"));
         }
-        // It is not part of the backup, or its size and so its checksum is wrong: it is not read, because it may be huge.
-        let is_bad = result.faults.iter().any(|fault| fault.file == files.file(at).path);
-        if is_bad || said.is_some_and(|said| !said.named[at]) {
-            return Ok(true);
-        }
-        result.sums_count += 1;
-        if sum(name, &path, expected)? != expected {
-            result.fault(format!("{prefix}{name}"), format!("its checksum differs from that in {SUMS_FILE}"));
-        }
-        Ok(true)
-    });
-    match read {
-        Ok(false) => return Ok(()),
-        Ok(true) => {}
-        Err(e) if e.kind() == Kind::Damaged => {
-            result.fault(format!("{prefix}{SUMS_FILE}"), e.chain());
-            return Ok(());
-        }
-        Err(e) => return Err(e),
+        let without_sum = compared.differing.iter().filter(|(at, _)| self.sum_of(*at).is_none());
+        let suspects = without_sum.map(|(at, _)| self.files.file(*at).path.to_owned()).collect();
+        let exists = compared.exists;
+        self.note(directory, compared, result);
+        Ok((exists, suspects))
     }
-    for at in (0..files.count()).filter(|at| !named[*at]) {
-        let path = files.file(at).path;
-        let belongs = said.map_or_else(|| is_of_a_database(path), |said| said.named[at]);
-        if belongs && path.strip_prefix(&prefix).is_some_and(|name| !sums::is_ours(name)) {
-            result.fault(path, format!("{SUMS_FILE} does not name it"));
+
+    /// The same without reading a file: only the names, and the checksums that are in the manifest.
+    fn compare_list_with_manifest(&self, directory: &str, result: &mut Verification) -> Result<()> {
+        let compared = self.compare(directory, &mut |at, listed| Ok(self.sum_of(at).unwrap_or(listed)))?;
+        self.note(directory, compared, result);
+        Ok(())
+    }
+
+    fn compare(&self, directory: &str, sum: &mut dyn FnMut(usize, Sum) -> Result<Sum>) -> Result<Compared> {
+        let belongs = |at| self.belongs(at);
+        let prefix = sums::prefix_of(directory);
+        let directory = layout::directory_in(self.path, directory);
+        Place { directory, prefix, files: self.files, belongs: &belongs }.compare(sum)
+    }
+
+    fn belongs(&self, at: usize) -> bool {
+        let path = self.files.file(at).path;
+        let belongs = self.said.map_or_else(|| is_of_a_database(path), |said| said.named[at]);
+        belongs && !path.rsplit('/').next().is_some_and(sums::is_ours)
+    }
+
+    /// Notes the defects of a list.
+    fn note(&self, directory: &str, compared: Compared, result: &mut Verification) {
+        let file = chainweb::path_in(directory, SUMS_FILE);
+        let mut defects = compared.defects;
+        let is_whole = |(at, actual): &&(usize, Sum)| self.sum_of(*at) == Some(*actual);
+        let mut wrong = compared.differing.iter().filter(is_whole);
+        if let Some((first, _)) = wrong.next() {
+            defects.push(sums::differs_from_manifest(1 + wrong.count(), self.files.file(*first).path));
+        }
+        let of_list = |why| Fault { file: file.clone(), why: format!("{why}; sum mends the list") };
+        result.notes.extend(defects.into_iter().map(of_list));
+    }
+
+    /// Removes the SSTs from the `suspects`: RocksDB has read each of their blocks and found no damage, so the list is wrong.
+    fn clear(suspects: &mut Vec<String>, result: &mut Verification) {
+        let is_sst = |file: &String| file.ends_with(".sst");
+        let cleared: Vec<String> = suspects.extract_if(.., |file| is_sst(file)).collect();
+        if let Some(first) = cleared.first() {
+            let count = cleared.len();
+            let why = format!(
+                "{count} checksums are wrong, the first is that of {first}: RocksDB found no damage; remove the list, then \
+                 write it again with sum"
+            );
+            result.notes.push(Fault { file: chainweb::path_in(ROCKSDB, SUMS_FILE), why });
         }
     }
-    Ok(())
 }
 
 /// Fails with [`Kind::Usage`] if this program cannot make such a verification.

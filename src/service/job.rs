@@ -130,7 +130,7 @@ fn verify(making: &Making<'_>, path: &Path, record: &Record, sharers_count: &Cel
     let catalog = making.catalog;
     let Some(depth) = making.config.verify else { return Ok(()) };
     let verification = verify::verify(path, Some(record), depth, making.program(), making.copier.control)?;
-    let noted = damage::note_sharers(catalog, &record.id, &verification.faults, now_ms());
+    let noted = damage::note_sharers(catalog, &record.id, &verification.shared_faults(), now_ms());
     // If its files are links to the node's, another capture would have the same.
     if record.rocksdb.as_ref().is_some_and(|rocksdb| rocksdb.oldest_read_ms.is_some()) {
         sharers_count.set(noted.as_ref().map_or(0, |count| *count));

@@ -1,7 +1,7 @@
 //! Faults name their file: damage in one file is noted for no other. Files that are no part of a backup are no fault.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
 
 use chainweb_backup::rocksdb::{DB, Options};
@@ -136,4 +136,75 @@ fn a_wal_that_is_no_part_of_the_backup_is_damage() {
         assert_eq!(found.faults.iter().map(|f| f.file.clone()).collect::<Vec<_>>(), [format!("0/{name}")]);
         fs::remove_file(whole.join(name)).unwrap();
     }
+}
+
+/// A list of checksums that a publisher's loop was writing, or a line of it that is wrong, says nothing about the files: no backup
+/// is damaged because of it, neither its own nor one that shares the files, and `sum` mends it.
+#[test]
+fn a_defective_list_of_checksums_condemns_no_file() {
+    let node = Node::new();
+    let service = node.start();
+    let [first, second] = [0; 2].map(|_| make_done(&service, PACT));
+    drop(service);
+    let (backups, none) = (node.backups(), Control::default());
+    let verify = |id: &BackupId, depth| verify_backup(&backups, id.as_str(), depth, None, &none).unwrap().1;
+    sum_backup(&backups, second.as_str(), &none).unwrap();
+    let whole = backups.join(second.as_str()).join("0");
+    let inode =
+        |id: &BackupId, name: &str| fs::metadata(backups.join(id.as_str()).join("0/rocksDb").join(name)).unwrap().ino();
+    let sst = names(&whole.join("rocksDb")).into_iter().find(|name| name.ends_with(".sst")).unwrap();
+    assert_eq!(inode(&first, &sst), inode(&second, &sst), "they share their SSTs");
+
+    let lists = ["rocksDb", "sqlite"].map(|name| whole.join(name).join("BLAKE2SUMS"));
+    let good = lists.clone().map(|list| fs::read_to_string(list).unwrap());
+    let wrong = |name: &str| -> String {
+        let line = |line: &str| {
+            if line.ends_with(name) { format!("{}  {name}\n", "0".repeat(128)) } else { format!("{line}\n") }
+        };
+        good[0].lines().map(line).collect()
+    };
+    let half = |text: &str| text[..text.len() / 2].to_owned();
+    let manifest = names(&whole.join("rocksDb")).into_iter().find(|name| name.starts_with("MANIFEST")).unwrap();
+    for (what, rocksdb, pact, is_seen_quickly) in [
+        ("empty", String::new(), String::new(), true),
+        ("half written", half(&good[0]), half(&good[1]), true),
+        ("without a line", good[0].lines().skip(1).map(|line| format!("{line}\n")).collect(), good[1].clone(), true),
+        ("no checksums", format!("{}cannot read\n", good[0]), "\0\n".repeat(1000), true),
+        ("a wrong line of an SST", wrong(&sst), good[1].clone(), false),
+        ("a wrong line of the MANIFEST", wrong(&manifest), good[1].clone(), true),
+    ] {
+        fs::write(&lists[0], &rocksdb).unwrap();
+        fs::write(&lists[1], &pact).unwrap();
+        for depth in [Depth::Quick, Depth::Deep] {
+            let found = verify(&second, depth);
+            assert_eq!(found.faults, [], "{what} {depth:?}");
+            let is_noted = found.notes.iter().any(|note| note.file == "0/rocksDb/BLAKE2SUMS");
+            assert_eq!(is_noted, is_seen_quickly || depth == Depth::Deep, "{what} {depth:?}: {:?}", found.notes);
+        }
+        assert_eq!((noted(&backups, &first), noted(&backups, &second)), (None, Some(0)), "{what}");
+        let verdicts = prune_backups(&backups, Policy { keep_last: 5, ..Policy::default() }, false).unwrap();
+        assert!(verdicts.iter().all(|(_, verdict)| matches!(verdict, Verdict::Keep(_))), "{what}: {verdicts:?}");
+        let target = &node.root().join("restored");
+        let options = RestoreOptions { target, replace: false, copy: false, depth: Depth::Quick, program: None };
+        assert_eq!(restore_backup(&backups, "latest", options, &none).unwrap().0, second, "{what}");
+        fs::remove_dir_all(target).unwrap();
+
+        if !is_seen_quickly {
+            // A line that only the content contradicts is not replaced: it may be the only evidence of damage.
+            assert_eq!(sum_backup(&backups, second.as_str(), &none).unwrap().1.written_count, 0, "{what}");
+            fs::remove_file(&lists[0]).unwrap();
+        }
+        let (_, summed) = sum_backup(&backups, second.as_str(), &none).unwrap();
+        assert!(summed.written_count > 0 && summed.mended.is_empty() != is_seen_quickly, "{what}: {summed:?}");
+        assert_eq!(lists.clone().map(|list| fs::read_to_string(list).unwrap()), good, "{what}");
+        assert_eq!(verify(&second, Depth::Deep).notes, [], "{what}");
+        let (_, again) = sum_backup(&backups, second.as_str(), &none).unwrap();
+        assert_eq!((again.written_count, again.read_count), (0, 0), "{what}");
+    }
+
+    // Of Pact nothing else is known: the file is damaged, in this backup only.
+    let line = format!("{}{}", "0".repeat(128), &good[1][128..]);
+    fs::write(&lists[1], line).unwrap();
+    assert_eq!(verify(&second, Depth::Deep).faults.len(), 1);
+    assert_eq!((noted(&backups, &first), noted(&backups, &second)), (None, Some(1)));
 }

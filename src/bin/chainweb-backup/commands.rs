@@ -42,7 +42,11 @@ pub fn run(directory: &Path, action: Action, limit: Option<u64>) -> Result<i32> 
             for file in &summed.left_out {
                 say(&format!("left out: {file} is not part of the backup"));
             }
-            print(&format!("{id}: BLAKE2SUMS written, {} files read", summed.read_count))
+            for defect in &summed.mended {
+                say(&format!("mended: {defect}"));
+            }
+            let done = if summed.written_count > 0 { "written" } else { "is complete" };
+            print(&format!("{id}: BLAKE2SUMS {done}, {} files read", summed.read_count))
         }
         Action::Delete(ids) => delete(directory, &ids),
         Action::Prune { policy, dry_run } => prune(directory, policy, dry_run),
@@ -89,6 +93,9 @@ fn verify(directory: &Path, id: &str, depth: Depth, limit: Option<u64>) -> Resul
     let (id, found) = with_progress(limit, |control| verify_backup(directory, id, depth, program, control))?;
     for fault in &found.faults {
         say(&fault.to_string());
+    }
+    for note in &found.notes {
+        say(&format!("note: {note}"));
     }
     for extra in &found.extras {
         say(&format!("note: {extra} is not part of the backup"));

@@ -29,7 +29,7 @@ pub(crate) mod wal;
 
 use std::cell::Cell;
 use std::fs::{self, Metadata};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -382,4 +382,21 @@ fn hash_text(hash: Value) -> Option<String> {
 /// The version of the SQLite that is linked into this program.
 pub(crate) fn library_version() -> String {
     rusqlite::version().to_owned()
+}
+
+/// Checks that the header of an SQLite database (sqlite.org/fileformat2.html, section 1.3) fits the size of the file.
+pub(crate) fn header_fault(database: &Path) -> Result<Option<&'static str>> {
+    let failed = || format!("cannot read {}", database.display());
+    let mut file = nofollow::open_regular(database).context(failed)?;
+    let mut header = [0; 100];
+    match file.read_exact(&mut header) {
+        Ok(()) if header.starts_with(b"SQLite format 3\0") => {}
+        Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(Error::io(failed(), e)),
+        _ => return Ok(Some("it is not an SQLite database")),
+    }
+    let page = u64::from(u16::from_be_bytes([header[16], header[17]]));
+    let page_bytes = if page == 1 { 65536 } else { page };
+    let pages = u64::from(u32::from_be_bytes([header[28], header[29], header[30], header[31]]));
+    let bytes = file.seek(SeekFrom::End(0)).context(failed)?;
+    Ok((bytes != pages * page_bytes).then_some("its size differs from the size in its header"))
 }
