@@ -22,7 +22,7 @@
 //!           rocksdb::no_engine rocksdb::options_file rocksdb::version_edit source sqlite::attempt sqlite::fold sqlite::locks sqlite::mod
 //!           sqlite::online sqlite::raw_copy sqlite::wal
 //! backups   finished backups, and how one becomes finished
-//!           catalog commit damage details operations recover reread restore retention sums sums_list verify
+//!           catalog commit damage details operations recover reread restore retention sums sums_list verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
 //!           answers fill job listing making metrics repair shared watchdog worker
 //! http      words in, words out
@@ -59,7 +59,7 @@ pub use backups::operations::{
 };
 pub use backups::restore::{RestoreOptions, Restored};
 pub use backups::retention::{Candidate, Policy, Verdict, judge};
-pub use backups::verify::Verification;
+pub use backups::verification::Verification;
 pub use capture::rocksdb::{heights_json, inspect_json};
 pub use capture::source::{RocksSource, Sources, SqliteSource};
 pub use config::file::{FileConfig, parse_file};

@@ -11,4 +11,5 @@ pub(crate) mod restore;
 pub(crate) mod retention;
 pub(crate) mod sums;
 pub(crate) mod sums_list;
+pub(crate) mod verification;
 pub(crate) mod verify;

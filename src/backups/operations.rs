@@ -14,7 +14,8 @@ use crate::backups::details::Details;
 use crate::backups::restore::{self, RestoreOptions, Restored};
 use crate::backups::retention::{Candidate, Policy, Verdict, judge};
 use crate::backups::sums::{self, Completed};
-use crate::backups::verify::{self, Verification};
+use crate::backups::verification::{Verification, require_good};
+use crate::backups::verify;
 use crate::capture::in_use::{self, InUse};
 use crate::clock::now_ms;
 use crate::config::Depth;
@@ -207,7 +208,7 @@ pub fn restore_backup(
     if depth == Depth::Deep || !verification.faults.is_empty() {
         held.note(depth, &verification);
     }
-    verify::require_good(&verification)?;
+    require_good(&verification)?;
     let restored = restore::restore(&held.path, options, now_ms(), control)?;
     Ok((held.found.id, restored))
 }

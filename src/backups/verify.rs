@@ -19,16 +19,15 @@
 //! # Limitations
 //! A changed byte within a row of SQLite is found only if there are `BLAKE2SUMS`: SQLite's pages have no checksums.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use serde::Serialize;
-
 use crate::backups::catalog::MAX_RECORD_BYTES;
 use crate::backups::sums;
 use crate::backups::sums_list::{Compared, Place};
+use crate::backups::verification::Verification;
 use crate::capture::rocksdb;
 use crate::capture::rocksdb::chain_cut::Heights;
 use crate::capture::rocksdb::engine;
@@ -54,53 +53,6 @@ use crate::format::seal;
 
 /// The largest `manifest.json` that is read: of five million files.
 const MAX_SEALED_BYTES: u64 = 1024 * 1024 * 1024;
-
-/// The result of a verification.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Verification {
-    /// The number of files that were checked.
-    pub files_count: u64,
-    /// The sum of their sizes.
-    pub bytes: u64,
-    /// The number of files whose checksum was compared.
-    pub sums_count: u64,
-    /// The number of keys that were read from RocksDB.
-    pub keys_count: u64,
-    /// Empty if the backup is good.
-    pub faults: Vec<Fault>,
-    /// Defects of `BLAKE2SUMS`; they are no faults of the backup.
-    pub notes: Vec<Fault>,
-    /// The files with a fault for which `BLAKE2SUMS` is the only evidence.
-    #[serde(skip)]
-    by_list: BTreeSet<String>,
-    /// Files that are not part of the backup, such as a publisher's; they are not faults.
-    pub extras: Vec<String>,
-}
-
-impl Verification {
-    fn fault(&mut self, file: impl Into<String>, why: impl Into<String>) {
-        self.faults.push(Fault { file: file.into(), why: why.into() });
-    }
-
-    /// The faults that every backup with the same file has: there is evidence for them in the content, not only in a list.
-    pub(crate) fn shared_faults(&self) -> Vec<Fault> {
-        self.faults.iter().filter(|fault| !self.by_list.contains(&fault.file)).cloned().collect()
-    }
-
-    fn names(&self, file: &str) -> bool {
-        self.faults.iter().any(|fault| fault.file == file)
-    }
-
-    /// Adds the faults of files whose checksum differs only from that in the list.
-    fn faults_by_list(&mut self, files: Vec<String>) {
-        for file in files {
-            if !self.names(&file) {
-                self.fault(file.clone(), format!("its checksum differs from that in {SUMS_FILE}"));
-                self.by_list.insert(file);
-            }
-        }
-    }
-}
 
 /// Verifies the backup in `path`, whose record is `record` unless it is foreign. An error means that a file could not be read;
 /// damage of the backup is in the result.
@@ -553,15 +505,4 @@ impl Existing<'_> {
 /// Fails with [`Kind::Usage`] if this program cannot make such a verification.
 pub(crate) fn require_possible(verify: Verify) -> Result<()> {
     if verify == Some(Depth::Deep) { engine::require("backup.verify: deep") } else { Ok(()) }
-}
-
-/// Fails with [`Kind::Damaged`] if there is a fault.
-pub(crate) fn require_good(verification: &Verification) -> Result<()> {
-    match verification.faults.first() {
-        None => Ok(()),
-        Some(first) => {
-            let count = verification.faults.len();
-            Err(Error::new(Kind::Damaged, format!("the backup is damaged: {count} faults, the first is: {first}")))
-        }
-    }
 }

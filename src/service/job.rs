@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use crate::backups::commit::{self, Unfinished};
 use crate::backups::damage;
+use crate::backups::verification::require_good;
 use crate::backups::verify;
 use crate::capture::sqlite;
 use crate::chainweb::PACT_EXTENSION;
@@ -136,7 +137,7 @@ fn verify(making: &Making<'_>, path: &Path, record: &Record, sharers_count: &Cel
         sharers_count.set(noted.as_ref().map_or(0, |count| *count));
     }
     // The damage is the reason of the failure, also if it could not be noted in the other backups.
-    verify::require_good(&verification).and(noted)?;
+    require_good(&verification).and(noted)?;
     match depth {
         // Each backup that is done was verified quickly: that needs no note.
         Depth::Quick => Ok(()),
