@@ -2,8 +2,8 @@
 //! in which a damaged file is the same inode.
 //!
 //! Invariant: damage is noted in another backup only if the file of the same name there is the same inode, and never because of a
-//! `BLAKE2SUMS`, which may be wrong (see `verification`). Notes about single
-//! files add up; a verification of the whole backup replaces them.
+//! `BLAKE2SUMS`, which may be wrong (see `verification`). Notes about single files add up; a verification of the whole backup
+//! replaces them.
 
 use std::collections::BTreeSet;
 

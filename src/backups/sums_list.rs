@@ -18,9 +18,12 @@ const MAX_LINE_BYTES: u64 = 1024;
 /// A list with more invalid lines is not read to its end.
 const MAX_INVALID: usize = 100;
 
+/// A valid line: a name and its checksum.
+type Line<'a> = (&'a str, Sum);
+
 /// Gives each line of a directory's `BLAKE2SUMS` to `take`: its number, and the name and the checksum if it is valid, until `take`
 /// returns false; `Ok(false)` if there is no such file. Fails with [`Kind::Damaged`] if it is no file.
-pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(u64, Option<(&str, Sum)>) -> Result<bool>) -> Result<bool> {
+pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(u64, Option<Line<'_>>) -> Result<bool>) -> Result<bool> {
     let path = directory.join(SUMS_FILE);
     let failed = || format!("cannot read {}", path.display());
     let mut lines = match nofollow::open_regular(&path) {
@@ -40,7 +43,7 @@ pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(u64, Option<(&str, Sum
 }
 
 /// Parses a line of `b2sum`: the checksum, a blank, a blank or an asterisk, the name. The name must be a plain file name.
-fn parse(line: &str) -> Option<(&str, Sum)> {
+fn parse(line: &str) -> Option<Line<'_>> {
     let (sum, name) = line.lines().next()?.split_once(' ')?;
     let name = name.strip_prefix([' ', '*'])?;
     let is_plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";

@@ -216,7 +216,8 @@ impl Deep<'_> {
         for (name, is_checked) in databases.iter().zip(checked) {
             let place = existing.path.join(name);
             // If there is a list, files with a fault are not read.
-            if !is_checked && !(has_list && result.names(name)) {
+            let is_left_out = has_list && result.names(name);
+            if !is_checked && !is_left_out {
                 sum::of(&place, false, control)?;
                 let fault = sqlite::integrity_fault(&place, control)?;
                 quiet_reader::forget_cached(&place);
