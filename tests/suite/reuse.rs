@@ -311,6 +311,22 @@ fn a_file_without_a_checksum_is_compared_with_the_nodes() {
     assert!(stage.files(&second).iter().all(|(name, entry)| is_reused(entry) == (*name != bad)));
 }
 
+/// Nothing is known of the files but what a wrong list says: they are compared with the node's, and are not damaged.
+#[test]
+fn a_wrong_list_of_checksums_condemns_no_file_of_an_earlier_backup() {
+    let Some(stage) = Stage::new("a_wrong_list_of_checksums_condemns_no_file_of_an_earlier_backup") else { return };
+    stage.fill(0, 4, 30_000);
+    let first = stage.make(|_| ());
+    fs::remove_file(stage.backups().join(first.as_str()).join("manifest.json")).unwrap();
+    let ssts = of_kind(&stage.copy(&first), ".sst");
+    let lines: String = ssts.iter().map(|name| format!("{}  {name}\n", "0".repeat(128))).collect();
+    fs::write(stage.copy(&first).join("BLAKE2SUMS"), lines).unwrap();
+    let second = stage.make(|config| config.reread_percent = 100);
+    stage.check(&second);
+    assert!(stage.files(&second).values().all(is_reused));
+    assert_eq!(stage.details(&first).verified, None);
+}
+
 /// Damage that only the verification before the commit finds: the job goes on without the bad file.
 #[test]
 fn damage_found_at_the_end_is_repaired_in_the_same_job() {
