@@ -13,7 +13,7 @@
 //! config    what was configured
 //!           file tree
 //! disk      every change that we make to the file system
-//!           copy fault_gate file_id lock nofollow off_heap permissions quiet_reader sum sys unsynced
+//!           copy fault_gate file_id lock mounts nofollow off_heap permissions quiet_reader sum sys unsynced
 //! format    our own names and durable formats
 //!           layout manifest record seal
 //! capture   a source becomes a directory of synced files

@@ -5,7 +5,8 @@
 //! never changed. A name with a dot is ours only if it has one of the forms in `layout`.
 //!
 //! A backup does not exist only if the system says so (ENOENT). A disk error, a missing permission and a lack of descriptors are
-//! errors. A file that cannot be one that we made (see `nofollow`) is ignored, like a foreign file.
+//! errors; so is a `status` file that is damaged or missing beside our record. Any other file that cannot be one that we made
+//! (see `nofollow`) is ignored, like a foreign file.
 //!
 //! ```text
 //! BACKUPS/.lock            flock while a job is created and runs; contains the last id that was given out
@@ -28,6 +29,7 @@ use crate::capture::source::{require_no_file, resolve};
 use crate::chainweb::{SQLITE, is_pact_database};
 use crate::disk::file_id::FileId;
 use crate::disk::lock::Lock;
+use crate::disk::mounts::{self, Named};
 use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::off_heap;
 use crate::disk::{self, Owner};
@@ -184,12 +186,13 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Kind::Io`]: it cannot be read, or the backup directory was replaced; then we do not know whether the backup exists.
+    /// [`Kind::Damaged`]: it exists, and its status file is damaged or missing.
     pub(crate) fn find(&self, id: &BackupId) -> Result<Option<Found>> {
         self.require_same()?;
         let path = self.path(id);
         let Some(meta) = look(&path)?.filter(Metadata::is_dir) else { return Ok(None) };
         let mut record = read_record(&path, id)?;
-        let Some(mut status) = read_status(&path)? else { return Ok(None) };
+        let Some(mut status) = status_of(&path, record.is_some())? else { return Ok(None) };
         if let Some(record) = &mut record {
             // The data of a finished backup was removed: the backup does not exist any more.
             if status == Status::Done && !look(&path.join(WHOLE))?.is_some_and(|whole| whole.is_dir()) {
@@ -198,7 +201,7 @@ impl Catalog {
             // The process that worked on it has ended, and no service has recovered it yet.
             if status == Status::InProgress && !Lock::is_held(&path.join(USE_FILE))? {
                 // The process may have finished it between the reading of the status and of the lock.
-                status = match read_status(&path)? {
+                status = match status_of(&path, true)? {
                     None => return Ok(None),
                     Some(Status::InProgress) => Status::Failed,
                     Some(settled) => settled,
@@ -399,19 +402,39 @@ pub(crate) fn read_status(path: &Path) -> Result<Option<Status>> {
     Ok(bytes.and_then(|bytes| Status::parse(std::str::from_utf8(&bytes).ok()?)))
 }
 
+/// The status of a backup; `None` if it does not exist. Ours always have one, because it is only ever replaced: if it is missing
+/// or unknown, that is damage.
+fn status_of(path: &Path, is_ours: bool) -> Result<Option<Status>> {
+    let status = read_status(path)?;
+    // The backup may have been deleted after its record was read.
+    if status.is_some() || !is_ours || !is_there(&path.join(RECORD_FILE))? {
+        return Ok(status);
+    }
+    let (file, whole) = (path.join(STATUS_FILE), path.join(WHOLE));
+    let context = format!(
+        "the status file {} is damaged or missing: if {} exists, write backup-done to that file and verify the backup; \
+         otherwise remove {}",
+        file.display(),
+        whole.display(),
+        path.display()
+    );
+    Err(Error::new(Kind::Damaged, context))
+}
+
 /// The record, if it has our mark and was written for this directory: a copy under another name is foreign.
 pub(crate) fn read_record(path: &Path, id: &BackupId) -> Result<Option<Record>> {
     let bytes = read_small(&path.join(RECORD_FILE), MAX_RECORD_BYTES)?;
     Ok(bytes.and_then(|bytes| Record::parse(&bytes)).filter(|r| r.id == *id))
 }
 
-/// Whether a path without links is a backup of ours, or lies in one.
+/// Whether a path without links is a backup of ours, or lies in one, also through a mount of the backup or of a part of it.
 pub(crate) fn lies_in_backup(resolved: &Path) -> Result<bool> {
-    let id_of = |directory: &Path| BackupId::parse(directory.file_name()?.to_str()?);
-    for above in resolved.ancestors() {
-        if let Some(id) = id_of(above)
-            && nofollow::is_directory(above).unwrap_or(false)
-            && read_record(above, &id)?.is_some()
+    let as_named = resolved.ancestors().map(|above| Named { visible: above.to_owned(), name: above.to_owned() });
+    for Named { visible, name } in as_named.chain(mounts::ancestors(resolved)) {
+        let id = name.file_name().and_then(|name| BackupId::parse(name.to_str()?));
+        if let Some(id) = id
+            && nofollow::is_directory(&visible).unwrap_or(false)
+            && read_record(&visible, &id)?.is_some()
         {
             return Ok(true);
         }

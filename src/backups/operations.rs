@@ -12,19 +12,21 @@ use crate::backups::catalog::{Catalog, Found, is_there};
 use crate::backups::damage;
 use crate::backups::details::Details;
 use crate::backups::restore::{self, RestoreOptions, Restored};
-use crate::backups::retention::{Candidate, Policy, Verdict, judge};
+use crate::backups::retention::{Candidate, Policy, Verdict, good_newest_first, judge};
 use crate::backups::sums::{self, Completed};
 use crate::backups::verification::{Verification, require_good};
 use crate::backups::verify;
 use crate::capture::in_use::{self, InUse};
+use crate::chainweb::ROCKSDB;
 use crate::clock::now_ms;
 use crate::config::Depth;
 use crate::control::Control;
 use crate::disk;
 use crate::disk::fault_gate;
+use crate::disk::nofollow;
 use crate::error::{Error, Kind, Result};
 use crate::fault::Fault;
-use crate::format::layout::{CANCEL_FILE, RECORD_FILE};
+use crate::format::layout::{self, CANCEL_FILE, RECORD_FILE};
 use crate::format::record::Status;
 use crate::id::BackupId;
 
@@ -32,7 +34,8 @@ use crate::id::BackupId;
 const CANCEL_LIMIT: Duration = Duration::from_secs(30);
 const CANCEL_PAUSE: Duration = Duration::from_millis(20);
 
-/// The word that stands for the newest good backup; for a restore, the newest in which no verification found damage.
+/// The word that stands for the newest good backup of ours, or, if there is none, for the newest foreign one that has a RocksDB.
+/// For a restore, it is the newest in which no verification found damage.
 const LATEST: &str = "latest";
 
 /// Every backup below a backup directory, newest first, without a service: nothing is created or changed.
@@ -78,18 +81,21 @@ impl Held {
         verify::verify(&self.path, self.found.record.as_ref(), depth, program, control)
     }
 
-    /// Notes the result of a verification in the backup.
     fn note(&self, depth: Depth, verification: &Verification) {
-        if self.found.record.is_none() {
-            return;
-        }
-        // A user may be permitted to read a backup but not to write to it.
-        let noted = damage::note(&self.catalog, &self.found.id, depth, &verification.faults, now_ms()).and_then(|()| {
-            damage::note_sharers(&self.catalog, &self.found.id, &verification.shared_faults(), now_ms())
-        });
-        if let Err(e) = noted {
-            log::debug!("verification not noted id={} reason={:?}", self.found.id, e.chain());
-        }
+        note(&self.catalog, &self.found, depth, verification);
+    }
+}
+
+/// Notes the result of a verification in the backup.
+fn note(catalog: &Catalog, found: &Found, depth: Depth, verification: &Verification) {
+    if found.record.is_none() {
+        return;
+    }
+    // A user may be permitted to read a backup but not to write to it.
+    let noted = damage::note(catalog, &found.id, depth, &verification.faults, now_ms())
+        .and_then(|()| damage::note_sharers(catalog, &found.id, &verification.shared_faults(), now_ms()));
+    if let Err(e) = noted {
+        log::debug!("verification not noted id={} reason={:?}", found.id, e.chain());
     }
 }
 
@@ -99,7 +105,6 @@ fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
     let catalog = Catalog::view(directory)?;
     let found = if word == LATEST {
         let none = || Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()));
-        let mut done = catalog.readable()?.filter(|f| f.status == Status::Done);
         let is_sound = |f: &Found| {
             let doubt = if even_damaged { None } else { doubt(&catalog, f).unwrap_or_else(|e| Some(e.chain())) };
             if let Some(why) = &doubt {
@@ -107,7 +112,7 @@ fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
             }
             doubt.is_none()
         };
-        done.find(is_sound).ok_or_else(none)?
+        latest(&catalog, is_sound)?.ok_or_else(none)?
     } else {
         find(&catalog, word)?
     };
@@ -115,6 +120,21 @@ fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
     let path = catalog.path(&found.id);
     let in_use = share(&catalog, &found.id)?;
     Ok(Held { catalog, found, path, _in_use: in_use })
+}
+
+/// The newest finished backup of ours that is fit; of the foreign ones with a RocksDB only if none of ours is finished.
+fn latest(catalog: &Catalog, is_fit: impl Fn(&Found) -> bool) -> Result<Option<Found>> {
+    let is_ours = |f: &Found| f.status == Status::Done && f.record.is_some();
+    let mut ours = catalog.readable()?.filter(is_ours).peekable();
+    if ours.peek().is_some() {
+        return Ok(ours.find(is_fit));
+    }
+    let has_rocksdb = |f: &Found| {
+        let directory = layout::directory_in(&catalog.path(&f.id), ROCKSDB);
+        nofollow::is_directory(&directory).unwrap_or(false)
+    };
+    let is_foreign = |f: &Found| f.status == Status::Done && f.record.is_none() && has_rocksdb(f);
+    Ok(catalog.readable()?.find(|f| is_foreign(f) && is_fit(f)))
 }
 
 fn require_done(found: &Found) -> Result<()> {
@@ -147,7 +167,7 @@ fn find(catalog: &Catalog, word: &str) -> Result<Found> {
     if word == LATEST {
         let none =
             || Error::new(Kind::NotFound, format!("there is no good backup in {}", catalog.directory().display()));
-        return catalog.readable()?.find(|f| f.status == Status::Done).ok_or_else(none);
+        return latest(catalog, |_| true)?.ok_or_else(none);
     }
     let found = BackupId::parse(word).map(|id| catalog.find(&id)).transpose()?.flatten();
     let context =
@@ -350,15 +370,16 @@ pub fn pin_backup(directory: &Path, word: &str, pinned: bool) -> Result<BackupId
 }
 
 /// Judges every backup by `policy`, and deletes those that it does not keep, unless `dry_run`. A backup that is in use, was pinned
-/// meanwhile or cannot be deleted is kept, and its verdict says so.
+/// meanwhile or cannot be deleted is kept, and its verdict says so. Before any is deleted, the newest good backup is verified
+/// quickly; one with faults counts as damaged.
 ///
 /// # Errors
 /// [`Kind::Usage`]: no such directory. [`Kind::Io`]: it cannot be listed.
 pub fn prune_backups(directory: &Path, policy: Policy, dry_run: bool) -> Result<Vec<(Candidate, Verdict)>> {
     let catalog = if dry_run { Catalog::view(directory)? } else { Catalog::manage(directory)? };
     let found: Vec<Found> = catalog.readable()?.collect();
-    let candidates = found.iter().map(|f| candidate(&catalog, f)).collect::<Result<Vec<Candidate>>>()?;
-    let mut verdicts = judge(&candidates, policy);
+    let mut candidates = found.iter().map(|f| candidate(&catalog, f)).collect::<Result<Vec<Candidate>>>()?;
+    let mut verdicts = judge_verified(&catalog, &found, &mut candidates, policy, dry_run);
     fault_gate::point("prune-judged", directory);
     if !dry_run {
         for (found, verdict) in found.iter().zip(&mut verdicts).filter(|(_, v)| **v == Verdict::Delete) {
@@ -369,6 +390,47 @@ pub fn prune_backups(directory: &Path, policy: Policy, dry_run: bool) -> Result<
         catalog.sweep_or_warn();
     }
     Ok(candidates.into_iter().zip(verdicts).collect())
+}
+
+/// The verdicts, after a quick verification of the newest good backup: the others are deleted because it is kept. One with faults
+/// is marked as damaged, and the next newest is verified.
+fn judge_verified(
+    catalog: &Catalog,
+    found: &[Found],
+    candidates: &mut [Candidate],
+    policy: Policy,
+    dry_run: bool,
+) -> Vec<Verdict> {
+    let mut unread = Vec::new();
+    loop {
+        let mut verdicts = judge(candidates, policy);
+        unread.iter().for_each(|at: &usize| verdicts[*at] = Verdict::Keep("not verified"));
+        let newest_good = good_newest_first(candidates).first().copied();
+        // Each turn marks one more backup as damaged.
+        let Some(at) = newest_good.filter(|_| verdicts.contains(&Verdict::Delete)) else { return verdicts };
+        let backup = &found[at];
+        match verify_quickly(catalog, backup) {
+            Ok(verification) if verification.faults.is_empty() => return verdicts,
+            Ok(verification) => {
+                log::warn!("backup damaged id={} reason={:?}", backup.id, verification.faults[0].to_string());
+                if !dry_run {
+                    note(catalog, backup, Depth::Quick, &verification);
+                }
+            }
+            Err(e) if e.kind() == Kind::NotFound => {}
+            // It may be good, so it is kept; but no other backup is deleted because of it.
+            Err(e) => {
+                log::warn!("backup not verified id={} reason={:?}", backup.id, e.chain());
+                unread.push(at);
+            }
+        }
+        candidates[at].damaged = true;
+    }
+}
+
+fn verify_quickly(catalog: &Catalog, found: &Found) -> Result<Verification> {
+    let _in_use = share(catalog, &found.id)?;
+    verify::verify(&catalog.path(&found.id), found.record.as_ref(), Depth::Quick, None, &Control::default())
 }
 
 /// The verdict of a backup that could not be deleted. The others are deleted all the same.

@@ -425,6 +425,10 @@ fn require_room(staging: &Path, needed_bytes: u64) -> Result<()> {
     if free_bytes >= needed_bytes.saturating_add(RESERVE_BYTES) {
         return Ok(());
     }
-    let context = format!("not enough space for a restore: {needed_bytes} bytes are needed, {free_bytes} are free");
+    let context = format!(
+        "not enough space for a restore: it needs {needed_bytes} bytes, and {RESERVE_BYTES} must be left free; the file system \
+         of {} has {free_bytes} free",
+        staging.parent().unwrap_or(staging).display()
+    );
     Err(Error::new(Kind::NoSpace, context))
 }

@@ -55,16 +55,20 @@ pub enum Verdict {
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// The verdict for each backup, in the order of the input.
-pub fn judge(backups: &[Candidate], policy: Policy) -> Vec<Verdict> {
+/// The places of the good backups, newest first.
+pub(crate) fn good_newest_first(backups: &[Candidate]) -> Vec<usize> {
     let mut newest_first: Vec<usize> = (0..backups.len()).collect();
     newest_first.sort_by_key(|i| std::cmp::Reverse((backups[*i].id.number(), &backups[*i].id)));
     let is_good = |i: &usize| {
         let backup = &backups[*i];
         backup.status == Status::Done && !backup.foreign && !backup.damaged
     };
-    let good: Vec<usize> = newest_first.into_iter().filter(is_good).collect();
+    newest_first.into_iter().filter(is_good).collect()
+}
 
+/// The verdict for each backup, in the order of the input.
+pub fn judge(backups: &[Candidate], policy: Policy) -> Vec<Verdict> {
+    let good = good_newest_first(backups);
     let mut verdicts = vec![Verdict::Delete; backups.len()];
     let mut keep = |i: usize, why: &'static str| {
         if verdicts[i] == Verdict::Delete {

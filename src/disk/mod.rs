@@ -19,6 +19,7 @@ pub mod fault_gate;
 pub(crate) mod fault_gate;
 pub(crate) mod file_id;
 pub(crate) mod lock;
+pub(crate) mod mounts;
 pub(crate) mod nofollow;
 pub(crate) mod off_heap;
 pub(crate) mod permissions;

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use chainweb_backup::gate::{self, Plan};
 use chainweb_backup::{
-    BackupId, Control, Depth, Error, Kind, RestoreOptions, Restored, Service, Sources, restore_backup, sum_backup,
-    verify_backup,
+    BackupId, Control, Depth, Error, Kind, RestoreOptions, Restored, Service, Sources, find_backup, restore_backup,
+    sum_backup, verify_backup,
 };
 
-use crate::fixture::{Node, PACT, config, make_done, names, paths, scratch_on_disk, tree};
+use crate::fixture::{Node, PACT, config, make_done, names, paths, scratch_on_disk, skip, tree};
 
 /// Nothing that a test waits for takes longer.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -295,4 +295,83 @@ fn the_limit_holds_for_sums_verifications_and_restores() {
     let deep = RestoreOptions { copy: true, depth: Depth::Deep, ..scene.options() };
     let took = seconds(&|control| drop(restore_backup(&backups, "latest", deep, control).unwrap()));
     assert!(took > 2.0 * wanted, "a deep restore of {bytes} bytes at {limit} a second took {took} s");
+}
+
+/// A directory that is also mounted elsewhere.
+struct Bind(PathBuf);
+
+impl Bind {
+    fn new(from: &Path, at: &Path) -> Option<Bind> {
+        fs::create_dir_all(at).unwrap();
+        let status = Command::new("mount").arg("--bind").args([from, at]).stderr(Stdio::null()).status();
+        let is_mounted = status.is_ok_and(|status| status.success());
+        if !is_mounted {
+            skip("cannot mount here");
+        }
+        is_mounted.then(|| Bind(at.to_owned()))
+    }
+}
+
+impl Drop for Bind {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Parts of a backup have other names through mounts: no target of a restore and no backup directory lies there.
+#[test]
+fn a_backup_that_is_mounted_elsewhere_is_neither_target_nor_backup_directory() {
+    let scene = Scene::new();
+    let before = tree(&scene.backup());
+    for (n, below) in ["", "0", "0/rocksDb", "0/sqlite"].into_iter().enumerate() {
+        let mounted = scene.node.root().join(format!("elsewhere {n}/mounted"));
+        let Some(_bind) = Bind::new(&scene.backup().join(below), &mounted) else { return };
+        for at in [mounted.clone(), mounted.join("new")] {
+            let what = format!("{below:?} at {}", at.display());
+            let error = scene.restore_as(RestoreOptions { target: &at, ..scene.options() }).expect_err(&what);
+            assert!(
+                error.kind() == Kind::Usage && error.chain().contains("lies in a backup"),
+                "{what}: {}",
+                error.chain()
+            );
+            let started = Service::start(config(&at), Sources::directory(&scene.node.directory()));
+            let error = started.err().expect(&what);
+            assert!(
+                error.kind() == Kind::Usage && error.chain().contains("within a backup"),
+                "{what}: {}",
+                error.chain()
+            );
+            assert_eq!(tree(&scene.backup()), before, "{what}");
+        }
+    }
+    // The whole backup directory under another name is one as before.
+    let mounted = scene.node.root().join("all");
+    let Some(_bind) = Bind::new(&scene.node.backups(), &mounted) else { return };
+    make_done(&Service::start(config(&mounted), Sources::directory(&scene.node.directory())).unwrap(), PACT);
+}
+
+/// `latest` means a backup of ours; a foreign one only if there is none, and never one without a RocksDB.
+#[test]
+fn latest_is_a_backup_of_ours_if_there_is_one() {
+    let scene = Scene::new();
+    let backups = scene.node.backups();
+    let newer: u64 = scene.id.as_str().parse::<u64>().unwrap() + 1;
+    let foreign = BackupId::parse(&newer.to_string()).unwrap();
+    let directory = backups.join(foreign.as_str());
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("status"), "backup-done").unwrap();
+    let latest = || find_backup(&backups, "latest").map_err(|e| e.kind());
+    let verified = || {
+        let verified = verify_backup(&backups, "latest", Depth::Quick, None, &Control::default());
+        verified.map(|(id, _)| id).map_err(|e| e.kind())
+    };
+    assert_eq!((latest(), verified()), (Ok(scene.id.clone()), Ok(scene.id.clone())));
+    scene.restore().unwrap();
+    let ours = scene.node.root().join("moved");
+    fs::rename(scene.backup(), &ours).unwrap();
+    assert_eq!((latest(), verified()), (Err(Kind::NotFound), Err(Kind::NotFound)));
+    crate::fixture::copy_tree(&ours.join("0"), &directory.join("0"));
+    assert_eq!((latest(), verified()), (Ok(foreign.clone()), Ok(foreign)));
+    fs::rename(&ours, scene.backup()).unwrap();
+    assert_eq!((latest(), verified()), (Ok(scene.id.clone()), Ok(scene.id.clone())));
 }

@@ -11,7 +11,7 @@ use chainweb_backup::{
     verify_backup,
 };
 
-use crate::fixture::{Node, ROCKSDB, call, make_done};
+use crate::fixture::{Node, PACT, ROCKSDB, call, make_done, names};
 
 const HISTORIES: u32 = 100_000;
 const DAY_MS: u64 = 86_400_000;
@@ -156,6 +156,49 @@ fn whatever_the_clock_said_the_last_backup_is_the_newest() {
     }
     prune_backups(&node.backups(), Policy { keep_weekly: 1, ..Policy::default() }, false).unwrap();
     assert_eq!(ids(service.list_backups().unwrap()), [last, foreign]);
+}
+
+/// An operator removed or cut files of the newest backups: they do not count as good, so an intact one is kept.
+#[test]
+fn a_newest_backup_that_was_damaged_by_hand_is_no_reason_to_delete_another() {
+    let cut = |path: &Path| fs::File::options().write(true).open(path).unwrap().set_len(1000).unwrap();
+    let pact = "0/sqlite/pact-v1-chain-0.sqlite";
+    let damages: [&dyn Fn(&Path); 3] = [
+        &|backup| fs::remove_dir_all(backup.join("0/rocksDb")).unwrap(),
+        &|backup| fs::remove_file(backup.join(pact)).unwrap(),
+        &|backup| cut(&backup.join(pact)),
+    ];
+    let policy = Policy { keep_last: 1, ..Policy::default() };
+    let node = Node::new();
+    let backups = node.backups();
+    let prune = |dry_run| -> Vec<(BackupId, Verdict)> {
+        let judged = prune_backups(&backups, policy, dry_run).unwrap();
+        judged.into_iter().map(|(backup, verdict)| (backup.id, verdict)).collect()
+    };
+    for damage in damages {
+        let service = node.start();
+        let [first, intact, third, last] = [(); 4].map(|()| make_done(&service, PACT));
+        drop(service);
+        [&third, &last].into_iter().for_each(|id| damage(&backups.join(id.as_str())));
+        let judged = prune(true);
+        assert_eq!(prune(false), judged);
+        for (id, verdict) in judged {
+            let is_kept = id == intact;
+            assert_eq!(verdict, if is_kept { Verdict::Keep("last good") } else { Verdict::Delete }, "{id}");
+            assert_eq!(backups.join(id.as_str()).exists(), is_kept, "{id}");
+        }
+        assert!(!backups.join(first.as_str()).exists());
+        // Without a good one, none is deleted.
+        let service = node.start();
+        let more = make_done(&service, PACT);
+        drop(service);
+        [&intact, &more].into_iter().for_each(|id| damage(&backups.join(id.as_str())));
+        for dry_run in [true, false] {
+            assert!(prune(dry_run).iter().all(|(_, verdict)| matches!(verdict, Verdict::Keep(_))));
+        }
+        assert_eq!(names(&backups).iter().filter(|name| !name.starts_with('.')).count(), 2);
+        fs::remove_dir_all(&backups).unwrap();
+    }
 }
 
 /// Names that no clock can have meant do not push identifiers; nor is any of them given out twice, whatever is deleted.

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use chainweb_backup::{
-    BackupId, Kind, MakeRequest, Phase, Scope, Service, Sources, Status, check_backup_in, list_backups_in,
+    BackupId, Control, Depth, Kind, MakeRequest, Phase, Policy, Scope, Service, Sources, Status, check_backup_in,
+    delete_backup, list_backups_in, prune_backups, verify_backup,
 };
 
 use crate::fixture::{
@@ -162,6 +163,45 @@ fn an_identifier_is_known_from_the_instant_of_its_answer() {
     service.finish();
     assert_eq!(service.list_backups().unwrap().len(), 150);
     settled(&node.backups());
+}
+
+/// The status file of a backup of ours is damaged or missing: the backup exists all the same, and the error names the remedy.
+#[test]
+fn a_damaged_status_file_is_an_error_and_not_an_absence() {
+    let node = Node::new();
+    let service = node.start();
+    let [older, id] = [(); 2].map(|()| make_done(&service, ROCKSDB));
+    let backups = node.backups();
+    let status = backups.join(id.as_str()).join("status");
+    let huge = "backup-done".repeat(1000);
+    for content in [Some("backup-dooe"), Some(""), Some(&huge), None] {
+        match content {
+            Some(content) => fs::write(&status, content).unwrap(),
+            None => fs::remove_file(&status).unwrap(),
+        }
+        let errors = [
+            check_backup_in(&backups, &id).err(),
+            verify_backup(&backups, id.as_str(), Depth::Quick, None, &Control::default()).err(),
+            delete_backup(&backups, id.as_str()).err(),
+            list_backups_in(&backups).err(),
+            service.check_backup(&id).err(),
+        ];
+        for error in errors {
+            let error = error.expect("the backup exists");
+            assert!(error.kind() == Kind::Damaged && error.chain().contains("write backup-done"), "{}", error.chain());
+        }
+        let answer = call(&service, "GET", &format!("/check-backup/{id}"), &[]).unwrap();
+        assert!(answer.status == 500 && answer.body.contains("status"), "{answer:?}");
+        let (latest, _) = verify_backup(&backups, "latest", Depth::Quick, None, &Control::default()).unwrap();
+        assert_eq!(latest, older);
+        let judged = prune_backups(&backups, Policy { keep_last: 1, ..Policy::default() }, false).unwrap();
+        assert_eq!(judged.into_iter().map(|(backup, _)| backup.id).collect::<Vec<_>>(), [older.clone()]);
+        assert!(backups.join(id.as_str()).join("0").exists());
+    }
+    fs::write(&status, "backup-done").unwrap();
+    assert_eq!(service.check_backup(&id).unwrap(), Some(Status::Done));
+    delete_by_hand(&backups.join(id.as_str()));
+    assert_eq!(service.check_backup(&id).unwrap(), None);
 }
 
 #[test]
