@@ -104,8 +104,13 @@ fn a_changed_record_or_manifest_is_always_seen() {
             let mut bytes = good.clone();
             mutate(&mut bytes, &mut cases.random);
             fs::write(place.join(name), &bytes).unwrap();
-            list_backups_in(backups.path()).unwrap();
-            let _ = check_backup_in(backups.path(), &BackupId::parse(&id).unwrap()).unwrap();
+            let listed = list_backups_in(backups.path()).map(|all| all.len());
+            let checked = check_backup_in(backups.path(), &BackupId::parse(&id).unwrap());
+            // A status that is unknown is an error; it never makes the backup unknown.
+            let is_error = name == "status" && checked.is_err();
+            let kinds = [listed.as_ref().err().map(|e| e.kind()), checked.as_ref().err().map(|e| e.kind())];
+            assert_eq!(kinds, [is_error.then_some(Kind::Damaged); 2], "{name}");
+            assert!(is_error || listed.is_ok_and(|count| count == 1) && checked.is_ok_and(|found| found.is_some()));
             match faults_count(backups.path(), &id, Depth::Quick) {
                 // Its content says how a verification went, or white space stands around the word of the status.
                 Some(0) if name.ends_with(".json") && name != "verified.json" => {

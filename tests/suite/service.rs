@@ -593,7 +593,7 @@ fn plant_foreign(backups: &Path, ours: &BackupId) {
     data("1648665437006");
     write("1648665437006/status", "backup-in-progress");
     write("1648665437006/backup.json", &record);
-    // Ours, but nobody can tell what it is any more.
+    // Ours, but its status is unknown.
     data("1648665437007");
     write("1648665437007/status", "backup-dne");
     write("1648665437007/backup.json", &with_id("1648665437007"));
@@ -636,14 +636,13 @@ fn what_others_put_there_is_served_as_found_and_never_changed() {
         ("1648665437004", Some((Status::Done, Scope::Rocksdb))),
         ("1648665437005", Some((Status::InProgress, Scope::Rocksdb))),
         ("1648665437006", Some((Status::InProgress, Scope::Rocksdb))),
-        ("1648665437007", None),
-        ("1648665437008", None),
         ("1648665437009", None),
         ("1648665437010", None),
         ("1648665437011", None),
         ("1648665437", Some((Status::Done, Scope::Rocksdb))),
         ("README", None),
     ];
+    let unknown = ["1648665437007", "1648665437008"];
     for _ in 0..2 {
         let service = node.start();
         make_done(&service, PACT);
@@ -657,7 +656,17 @@ fn what_others_put_there_is_served_as_found_and_never_changed() {
                 service.details(&id).unwrap().is_none_or(|d| d.foreign && d.record.is_none() && d.progress.is_none())
             );
         }
+        for id in unknown {
+            let answer = call(&service, "GET", &format!("/check-backup/{id}"), &[]).unwrap();
+            let error = service.details(&BackupId::parse(id).unwrap()).unwrap_err();
+            assert_eq!((answer.status, error.kind()), (500, Kind::Damaged), "{id}");
+        }
+        assert_eq!(service.list_backups().unwrap_err().kind(), Kind::Damaged);
+        let aside = node.root().join("aside");
+        fs::create_dir_all(&aside).unwrap();
+        unknown.iter().for_each(|id| fs::rename(node.backups().join(id), aside.join(id)).unwrap());
         let listed = service.list_backups().unwrap();
+        unknown.iter().for_each(|id| fs::rename(aside.join(id), node.backups().join(id)).unwrap());
         let foreign: BTreeSet<_> = listed.iter().filter(|b| b.foreign).map(|b| b.id.as_str()).collect();
         let known: BTreeSet<_> = expected.iter().filter(|(_, e)| e.is_some()).map(|(id, _)| *id).collect();
         assert_eq!(foreign, known);
