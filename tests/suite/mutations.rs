@@ -85,8 +85,8 @@ fn backup(to: &Path) -> String {
 fn faults_count(backups: &Path, id: &str, depth: Depth) -> Option<usize> {
     match verify_backup(backups, id, depth, None, &Control::default()) {
         Ok((_, verification)) => Some(verification.faults.len()),
-        // Nothing that could be verified: gone, not good, held.
-        Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Refused) => None,
+        // Nothing that could be verified: gone, not good, or its status is unknown.
+        Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Refused | Kind::Damaged) => None,
         Err(e) => panic!("{}", e.chain()),
     }
 }
