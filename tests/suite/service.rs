@@ -195,7 +195,7 @@ fn a_damaged_status_file_is_an_error_and_not_an_absence() {
         let (latest, _) = verify_backup(&backups, "latest", Depth::Quick, None, &Control::default()).unwrap();
         assert_eq!(latest, older);
         let judged = prune_backups(&backups, Policy { keep_last: 1, ..Policy::default() }, false).unwrap();
-        assert_eq!(judged.into_iter().map(|(backup, _)| backup.id).collect::<Vec<_>>(), [older.clone()]);
+        assert_eq!(judged.into_iter().map(|(backup, _)| backup.id).collect::<Vec<_>>(), std::slice::from_ref(&older));
         assert!(backups.join(id.as_str()).join("0").exists());
     }
     fs::write(&status, "backup-done").unwrap();
