@@ -176,6 +176,8 @@ impl Node {
     /// A copy while `act` happens the first `times` times that the protocol comes to a point; the rounds it took.
     fn copy_with(&self, point: &'static str, times: u32, act: fn(&Node)) -> u32 {
         let (node, mut left) = (self.clone(), times);
+        // What it does in the background since it was opened would be an edit, too.
+        self.with(|db| db.wait_for_compact(&WaitForCompactOptions::default()).unwrap());
         gate::at_point(&self.path(), move |reached| {
             if reached == point && left > 0 {
                 left -= 1;
