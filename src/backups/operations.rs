@@ -294,8 +294,11 @@ pub fn cancel_backup(directory: &Path, word: Option<&str>) -> Result<(BackupId, 
     let deadline = Instant::now() + CANCEL_LIMIT;
     while Instant::now() < deadline {
         sleep(CANCEL_PAUSE);
-        match catalog.find(&found.id)?.ok_or_else(none)?.status {
+        let now = catalog.find(&found.id)?.ok_or_else(none)?;
+        match now.status {
             Status::InProgress => {}
+            // The reason is written a moment after the status, and the next command is likely to ask for it.
+            Status::Failed if now.record.is_some_and(|record| record.reason.is_none()) => {}
             ended => {
                 // The job may have ended by itself, without reading the file.
                 disk::remove_file(&wish)?;
