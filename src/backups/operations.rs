@@ -306,6 +306,9 @@ pub fn cancel_backup(directory: &Path, word: Option<&str>) -> Result<(BackupId, 
             }
         }
     }
+    if catalog.find(&found.id)?.ok_or_else(none)?.status == Status::Failed {
+        return Ok((found.id, Status::Failed));
+    }
     let seconds = CANCEL_LIMIT.as_secs();
     Err(Error::new(
         Kind::Busy,
