@@ -88,6 +88,22 @@ impl Node {
         drop(self.db.lock().take());
     }
 
+    /// Waits until RocksDB has removed in the background what its last flush made obsolete.
+    fn rest(&self) {
+        self.with(|db| db.wait_for_compact(&WaitForCompactOptions::default()).unwrap());
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let mut before = names(&self.path());
+        loop {
+            sleep(Duration::from_millis(200));
+            let now = names(&self.path());
+            if now == before {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "its files never rest");
+            before = now;
+        }
+    }
+
     fn with<T>(&self, act: impl FnOnce(&Db) -> T) -> T {
         act(self.db.lock().as_ref().unwrap())
     }
@@ -469,6 +485,7 @@ fn a_database_that_goes_away() {
 #[test]
 fn the_source_is_left_alone() {
     let node = Node::new("");
+    node.rest();
     let path = node.root.path().join("0");
     let before = tree(&path);
     let backups = node.root.path().join("backups");
@@ -506,6 +523,7 @@ fn another_file_system() {
     };
     let pins = node.root.path().join(PINS);
     let service = Service::start(config(&other.path().join("backups")), Sources::directory(node.root.path())).unwrap();
+    node.rest();
     let before = tree(&node.root.path().join("0"));
     let id = make_done(&service, ROCKSDB);
     assert_eq!(tree(&node.root.path().join("0")), before);
