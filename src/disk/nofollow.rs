@@ -22,9 +22,10 @@
 //! - Only ENOENT means that a file does not exist. Every other error is returned.
 //!
 //! # Limitations
-//! RocksDB and SQLite open files by path, after we have checked those files. An attacker who replaces a file after the check
-//! makes them read another file, in which they find no database, or wait for a FIFO: then the service ends the job because it
-//! makes no progress, and the child process in which RocksDB runs has a time limit.
+//! RocksDB opens a copy by the descriptor of its directory, but the files in it by name; SQLite opens its files by path. Both do so
+//! after we have checked those files. An attacker who replaces a file after the check makes them read another file, in which they
+//! find no database, or wait for a FIFO: then the service ends the job because it makes no progress, and the child process in which
+//! RocksDB runs has a time limit.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
