@@ -8,8 +8,10 @@
 //! A functional core with one dirty hand, in rooms with names on the doors. A folder uses only itself and folders above it in
 //! this table, and no files use each other in a circle:
 //! ```text
+//! chainweb  the node: its names, tables, formats, networks; no I/O
+//!           cut digest graph header merkle names number pact payload rules tables version
 //! words     no I/O
-//!           chainweb clock control error fault id
+//!           clock control error fault id
 //! config    what was configured
 //!           file tree
 //! disk      every change that we make to the file system

@@ -17,7 +17,7 @@ use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, IteratorMode, Options, 
 
 use crate::capture::rocksdb::chain_cut::{Cut, Heights, Tip};
 use crate::capture::rocksdb::options_file;
-use crate::chainweb::{CUTS, CUTS_END, header_tables};
+use crate::chainweb::tables::{CUTS, CUTS_END, header_tables};
 use crate::control::Control;
 use crate::disk;
 use crate::disk::nofollow;
@@ -174,10 +174,10 @@ pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
 fn has_header(db: &DB, tip: &Tip) -> std::result::Result<Option<bool>, rocksdb::Error> {
     let Some(key) = tip.header_key() else { return Ok(None) };
     for table in header_tables(tip.chain) {
-        let from = IteratorMode::From(table.as_bytes(), rocksdb::Direction::Forward);
+        let from = IteratorMode::From(&table, rocksdb::Direction::Forward);
         let first = db.iterator(from).next().transpose()?;
-        if first.is_some_and(|(first, _)| first.starts_with(table.as_bytes())) {
-            return Ok(Some(db.get([table.as_bytes(), &key].concat())?.is_some()));
+        if first.is_some_and(|(first, _)| first.starts_with(&table)) {
+            return Ok(Some(db.get([table, key].concat())?.is_some()));
         }
     }
     Ok(None)

@@ -43,7 +43,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use crate::capture::source::{SqliteSource, beside, doubtful_name};
 use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost};
 use crate::capture::sqlite::locks::{ReadLock, has_other_user};
-use crate::chainweb::{self, HISTORY, HISTORY_HASH, HISTORY_HEIGHT};
+use crate::chainweb::{self, pact};
 use crate::config::PactMethod;
 use crate::control::Control;
 use crate::disk;
@@ -306,18 +306,16 @@ fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Atte
     if untouched { Ok(method) } else { Err(lost()) }
 }
 
-/// The newest block of a finished copy: height and hash of the top row of `BlockHistory`, a table of the node's Pact
-/// service. `None` if there is no such table, or no row.
+/// The newest block of a finished copy: height and hash of the top row of its history, a table of the node's Pact service.
+/// `None` if there is no such table, or no row.
 pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
     let failed = |e: rusqlite::Error| {
         Error::new(Kind::Damaged, format!("cannot read the finished copy {}", copy.display())).because(e)
     };
     let connection = open_finished(copy).map_err(failed)?;
-    if !has_history(&connection).map_err(failed)? {
-        return Ok(None);
-    }
-    let newest =
-        format!("SELECT {HISTORY_HEIGHT}, {HISTORY_HASH} FROM {HISTORY} ORDER BY {HISTORY_HEIGHT} DESC LIMIT 1");
+    let Some(history) = history_of(&connection).map_err(failed)? else { return Ok(None) };
+    let (height, hash) = (pact::HEIGHT, pact::HASH);
+    let newest = format!("SELECT {height}, {hash} FROM {history} ORDER BY {height} DESC LIMIT 1");
     let row = connection.query_row(&newest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Value>(1)?)));
     let newest = row.optional().map_err(failed)?;
     Ok(newest.and_then(|(height, hash)| Some((u64::try_from(height).ok()?, hash_text(hash)))))
@@ -327,10 +325,8 @@ pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>>
 pub(crate) fn is_compacted(copy: &Path) -> Result<bool> {
     let failed = |e: rusqlite::Error| Error::new(Kind::Damaged, format!("cannot read {}", copy.display())).because(e);
     let connection = open_finished(copy).map_err(failed)?;
-    if !has_history(&connection).map_err(failed)? {
-        return Ok(false);
-    }
-    let oldest = format!("SELECT min({HISTORY_HEIGHT}) FROM {HISTORY}");
+    let Some(history) = history_of(&connection).map_err(failed)? else { return Ok(false) };
+    let oldest = format!("SELECT min({}) FROM {history}", pact::HEIGHT);
     let oldest: Option<u64> = connection
         .query_row(&oldest, [], |row| row.get::<_, Option<i64>>(0))
         .map_err(failed)?
@@ -340,9 +336,18 @@ pub(crate) fn is_compacted(copy: &Path) -> Result<bool> {
     Ok(oldest.is_some_and(|height| height > genesis + 1))
 }
 
-fn has_history(connection: &Connection) -> rusqlite::Result<bool> {
-    let tables = format!("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = '{HISTORY}'");
-    connection.query_row(&tables, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
+/// The first table of those with a row for each block that has one; `None` if there is none, or all are empty.
+fn history_of(connection: &Connection) -> rusqlite::Result<Option<&'static str>> {
+    for table in pact::HISTORIES {
+        let exists = format!("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = '{table}'");
+        if connection.query_row(&exists, [], |row| row.get::<_, i64>(0))? > 0 {
+            let has_row = format!("SELECT EXISTS (SELECT 1 FROM {table})");
+            if connection.query_row(&has_row, [], |row| row.get(0))? {
+                return Ok(Some(table));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The first fault that SQLite's own integrity check finds in a finished copy; it reads every page.

@@ -1,4 +1,4 @@
-//! The node: its names on disk, its tables, the keys of its configuration file, its addresses. No I/O.
+//! The names of the node: files and directories, keys of its configuration file, its addresses.
 //!
 //! ```text
 //! DATABASE/0/rocksDb/                        headers, payloads, cuts
@@ -6,9 +6,6 @@
 //! DATABASE/backups/                          the backups of the node's own API, and our default backup directory
 //! ```
 //! A backup has the same `0`, and its lists name each file by its path from there: `0/rocksDb/000012.sst`.
-//!
-//! Invariant: no other file of the library or the program spells a name of the node; `tidy` checks that. The demo node and the
-//! tests spell the names themselves, so that they would find a wrong name here.
 
 use std::path::{Path, PathBuf};
 
@@ -30,20 +27,9 @@ pub(crate) const PACT_EXTENSION: &str = "sqlite";
 /// The part of a Pact database's name before the chain.
 const BEFORE_CHAIN: &str = "chain-";
 
-/// The table of a Pact database that has a row for each block, and its columns: height, and hash as bytes or text.
-pub(crate) const HISTORY: &str = "BlockHistory";
-pub(crate) const HISTORY_HEIGHT: &str = "blockheight";
-pub(crate) const HISTORY_HASH: &str = "hash";
-
 /// The first height of mainnet's chains 10 to 19, which were added later.
 const LATE_GENESIS: u64 = 852_054;
 const LATE_CHAINS: u32 = 10;
-
-/// The table of the cuts in RocksDB, as a prefix of its keys, and the smallest key above every key with that prefix.
-#[cfg(feature = "engine")]
-pub(crate) const CUTS: &[u8] = b"-CutHashes$";
-#[cfg(feature = "engine")]
-pub(crate) const CUTS_END: &[u8] = b"-CutHashes%";
 
 /// Before each path of the API: `/chainweb/0.0/{chainwebVersion}/make-backup`.
 pub(crate) const API_PREFIX: &str = "/chainweb/0.0/";
@@ -131,11 +117,4 @@ pub(crate) fn chain_of(database: &Path) -> Option<u32> {
 /// The height of a chain's first block on mainnet; other networks may begin lower.
 pub(crate) fn genesis_height(chain: Option<u32>) -> u64 {
     if chain.is_some_and(|chain| chain >= LATE_CHAINS) { LATE_GENESIS } else { 0 }
-}
-
-/// The tables in which a node may have the headers of this chain, as prefixes of their keys. The height, 8 bytes big-endian, and
-/// the hash follow. The second table is that of our demo node.
-#[cfg(feature = "engine")]
-pub(crate) fn header_tables(chain: u32) -> [String; 2] {
-    [format!("-BlockHeader/{chain}/header$"), format!("-BlockHeader-{chain}$")]
 }
