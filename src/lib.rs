@@ -17,14 +17,14 @@
 //! disk      every change that we make to the file system
 //!           copy fault_gate file_id lock mounts nofollow off_heap permissions quiet_reader sum sys unsynced
 //! format    our own names and durable formats
-//!           layout manifest record seal
+//!           drill layout manifest record seal
 //! capture   a source becomes a directory of synced files
 //!           in_use modes node_locks rocksdb::chain_cut rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
 //!           rocksdb::live_directories rocksdb::live_files rocksdb::live_wals rocksdb::log_format rocksdb::mod
 //!           rocksdb::no_engine rocksdb::options_file rocksdb::version_edit source sqlite::attempt sqlite::fold sqlite::locks sqlite::mod
 //!           sqlite::online sqlite::raw_copy sqlite::wal
 //! backups   finished backups, and how one becomes finished
-//!           catalog commit damage details operations recover reread restore retention sums sums_list verification verify
+//!           catalog commit damage details drill drill_command operations recover reread restore retention sums sums_list verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
 //!           answers fill job listing making metrics repair shared watchdog worker
 //! http      words in, words out
@@ -55,6 +55,7 @@ mod service;
 pub mod testing;
 
 pub use backups::details::{Details, Progress};
+pub use backups::drill::{DrillOptions, drill_backup};
 pub use backups::operations::{
     Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups,
     restore_backup, sum_backup, sweep_backups, verify_backup,
@@ -62,7 +63,7 @@ pub use backups::operations::{
 pub use backups::restore::{RestoreOptions, Restored};
 pub use backups::retention::{Candidate, Policy, Verdict, judge};
 pub use backups::verification::Verification;
-pub use capture::rocksdb::{heights_json, inspect_json};
+pub use capture::rocksdb::{heights_json, inspect_json, open_json};
 pub use capture::source::{RocksSource, Sources, SqliteSource};
 pub use config::file::{FileConfig, parse_file};
 pub use config::tree::FILE_BYTES_MAX;
@@ -77,6 +78,7 @@ pub use disk::fault_gate as gate;
 pub use disk::sys::step_back;
 pub use error::{Error, Kind, Result};
 pub use fault::Fault;
+pub use format::drill::Drill;
 pub use format::record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
 pub use http::listener::{Decorate, Handler, Limits, Listener, Stopper};
 pub use http::routes::ROUTES;

@@ -13,6 +13,7 @@
 //! BACKUPS/.service         flock of the one service of this directory
 //! BACKUPS/.creating-<id>/  a backup that does not have its name yet
 //! BACKUPS/.deleting-<id>.<n>/  garbage: data that the sweep removes
+//! BACKUPS/.drilling-<id>/  the scratch directory of a drill; flock while the drill runs
 //! BACKUPS/<id>/            see `commit`
 //! ```
 //! After a crash `recover` settles the statuses; the sweep removes the garbage afterwards.
@@ -34,8 +35,9 @@ use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::off_heap;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::drill::Drill;
 use crate::format::layout::{
-    self, JOB_LOCK, PIN_FILE, RECORD_FILE, SERVICE_LOCK, STATUS_FILE, USE_FILE, VERIFIED_FILE, WHOLE,
+    self, DRILL_FILE, JOB_LOCK, PIN_FILE, RECORD_FILE, SERVICE_LOCK, STATUS_FILE, USE_FILE, VERIFIED_FILE, WHOLE,
 };
 use crate::format::record::{Record, Scope, Status, Verified};
 use crate::id::BackupId;
@@ -152,6 +154,12 @@ impl Catalog {
     /// The last verification of the backup, if there was one.
     pub(crate) fn verified(&self, id: &BackupId) -> Result<Option<Verified>> {
         let bytes = read_small(&self.path(id).join(VERIFIED_FILE), MAX_RECORD_BYTES)?;
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    }
+
+    /// The last drill of the backup, if there was one.
+    pub(crate) fn drill(&self, id: &BackupId) -> Result<Option<Drill>> {
+        let bytes = read_small(&self.path(id).join(DRILL_FILE), MAX_RECORD_BYTES)?;
         Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 
@@ -321,12 +329,19 @@ impl Catalog {
         bytes
     }
 
-    /// Removes the garbage, `.deleting-*`; stops with `Ok(false)` as soon as `keep_going` returns false. If something cannot be
+    /// Removes the garbage, `.deleting-*`, and what a drill that has crashed left, `.drilling-*`; stops with `Ok(false)` as soon as `keep_going` returns false. If something cannot be
     /// removed, the sweep continues, and returns the first such error at the end.
     pub(crate) fn sweep(&self, keep_going: &dyn Fn() -> bool) -> Result<bool> {
         let mut result = Ok(true);
-        for name in self.names()?.iter().filter(|name| layout::is_garbage(name)) {
-            match disk::remove_tree(&self.directory.join(name), keep_going) {
+        for name in self.names()?.iter().filter(|name| layout::is_garbage(name) || layout::is_drilling(name)) {
+            let path = self.directory.join(name);
+            let drill = layout::is_drilling(name).then(|| Lock::try_take_directory(&path));
+            let removed = match drill {
+                Some(Ok(None)) => continue,
+                Some(Err(e)) => Err(e),
+                None | Some(Ok(Some(_))) => disk::remove_tree(&path, keep_going),
+            };
+            match removed {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
                 Err(e) => result = result.and(Err(e)),

@@ -8,6 +8,7 @@ use crate::backups::catalog::{Catalog, Found};
 use crate::backups::sums;
 use crate::control::{Control, Phase};
 use crate::error::Result;
+use crate::format::drill::Drill;
 use crate::format::record::{Record, Scope, Status, Verified};
 use crate::id::BackupId;
 
@@ -30,6 +31,8 @@ pub struct Details {
     pub pinned: bool,
     /// Its last verification; absent if there was none.
     pub verified: Option<Verified>,
+    /// Its last drill; absent if there was none.
+    pub drill: Option<Drill>,
     /// Each file was last read whole at this time or later, milliseconds since the epoch; 0 if that is unknown. Absent if the
     /// files are links to the node's own, which the node reads itself.
     pub oldest_unread_ms: Option<u64>,
@@ -85,6 +88,7 @@ impl Details {
             foreign: false,
             pinned: false,
             verified: None,
+            drill: None,
             oldest_unread_ms: None,
             sums: Vec::new(),
             started_ms,
@@ -100,6 +104,7 @@ impl Details {
         Ok(Details {
             foreign: found.record.is_none(),
             pinned: catalog.is_pinned(&found.id)?,
+            drill: catalog.drill(&found.id)?,
             oldest_unread_ms: oldest_unread_ms(found.record.as_ref(), verified.as_ref()),
             verified,
             sums: sums::present(&catalog.path(&found.id))?,

@@ -4,6 +4,8 @@ pub(crate) mod catalog;
 pub(crate) mod commit;
 pub(crate) mod damage;
 pub(crate) mod details;
+pub(crate) mod drill;
+pub(crate) mod drill_command;
 pub(crate) mod operations;
 pub(crate) mod recover;
 pub(crate) mod reread;

@@ -69,15 +69,15 @@ pub fn find_backup(directory: &Path, word: &str) -> Result<BackupId> {
 }
 
 /// A good backup that cannot be deleted while this exists.
-struct Held {
-    catalog: Catalog,
-    found: Found,
-    path: PathBuf,
+pub(crate) struct Held {
+    pub(crate) catalog: Catalog,
+    pub(crate) found: Found,
+    pub(crate) path: PathBuf,
     _in_use: InUse,
 }
 
 impl Held {
-    fn verify(&self, depth: Depth, program: Option<&Path>, control: &Control) -> Result<Verification> {
+    pub(crate) fn verify(&self, depth: Depth, program: Option<&Path>, control: &Control) -> Result<Verification> {
         verify::verify(&self.path, self.found.record.as_ref(), depth, program, control)
     }
 
@@ -101,7 +101,7 @@ fn note(catalog: &Catalog, found: &Found, depth: Depth, verification: &Verificat
 
 /// Finds a finished backup by its identifier or by `latest`, and locks it. Unless `even_damaged`, `latest` passes over backups in
 /// which damage was found.
-fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
+pub(crate) fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
     let catalog = Catalog::view(directory)?;
     let found = if word == LATEST {
         let none = || Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()));

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
 
 use crate::disk::fault_gate::pass;
 use crate::disk::nofollow::{self, Place, is_unfit};
@@ -77,6 +77,14 @@ impl Lock {
             Err(Errno::WOULDBLOCK) => Ok(true),
             other => other.context(|| failed("ask for the lock", path)).map(|()| false),
         }
+    }
+
+    /// Starts a process that inherits the lock: it is held until all its processes have ended, even if this one dies before.
+    pub(crate) fn inherited<T>(&self, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        rustix::io::fcntl_setfd(&self.0, FdFlags::empty())?;
+        let started = start();
+        rustix::io::fcntl_setfd(&self.0, FdFlags::CLOEXEC)?;
+        started
     }
 
     /// A short note kept in the lock file itself, durable when this returns.

@@ -1,8 +1,8 @@
 //! Every name that this crate gives to a file or directory: what makes it, what removes it, and its state after a crash.
 //!
 //! ```text
-//! BACKUPS/.lock  .service  .creating-<id>/  .deleting-<id>.<n>/
-//! BACKUPS/<id>/status  backup.json  manifest.json  0.partial/ or 0/  .use  status.failed  verified.json  .pinned  .cancel
+//! BACKUPS/.lock  .service  .creating-<id>/  .deleting-<id>.<n>/  .drilling-<id>/
+//! BACKUPS/<id>/status  backup.json  manifest.json  0.partial/ or 0/  .use  status.failed  verified.json  drill.json  .pinned  .cancel
 //! BACKUPS/<id>/0/rocksDb/BLAKE2SUMS  0/sqlite/BLAKE2SUMS
 //! TARGET/.restoring-<time>/  .restoring-<time>0/  .exchanging-<time>/  0.bak-<time>/
 //! DATABASE/.chainweb-backup-pin/.lock
@@ -56,6 +56,22 @@ pub(crate) fn is_garbage(name: &str) -> bool {
 
 const DELETING: &str = ".deleting-";
 
+/// `BACKUPS/.drilling-<id>/`: the scratch directory of a drill, which holds its flock. Made and removed by the drill; after a crash
+/// the sweep, or the next drill of the backup, removes it, as soon as no process of the drill lives.
+pub(crate) fn drilling(id: &BackupId) -> String {
+    format!("{DRILLING}{id}")
+}
+
+/// Whether this is such a name.
+pub(crate) fn is_drilling(name: &str) -> bool {
+    name.strip_prefix(DRILLING).and_then(BackupId::parse).is_some_and(|id| id.millis().is_some())
+}
+
+const DRILLING: &str = ".drilling-";
+
+/// `BACKUPS/.drilling-<id>/node/`: the database directory of the node that is started in a drill.
+pub(crate) const DRILL_NODE: &str = "node";
+
 /// `BACKUPS/<id>/status`: `backup-in-progress`, `backup-done` or `backup-failed`; decides. Made with the backup, replaced
 /// atomically; after a crash `recover` turns "in progress" into "failed".
 pub(crate) const STATUS_FILE: &str = "status";
@@ -73,6 +89,9 @@ pub(crate) const MANIFEST_FILE: &str = "manifest.json";
 
 /// `BACKUPS/<id>/verified.json`: the last verification. Made and replaced by `verify` and by the end of a job.
 pub(crate) const VERIFIED_FILE: &str = "verified.json";
+
+/// `BACKUPS/<id>/drill.json`: the last drill. Made and replaced by `drill`.
+pub(crate) const DRILL_FILE: &str = "drill.json";
 
 /// `BACKUPS/<id>/.use`: the lock of one backup, see `in_use`. Made with the backup.
 pub(crate) const USE_FILE: &str = ".use";

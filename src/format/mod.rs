@@ -1,5 +1,6 @@
 //! Our own names on the disk, and our durable formats.
 
+pub(crate) mod drill;
 pub(crate) mod layout;
 pub(crate) mod manifest;
 pub(crate) mod record;

@@ -41,6 +41,8 @@ pub(crate) struct Summary {
     newest: Option<(u64, Option<u64>)>,
     /// The newest backup of ours that is done, by its id, and the number of its warnings.
     newest_done: Option<(u64, usize)>,
+    /// The newest backup of ours that had a drill, by its id; when it began, and whether it passed.
+    newest_drill: Option<(u64, u64, bool)>,
     /// Whether a backup could not be read and is missing in the totals.
     pub(crate) is_incomplete: bool,
 }
@@ -50,6 +52,8 @@ impl Summary {
         let is_whole = backup.verified.as_ref().is_none_or(|v| v.faults_count == 0);
         let ended_ms = backup.record.as_ref().filter(|_| is_whole).map(|r| r.finished_ms.unwrap_or(r.started_ms));
         if let (Status::Done, Some(id), Some(record)) = (backup.status, backup.id.millis(), &backup.record) {
+            let drill = backup.drill.as_ref().map(|drill| (id, drill.at_ms, drill.passed));
+            self.newest_drill = self.newest_drill.max(drill);
             self.newest_done = self.newest_done.max(Some((id, record.warnings.len())));
         }
         let (count, last_ms) = match backup.status {
@@ -128,6 +132,11 @@ pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> St
     let warnings_count = backups.newest_done.map_or(0, |(_, warnings_count)| warnings_count);
     let help = "Warnings in the record of the newest backup that is done.";
     metric("warnings", "gauge", help, &plain(warnings_count as f64));
+    if let Some((_, at_ms, passed)) = backups.newest_drill {
+        let help = "When the last drill of the newest backup that had one began.";
+        metric("last_drill_timestamp_seconds", "gauge", help, &plain(at_ms as f64 / 1000.0));
+        metric("last_drill_passed", "gauge", "Whether that drill passed.", &plain(f64::from(u8::from(passed))));
+    }
     if counters.done_count.load(Relaxed) > 0 {
         let seconds = load(&counters.last_duration_ms) / 1000.0;
         metric("last_duration_seconds", "gauge", "How long the last good backup took.", &plain(seconds));

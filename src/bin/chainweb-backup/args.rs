@@ -75,6 +75,8 @@ pub(crate) enum Command {
     Verify(VerifyOne),
     /// Verify a backup and restore it into a database directory
     Restore(Restore),
+    /// Restore a backup into a scratch directory, open it there or run a node on it, and remove it
+    Drill(Drill),
     /// Write the checksums of a backup, for b2sum -c BLAKE2SUMS
     Sum(Sum),
     /// Delete backups
@@ -251,6 +253,26 @@ pub(crate) struct Restore {
 }
 
 #[derive(Args)]
+pub(crate) struct Drill {
+    /// Identifier of a backup, or latest, the newest good one
+    #[arg(value_name = ID, value_parser = id())]
+    pub(crate) id: String,
+    /// Run this command on the restored databases, with {directory} for their database directory; the last option
+    #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true)]
+    pub(crate) exec: Vec<OsString>,
+    /// End the command after N seconds; the drill has failed then [default: 3600]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "exec", value_parser = |t: &str| parse_seconds(t).map_err(|e| e.chain()))]
+    pub(crate) exec_seconds: Option<Duration>,
+    /// Copy every byte; share no file with the backup
+    #[arg(long)]
+    pub(crate) copy: bool,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
 pub(crate) struct Sum {
     /// Identifier of a backup, or latest, the newest good one
     #[arg(value_name = ID, value_parser = id())]
@@ -321,6 +343,11 @@ pub(crate) struct Man {
 pub(crate) enum Child {
     /// Print the heights of a finished copy.
     Heights {
+        /// The RocksDB directory of the copy.
+        directory: PathBuf,
+    },
+    /// Open the copy of a drill as a node does.
+    Open {
         /// The RocksDB directory of the copy.
         directory: PathBuf,
     },

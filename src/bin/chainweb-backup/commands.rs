@@ -8,10 +8,13 @@ use std::thread;
 
 use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
-    Control, Depth, Details, Error, Kind, Policy, Record, RestoreOptions, Restored, Result, Status, Verdict, Verified,
-    cancel_backup, chainweb, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups,
-    restore_backup, step_back, sum_backup, verify_backup,
+    Control, Depth, Details, Drill, DrillOptions, Error, Kind, Policy, Record, RestoreOptions, Restored, Result,
+    Status, Stop, Verdict, Verified, cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup,
+    find_backup, list_backups_in, pin_backup, prune_backups, restore_backup, step_back, sum_backup, verify_backup,
 };
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::args::NAME;
 use crate::plan::{Action, OURSELVES};
@@ -35,6 +38,10 @@ pub fn run(directory: &Path, action: Action, limit: Option<u64>) -> Result<i32> 
             let program = Some(Path::new(OURSELVES));
             let options = RestoreOptions { target: &to, replace, copy, depth: depth(deep), program };
             restore(directory, &id, options, limit)
+        }
+        Action::Drill { id, command, time_limit, copy } => {
+            let program = Some(Path::new(OURSELVES));
+            drill(directory, &id, DrillOptions { command: &command, time_limit, copy, program }, limit)
         }
         Action::Sum(id) => {
             step_back();
@@ -131,6 +138,39 @@ fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, limit: Optio
     Ok(0)
 }
 
+/// A signal ends the drill in order: its command is ended, too, and the scratch directory is removed.
+fn drill(directory: &Path, id: &str, options: DrillOptions<'_>, limit: Option<u64>) -> Result<i32> {
+    step_back();
+    let (id, drill) =
+        with_progress(limit, |control| stoppable(control, || drill_backup(directory, id, options, control)))?;
+    if let Some(reason) = &drill.reason {
+        if !drill.output.is_empty() {
+            say(&drill.output);
+        }
+        say(reason);
+    }
+    let (result, seconds) = (if drill.passed { "passed" } else { "FAILED" }, drill.used_ms as f64 / 1000.0);
+    print(&format!("{id}: drill {result} (the databases were in use for {seconds:.1} s)"))?;
+    Ok(if drill.passed { 0 } else { exit_code(Kind::Damaged) })
+}
+
+/// Does work that SIGTERM and SIGINT cancel.
+fn stoppable<T>(control: &Control, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| Error::io("cannot handle signals", e))?;
+    let handle = signals.handle();
+    thread::scope(|scope| {
+        let wait = move || {
+            if signals.forever().next().is_some() {
+                control.stop(Stop::Cancelled);
+            }
+        };
+        let waiting = thread::Builder::new().name("signals".to_owned()).spawn_scoped(scope, wait);
+        let result = waiting.map_err(|e| Error::io("cannot handle signals", e)).and_then(|_| work());
+        handle.close();
+        result
+    })
+}
+
 /// A path quoted for a shell.
 fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
@@ -214,7 +254,13 @@ fn notes(backup: &Details, record: &Record) -> String {
         faults => format!("DAMAGED in {faults} places"),
     };
     let pinned = backup.pinned.then(|| "pinned".to_owned());
+    let drilled = |d: &Drill| match &d.reason {
+        None => format!("drill passed {}", utc(d.at_ms)),
+        Some(reason) => format!("drill FAILED {}: {reason}", utc(d.at_ms)),
+    };
     let reason = record.reason.clone();
-    let all = [pinned, backup.verified.as_ref().map(verified), reason].into_iter().flatten();
+    let all = [pinned, backup.verified.as_ref().map(verified), backup.drill.as_ref().map(drilled), reason]
+        .into_iter()
+        .flatten();
     all.chain(record.warnings.iter().cloned()).collect::<Vec<_>>().join("; ")
 }

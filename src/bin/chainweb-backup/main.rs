@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use chainweb_backup::{
     Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, heights_json, inspect_json,
-    sweep_backups,
+    open_json, sweep_backups,
 };
 use log::LevelFilter;
 use plan::{Exit, MakePlan, Plan, ServePlan};
@@ -71,6 +71,7 @@ fn run(plan: Plan) -> Result<i32> {
             commands::run(&backup_directory, action, limit_bytes_per_second)
         }
         Plan::Heights { directory } => print(&heights_json(&directory)?),
+        Plan::Open { directory } => print(&open_json(&directory)?),
         Plan::Inspect { directory, limit_bytes_per_second } => {
             print(&inspect_json(&directory, limit_bytes_per_second)?)
         }

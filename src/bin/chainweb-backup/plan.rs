@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use chainweb_backup::{Config, Depth, FILE_BYTES_MAX, FileConfig, Policy, chainweb, parse_file, require_no_tilde};
 use log::LevelFilter;
@@ -21,6 +22,9 @@ const PORT: u16 = 1849;
 
 /// A limit of bytes per second below this is probably meant in another unit.
 const LOW_LIMIT: u64 = 100_000;
+
+/// How long the command of a drill may run by default.
+const DRILL_LIMIT: Duration = Duration::from_secs(3600);
 
 /// This running program, even after its file was replaced by a newer one.
 pub const OURSELVES: &str = "/proc/self/exe";
@@ -47,6 +51,11 @@ pub enum Plan {
     },
     /// Print the heights of a finished copy; for our own child process.
     Heights {
+        /// The RocksDB directory of the copy.
+        directory: PathBuf,
+    },
+    /// Open the copy of a drill as a node does; for our own child process.
+    Open {
         /// The RocksDB directory of the copy.
         directory: PathBuf,
     },
@@ -90,6 +99,17 @@ pub enum Action {
         copy: bool,
         /// Read every byte before.
         deep: bool,
+    },
+    /// Restore a backup into a scratch directory, and use it there.
+    Drill {
+        /// An identifier, or `latest`.
+        id: String,
+        /// The command that uses it; empty: this program.
+        command: Vec<OsString>,
+        /// How long the command may run.
+        time_limit: Duration,
+        /// Share no file with the backup.
+        copy: bool,
     },
     /// Write the checksums of a backup.
     Sum(String),
@@ -170,6 +190,7 @@ pub fn parse(
     let command = match typed {
         Typed::Person(command) => command,
         Typed::Program(Child::Heights { directory }) => return Ok(Plan::Heights { directory }),
+        Typed::Program(Child::Open { directory }) => return Ok(Plan::Open { directory }),
         Typed::Program(Child::Inspect { directory, limit_bytes_per_second }) => {
             let limit_bytes_per_second = Some(limit_bytes_per_second).filter(|limit| *limit > 0);
             return Ok(Plan::Inspect { directory, limit_bytes_per_second });
@@ -236,6 +257,16 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
         Command::Restore(typed) => {
             let args::Restore { id, to, replace, copy, deep, limit, common } = typed;
             reading(common, limit, Action::Restore { id, to, replace, copy, deep })?
+        }
+        Command::Drill(typed) => {
+            let args::Drill { id, exec: command, exec_seconds, copy, limit, common } = typed;
+            let time_limit = exec_seconds.unwrap_or(DRILL_LIMIT);
+            if time_limit.is_zero() {
+                return Err("--exec-seconds 0 would end the command at once: write a number of seconds"
+                    .to_owned()
+                    .into());
+            }
+            reading(common, limit, Action::Drill { id, command, time_limit, copy })?
         }
         Command::Sum(typed) => reading(typed.common, typed.limit, Action::Sum(typed.id))?,
         Command::Delete(typed) => manage(typed.common, Action::Delete(typed.ids))?,

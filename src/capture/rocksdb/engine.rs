@@ -1,6 +1,6 @@
 //! The only file that calls the `rocksdb` crate.
 //!
-//! Makes a checkpoint through the node's own open handle, and reads a finished copy. A copy is opened read-only and without a
+//! Makes a checkpoint through the node's own open handle, reads a finished copy, and opens the copy of a drill. A copy is opened read-only and without a
 //! LOG, so that no file appears in the backup. If possible it is opened as the node opens it, with all column families and
 //! without two-phase commit: RocksDB recovers and refuses different things otherwise.
 //!
@@ -152,11 +152,7 @@ impl Copy {
 pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
     use {Families::*, TwoPhase::*};
     let cut = Copy::open(copy, &[(All, Off), (All, On), (Default, Off), (Default, On)])?.and_then(|copy| {
-        let mut range = ReadOptions::default();
-        range.set_iterate_upper_bound(CUTS_END);
-        let newest = copy.db.iterator_opt(IteratorMode::End, range).next().transpose()?;
-        let newest = newest.filter(|(key, _)| key.starts_with(CUTS));
-        let mut cut = newest.and_then(|(key, value)| Cut::parse(&key[CUTS.len()..], &value));
+        let mut cut = newest_cut(&copy.db)?;
         if let Some(cut) = &mut cut {
             for tip in tips {
                 cut.has_header.extend(has_header(&copy.db, tip)?.map(|has| (tip.chain, has)));
@@ -168,6 +164,40 @@ pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
         Ok(cut) => Heights::Cut(cut),
         Err(e) => Heights::Damaged(reported(&e)),
     })
+}
+
+/// The key that a node writes whenever it opens its database (chainweb-node, `Storage/Table/RocksDB.hs`).
+const OPENING_KEY: &[u8] = b".";
+
+/// Opens the copy of a database in a drill as a node does, read-write, and closes it: RocksDB replays the WALs into new SSTs and
+/// accepts a write. Returns its newest cut, or the damage. Never for a backup: RocksDB writes into the directory.
+pub(crate) fn open_as_node(scratch: &Path) -> Result<Heights> {
+    let directory = Held::open(scratch)?;
+    let open = |two_phase| -> std::result::Result<DB, rocksdb::Error> {
+        let text =
+            format!("allow_2pc={};create_if_missing=false;disable_auto_compactions=true", two_phase == TwoPhase::On);
+        let mut options = Options::default().get_options_from_string(text).expect("RocksDB knows these options");
+        options.set_max_open_files(MAX_OPEN_FILES);
+        options.set_max_file_opening_threads(1);
+        let families = DB::list_cf(&options, &directory.path)?;
+        DB::open_cf(&options, &directory.path, families)
+    };
+    let cut = open(TwoPhase::Off).or_else(|_| open(TwoPhase::On)).and_then(|db| {
+        db.put(OPENING_KEY, b"")?;
+        newest_cut(&db)
+    });
+    Ok(match cut {
+        Ok(cut) => Heights::Cut(cut),
+        Err(e) => Heights::Damaged(reported(&e)),
+    })
+}
+
+fn newest_cut(db: &DB) -> std::result::Result<Option<Cut>, rocksdb::Error> {
+    let mut range = ReadOptions::default();
+    range.set_iterate_upper_bound(CUTS_END);
+    let newest = db.iterator_opt(IteratorMode::End, range).next().transpose()?;
+    let newest = newest.filter(|(key, _)| key.starts_with(CUTS));
+    Ok(newest.and_then(|(key, value)| Cut::parse(&key[CUTS.len()..], &value)))
 }
 
 /// Whether the database has the header of a block; `None` if it has no table of headers that we know.

@@ -253,6 +253,22 @@ pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -
     }
 }
 
+/// Opens the copy of a database in a drill as a node does; returns the height of its newest cut, if it has cuts. With a `program`,
+/// a child process does it (`program open DIR`).
+///
+/// # Errors
+/// [`Kind::Damaged`] if RocksDB cannot open it.
+pub(crate) fn open_as_node(scratch: &Path, program: Option<&Path>, control: &Control) -> Result<Option<u64>> {
+    let opened = match program {
+        None => engine::open_as_node(scratch)?,
+        Some(program) => ask_child(program, &["open"], scratch, HEIGHTS_TIME_LIMIT, control)?,
+    };
+    match opened {
+        Heights::Cut(cut) => Ok(cut.map(|cut| cut.height)),
+        Heights::Damaged(fault) => Err(Error::new(Kind::Damaged, fault.to_string())),
+    }
+}
+
 /// The newest blocks of the Pact databases that lie beside a finished copy of RocksDB. A database that cannot be read is left
 /// out: a verification reports that it is damaged.
 fn tips_beside(copy: &Path) -> Result<Vec<Tip>> {
@@ -356,6 +372,14 @@ fn spawn(command: &mut Command) -> io::Result<Child> {
 pub fn heights_json(directory: &Path) -> Result<String> {
     let heights = engine::read_cut(directory, &tips_beside(directory)?)?;
     Ok(serde_json::to_string(&heights).expect("a cut has keys that JSON can spell"))
+}
+
+/// What the child process of a drill prints after it has opened the RocksDB in `directory` as a node does: as [`heights_json`].
+///
+/// # Errors
+/// Fails if there is no RocksDB in the directory, or this program was built without RocksDB.
+pub fn open_json(directory: &Path) -> Result<String> {
+    Ok(serde_json::to_string(&engine::open_as_node(directory)?).expect("a cut has keys that JSON can spell"))
 }
 
 /// What the child process of a deep verification prints: the number of keys and the damage, as JSON. Reads at most

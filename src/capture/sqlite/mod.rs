@@ -321,6 +321,19 @@ pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>>
     Ok(newest.and_then(|(height, hash)| Some((u64::try_from(height).ok()?, hash_text(hash)))))
 }
 
+/// Opens the copy of a database as a node does, with its write lock, closes it and returns its newest block as [`newest_block`].
+/// Never for a file of a backup: SQLite writes to it.
+pub(crate) fn open_as_node(scratch: &Path) -> Result<Option<(u64, Option<String>)>> {
+    let failed = |e: rusqlite::Error| {
+        Error::new(Kind::Database, format!("SQLite cannot use {} as a node does", scratch.display())).because(e)
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(scratch, flags).map_err(failed)?;
+    connection.execute_batch("PRAGMA journal_mode = WAL; BEGIN IMMEDIATE; ROLLBACK;").map_err(failed)?;
+    connection.close().map_err(|(_, e)| failed(e))?;
+    newest_block(scratch)
+}
+
 /// Whether old blocks were removed from a finished copy by compaction: its first block is above the genesis of its chain.
 pub(crate) fn is_compacted(copy: &Path) -> Result<bool> {
     let failed = |e: rusqlite::Error| Error::new(Kind::Damaged, format!("cannot read {}", copy.display())).because(e);

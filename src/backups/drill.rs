@@ -1,0 +1,266 @@
+//! A drill: restores a backup into a scratch directory beside it, uses the databases there as a node does, and removes them.
+//!
+//! ```text
+//! step                                                             a crash after it leaves
+//! 1  hold the backup, verify it quickly                            nothing
+//! 2  make BACKUPS/.drilling-<id>/, lock it                         the directory, for the sweep
+//! 3  restore into .drilling-<id>/node/: SSTs are links to those    the same
+//!    of the backup, everything that is written to is a copy
+//! 4  open RocksDB and every Pact database, read-write, and compare  the same; a command of the operator may still run, and holds
+//!    their newest blocks with the record; or run the operator's    the lock until it ends
+//!    command, most often the node itself
+//! 5  compare size, time, inode, mode and owner of every file of    the same
+//!    the backup with those before step 4
+//! 6  remove the directory, write drill.json                        a directory or nothing; drill.json of the last drill
+//! ```
+//! Invariants: only the copy is opened read-write, never the backup, and by our newer RocksDB only if no command is given: it
+//! may write files that the node's own RocksDB cannot read. A drill that fails never changes the status of the backup: the cause
+//! may be the operator's command.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::backups::catalog::{is_there, look};
+use crate::backups::drill_command::{self, Ended};
+use crate::backups::operations::{Held, hold};
+use crate::backups::restore::{self, RestoreOptions};
+use crate::backups::sums;
+use crate::backups::verification::require_good;
+use crate::capture::rocksdb::{self, engine};
+use crate::capture::sqlite;
+use crate::chainweb::{self, DIRECTORIES};
+use crate::clock::now_ms;
+use crate::config::Depth;
+use crate::control::Control;
+use crate::disk::lock::Lock;
+use crate::disk::{self, Owner, nofollow};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::drill::Drill;
+use crate::format::layout::{self, DRILL_FILE, DRILL_NODE, WHOLE};
+use crate::format::record::Record;
+use crate::id::BackupId;
+
+/// How often we try to make the scratch directory while the sweep removes one of an earlier drill.
+const MAX_TRIES: u32 = 10;
+
+/// How a drill is done.
+#[derive(Debug, Clone, Copy)]
+pub struct DrillOptions<'a> {
+    /// The program and its arguments, with `{directory}` for the restored database directory. If empty, this program opens the
+    /// databases itself.
+    pub command: &'a [OsString],
+    /// How long the command may run.
+    pub time_limit: Duration,
+    /// Whether the scratch directory shares no file with the backup.
+    pub copy: bool,
+    /// The program in whose child process RocksDB is opened; if absent, it is opened in this process.
+    pub program: Option<&'a Path>,
+}
+
+/// Restores the backup `word` into a scratch directory beside it, uses the databases as `options` say, and removes them. The result is
+/// noted in the backup, if it can be written to.
+///
+/// # Errors
+/// As for a restore; [`Kind::Usage`] for a command without `{directory}` or one that cannot be started, or if this program has no
+/// RocksDB to open the databases; [`Kind::Busy`] if another drill of the backup runs. A database that cannot be used, or a command that
+/// fails, is not an error but a drill that has not passed.
+pub fn drill_backup(
+    directory: &Path,
+    word: &str,
+    options: DrillOptions<'_>,
+    control: &Control,
+) -> Result<(BackupId, Drill)> {
+    match options.command {
+        [] => engine::require("a drill without --exec")?,
+        command => drill_command::require_directory(command)?,
+    }
+    let (at_ms, began) = (now_ms(), Instant::now());
+    let held = hold(directory, word, false)?;
+    require_good(&held.verify(Depth::Quick, options.program, &control.another())?)?;
+    let whole = held.path.join(WHOLE);
+    let scratch = Scratch::make(&held, &whole)?;
+    let node = scratch.path.join(DRILL_NODE);
+    let restoring = RestoreOptions {
+        target: &node,
+        replace: false,
+        copy: options.copy,
+        depth: Depth::Quick,
+        program: options.program,
+    };
+    let used = restore::restore(&held.path, restoring, at_ms, control).and_then(|_| {
+        let before = states(&whole)?;
+        let (use_began, used) = (Instant::now(), use_databases(&held, &scratch, &node, options, control)?);
+        Ok((used, use_began.elapsed(), changed(&before, &states(&whole)?)))
+    });
+    let removed = scratch.remove();
+    let (Ended { reason, output }, use_time, changed) = used?;
+    removed?;
+    if let Some(file) = &changed {
+        log::error!("backup changed by a drill id={} file={file}", held.found.id);
+    }
+    let reason = changed.map(|file| format!("{file} of the backup was changed: verify --deep the backup")).or(reason);
+    let drill = Drill {
+        passed: reason.is_none(),
+        at_ms,
+        used_ms: millis(use_time),
+        duration_ms: millis(began.elapsed()),
+        command: options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        reason,
+        output,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    note(&held, &drill);
+    Ok((held.found.id, drill))
+}
+
+/// Notes the drill in the backup.
+fn note(held: &Held, drill: &Drill) {
+    if held.found.record.is_none() {
+        return;
+    }
+    let bytes = serde_json::to_vec(drill).expect("a drill has only string keys");
+    // A user may be permitted to read a backup but not to write to it.
+    let noted = Owner::following(held.catalog.directory())
+        .and_then(|owner| disk::replace(&held.path, DRILL_FILE, &bytes, owner));
+    if let Err(e) = noted {
+        log::warn!("drill not noted id={} reason={:?}", held.found.id, e.chain());
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Step 4.
+fn use_databases(
+    held: &Held,
+    scratch: &Scratch,
+    node: &Path,
+    options: DrillOptions<'_>,
+    control: &Control,
+) -> Result<Ended> {
+    if !options.command.is_empty() {
+        return drill_command::run(options.command, node, options.time_limit, &scratch.lock, control);
+    }
+    let opened = open_rocksdb(held.found.record.as_ref(), node, options.program, control)
+        .and_then(|()| open_pact(held.found.record.as_ref(), node, control));
+    match opened {
+        Ok(()) => Ok(Ended { reason: None, output: String::new() }),
+        Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => {
+            Ok(Ended { reason: Some(e.chain()), output: String::new() })
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn open_rocksdb(record: Option<&Record>, node: &Path, program: Option<&Path>, control: &Control) -> Result<()> {
+    let directory = chainweb::rocksdb_in(node);
+    if !nofollow::is_directory(&directory).context(|| format!("cannot look at {}", directory.display()))? {
+        return Ok(());
+    }
+    let opened = rocksdb::open_as_node(&directory, program, control)?;
+    let Some(recorded) = record.and_then(|record| record.rocksdb.as_ref()?.cut_height) else { return Ok(()) };
+    if opened == Some(recorded) {
+        return Ok(());
+    }
+    let found = opened.map_or_else(|| "no cut".to_owned(), |height| format!("the cut {height}"));
+    let context = format!("RocksDB has {found} after it was opened, and the backup was made with the cut {recorded}");
+    Err(Error::new(Kind::Damaged, context))
+}
+
+fn open_pact(record: Option<&Record>, node: &Path, control: &Control) -> Result<()> {
+    let Some(record) = record else { return Ok(()) };
+    for part in &record.pact {
+        control.check()?;
+        control.step();
+        let opened = sqlite::open_as_node(&chainweb::sqlite_in(node).join(&part.file))?;
+        let recorded = part.block_height.map(|height| (height, part.block_hash.clone()));
+        if opened != recorded {
+            let context = format!("{} has another newest block after it was opened than in the backup", part.file);
+            return Err(Error::new(Kind::Damaged, context));
+        }
+    }
+    Ok(())
+}
+
+/// The scratch directory, locked.
+struct Scratch {
+    path: PathBuf,
+    lock: Lock,
+}
+
+impl Scratch {
+    fn make(held: &Held, whole: &Path) -> Result<Scratch> {
+        let id = &held.found.id;
+        let path = held.catalog.directory().join(layout::drilling(id));
+        for _ in 0..MAX_TRIES {
+            remove_unused(&path)?;
+            // The node of the drill runs as the operator decides; links need the owner of the files.
+            disk::create_private_dir(&path, Owner::following(whole)?)?;
+            let lock = Lock::try_take_directory(&path)?;
+            if let Some(lock) = lock.filter(|_| matches!(is_there(&path), Ok(true))) {
+                return Ok(Scratch { path, lock });
+            }
+        }
+        Err(Error::new(Kind::Busy, format!("another process uses {}", path.display())))
+    }
+
+    fn remove(self) -> Result<()> {
+        disk::remove_tree(&self.path, &|| true).map(|_| ())
+    }
+}
+
+/// Removes the scratch directory of a drill that has crashed.
+fn remove_unused(path: &Path) -> Result<()> {
+    if !is_there(path)? {
+        return Ok(());
+    }
+    let Some(_lock) = Lock::try_take_directory(path)? else {
+        return Err(Error::new(Kind::Busy, format!("another drill uses {}; wait for its end", path.display())));
+    };
+    disk::remove_tree(path, &|| true).map(|_| ())
+}
+
+/// What would show that a file was changed.
+#[derive(PartialEq, Eq)]
+struct State {
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    mode: u32,
+    owner: (u32, u32),
+}
+
+/// The states of all files of a backup, by their path below `0`.
+fn states(whole: &Path) -> Result<BTreeMap<String, State>> {
+    let mut states = BTreeMap::new();
+    for directory in DIRECTORIES {
+        let path = whole.join(directory);
+        if look(&path)?.is_none() {
+            continue;
+        }
+        let failed = || format!("cannot list {}", path.display());
+        for entry in nofollow::entries(&path).context(failed)? {
+            let name = entry.context(failed)?.0;
+            let Some(meta) = look(&path.join(&name))? else { continue };
+            let state = State {
+                inode: meta.ino(),
+                bytes: meta.len(),
+                modified: (meta.mtime(), meta.mtime_nsec()),
+                mode: meta.mode(),
+                owner: (meta.uid(), meta.gid()),
+            };
+            states.insert(chainweb::path_in(directory, &name.to_string_lossy()), state);
+        }
+    }
+    Ok(states)
+}
+
+/// The first file that is not as before. A new file is none: the service may write checksums meanwhile.
+fn changed(before: &BTreeMap<String, State>, after: &BTreeMap<String, State>) -> Option<String> {
+    let is_ours = |path: &str| path.rsplit('/').next().is_some_and(sums::is_ours);
+    before.iter().find(|(path, state)| !is_ours(path) && after.get(*path) != Some(state)).map(|(path, _)| path.clone())
+}
