@@ -4,8 +4,8 @@
 //! step                                                             a crash after it leaves
 //! 1  hold the backup, verify it quickly                            nothing
 //! 2  make BACKUPS/.drilling-<id>/, lock it                         the directory, for the sweep
-//! 3  restore into .drilling-<id>/node/: SSTs are links to those    the same
-//!    of the backup, everything that is written to is a copy
+//! 3  restore into .drilling-<id>/restored/: SSTs are links to     the same
+//!    those of the backup, all that is written to is a copy
 //! 4  open RocksDB and every Pact database, read-write, and compare  the same; a command of the operator may still run, and holds
 //!    their newest blocks with the record; or run the operator's    the lock until it ends
 //!    command, most often the node itself

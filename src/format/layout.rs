@@ -69,8 +69,8 @@ pub(crate) fn is_drilling(name: &str) -> bool {
 
 const DRILLING: &str = ".drilling-";
 
-/// `BACKUPS/.drilling-<id>/node/`: the database directory of the node that is started in a drill.
-pub(crate) const DRILL_NODE: &str = "node";
+/// `BACKUPS/.drilling-<id>/restored/`: the database directory that a drill restores.
+pub(crate) const DRILL_NODE: &str = "restored";
 
 /// `BACKUPS/<id>/status`: `backup-in-progress`, `backup-done` or `backup-failed`; decides. Made with the backup, replaced
 /// atomically; after a crash `recover` turns "in progress" into "failed".

@@ -44,11 +44,15 @@ pub const ROCKSDB: MakeRequest = MakeRequest { backup_pact: false };
 /// A directory for one test: in memory where there is room, because thousands of small backups sync many times, otherwise
 /// (and with `TMPDIR` set) where temporary files are.
 pub fn scratch() -> TempDir {
+    let made = if std::env::var_os("TMPDIR").is_none() { scratch_in_memory() } else { None };
+    made.unwrap_or_else(scratch_on_disk)
+}
+
+/// A directory in memory, if there is room.
+fn scratch_in_memory() -> Option<TempDir> {
     let memory = Path::new("/dev/shm");
     let room = rustix::fs::statvfs(memory).is_ok_and(|s| s.f_bavail * s.f_frsize > SCRATCH_BYTES);
-    let in_memory = || tempfile::Builder::new().prefix(SCRATCH).tempdir_in(memory).ok();
-    let made = if room && std::env::var_os("TMPDIR").is_none() { in_memory() } else { None };
-    made.unwrap_or_else(scratch_on_disk)
+    if room { tempfile::Builder::new().prefix(SCRATCH).tempdir_in(memory).ok() } else { None }
 }
 
 /// A directory where temporary files are.
@@ -83,6 +87,11 @@ impl Node {
 
     pub fn with_chains(chains: u64) -> Node {
         Node::inside(scratch(), chains)
+    }
+
+    /// A node whose directory is in memory; `None` if there is no room.
+    pub fn in_memory() -> Option<Node> {
+        scratch_in_memory().map(|scratch| Node::inside(scratch, 1))
     }
 
     /// A node whose directory is not in memory.

@@ -8,7 +8,7 @@ use chainweb_backup::gate::{Plan, arm, disarm};
 use chainweb_backup::{Service, Sources, Status};
 use serde_json::Value;
 
-use crate::fixture::{Node, PACT, make, paths};
+use crate::fixture::{Node, PACT, make, paths, skip};
 
 type Log = [(&'static str, PathBuf)];
 
@@ -97,7 +97,8 @@ fn check_done(log: &Log, backup: &Path) {
 
 #[test]
 fn a_good_backup_is_synced_before_it_is_named_and_named_before_it_is_done() {
-    let mut node = Node::new();
+    // On a disk, links that the kernel knows to be durable are not synced.
+    let Some(mut node) = Node::in_memory() else { return skip("there is no room in memory") };
     let (log, backup) = log_of(&node, node.embedded(), &[], Status::Done);
     check_done(&log, &backup);
     node.close();
