@@ -82,6 +82,8 @@ pub struct Control {
     reserve_bytes: AtomicU64,
     /// Bytes per second that may be copied; 0 is no limit. Shared, because it may be changed while the job runs.
     limit: Arc<AtomicU64>,
+    /// How long a child process may make no progress; zero means without a limit, `None` is the default limit.
+    stall_limit: Option<Duration>,
     /// When the next byte may be copied, if there is a limit.
     due: Mutex<Option<Instant>>,
 }
@@ -105,7 +107,18 @@ impl Control {
     /// One for a part of the work: it has its own byte counts, and shares the limit and the end.
     pub(crate) fn another(&self) -> Control {
         let (limit, end, steps) = (Arc::clone(&self.limit), Arc::clone(&self.end), Arc::clone(&self.steps));
-        Control { limit, end, steps, ..Control::default() }
+        Control { limit, end, steps, stall_limit: self.stall_limit, ..Control::default() }
+    }
+
+    /// The same with a limit of how long a child process that reads a copy may make no progress, instead of 15 minutes; zero means
+    /// without a limit.
+    #[must_use]
+    pub fn with_stall_limit(self, stall_limit: Duration) -> Control {
+        Control { stall_limit: Some(stall_limit), ..self }
+    }
+
+    pub(crate) fn stall_limit(&self) -> Option<Duration> {
+        self.stall_limit
     }
 
     pub(crate) fn enter(&self, phase: Phase) {
@@ -124,7 +137,7 @@ impl Control {
     }
 
     /// A number that grows with any progress.
-    pub(crate) fn progress(&self) -> u64 {
+    pub fn progress(&self) -> u64 {
         self.bytes_done.load(Relaxed).wrapping_add(self.steps.load(Relaxed))
     }
 

@@ -19,7 +19,7 @@
 //! format    our own names and durable formats
 //!           drill layout manifest record seal
 //! capture   a source becomes a directory of synced files
-//!           in_use modes node_locks rocksdb::chain_cut rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
+//!           in_use modes node_locks rocksdb::chain_cut rocksdb::child rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
 //!           rocksdb::live_directories rocksdb::live_files rocksdb::live_wals rocksdb::log_format rocksdb::mod
 //!           rocksdb::no_engine rocksdb::options_file rocksdb::version_edit source sqlite::attempt sqlite::fold sqlite::locks sqlite::mod
 //!           sqlite::online sqlite::raw_copy sqlite::wal
@@ -54,11 +54,11 @@ mod service;
 #[doc(hidden)]
 pub mod testing;
 
-pub use backups::details::{Details, Progress};
+pub use backups::details::{Details, Listed, Progress, Unreadable};
 pub use backups::drill::{DrillOptions, drill_backup};
 pub use backups::operations::{
-    Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_backups_in, pin_backup, prune_backups,
-    restore_backup, sum_backup, sweep_backups, verify_backup,
+    Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_all_in, list_backups_in, pin_backup,
+    prune_backups, restore_backup, sum_backup, sweep_backups, verify_backup,
 };
 pub use backups::restore::{RestoreOptions, Restored};
 pub use backups::retention::{Candidate, Policy, Verdict, judge};

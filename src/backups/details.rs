@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::backups::catalog::{Catalog, Found};
 use crate::backups::sums;
 use crate::control::{Control, Phase};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::drill::Drill;
 use crate::format::record::{Record, Scope, Status, Verified};
 use crate::id::BackupId;
@@ -42,6 +42,33 @@ pub struct Details {
     pub exclusive_bytes: Option<u64>,
     /// The content of `backup.json`; absent for a foreign backup.
     pub record: Option<Record>,
+}
+
+/// An element of a list of backups.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Listed {
+    /// A backup.
+    Backup(Box<Details>),
+    /// One that cannot be read.
+    Unreadable(Unreadable),
+}
+
+/// A backup that cannot be read, because of damage or an error of the disk. It is neither good nor failed nor absent.
+#[derive(Debug, Clone, Serialize)]
+pub struct Unreadable {
+    /// The backup's identifier.
+    pub id: BackupId,
+    /// Always `unreadable`.
+    pub status: &'static str,
+    /// The reason, in words.
+    pub reason: String,
+}
+
+impl Unreadable {
+    pub(crate) fn new(id: &BackupId, why: &Error) -> Unreadable {
+        Unreadable { id: id.clone(), status: "unreadable", reason: why.chain() }
+    }
 }
 
 /// The progress of a running job.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::backups::catalog::{Catalog, Found, is_there};
 use crate::backups::damage;
-use crate::backups::details::Details;
+use crate::backups::details::{Details, Listed, Unreadable};
 use crate::backups::restore::{self, RestoreOptions, Restored};
 use crate::backups::retention::{Candidate, Policy, Verdict, good_newest_first, judge};
 use crate::backups::sums::{self, Completed};
@@ -45,6 +45,19 @@ const LATEST: &str = "latest";
 pub fn list_backups_in(directory: &Path) -> Result<Vec<Details>> {
     let catalog = Catalog::view(directory)?;
     catalog.list()?.into_iter().map(|found| viewed(&catalog, found)).collect()
+}
+
+/// The same, but a backup that cannot be read does not hide the others: it is listed as unreadable.
+///
+/// # Errors
+/// [`Kind::Usage`]: there is no such directory. [`Kind::Io`]: it cannot be listed, or another directory took its place.
+pub fn list_all_in(directory: &Path) -> Result<Vec<Listed>> {
+    let catalog = Catalog::view(directory)?;
+    let list = |id: BackupId| match catalog.find(&id).and_then(|f| f.map(|f| viewed(&catalog, f)).transpose()) {
+        Ok(found) => Ok(found.map(|found| Listed::Backup(Box::new(found)))),
+        Err(e) => catalog.require_same().map(|()| Some(Listed::Unreadable(Unreadable::new(&id, &e)))),
+    };
+    catalog.ids_newest_first()?.into_iter().filter_map(|id| list(id).transpose()).collect()
 }
 
 /// One backup below a backup directory, as in [`list_backups_in`]; `None` if it does not exist.

@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 const NAME_CHARS_MAX: usize = 128;
 
 /// How long a job may make no progress, by default.
-const STALL_LIMIT: Duration = Duration::from_secs(900);
+pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(900);
 
 /// The share of the files linked from an earlier backup that each run reads again, by default: in 25 daily backups all of them.
 const REREAD_PERCENT: u8 = 4;

@@ -16,7 +16,7 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backups::commit::{self, Unfinished};
 use crate::backups::damage;
@@ -67,7 +67,8 @@ pub(crate) fn begin(shared: &Shared, make: MakeRequest) -> Result<(Unfinished, A
     };
     let started_ms = now_ms();
     let backup = Unfinished::create(&shared.catalog, scope, started_ms, versions)?;
-    let control = Arc::new(Control::limited(Arc::clone(&shared.limit)));
+    // The watchdog ends a job whose child makes no progress.
+    let control = Arc::new(Control::limited(Arc::clone(&shared.limit)).with_stall_limit(Duration::ZERO));
     let (status, started) = (Status::InProgress, Instant::now());
     let job = Job { status, scope, started_ms, started, control: Arc::clone(&control) };
     shared.state.lock().jobs.insert(backup.id().clone(), job);

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::backups::details::Details;
+use crate::backups::details::{Details, Listed, Unreadable};
 use crate::disk::off_heap;
 use crate::error::{Error, Kind, Result};
 use crate::id::BackupId;
@@ -66,12 +66,20 @@ fn render(shared: &Arc<Shared>, page: &Page) -> Result<Answer> {
     let mut listed_count = 0;
     bytes.push(b'[');
     for id in asked {
-        let Some(details) = shared.details(id, shared.catalog.find(id))? else { continue };
+        let listed = match shared.details(id, shared.catalog.find(id)) {
+            Ok(None) => continue,
+            Ok(Some(details)) => Listed::Backup(Box::new(details)),
+            // One backup that cannot be read does not hide the others; a directory that was replaced has none of them.
+            Err(e) => {
+                shared.catalog.require_same()?;
+                Listed::Unreadable(Unreadable::new(id, &e))
+            }
+        };
         let end = bytes.len();
         if listed_count > 0 {
             bytes.push(b',');
         }
-        serde_json::to_writer(&mut bytes, &details)
+        serde_json::to_writer(&mut bytes, &listed)
             .expect("details have only string keys, and memory takes what it gets");
         if listed_count == page.limit || (listed_count > 0 && bytes.len() > PAGE_BYTES) {
             bytes.truncate(end);

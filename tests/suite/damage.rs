@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use chainweb_backup::{BackupId, Kind, Service, Status, check_backup_in, list_backups_in};
+use chainweb_backup::{
+    BackupId, Kind, Policy, Service, Status, check_backup_in, find_backup, list_all_in, list_backups_in, prune_backups,
+};
 
 use crate::fixture::{
     Node, PACT, ROCKSDB, call, copy_tree, make_done, make_failed, names, paths, scratch, tree, whole,
@@ -220,6 +222,41 @@ fn what_cannot_be_settled_does_not_stop_the_rest() {
         make_done(&service, PACT);
         service.finish();
         assert!(backups.join(DONE).join("0/rocksDb/CURRENT").is_file());
+    }
+}
+
+/// One backup that cannot be read neither hides the others nor counts as one of them.
+#[test]
+fn a_backup_that_cannot_be_read_is_listed_as_such() {
+    let node = Node::new();
+    let original = scratch();
+    template(&node, original.path());
+    let backups = original.path();
+    fs::write(backups.join(DONE).join("status"), "backup-dome").unwrap();
+    let listed = serde_json::to_value(list_all_in(backups).unwrap()).unwrap();
+    let statuses = |list: &serde_json::Value| -> Vec<String> {
+        list.as_array().unwrap().iter().map(|b| b["status"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(statuses(&listed), ["backup-failed", "backup-failed", "unreadable"]);
+    assert_eq!(listed[2]["id"], DONE);
+    assert!(listed[2]["reason"].as_str().unwrap().contains("status is damaged or missing"), "{}", listed[2]);
+
+    let service = Service::start(crate::fixture::config(backups), node.embedded()).unwrap();
+    let answer = call(&service, "GET", "/list-backups", &[]).unwrap();
+    assert_eq!(answer.status, 200);
+    assert_eq!(statuses(&serde_json::from_str(&answer.body).unwrap()), statuses(&listed));
+    let check = call(&service, "GET", &format!("/check-backup/{DONE}"), &[]).unwrap();
+    assert!(check.status == 500 && check.body.contains("damaged or missing"), "{} {}", check.status, check.body);
+    let good = [make_done(&service, PACT), make_done(&service, PACT)];
+    service.finish();
+    drop(service);
+    assert_eq!(find_backup(backups, "latest").unwrap(), good[1]);
+    fs::write(backups.join(good[1].as_str()).join("status"), "").unwrap();
+    assert_eq!(find_backup(backups, "latest").unwrap(), good[0], "it passes over one that cannot be read");
+    let policy = Policy { keep_last: 1, ..Policy::default() };
+    prune_backups(backups, policy, false).unwrap();
+    for id in [DONE, good[0].as_str(), good[1].as_str()] {
+        assert!(backups.join(id).join("0/rocksDb/CURRENT").is_file(), "prune deleted {id}");
     }
 }
 

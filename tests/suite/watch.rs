@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chainweb_backup::rusqlite::Connection;
 use chainweb_backup::{
@@ -162,6 +162,33 @@ fn deep_verification_before_done_finds_what_quick_cannot() {
             assert!(reason.contains("the backup is damaged") && reason.contains("chain-0.sqlite"), "{reason}");
         }
     }
+}
+
+/// The child that reads RocksDB: one that says nothing and reads nothing is ended, which is no damage; one that only says that it
+/// works is not.
+#[test]
+fn a_child_without_progress_is_ended() {
+    let node = Node::new();
+    let id = make_done(&node.start(), ROCKSDB);
+    let verify = |script: &str| {
+        let program = node.root().join("child");
+        let script = format!("rm -f {0}; printf '#!/bin/sh\n{script}\n' >{0} && chmod 755 {0}", program.display());
+        assert!(Command::new("/bin/sh").args(["-c", &script]).status().unwrap().success());
+        let control = Control::default().with_stall_limit(Duration::from_secs(3));
+        let started = Instant::now();
+        let verified = verify_backup(&node.backups(), id.as_str(), Depth::Deep, Some(&program), &control);
+        (verified.map(|(_, verification)| verification.faults), started.elapsed())
+    };
+    let (faults, took) = verify("exec sleep 60");
+    let e = faults.unwrap_err();
+    assert!(e.kind() == Kind::Io && e.chain().contains("made no progress for 3 seconds"), "{}", e.chain());
+    assert!(took < Duration::from_secs(40), "{took:?}");
+    let (faults, _) = verify("kill -KILL $$");
+    assert_eq!(faults.unwrap_err().kind(), Kind::Io, "a child that was killed says nothing about the copy");
+    let binary = env!("CARGO_BIN_EXE_chainweb-backup");
+    let (faults, took) = verify(&format!("for n in 1 2 3 4 5 6; do sleep 1; echo; done; exec {binary} \"$@\""));
+    assert!(took > Duration::from_secs(6), "{took:?}");
+    assert_eq!(faults.unwrap(), []);
 }
 
 fn b2sum_agrees(directory: &Path) {

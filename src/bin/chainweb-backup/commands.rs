@@ -5,12 +5,14 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
+use std::time::Duration;
 
 use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
-    Control, Depth, Details, Drill, DrillOptions, Error, Kind, Policy, Record, RestoreOptions, Restored, Result,
-    Status, Stop, Verdict, Verified, cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup,
-    find_backup, list_backups_in, pin_backup, prune_backups, restore_backup, step_back, sum_backup, verify_backup,
+    Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, Policy, Record, RestoreOptions, Restored,
+    Result, Status, Stop, Unreadable, Verdict, Verified, cancel_backup, chainweb, check_backup_in, delete_backup,
+    drill_backup, find_backup, inspect_json, list_all_in, pin_backup, prune_backups, restore_backup, step_back,
+    sum_backup, verify_backup,
 };
 
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -20,8 +22,11 @@ use crate::args::NAME;
 use crate::plan::{Action, OURSELVES};
 use crate::terminal::{PROGRESS_INTERVAL, draw, exit_code, print, say, size, utc};
 
-/// Runs an [`Action`] on a backup directory, reading and copying at most `limit` bytes per second; returns the exit code.
-pub fn run(directory: &Path, action: Action, limit: Option<u64>) -> Result<i32> {
+/// How often a child process shows that it makes progress.
+const BEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Runs an [`Action`] on a backup directory, within the limits of `control`; returns the exit code.
+pub fn run(directory: &Path, action: Action, control: &Control) -> Result<i32> {
     match action {
         Action::List { json } => list(directory, json),
         Action::Check(id) => check(directory, &id),
@@ -33,19 +38,19 @@ pub fn run(directory: &Path, action: Action, limit: Option<u64>) -> Result<i32> 
             }
             Ok(i32::from(status == Status::Done))
         }
-        Action::Verify { id, deep } => verify(directory, &id, depth(deep), limit),
+        Action::Verify { id, deep } => verify(directory, &id, depth(deep), control),
         Action::Restore { id, to, replace, copy, deep } => {
             let program = Some(Path::new(OURSELVES));
             let options = RestoreOptions { target: &to, replace, copy, depth: depth(deep), program };
-            restore(directory, &id, options, limit)
+            restore(directory, &id, options, control)
         }
         Action::Drill { id, command, time_limit, copy } => {
             let program = Some(Path::new(OURSELVES));
-            drill(directory, &id, DrillOptions { command: &command, time_limit, copy, program }, limit)
+            drill(directory, &id, DrillOptions { command: &command, time_limit, copy, program }, control)
         }
         Action::Sum(id) => {
             step_back();
-            let (id, summed) = with_progress(limit, |control| sum_backup(directory, &id, control))?;
+            let (id, summed) = with_progress(control, || sum_backup(directory, &id, control))?;
             for file in &summed.left_out {
                 say(&format!("left out: {file} is not part of the backup"));
             }
@@ -69,14 +74,12 @@ fn depth(deep: bool) -> Depth {
 }
 
 /// Runs long work; on a terminal, with a progress line.
-fn with_progress<T>(limit: Option<u64>, work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
-    let control = Control::with_limit(limit);
+fn with_progress<T>(control: &Control, work: impl FnOnce() -> Result<T>) -> Result<T> {
     if !io::stderr().is_terminal() {
-        return work(&control);
+        return work();
     }
     thread::scope(|scope| {
         let (done, wait) = channel::<()>();
-        let control = &control;
         let show = move || {
             while wait.recv_timeout(PROGRESS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 let (bytes_done, bytes_total) = control.bytes();
@@ -86,18 +89,42 @@ fn with_progress<T>(limit: Option<u64>, work: impl FnOnce(&Control) -> Result<T>
         };
         // Without the thread the work goes on, and no progress is shown.
         let _ = thread::Builder::new().name("progress".to_owned()).spawn_scoped(scope, show);
-        let result = work(control);
+        let result = work();
         drop(done);
         result
     })
 }
 
-fn verify(directory: &Path, id: &str, depth: Depth, limit: Option<u64>) -> Result<i32> {
+/// Reads every block of a finished copy, for our parent process, and prints an empty line in each second with progress: the parent
+/// kills a child without any.
+pub fn inspect(directory: &Path, control: &Control) -> Result<i32> {
+    let inspected = thread::scope(|scope| {
+        let (done, wait) = channel::<()>();
+        let beat = move || {
+            let mut seen = 0;
+            while wait.recv_timeout(BEAT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                if control.progress() != seen {
+                    seen = control.progress();
+                    // If this fails, the parent is gone, and the answer fails too.
+                    let _ = print("");
+                }
+            }
+        };
+        // Without the thread, the parent still sees that files are read.
+        let _ = thread::Builder::new().name("beat".to_owned()).spawn_scoped(scope, beat);
+        let inspected = inspect_json(directory, control);
+        drop(done);
+        inspected
+    });
+    print(&inspected?)
+}
+
+fn verify(directory: &Path, id: &str, depth: Depth, control: &Control) -> Result<i32> {
     if depth == Depth::Deep {
         step_back();
     }
     let program = Some(Path::new(OURSELVES));
-    let (id, found) = with_progress(limit, |control| verify_backup(directory, id, depth, program, control))?;
+    let (id, found) = with_progress(control, || verify_backup(directory, id, depth, program, control))?;
     for fault in &found.faults {
         say(&fault.to_string());
     }
@@ -117,8 +144,8 @@ fn verify(directory: &Path, id: &str, depth: Depth, limit: Option<u64>) -> Resul
     Ok(exit_code(Kind::Damaged))
 }
 
-fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, limit: Option<u64>) -> Result<i32> {
-    let (id, restored) = with_progress(limit, |control| restore_backup(directory, id, options, control))?;
+fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, control: &Control) -> Result<i32> {
+    let (id, restored) = with_progress(control, || restore_backup(directory, id, options, control))?;
     let Restored { database_directory, replaced, linked_count, copied_count, pact_is_compacted } = restored;
     let place = chainweb::place_in(&database_directory);
     print(&format!("restored {id} to {} ({linked_count} files linked, {copied_count} copied)", place.display()))?;
@@ -139,10 +166,9 @@ fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, limit: Optio
 }
 
 /// A signal ends the drill in order: its command is ended, too, and the scratch directory is removed.
-fn drill(directory: &Path, id: &str, options: DrillOptions<'_>, limit: Option<u64>) -> Result<i32> {
+fn drill(directory: &Path, id: &str, options: DrillOptions<'_>, control: &Control) -> Result<i32> {
     step_back();
-    let (id, drill) =
-        with_progress(limit, |control| stoppable(control, || drill_backup(directory, id, options, control)))?;
+    let (id, drill) = with_progress(control, || stoppable(control, || drill_backup(directory, id, options, control)))?;
     if let Some(reason) = &drill.reason {
         if !drill.output.is_empty() {
             say(&drill.output);
@@ -218,15 +244,34 @@ fn check(directory: &Path, id: &str) -> Result<i32> {
 }
 
 fn list(directory: &Path, json: bool) -> Result<i32> {
-    let backups = list_backups_in(directory)?;
+    let backups = list_all_in(directory)?;
     if json {
-        return print(&serde_json::to_string_pretty(&backups).expect("details have only string keys"));
+        print(&serde_json::to_string_pretty(&backups).expect("details have only string keys"))?;
+    } else {
+        print_table(&backups)?;
     }
+    let unreadable =
+        |backup: &Listed| if let Listed::Unreadable(backup) = backup { Some(backup.clone()) } else { None };
+    let unreadable: Vec<Unreadable> = backups.iter().filter_map(unreadable).collect();
+    for Unreadable { id, reason, .. } in &unreadable {
+        say(&format!("error: backup {id} cannot be read: {reason}"));
+    }
+    Ok(i32::from(!unreadable.is_empty()))
+}
+
+fn print_table(backups: &[Listed]) -> Result<i32> {
     let mut table = format!(
         "{:<16} {:<18} {:<12} {:<20} {:>10} {:>10} {:>10} NOTE\n",
         "ID", "STATUS", "SCOPE", "STARTED (UTC)", "SIZE", "EXCLUSIVE", "CUT"
     );
-    for backup in &backups {
+    for listed in backups {
+        let backup = match listed {
+            Listed::Backup(backup) => backup,
+            Listed::Unreadable(Unreadable { id, status, reason }) => {
+                table.push_str(&format!("{:<16} {status:<18} {reason}\n", id.as_str()));
+                continue;
+            }
+        };
         let record = backup.record.as_ref();
         let bytes = record.map_or_else(|| "-".to_owned(), |r| size(r.bytes));
         let exclusive = backup.exclusive_bytes.map_or_else(|| "-".to_owned(), size);

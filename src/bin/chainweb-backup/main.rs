@@ -15,8 +15,8 @@ use std::thread;
 use std::time::Duration;
 
 use chainweb_backup::{
-    Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, heights_json, inspect_json,
-    open_json, sweep_backups,
+    Control, Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, heights_json, open_json,
+    sweep_backups,
 };
 use log::LevelFilter;
 use plan::{Exit, MakePlan, Plan, ServePlan};
@@ -66,20 +66,24 @@ fn run(plan: Plan) -> Result<i32> {
     match plan {
         Plan::Serve(plan) => serve(plan),
         Plan::Make(plan) => make(plan),
-        Plan::Manage { backup_directory, action, limit_bytes_per_second, log_level, warnings } => {
+        Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings } => {
             start_log(log_level, &warnings);
-            commands::run(&backup_directory, action, limit_bytes_per_second)
+            let mut control = Control::with_limit(limit_bytes_per_second);
+            if let Some(stall_limit) = stall_limit {
+                control = control.with_stall_limit(stall_limit);
+            }
+            commands::run(&backup_directory, action, &control)
         }
         Plan::Heights { directory } => print(&heights_json(&directory)?),
         Plan::Open { directory } => print(&open_json(&directory)?),
         Plan::Inspect { directory, limit_bytes_per_second } => {
-            print(&inspect_json(&directory, limit_bytes_per_second)?)
+            commands::inspect(&directory, &Control::with_limit(limit_bytes_per_second))
         }
     }
 }
 
 fn start_log(level: LevelFilter, warnings: &[String]) {
-    let config = simplelog::ConfigBuilder::new().set_time_format_rfc3339().build();
+    let config = simplelog::ConfigBuilder::new().set_time_level(LevelFilter::Off).build();
     simplelog::WriteLogger::init(level, config, LogOutput::default()).expect("this program sets its logger once");
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
 }

@@ -44,6 +44,8 @@ pub enum Plan {
         action: Action,
         /// The limit of bytes read or copied per second.
         limit_bytes_per_second: Option<u64>,
+        /// How long a child process may make no progress; `None` is the default limit, zero means without a limit.
+        stall_limit: Option<Duration>,
         /// The least important level that is logged.
         log_level: LevelFilter,
         /// To be logged once at the start, each a whole sentence.
@@ -331,8 +333,9 @@ fn manage(common: Common, limit: Option<Limit>, action: Action, around: &Around)
     let limit_bytes_per_second =
         limit.and_then(|limit| limit.limit_bytes_per_second.or(settings.file.limit_bytes_per_second));
     settings.warnings.extend(limit_bytes_per_second.and_then(low_limit));
-    let Settings { log_level, warnings, .. } = settings;
-    Ok(Plan::Manage { backup_directory, action, limit_bytes_per_second, log_level, warnings })
+    let Settings { log_level, warnings, file, .. } = settings;
+    let stall_limit = file.stall_limit;
+    Ok(Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings })
 }
 
 /// What a service needs, to answer requests or to make one backup.

@@ -1,11 +1,12 @@
 //! Shared by the commands of the program: printing, sizes and times for people, exit codes.
 
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chainweb_backup::{Error, Kind, Result};
 use parking_lot::Mutex;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
 /// How often a progress line is drawn.
@@ -52,7 +53,7 @@ pub fn draw(progress: &str) {
     let _ = write!(io::stderr(), "{CLEAR}{progress}");
 }
 
-/// The standard error for a log, which prints its lines above the progress line.
+/// The standard error for a log, which prints its lines above the progress line, each with the time.
 #[derive(Debug, Default)]
 pub struct LogOutput {
     /// The beginning of a line that is not complete yet.
@@ -61,6 +62,9 @@ pub struct LogOutput {
 
 impl Write for LogOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.begun.is_empty() {
+            self.begun.extend_from_slice(format!("{} ", stamp(SystemTime::now())).as_bytes());
+        }
         self.begun.extend_from_slice(bytes);
         if self.begun.ends_with(b"\n") {
             let whole = std::mem::take(&mut self.begun);
@@ -77,6 +81,15 @@ impl Write for LogOutput {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// A time for the log, in UTC, whatever the clock says: seconds since the epoch if RFC 3339 has no form for it. (The logger's own
+/// function panics then.)
+fn stamp(now: SystemTime) -> String {
+    let nanoseconds = |d: Duration| i128::try_from(d.as_nanos()).unwrap_or(i128::MAX);
+    let since = now.duration_since(UNIX_EPOCH).map_or_else(|e| -nanoseconds(e.duration()), nanoseconds);
+    let time = OffsetDateTime::from_unix_timestamp_nanos(since).ok().and_then(|time| time.format(&Rfc3339).ok());
+    time.unwrap_or_else(|| format!("{}s", since / 1_000_000_000))
 }
 
 /// A time for people, in UTC.
@@ -96,4 +109,28 @@ pub fn size(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_time_has_a_form() {
+        let at = |seconds: i64| {
+            let length = Duration::from_secs(seconds.unsigned_abs());
+            let time = if seconds < 0 { UNIX_EPOCH.checked_sub(length) } else { UNIX_EPOCH.checked_add(length) };
+            stamp(time.unwrap())
+        };
+        assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        assert_eq!(at(-1), "1969-12-31T23:59:59Z");
+        assert_eq!(at(253_402_300_799), "9999-12-31T23:59:59Z");
+        assert_eq!(at(253_402_300_800), "253402300800s");
+        assert_eq!(at(i64::MAX), format!("{}s", i64::MAX));
+        assert_eq!(at(-100_000_000_000_000), "-100000000000000s");
+        for ms in [0, u64::MAX, i64::MAX.unsigned_abs()] {
+            assert!(!utc(ms).is_empty());
+        }
+    }
 }

@@ -239,6 +239,7 @@ pub(crate) fn inspect(copy: &Path, control: &Control) -> Result<Inspected> {
                     inspected.keys_count += 1;
                     unpaced_bytes += (key.len() + value.len()) as u64;
                     if unpaced_bytes >= PACED_BYTES {
+                        control.step();
                         control.check()?;
                         control.throttle(std::mem::take(&mut unpaced_bytes))?;
                     }

@@ -10,6 +10,7 @@
 //! Invariant: a linked file is never written to, and its owner is never changed.
 
 pub(crate) mod chain_cut;
+pub(crate) mod child;
 pub(crate) mod earlier_backup;
 #[cfg_attr(not(feature = "engine"), path = "no_engine.rs")]
 pub(crate) mod engine;
@@ -21,15 +22,13 @@ pub(crate) mod log_format;
 pub(crate) mod options_file;
 pub(crate) mod version_edit;
 
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-use serde::de::DeserializeOwned;
+use std::time::Duration;
 
 use crate::capture::rocksdb::chain_cut::{Heights, Tip};
+use crate::capture::rocksdb::child::Question;
 use crate::capture::rocksdb::earlier_backup::{Bringing, Brought, Earlier};
 use crate::capture::rocksdb::engine::Db;
 use crate::capture::rocksdb::live_directories::{is_immutable, not_permitted, total_bytes as directory_bytes};
@@ -51,15 +50,6 @@ const HEIGHTS_TIME_LIMIT: Duration = Duration::from_secs(600);
 
 /// How long the child that reads every block may take: a terabyte at 20 MB/s.
 const INSPECT_TIME_LIMIT: Duration = Duration::from_secs(14 * 60 * 60);
-
-/// How often a waiting parent checks whether the child has ended.
-const CHILD_POLL: Duration = Duration::from_millis(10);
-
-/// How long to wait until a process can be started.
-const CHILD_WAIT: Duration = Duration::from_secs(5);
-
-/// How often we check whether the child makes progress.
-const CHILD_LOOK: Duration = Duration::from_secs(1);
 
 /// How RocksDB was captured.
 #[derive(Debug)]
@@ -247,7 +237,8 @@ pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -
     match program {
         None => engine::read_cut(copy, &tips_beside(copy)?),
         Some(program) => {
-            let said: Option<Heights> = ask_child(program, &["heights"], copy, HEIGHTS_TIME_LIMIT, control)?;
+            let question = Question { word: "heights", copy, more: &[], time_limit: HEIGHTS_TIME_LIMIT };
+            let said: Option<Heights> = child::ask(program, &question, control)?;
             Ok(said.unwrap_or(Heights::Cut(None)))
         }
     }
@@ -261,7 +252,11 @@ pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -
 pub(crate) fn open_as_node(scratch: &Path, program: Option<&Path>, control: &Control) -> Result<Option<u64>> {
     let opened = match program {
         None => engine::open_as_node(scratch)?,
-        Some(program) => ask_child(program, &["open"], scratch, HEIGHTS_TIME_LIMIT, control)?,
+        Some(program) => child::ask(
+            program,
+            &Question { word: "open", copy: scratch, more: &[], time_limit: HEIGHTS_TIME_LIMIT },
+            control,
+        )?,
     };
     match opened {
         Heights::Cut(cut) => Ok(cut.map(|cut| cut.height)),
@@ -287,79 +282,8 @@ pub(crate) fn inspect(copy: &Path, program: Option<&Path>, control: &Control) ->
         None => engine::inspect(copy, control),
         Some(program) => {
             let limit = control.limit_bytes().unwrap_or(0).to_string();
-            ask_child(program, &["inspect", &limit], copy, INSPECT_TIME_LIMIT, control)
-        }
-    }
-}
-
-/// Runs `program WORD DIR`, with further words, and reads its answer, one line of JSON. The time limit applies only if there is
-/// no limit of bytes per second.
-#[expect(clippy::disallowed_methods, reason = "reads the I/O counters of the child")]
-fn ask_child<T: DeserializeOwned>(
-    program: &Path,
-    words: &[&str],
-    copy: &Path,
-    time_limit: Duration,
-    control: &Control,
-) -> Result<T> {
-    let failed =
-        |what: &str| Error::new(Kind::Damaged, format!("{what} while reading the finished copy {}", copy.display()));
-    let mut command = Command::new(program);
-    command
-        .arg(words[0])
-        .arg(copy)
-        .args(&words[1..])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = spawn(&mut command).context(|| format!("cannot start {}", program.display()))?;
-    let deadline = Instant::now() + time_limit;
-    let io = format!("/proc/{}/io", child.id());
-    let (mut seen, mut look) = (String::new(), Instant::now());
-    let status = loop {
-        if look.elapsed() > CHILD_LOOK {
-            let now = std::fs::read_to_string(&io).unwrap_or_default();
-            if now != seen {
-                control.step();
-            }
-            (seen, look) = (now, Instant::now());
-        }
-        let waited = child.try_wait().context(|| "cannot wait for the child that reads the copy".to_owned())?;
-        let cancelled = control.check();
-        match waited {
-            Some(status) => break status,
-            None if cancelled.is_err() || (Instant::now() > deadline && control.limit_bytes().is_none()) => {
-                // An error means that the child has ended by itself.
-                let _ = child.kill().and_then(|()| child.wait());
-                return Err(cancelled.err().unwrap_or_else(|| failed("the time limit was reached")));
-            }
-            None => std::thread::sleep(CHILD_POLL),
-        }
-    };
-    // Both outputs are far smaller than a pipe's buffer: a cut has one entry per chain.
-    let (mut out, mut err) = (String::new(), String::new());
-    let read = |pipe: Option<&mut dyn Read>, text: &mut String| pipe.map(|p| p.read_to_string(text)).transpose();
-    let outputs = read(child.stdout.as_mut().map(|p| p as _), &mut out)
-        .and_then(|_| read(child.stderr.as_mut().map(|p| p as _), &mut err));
-    outputs.context(|| "cannot read the output of the child that reads the copy".to_owned())?;
-    if !status.success() {
-        let said = err.trim().lines().last().unwrap_or("nothing").to_owned();
-        return Err(failed(&format!("the child process ended with {status}")).because(said));
-    }
-    serde_json::from_str(&out)
-        .map_err(|e| failed("the output of the child process is not the expected JSON").because(e))
-}
-
-/// Starts a process. If there are too many processes (`ulimit -u`), waits: our own listener ends some of its threads as soon as
-/// it notices.
-fn spawn(command: &mut Command) -> io::Result<Child> {
-    let give_up = Instant::now() + CHILD_WAIT;
-    loop {
-        match command.spawn() {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < give_up => {
-                std::thread::sleep(CHILD_POLL)
-            }
-            started => return started,
+            let question = Question { word: "inspect", copy, more: &[&limit], time_limit: INSPECT_TIME_LIMIT };
+            child::ask(program, &question, control)
         }
     }
 }
@@ -382,12 +306,11 @@ pub fn open_json(directory: &Path) -> Result<String> {
     Ok(serde_json::to_string(&engine::open_as_node(directory)?).expect("a cut has keys that JSON can spell"))
 }
 
-/// What the child process of a deep verification prints: the number of keys and the damage, as JSON. Reads at most
-/// `limit_bytes_per_second`.
+/// What the child process of a deep verification prints: the number of keys and the damage, as JSON.
 ///
 /// # Errors
 /// Fails if there is no RocksDB in the directory, or this program was built without RocksDB.
-pub fn inspect_json(directory: &Path, limit_bytes_per_second: Option<u64>) -> Result<String> {
-    let inspected = engine::inspect(directory, &Control::with_limit(limit_bytes_per_second))?;
+pub fn inspect_json(directory: &Path, control: &Control) -> Result<String> {
+    let inspected = engine::inspect(directory, control)?;
     Ok(serde_json::to_string(&inspected).expect("it has only string keys"))
 }

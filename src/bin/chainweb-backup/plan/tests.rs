@@ -112,13 +112,19 @@ fn the_other_commands() {
         backup_directory: "/b".into(),
         action,
         limit_bytes_per_second: None,
+        stall_limit: None,
         log_level,
         warnings: Vec::new(),
     };
     assert_eq!(run("list --json", env, &[]), Ok(list));
     let action = Action::Check("17".into());
-    let check = Plan::Manage { backup_directory, action, limit_bytes_per_second: None, log_level, warnings };
+    let (limit_bytes_per_second, stall_limit) = (None, None);
+    let check = Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings };
     assert_eq!(run("check 17 --config-file f", env, &[("f", "{}")]), Ok(check));
+    // A child of these commands may be as silent as that of a job.
+    let stalled = run("verify --deep 17 --config-file f", env, &[("f", "backup:\n  stallSeconds: 7\n")]);
+    let Ok(Plan::Manage { stall_limit, .. }) = stalled else { panic!("verify") };
+    assert_eq!(stall_limit, Some(Duration::from_secs(7)));
     assert_eq!(run("heights /x", &[], &[]), Ok(Plan::Heights { directory: "/x".into() }));
     assert!(matches!(run("list --config-file f", &[], &[("f", TOP)]), Ok(Plan::Manage { .. })));
 }

@@ -1,0 +1,212 @@
+//! Runs this program as a child that reads a finished copy with RocksDB, and takes its answer, one line of JSON. Empty lines before
+//! it mean that the child works.
+//!
+//! Invariants
+//! - The child ends with the job: if the job is stopped, the child is killed.
+//! - A child makes progress if it writes anything, or if any of its I/O counters (proc(5), `/proc/PID/io`) changes. A child that makes
+//!   none for the stall limit is killed, for example because a file that RocksDB opens is a FIFO or on a disk that hangs.
+//!   A child that waits for the limit of bytes per second writes empty lines.
+//! - A child that the kernel cannot end, because it waits for a disk, is left to the kernel.
+
+use std::io::{self, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+
+use crate::config::STALL_LIMIT;
+use crate::control::Control;
+use crate::error::{Error, IoContext, Kind, Result};
+
+/// How often a waiting parent checks whether the child has ended.
+const POLL: Duration = Duration::from_millis(10);
+
+/// How long to wait until a process can be started, and until a killed one has ended.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// How often we check whether the child makes progress.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The largest answer that is read; a cut has one entry per chain, an inspection one fault per column family.
+const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
+
+/// What the child reads, and how long it may take if there is no limit of bytes per second.
+pub(crate) struct Question<'a> {
+    /// Its first argument, `heights` or `inspect`.
+    pub(crate) word: &'a str,
+    /// The directory of the copy, its second argument.
+    pub(crate) copy: &'a Path,
+    /// Its other arguments.
+    pub(crate) more: &'a [&'a str],
+    pub(crate) time_limit: Duration,
+}
+
+impl Question<'_> {
+    fn failed(&self, kind: Kind, what: &str) -> Error {
+        Error::new(kind, format!("{what} while reading the finished copy {}", self.copy.display()))
+    }
+}
+
+/// Runs `program` and reads its answer.
+///
+/// # Errors
+/// [`Kind::Io`]: the child made no progress, reached its time limit, or was killed. [`Kind::Damaged`]: it ended without an answer.
+/// [`Kind::Cancelled`]: the job was stopped.
+pub(crate) fn ask<T: DeserializeOwned>(program: &Path, question: &Question<'_>, control: &Control) -> Result<T> {
+    let mut command = Command::new(program);
+    command
+        .arg(question.word)
+        .arg(question.copy)
+        .args(question.more)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = spawn(&mut command).context(|| format!("cannot start {}", program.display()))?;
+    let mut answer = Vec::new();
+    let status = match wait(&mut child, question, control, &mut answer) {
+        Ok(status) => status,
+        Err(e) => {
+            end(&mut child);
+            return Err(e);
+        }
+    };
+    if !status.success() {
+        // The last message is far smaller than a pipe's buffer.
+        let mut err = Vec::new();
+        let read = child.stderr.as_mut().map_or(Ok(0), |pipe| pipe.read_to_end(&mut err));
+        read.context(|| "cannot read the error of the child that reads the copy".to_owned())?;
+        let said = String::from_utf8_lossy(&err).trim().lines().last().unwrap_or("nothing").to_owned();
+        let kind = if was_killed(status) { Kind::Io } else { Kind::Damaged };
+        return Err(question.failed(kind, &format!("the child process ended with {status}")).because(said));
+    }
+    serde_json::from_slice(&answer).map_err(|e| {
+        question.failed(Kind::Damaged, "the output of the child process is not the expected JSON").because(e)
+    })
+}
+
+/// Whether another process or the kernel ended the child, for example because memory is short: that says nothing about the copy.
+fn was_killed(status: ExitStatus) -> bool {
+    status.signal().is_some_and(|signal| [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGHUP].contains(&signal))
+}
+
+/// Waits for the end of the child and takes what it writes.
+fn wait(child: &mut Child, question: &Question<'_>, control: &Control, answer: &mut Vec<u8>) -> Result<ExitStatus> {
+    let deadline = Instant::now() + question.time_limit;
+    let mut out = child.stdout.take();
+    if let Some(out) = &out {
+        rustix::io::ioctl_fionbio(out, true).context(unreadable)?;
+    }
+    let mut progress = Progress::of(child.id());
+    loop {
+        // Before it is taken: what a child wrote before its end is read after the end was seen.
+        let ended = child.try_wait().context(|| "cannot wait for the child that reads the copy".to_owned())?;
+        let has_written = take(out.as_mut(), answer)?;
+        if let Some(status) = ended {
+            return Ok(status);
+        }
+        control.check()?;
+        if progress.is_made(has_written) {
+            control.step();
+        }
+        let stall_limit = control.stall_limit().unwrap_or(STALL_LIMIT);
+        if !stall_limit.is_zero() && progress.since.elapsed() >= stall_limit {
+            let seconds = stall_limit.as_secs();
+            let what = format!(
+                "the child process made no progress for {seconds} seconds; check whether a disk hangs or a file of the copy is \
+                 a FIFO,"
+            );
+            return Err(question.failed(Kind::Io, &what));
+        }
+        if Instant::now() > deadline && control.limit_bytes().is_none() {
+            return Err(question.failed(Kind::Io, "the time limit was reached"));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn unreadable() -> String {
+    "cannot read the output of the child that reads the copy".to_owned()
+}
+
+/// Takes what the child has written and is not read yet, without waiting; returns whether that is anything. Empty lines are no
+/// part of the answer.
+fn take(out: Option<&mut ChildStdout>, answer: &mut Vec<u8>) -> Result<bool> {
+    let (mut has_written, mut buffer) = (false, [0; 4096]);
+    let Some(out) = out else { return Ok(false) };
+    loop {
+        match out.read(&mut buffer) {
+            Ok(0) => return Ok(has_written),
+            Ok(count) => {
+                has_written = true;
+                answer.extend_from_slice(&buffer[..count]);
+                if answer.iter().all(|byte| *byte == b'\n') {
+                    answer.clear();
+                }
+                if answer.len() > MAX_ANSWER_BYTES {
+                    return Err(Error::new(Kind::Io, "the answer of the child that reads the copy is too long"));
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(has_written),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io(unreadable(), e)),
+        }
+    }
+}
+
+/// When the child has made progress.
+struct Progress {
+    counters: String,
+    seen: String,
+    looked: Instant,
+    since: Instant,
+}
+
+impl Progress {
+    fn of(child: u32) -> Progress {
+        let now = Instant::now();
+        Progress { counters: format!("/proc/{child}/io"), seen: String::new(), looked: now, since: now }
+    }
+
+    /// Whether the child has made progress since the last call, if it is time to look.
+    #[expect(clippy::disallowed_methods, reason = "reads the I/O counters of the child")]
+    fn is_made(&mut self, has_written: bool) -> bool {
+        let mut is_made = has_written;
+        if self.looked.elapsed() > LOOK {
+            let now = std::fs::read_to_string(&self.counters).unwrap_or_default();
+            is_made |= now != self.seen;
+            (self.seen, self.looked) = (now, Instant::now());
+        }
+        if is_made {
+            self.since = Instant::now();
+        }
+        is_made
+    }
+}
+
+/// Starts a process. If there are too many processes (`ulimit -u`), waits: our own listener ends some of its threads as soon as
+/// it notices.
+fn spawn(command: &mut Command) -> io::Result<Child> {
+    let give_up = Instant::now() + WAIT;
+    loop {
+        match command.spawn() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < give_up => std::thread::sleep(POLL),
+            started => return started,
+        }
+    }
+}
+
+/// Kills the child.
+fn end(child: &mut Child) {
+    // An error means that the child has ended by itself.
+    let _ = child.kill();
+    let give_up = Instant::now() + WAIT;
+    while matches!(child.try_wait(), Ok(None)) {
+        if Instant::now() > give_up {
+            log::warn!("process not ended pid={} reason=\"it waits for a disk\"", child.id());
+            return;
+        }
+        std::thread::sleep(POLL);
+    }
+}
