@@ -23,8 +23,11 @@ use crate::error::{Error, IoContext, Kind, Result};
 /// How often a waiting parent checks whether the child has ended.
 const POLL: Duration = Duration::from_millis(10);
 
-/// How long to wait until a process can be started, and until a killed one has ended.
-const WAIT: Duration = Duration::from_secs(5);
+/// How long to wait until a process can be started: while threads are scarce, the clients of the listener compete for each that ends.
+const START_WAIT: Duration = Duration::from_secs(60);
+
+/// How long to wait until a killed process has ended.
+const END_WAIT: Duration = Duration::from_secs(5);
 
 /// How often we check whether the child makes progress.
 const LOOK: Duration = Duration::from_secs(1);
@@ -63,7 +66,7 @@ pub(crate) fn ask<T: DeserializeOwned>(program: &Path, question: &Question<'_>, 
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = spawn(&mut command).context(|| format!("cannot start {}", program.display()))?;
+    let mut child = spawn(&mut command, control)?;
     let mut answer = Vec::new();
     let status = match wait(&mut child, question, control, &mut answer) {
         Ok(status) => status,
@@ -187,12 +190,15 @@ impl Progress {
 
 /// Starts a process. If there are too many processes (`ulimit -u`), waits: our own listener ends some of its threads as soon as
 /// it notices.
-fn spawn(command: &mut Command) -> io::Result<Child> {
-    let give_up = Instant::now() + WAIT;
+fn spawn(command: &mut Command, control: &Control) -> Result<Child> {
+    let give_up = Instant::now() + START_WAIT;
     loop {
         match command.spawn() {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < give_up => std::thread::sleep(POLL),
-            started => return started,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < give_up => {
+                control.check()?;
+                std::thread::sleep(POLL);
+            }
+            started => return started.context(|| format!("cannot start {}", command.get_program().display())),
         }
     }
 }
@@ -201,7 +207,7 @@ fn spawn(command: &mut Command) -> io::Result<Child> {
 fn end(child: &mut Child) {
     // An error means that the child has ended by itself.
     let _ = child.kill();
-    let give_up = Instant::now() + WAIT;
+    let give_up = Instant::now() + END_WAIT;
     while matches!(child.try_wait(), Ok(None)) {
         if Instant::now() > give_up {
             log::warn!("process not ended pid={} reason=\"it waits for a disk\"", child.id());
