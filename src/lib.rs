@@ -24,7 +24,8 @@
 //!           rocksdb::no_engine rocksdb::options_file rocksdb::version_edit source sqlite::attempt sqlite::fold sqlite::locks sqlite::mod
 //!           sqlite::online sqlite::raw_copy sqlite::wal
 //! backups   finished backups, and how one becomes finished
-//!           catalog commit damage details drill drill_command operations recover reread restore retention sums sums_list verification verify
+//!           below catalog commit damage details drill drill_command filling journal operations placement recover rehearsal reread
+//!           restore retention sums sums_list verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
 //!           answers fill job listing making metrics repair shared watchdog worker
 //! http      words in, words out
@@ -54,17 +55,20 @@ mod service;
 #[doc(hidden)]
 pub mod testing;
 
+pub use backups::below::{Settle, Settled};
 pub use backups::details::{Details, Listed, Progress, Unreadable};
 pub use backups::drill::{DrillOptions, drill_backup};
 pub use backups::operations::{
     Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_all_in, list_backups_in, pin_backup,
-    prune_backups, restore_backup, sum_backup, sweep_backups, verify_backup,
+    prune_backups, rehearse_restore, restore_backup, sum_backup, sweep_backups, verify_backup,
 };
-pub use backups::restore::{RestoreOptions, Restored};
+pub use backups::placement::Way;
+pub use backups::rehearsal::{PartRehearsal, Rehearsal};
+pub use backups::restore::{RestoreOptions, Restored, settle_restore};
 pub use backups::retention::{Candidate, Policy, Verdict, judge};
 pub use backups::verification::Verification;
 pub use capture::rocksdb::{heights_json, inspect_json, open_json};
-pub use capture::source::{RocksSource, Sources, SqliteSource};
+pub use capture::source::{RocksSource, Sources, SqliteSource, require_no_half_restore};
 pub use config::file::{FileConfig, parse_file};
 pub use config::tree::FILE_BYTES_MAX;
 pub use config::{

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::backups::catalog::{Catalog, Found, is_there};
 use crate::backups::damage;
 use crate::backups::details::{Details, Listed, Unreadable};
+use crate::backups::rehearsal::{self, Rehearsal};
 use crate::backups::restore::{self, RestoreOptions, Restored};
 use crate::backups::retention::{Candidate, Policy, Verdict, good_newest_first, judge};
 use crate::backups::sums::{self, Completed};
@@ -211,23 +212,52 @@ pub fn verify_backup(
     Ok((held.found.id, verification))
 }
 
-/// Puts the `0` of the backup `word` below a database directory, after verifying it.
+/// Puts the `0` of the backup `word` below a database directory, after verifying it. Before that, a restore that was interrupted there is
+/// undone.
 ///
 /// # Errors
 /// As [`verify_backup`]; [`Kind::Damaged`] if the verification finds damage, or if damage was found before and this verification
 /// is not deep; [`Kind::NotEmpty`] if the target already has a `0` and `replace` is false; [`Kind::Usage`] if the target lies
 /// within a database or among the backups; [`Kind::NodeRunning`], [`Kind::NoSpace`]. [`Kind::Busy`] also if the database in the
-/// target is being backed up. After an error the target is unchanged.
+/// target is being backed up. After an error the target is unchanged, or the error says that the restore is half done.
 pub fn restore_backup(
     directory: &Path,
     word: &str,
     options: RestoreOptions<'_>,
     control: &Control,
 ) -> Result<(BackupId, Restored)> {
+    let held = hold_for_restore(directory, word, options)?;
     let depth = options.depth;
+    let verification = held.verify(depth, options.program, &control.another())?;
+    if depth == Depth::Deep || !verification.faults.is_empty() {
+        held.note(depth, &verification);
+    }
+    require_good(&verification)?;
+    let restored = restore::restore(&held.path, options, now_ms(), control)?;
+    Ok((held.found.id, restored))
+}
+
+/// What [`restore_backup`] would do, after the same verification. Nothing is written; what would make the restore fail because of the
+/// target is not an error but its obstacle.
+///
+/// # Errors
+/// As [`restore_backup`], if the fault is in the backup or if the target can be no database directory.
+pub fn rehearse_restore(
+    directory: &Path,
+    word: &str,
+    options: RestoreOptions<'_>,
+    control: &Control,
+) -> Result<(BackupId, Rehearsal)> {
+    let held = hold_for_restore(directory, word, options)?;
+    require_good(&held.verify(options.depth, options.program, &control.another())?)?;
+    let rehearsal = rehearsal::rehearse(&held.path, options)?;
+    Ok((held.found.id, rehearsal))
+}
+
+fn hold_for_restore(directory: &Path, word: &str, options: RestoreOptions<'_>) -> Result<Held> {
     restore::require_target(options.target, directory)?;
     let held = hold(directory, word, false)?;
-    if depth != Depth::Deep
+    if options.depth != Depth::Deep
         && let Some(why) = doubt(&held.catalog, &held.found)?
     {
         let context = format!(
@@ -237,13 +267,7 @@ pub fn restore_backup(
         );
         return Err(Error::new(Kind::Damaged, context));
     }
-    let verification = held.verify(depth, options.program, &control.another())?;
-    if depth == Depth::Deep || !verification.faults.is_empty() {
-        held.note(depth, &verification);
-    }
-    require_good(&verification)?;
-    let restored = restore::restore(&held.path, options, now_ms(), control)?;
-    Ok((held.found.id, restored))
+    Ok(held)
 }
 
 /// Removes the garbage of failed and deleted backups.

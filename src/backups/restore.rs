@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! step                                                     a crash after it leaves the target
-//! 1  refuse: node running, target not empty or a mount,    as it was
-//!    no space, no exchange on this file system
+//! 1  refuse: node running, target not empty, no space, no  as it was
+//!    exchange on this file system
 //! 2  quick (or deep) verification                          as it was
 //! 3  fill TARGET/.restoring-<time>, sync all of it         as it was, and that directory, which the next restore removes
 //! 4  rename it to TARGET/0; or, if there is one and        wholly new
@@ -15,41 +15,33 @@
 //!    them back, remove the new one, fail
 //! 9  rename the old one to TARGET/0.bak-<time>             wholly new
 //! ```
+//! If `0` cannot be exchanged as a whole (see `placement`), steps 3 to 9 are those of `below`.
+//!
 //! Invariants: a directory that may be an old database is never removed: `.restoring-*` never is one, `.exchanging-*` may be. Only
 //! one restore at a time works on a target: it holds a lock on the directory. The exchange counts only if no process has an old
-//! database open: a node that starts at any moment finds one of the two databases, and all of it. The files of the backup are only
-//! read. SSTs, which RocksDB never changes, are linked if the file system permits it and if they have the owner and mode that the
-//! target needs. Every file that a node writes to (WAL, MANIFEST, CURRENT, SQLite) is cloned or copied: a restored database never
-//! shares a writable file with its backup. Files and directories have the same modes as in the backup.
+//! database open: a node that starts at any moment finds one of the two databases, and all of it. Before anything else a restore
+//! settles what an interrupted one left: it brings the old database back. How files are brought, and with which modes: see `filling`.
 
-use std::fs;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FileType;
-
+use crate::backups::below::{self, Settle, Settled};
 use crate::backups::catalog::lies_in_backup;
-use crate::backups::sums;
+use crate::backups::filling::{self, Counts, Filling, Part, RESERVE_BYTES};
+use crate::backups::placement::{Placement, Way};
 use crate::capture::node_locks::{self, NodeLocks};
-use crate::capture::rocksdb::live_directories::is_immutable;
 use crate::capture::source::{SqliteSource, is_same, require_no_file, resolve};
 use crate::capture::sqlite;
 use crate::chainweb::{DIRECTORIES, ROCKSDB, SQLITE};
 use crate::config::Depth;
 use crate::control::Control;
-use crate::disk::copy::{self, Copier};
+use crate::disk::copy::Copier;
 use crate::disk::fault_gate;
 use crate::disk::lock::Lock;
 use crate::disk::nofollow;
 use crate::disk::permissions;
-use crate::disk::unsynced::{Batch, Links};
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::{self, WHOLE};
-
-/// The bytes that must be left free on the target's file system.
-const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// How many times, in milliseconds, are tried to find free names.
 const MAX_STAMPS: u64 = 1000;
@@ -59,8 +51,10 @@ const MAX_STAMPS: u64 = 1000;
 pub struct Restored {
     /// The restored database directory, ready for a node.
     pub database_directory: PathBuf,
-    /// The directory of the database that was replaced, if there was one.
-    pub replaced: Option<PathBuf>,
+    /// How it came to its place.
+    pub way: Way,
+    /// The directory of the database that was replaced, if there was one; if the way was below, the directories of its files.
+    pub replaced: Vec<PathBuf>,
     /// The number of files that are links to the backup's.
     pub linked_count: u64,
     /// The number of files that were cloned or copied.
@@ -132,57 +126,134 @@ impl Names {
     }
 }
 
+/// Takes the lock of a target.
+fn lock_target(target: &Path) -> Result<Lock> {
+    Lock::try_take_directory(target)?.ok_or_else(|| {
+        Error::new(Kind::Busy, format!("another restore into {} is running; wait for its end", target.display()))
+    })
+}
+
+/// Finishes or undoes an exchange that was interrupted in `target`, a database directory; says which database is in place now.
+///
+/// # Errors
+/// [`Kind::Usage`]: no such directory. [`Kind::Busy`]: a restore is running. [`Kind::NodeRunning`]: a process has a database open.
+/// [`Kind::Refused`]: a file system is not mounted. [`Kind::Damaged`]: the journal is. [`Kind::Io`].
+pub fn settle_restore(target: &Path, wanted: Settle) -> Result<Settled> {
+    if !target.is_dir() {
+        let context = format!("there is no directory {}: --to must name the database directory", target.display());
+        return Err(Error::new(Kind::Usage, context));
+    }
+    let target = resolve(target)?;
+    let _lock = lock_target(&target)?;
+    clear(&target)?;
+    below::settle(&Placement::of(&target)?, wanted)
+}
+
 /// Steps 1 and 3 to 9; the caller has verified the backup in `backup` and has locked it.
 pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, control: &Control) -> Result<Restored> {
     let (whole, target) = (backup.join(WHOLE), &*resolve(options.target)?);
-    let place = target.join(WHOLE);
-    require_free(&place, options.replace)?;
-    require_no_node(&place)?;
-    let parent = nearest_directory(target)?;
-    let owner = Owner::following(if is_occupied(&place) { &place } else { parent })?;
+    let placement = Placement::of(target)?;
+    require_no_node(&placement.place)?;
+    let owner = owner_of(&placement)?;
     disk::ensure_dir(target, owner)?;
-    let _lock = Lock::try_take_directory(target)?.ok_or_else(|| {
-        Error::new(Kind::Busy, format!("another restore into {} is running; wait for its end", target.display()))
-    })?;
+    let _lock = lock_target(target)?;
     clear(target)?;
-    // Checked again under the lock.
-    require_free(&place, options.replace)?;
-    let occupied = is_occupied(&place);
+    if below::settle(&placement, Settle::Undo)? != Settled::Nothing {
+        log::info!("interrupted restore settled directory={}", placement.rocksdb.display());
+    }
+    // Looked at again under the lock.
+    let placement = Placement::of(target)?;
+    require_free(&placement, options.replace)?;
+    control.set_reserve(RESERVE_BYTES);
+    let filling = Filling { copier: Copier { owner, control }, copy: options.copy };
+    let pact_is_compacted = is_compacted(&whole)?;
+    let (counts, replaced) = match placement.way() {
+        Way::Whole => restore_whole(&whole, &placement, filling, now_ms)?,
+        Way::Below => below::exchange(&placement, &whole, &filling, now_ms)?,
+    };
+    Ok(Restored {
+        database_directory: options.target.to_owned(),
+        way: placement.way(),
+        replaced,
+        linked_count: counts.linked_count,
+        copied_count: counts.copied_count,
+        pact_is_compacted,
+    })
+}
+
+/// The owner that the files of a restored database need.
+pub(crate) fn owner_of(placement: &Placement) -> Result<Option<Owner>> {
+    let Placement { target, place, rocksdb, .. } = placement;
+    let existing = match placement.way() {
+        Way::Below if rocksdb.is_dir() => rocksdb,
+        Way::Below => place,
+        Way::Whole if placement.is_occupied()? => place,
+        Way::Whole => target,
+    };
+    Owner::following(nearest_directory(existing)?)
+}
+
+/// Steps 3 to 9 for a plain `0`.
+fn restore_whole(
+    whole: &Path,
+    placement: &Placement,
+    filling: Filling<'_>,
+    now_ms: u64,
+) -> Result<(Counts, Vec<PathBuf>)> {
+    let Placement { target, place, .. } = placement;
+    let occupied = placement.is_occupied()?;
     let names = Names::free(target, now_ms);
     if occupied {
         probe_exchange(&names)?;
     }
-    control.set_reserve(RESERVE_BYTES);
-    let mut restored = Restored {
-        database_directory: options.target.to_owned(),
-        replaced: None,
-        linked_count: 0,
-        copied_count: 0,
-        pact_is_compacted: is_compacted(&whole)?,
-    };
-    let mut filling = Filling { copier: Copier { owner, control }, copy: options.copy, restored: &mut restored };
-    let put = filling.fill(&whole, &names.staging).and_then(|()| {
+    let owner = filling.copier.owner;
+    let put = fill(whole, &names.staging, filling).and_then(|counts| {
         // A node may have been started while we copied.
-        require_no_node(&place)?;
-        if occupied { exchange(&names, owner) } else { put_in_place(&names) }
+        require_no_node(place)?;
+        if occupied { exchange(&names, owner) } else { put_in_place(&names) }.map(|()| counts)
     });
-    if let Err(cause) = put {
-        // The cause is reported, not an error of the clean-up: the next restore removes the directory.
-        let _ = disk::remove_tree(&names.staging, &|| true);
-        return Err(cause);
-    }
+    let counts = match put {
+        Ok(counts) => counts,
+        Err(cause) => {
+            // The cause is reported, not an error of the clean-up: the next restore removes the directory.
+            let _ = disk::remove_tree(&names.staging, &|| true);
+            return Err(cause);
+        }
+    };
     if occupied {
-        disk::rename(&names.exchanging, &names.aside).map_err(|e| in_place(&place, e))?;
-        restored.replaced = Some(names.aside);
+        disk::rename(&names.exchanging, &names.aside).map_err(|e| in_place(place, e))?;
     }
-    disk::sync_dir(target).map_err(|e| in_place(&place, e))?;
-    Ok(restored)
+    disk::sync_dir(target).map_err(|e| in_place(place, e))?;
+    Ok((counts, if occupied { vec![names.aside] } else { Vec::new() }))
+}
+
+/// Step 3.
+fn fill(whole: &Path, staging: &Path, filling: Filling<'_>) -> Result<Counts> {
+    let owner = filling.copier.owner;
+    // No other user may enter before every file has its mode.
+    disk::create_private_dir(staging, owner)?;
+    let mut modes = vec![(staging.to_owned(), filling::mode_of(whole)?)];
+    let mut parts = Vec::new();
+    for name in DIRECTORIES {
+        let (from, to) = (whole.join(name), staging.join(name));
+        if nofollow::is_directory(&from).context(|| format!("cannot look at {}", from.display()))? {
+            disk::create_dir(&to, owner)?;
+            modes.push((to.clone(), filling::mode_of(&from)?));
+            parts.push(Part { from, to });
+        }
+    }
+    let counts = filling.fill(&parts)?;
+    for (path, mode) in modes.iter().rev() {
+        permissions::set_of_directory(path, *mode)?;
+    }
+    disk::sync_dirs(staging)?;
+    Ok(counts)
 }
 
 /// Step 4. The kernel replaces an empty directory, but not one with files.
 fn put_in_place(names: &Names) -> Result<()> {
     disk::rename(&names.staging, &names.place).map_err(|e| {
-        if is_occupied(&names.place) {
+        if Placement::of(&names.target).is_ok_and(|now| now.is_occupied().unwrap_or(true)) {
             let context =
                 format!("{} appeared while the backup was copied: was a node started?", names.place.display());
             return Error::new(Kind::NotEmpty, context).because(e);
@@ -210,7 +281,7 @@ fn exchange(names: &Names, owner: Option<Owner>) -> Result<()> {
     disk::exchange(new, place).map_err(back)?;
     fault_gate::point("restore-exchanged", &names.target);
     let synced = disk::sync_dir(&names.target);
-    if let Err(cause) = locks.require_unused(new) {
+    if let Err(cause) = locks.require_unused(&new.join(ROCKSDB), &new.join(SQLITE)) {
         disk::exchange(new, place).map_err(|e| {
             let context = format!(
                 "{} is restored, but a process uses the old database, which is now in {}: stop that process",
@@ -247,28 +318,16 @@ fn probe_exchange(names: &Names) -> Result<()> {
     })
 }
 
-/// Fails if the new `0` cannot get its name: there is a `0` that must not be replaced, or a file system is mounted there.
-fn require_free(place: &Path, replace: bool) -> Result<()> {
-    if is_occupied(place) && !replace {
-        let context = format!(
-            "{} is not empty; name another directory, or give --replace, which renames and keeps it",
-            place.display()
-        );
-        return Err(Error::new(Kind::NotEmpty, context));
-    }
-    if !nofollow::is_mount_point(place) {
+/// Fails if there is a database that must not be replaced.
+pub(crate) fn require_free(placement: &Placement, replace: bool) -> Result<()> {
+    if replace || !placement.is_occupied()? {
         return Ok(());
     }
     let context = format!(
-        "a file system is mounted at {}, and a mount cannot be replaced: restore into another directory",
-        place.display()
+        "{} is not empty; name another directory, or give --replace, which renames and keeps it",
+        placement.place.display()
     );
-    Err(Error::new(Kind::Refused, context))
-}
-
-#[expect(clippy::disallowed_methods, reason = "the operator may have put a link in place of the target")]
-fn is_occupied(place: &Path) -> bool {
-    place.symlink_metadata().is_ok() && fs::read_dir(place).is_ok_and(|mut d| d.next().is_some())
+    Err(Error::new(Kind::NotEmpty, context))
 }
 
 fn in_place(place: &Path, cause: Error) -> Error {
@@ -291,144 +350,18 @@ fn clear(target: &Path) -> Result<()> {
     Ok(())
 }
 
-fn is_compacted(whole: &Path) -> Result<bool> {
+pub(crate) fn is_compacted(whole: &Path) -> Result<bool> {
     let databases = SqliteSource::Foreign(whole.join(SQLITE)).databases()?;
     databases.iter().try_fold(false, |found, database| Ok(found || sqlite::is_compacted(database)?))
 }
 
 /// Fails if a process has a database below `place` open: such a database is never changed.
-fn require_no_node(place: &Path) -> Result<()> {
+pub(crate) fn require_no_node(place: &Path) -> Result<()> {
     node_locks::user_of(place)?.map_or(Ok(()), |user| Err(user.into_error()))
 }
 
-fn nearest_directory(path: &Path) -> Result<&Path> {
+pub(crate) fn nearest_directory(path: &Path) -> Result<&Path> {
     let found = path.ancestors().find(|p| p.is_dir() || p.as_os_str().is_empty());
     let found = found.map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
     found.ok_or_else(|| Error::new(Kind::Usage, format!("{} lies in no directory", path.display())))
-}
-
-/// Fills the new database.
-struct Filling<'a> {
-    copier: Copier<'a>,
-    copy: bool,
-    restored: &'a mut Restored,
-}
-
-/// A file to be restored.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Item {
-    from: PathBuf,
-    to: PathBuf,
-    bytes: u64,
-    mode: u32,
-    may_link: bool,
-}
-
-impl Filling<'_> {
-    /// Step 3.
-    fn fill(&mut self, whole: &Path, staging: &Path) -> Result<()> {
-        let Copier { owner, control } = self.copier;
-        // No other user may enter before every file has its mode.
-        disk::create_private_dir(staging, owner)?;
-        let mut directories = vec![(staging.to_owned(), mode_of(whole)?)];
-        let mut files = Vec::new();
-        for name in DIRECTORIES {
-            let (from, to) = (whole.join(name), staging.join(name));
-            if nofollow::is_directory(&from).context(|| format!("cannot look at {}", from.display()))? {
-                disk::create_dir(&to, owner)?;
-                self.list(&from, &to, &mut files)?;
-                directories.push((to, mode_of(&from)?));
-            }
-        }
-        files.sort();
-        let needed_bytes = files.iter().filter(|file| !file.may_link).map(|file| file.bytes).sum();
-        control.set_total(needed_bytes);
-        require_room(staging, needed_bytes)?;
-        let mut unsynced = Batch::default();
-        let mut linked = Vec::new();
-        for file in files {
-            control.check()?;
-            if self.bring(&file, &mut unsynced)? {
-                linked.push(file.to);
-            }
-        }
-        unsynced.sync()?;
-        sync_links(staging, &linked, control)?;
-        for (path, mode) in directories.iter().rev() {
-            permissions::set_of_directory(path, *mode)?;
-        }
-        disk::sync_dirs(staging)
-    }
-
-    /// Adds the files of one directory.
-    fn list(&self, from: &Path, to: &Path, files: &mut Vec<Item>) -> Result<()> {
-        let failed = || format!("cannot list {}", from.display());
-        for entry in nofollow::entries(from).context(failed)? {
-            let (name, stat) = entry.context(failed)?;
-            let (name, mode) = (PathBuf::from(name), stat.st_mode);
-            let text = name.to_string_lossy();
-            // The checksums belong to the backup, and are not restored.
-            if FileType::from_raw_mode(mode) != FileType::RegularFile || sums::is_ours(&text) {
-                continue;
-            }
-            let may_link =
-                !self.copy && Owner::fits(self.copier.owner, &stat) && mode & 0o200 != 0 && is_immutable(&text);
-            let bytes = stat.st_size.cast_unsigned();
-            files.push(Item { from: from.join(&name), to: to.join(&name), bytes, mode, may_link });
-        }
-        Ok(())
-    }
-
-    /// Links, clones or copies a file; returns whether it was linked.
-    fn bring(&mut self, Item { from, to, bytes, mode, may_link }: &Item, unsynced: &mut Batch) -> Result<bool> {
-        if *may_link && disk::link(from, to).is_ok() {
-            self.restored.linked_count += 1;
-            return Ok(true);
-        }
-        let file = nofollow::open_regular(from).context(|| format!("cannot open {}", from.display()))?;
-        let cloned = if self.copy { None } else { copy::clone(self.copier, file.as_fd(), to, &|| Ok(()))? };
-        let copied = match cloned {
-            Some(cloned) => cloned,
-            None => copy::copy_still(self.copier, &file, *bytes, to)?,
-        };
-        // A node must be able to write to it, even if its mode was changed in the backup.
-        copied.set_mode(mode | 0o600)?;
-        self.restored.copied_count += 1;
-        unsynced.add(copied).map(|()| false)
-    }
-}
-
-/// Makes the links to the backup's files durable: an operator may have brought the backup here a moment ago, by `rsync`.
-fn sync_links(staging: &Path, linked: &[PathBuf], control: &Control) -> Result<()> {
-    for directory in DIRECTORIES.map(|name| staging.join(name)) {
-        let mut of_directory = linked.iter().filter(|path| path.parent() == Some(&directory)).peekable();
-        if of_directory.peek().is_none() {
-            continue;
-        }
-        let mut links = Links::of(&directory)?;
-        for name in of_directory.filter_map(|path| path.file_name().map(Path::new)) {
-            control.check()?;
-            links.sync(name)?;
-        }
-        links.finish()?;
-    }
-    Ok(())
-}
-
-fn mode_of(path: &Path) -> Result<u32> {
-    let directory = nofollow::open_directory(path).and_then(|directory| directory.metadata());
-    Ok(directory.context(|| format!("cannot look at {}", path.display()))?.mode())
-}
-
-fn require_room(staging: &Path, needed_bytes: u64) -> Result<()> {
-    let (free_bytes, _) = disk::free_bytes(staging)?;
-    if free_bytes >= needed_bytes.saturating_add(RESERVE_BYTES) {
-        return Ok(());
-    }
-    let context = format!(
-        "not enough space for a restore: it needs {needed_bytes} bytes, and {RESERVE_BYTES} must be left free; the file system \
-         of {} has {free_bytes} free",
-        staging.parent().unwrap_or(staging).display()
-    );
-    Err(Error::new(Kind::NoSpace, context))
 }

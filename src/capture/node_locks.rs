@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Flock, FlockType, Pid};
 
-use crate::capture::source::{SqliteSource, beside, doubtful_name};
+use crate::capture::source::{SqliteSource, beside, doubtful_name, resolve};
 use crate::capture::sqlite::locks::{EXCLUSIVE, Range, SHARED, SHM_IN_USE};
 use crate::chainweb;
 use crate::disk::file_id::FileId;
@@ -99,7 +99,7 @@ pub(crate) fn user_of(place: &Path) -> Result<Option<User>> {
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct NodeLocks {
-    place: PathBuf,
+    rocksdb: PathBuf,
     held: Vec<Held>,
     databases_count: usize,
 }
@@ -116,7 +116,7 @@ impl NodeLocks {
     /// process is one of ours. A missing `LOCK` is created, as RocksDB does when it opens its database.
     pub(crate) fn take(place: &Path, owner: Option<Owner>) -> Result<NodeLocks> {
         let mut wanted = Vec::new();
-        let rocksdb = place.join(chainweb::ROCKSDB);
+        let rocksdb = resolve(&place.join(chainweb::ROCKSDB))?;
         if rocksdb.is_dir() {
             let lock = rocksdb.join("LOCK");
             if lock.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
@@ -133,21 +133,30 @@ impl NodeLocks {
                 held.push(Held::take(file, path, range)?);
             }
         }
-        Ok(NodeLocks { place: place.to_owned(), held, databases_count })
+        Ok(NodeLocks { rocksdb, held, databases_count })
     }
 
-    /// Fails with [`Kind::NodeRunning`] if a process has since opened one of the databases, which now lie in `place`, or if the
-    /// databases are not the ones that were locked.
-    pub(crate) fn require_unused(&self, place: &Path) -> Result<()> {
+    /// Fails with [`Kind::NodeRunning`] if a process has since opened one of the databases, which now lie in `rocksdb` and `sqlite`, or
+    /// if the databases are not the ones that were locked.
+    pub(crate) fn require_unused(&self, rocksdb: &Path, sqlite: &Path) -> Result<()> {
+        self.require_unopened()?;
         for held in &self.held {
-            let name = held.path.strip_prefix(&self.place).expect("every locked file was found below that place");
-            let opened = held.has_lease && !sys::is_leased(&held.file);
-            if opened || !is_file_at(&held.file, &place.join(name)) {
+            let name = held.path.file_name().expect("every locked file was found in a directory");
+            let directory = if held.path.parent() == Some(&self.rocksdb) { rocksdb } else { sqlite };
+            if !is_file_at(&held.file, &directory.join(name)) {
                 return Err(opened_meanwhile(&held.path));
             }
         }
-        let is_same = databases(place)?.len() == self.databases_count;
-        if is_same { Ok(()) } else { Err(opened_meanwhile(&self.place.join(chainweb::SQLITE))) }
+        let is_same = databases_in(sqlite)?.len() == self.databases_count;
+        if is_same { Ok(()) } else { Err(opened_meanwhile(sqlite)) }
+    }
+
+    /// Fails with [`Kind::NodeRunning`] if a process has since opened one of the locked files.
+    pub(crate) fn require_unopened(&self) -> Result<()> {
+        match self.held.iter().find(|held| held.has_lease && !sys::is_leased(&held.file)) {
+            Some(held) => Err(opened_meanwhile(&held.path)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -190,7 +199,11 @@ fn opened_meanwhile(path: &Path) -> Error {
 }
 
 fn databases(place: &Path) -> Result<Vec<PathBuf>> {
-    SqliteSource::Foreign(place.join(chainweb::SQLITE)).databases()
+    databases_in(&resolve(&place.join(chainweb::SQLITE))?)
+}
+
+fn databases_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    SqliteSource::Foreign(directory.to_owned()).databases()
 }
 
 /// Opens a regular file; `None` if there is none. The operator may have put links on the way to it.

@@ -3,7 +3,7 @@
 //! The sources are closed enums, so that one `match` shows every case. Invariant: nothing here changes a source.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,10 @@ use crate::chainweb::{self, ROCKSDB};
 use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::format::layout::PIN_DIRECTORY;
+use crate::format::layout::{PIN_DIRECTORY, RESTORE_MARK};
+
+/// The file that names RocksDB's MANIFEST.
+pub(crate) const CURRENT: &str = "CURRENT";
 
 /// File systems that may show a file from a cache, or show a file of another file system: magic numbers of statfs(2).
 const REFUSED_FILE_SYSTEMS: [(i64, &str); 9] = [
@@ -84,8 +87,8 @@ impl Sources {
     /// Fails with [`Kind::Usage`] if there is no RocksDB. The Pact databases may appear later, when the node first starts.
     pub(crate) fn validate(&self) -> Result<()> {
         let rocksdb = self.rocksdb.path();
-        match fs::metadata(rocksdb.join("CURRENT")) {
-            Ok(meta) if meta.is_file() => return Ok(()),
+        match fs::metadata(rocksdb.join(CURRENT)) {
+            Ok(meta) if meta.is_file() => return self.require_no_half_restore(),
             Err(e) if e.kind() == ErrorKind::PermissionDenied => {
                 let context = format!("cannot read {}: run as the node's user or as root", rocksdb.display());
                 return Err(Error::io(context, e));
@@ -98,6 +101,21 @@ impl Sources {
             chainweb::path_of(ROCKSDB)
         );
         Err(Error::new(Kind::Usage, context))
+    }
+
+    /// Fails with [`Kind::Refused`] if a restore into the RocksDB is half done.
+    pub(crate) fn require_no_half_restore(&self) -> Result<()> {
+        let RocksSource::Directory(rocksdb) = &self.rocksdb else { return Ok(()) };
+        if !is_half_restored(rocksdb)? {
+            return Ok(());
+        }
+        let context = format!(
+            "a restore into {} was interrupted and is half done: finish it with restore --resume --to {1}, or bring the old \
+             database back with restore --undo --to {1}",
+            rocksdb.display(),
+            self.database_directory.display()
+        );
+        Err(Error::new(Kind::Refused, context))
     }
 
     /// Fails with [`Kind::Usage`] if a backup directory would lie in the directories of the node's files or in our pin
@@ -174,6 +192,28 @@ pub(crate) fn doubtful_name(file_system: &StatFs) -> Option<&'static str> {
     #[allow(clippy::unnecessary_cast)] // its type differs between architectures
     let magic = file_system.f_type as i64;
     REFUSED_FILE_SYSTEMS.iter().find(|(refused, _)| *refused == magic).map(|(_, name)| *name)
+}
+
+/// Fails with [`Kind::Refused`] if a restore into this database directory was interrupted and is half done: no node can open the
+/// database, and no backup of it can be made.
+///
+/// # Errors
+/// Also [`Kind::Io`].
+pub fn require_no_half_restore(database_directory: &Path) -> Result<()> {
+    Sources::directory(database_directory).require_no_half_restore()
+}
+
+/// Whether a restore into this directory of a RocksDB is half done: no node can open it.
+pub(crate) fn is_half_restored(rocksdb: &Path) -> Result<bool> {
+    let path = rocksdb.join(CURRENT);
+    let mut bytes = [0; RESTORE_MARK.len()];
+    let read = nofollow::open_of_node(&path).and_then(|mut file| file.read_exact(&mut bytes));
+    match read {
+        Ok(()) => Ok(bytes == RESTORE_MARK.as_bytes()),
+        Err(e) if nofollow::is_unfit(&e) => Ok(false),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => Ok(false),
+        Err(e) => Err(Error::io(format!("cannot read {}", path.display()), e)),
+    }
 }
 
 impl RocksSource {

@@ -33,6 +33,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path};
 
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, statx};
@@ -146,6 +147,14 @@ pub(crate) fn is_mount_point(path: &Path) -> bool {
     let Ok(opened) = open(path, OFlags::PATH, Mode::empty()) else { return false };
     let stat = statx(opened, "", AtFlags::EMPTY_PATH, StatxFlags::empty());
     stat.is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// The mount through which this process sees a directory: its number, and the device, which stands for it on kernels before 5.8.
+pub(crate) fn mount_of(directory: &Path) -> io::Result<(u64, u64)> {
+    let opened = File::from(open(directory, ON_THE_WAY, Mode::empty())?);
+    let stat = statx(&opened, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    let has_number = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID);
+    Ok((if has_number { stat.stx_mnt_id } else { 0 }, opened.metadata()?.dev()))
 }
 
 /// Opens a directory for listing and syncing.

@@ -5,6 +5,7 @@
 //! BACKUPS/<id>/status  backup.json  manifest.json  0.partial/ or 0/  .use  status.failed  verified.json  drill.json  .pinned  .cancel
 //! BACKUPS/<id>/0/rocksDb/BLAKE2SUMS  0/sqlite/BLAKE2SUMS
 //! TARGET/.restoring-<time>/  .restoring-<time>0/  .exchanging-<time>/  0.bak-<time>/
+//! TARGET/0/rocksDb/.restore-journal.json  .restoring-<time>/  0.bak-<time>/  and the last two in TARGET/0/sqlite/
 //! DATABASE/.chainweb-backup-pin/.lock
 //! ```
 //! A file that is replaced atomically is first written beside it as `.<name>.tmp`, see `disk::replace`; after a crash the next
@@ -172,6 +173,15 @@ pub(crate) fn replaced(time: impl Display) -> String {
 }
 
 const REPLACED: &str = "0.bak-";
+
+/// `TARGET/0/rocksDb/.restore-journal.json`: the files that a restore one level below exchanges. Made before the first file is moved,
+/// removed after the last; after a crash the next restore finishes or undoes the exchange.
+pub(crate) const RESTORE_JOURNAL: &str = ".restore-journal.json";
+
+/// What RocksDB's `CURRENT` says in the place of a restore one level below that is half done. RocksDB refuses such a file, because it
+/// does not end with a newline.
+pub(crate) const RESTORE_MARK: &str =
+    "a restore into this database is half done: run chainweb-backup restore with --resume or --undo";
 
 /// Whether this is a time in milliseconds, with which the names of a restore end.
 fn is_time(text: &str) -> bool {

@@ -52,6 +52,7 @@ enum Ending {
 
 /// Writes the record of a new job and puts the job into the status map: afterwards its identifier may be handed out.
 pub(crate) fn begin(shared: &Shared, make: MakeRequest) -> Result<(Unfinished, Arc<Control>)> {
+    shared.sources.require_no_half_restore()?;
     let scope = if make.backup_pact { Scope::RocksdbAndPact } else { Scope::Rocksdb };
     if make.backup_pact && shared.sources.sqlite.databases()?.is_empty() {
         let directory = shared.sources.sqlite.path().display();

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "gate")]
 mod ahead;
+#[cfg(feature = "gate")]
+mod below;
 mod client;
 mod config;
 mod crowd;

@@ -232,12 +232,12 @@ pub(crate) struct VerifyOne {
 #[derive(Args)]
 pub(crate) struct Restore {
     /// Identifier of a backup, or latest, the newest good one
-    #[arg(value_name = ID, value_parser = id())]
-    pub(crate) id: String,
+    #[arg(value_name = ID, value_parser = id(), required_unless_present_any = ["resume", "undo"])]
+    pub(crate) id: Option<String>,
     /// Database directory that receives the backup as its `0`
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub(crate) to: PathBuf,
-    /// Rename an existing `0` to `0.bak-<time>` first
+    /// Keep an existing database as `0.bak-<time>`
     #[arg(long)]
     pub(crate) replace: bool,
     /// Copy every byte; share no file with the backup
@@ -246,6 +246,18 @@ pub(crate) struct Restore {
     /// Read every byte before, not only names and sizes
     #[arg(long)]
     pub(crate) deep: bool,
+    /// Print what would be linked, copied and exchanged; write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the result of --dry-run as JSON
+    #[arg(long, requires = "dry_run")]
+    pub(crate) json: bool,
+    /// Finish a restore that was interrupted half done
+    #[arg(long, conflicts_with_all = ["undo", "id", "replace", "copy", "deep", "dry_run"])]
+    pub(crate) resume: bool,
+    /// Bring back the old database after a restore was interrupted half done
+    #[arg(long, conflicts_with_all = ["id", "replace", "copy", "deep", "dry_run"])]
+    pub(crate) undo: bool,
     #[command(flatten)]
     pub(crate) limit: Limit,
     #[command(flatten)]

@@ -9,17 +9,18 @@ use std::time::Duration;
 
 use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
-    Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, Policy, Record, RestoreOptions, Restored,
-    Result, Status, Stop, Unreadable, Verdict, Verified, cancel_backup, chainweb, check_backup_in, delete_backup,
-    drill_backup, find_backup, inspect_json, list_all_in, pin_backup, prune_backups, restore_backup, step_back,
-    sum_backup, verify_backup,
+    Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, PartRehearsal, Policy, Record, Rehearsal,
+    RestoreOptions, Restored, Result, Settle, Settled, Status, Stop, Unreadable, Verdict, Verified, Way, cancel_backup,
+    chainweb, check_backup_in, delete_backup, drill_backup, find_backup, inspect_json, list_all_in, pin_backup,
+    prune_backups, rehearse_restore, require_no_half_restore, restore_backup, settle_restore, step_back, sum_backup,
+    verify_backup,
 };
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::args::NAME;
-use crate::plan::{Action, OURSELVES};
+use crate::plan::{Action, OURSELVES, Output};
 use crate::terminal::{PROGRESS_INTERVAL, draw, exit_code, print, say, size, utc};
 
 /// How often a child process shows that it makes progress.
@@ -39,10 +40,13 @@ pub fn run(directory: &Path, action: Action, control: &Control) -> Result<i32> {
             Ok(i32::from(status == Status::Done))
         }
         Action::Verify { id, deep } => verify(directory, &id, depth(deep), control),
-        Action::Restore { id, to, replace, copy, deep } => {
+        Action::Restore { id, to, replace, copy, deep, dry_run } => {
             let program = Some(Path::new(OURSELVES));
             let options = RestoreOptions { target: &to, replace, copy, depth: depth(deep), program };
-            restore(directory, &id, options, control)
+            match dry_run {
+                None => restore(directory, &id, options, control),
+                Some(output) => rehearse(directory, &id, options, (control, output)),
+            }
         }
         Action::Drill { id, command, time_limit, copy } => {
             let program = Some(Path::new(OURSELVES));
@@ -146,7 +150,7 @@ fn verify(directory: &Path, id: &str, depth: Depth, control: &Control) -> Result
 
 fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, control: &Control) -> Result<i32> {
     let (id, restored) = with_progress(control, || restore_backup(directory, id, options, control))?;
-    let Restored { database_directory, replaced, linked_count, copied_count, pact_is_compacted } = restored;
+    let Restored { database_directory, way, replaced, linked_count, copied_count, pact_is_compacted } = restored;
     let place = chainweb::place_in(&database_directory);
     print(&format!("restored {id} to {} ({linked_count} files linked, {copied_count} copied)", place.display()))?;
     let compacted = if pact_is_compacted { format!(" {COMPACTED_FLAG}") } else { String::new() };
@@ -157,9 +161,11 @@ fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, control: &Co
              configuration file: {COMPACTED_SETTING})"
         ));
     }
-    if let Some(old) = replaced {
+    for old in &replaced {
         print(&format!("the previous database is in {}", old.display()))?;
-        let (place, old) = (quoted(&place), quoted(&old));
+    }
+    if let (Way::Whole, Some(old)) = (way, replaced.first()) {
+        let (place, old) = (quoted(&place), quoted(old));
         print(&format!("to undo this, with the node stopped: mv -T {place} {place}.undone && mv -T {old} {place}"))?;
     }
     Ok(0)
@@ -194,6 +200,60 @@ fn stoppable<T>(control: &Control, work: impl FnOnce() -> Result<T>) -> Result<T
         let result = waiting.map_err(|e| Error::io("cannot handle signals", e)).and_then(|_| work());
         handle.close();
         result
+    })
+}
+
+/// Prints what a restore would do, and ends as it would.
+fn rehearse(
+    directory: &Path,
+    id: &str,
+    options: RestoreOptions<'_>,
+    (control, output): (&Control, Output),
+) -> Result<i32> {
+    let (id, rehearsal) = with_progress(control, || rehearse_restore(directory, id, options, control))?;
+    if output == Output::Json {
+        print(&serde_json::to_string_pretty(&rehearsal).expect("a rehearsal has only string keys"))?;
+    } else {
+        print_rehearsal(id.as_str(), &rehearsal)?;
+    }
+    rehearsal.obstacle.map_or(Ok(0), Err)
+}
+
+fn print_rehearsal(id: &str, rehearsal: &Rehearsal) -> Result<()> {
+    let place = chainweb::place_in(&rehearsal.database_directory);
+    print(&format!("would restore {id} to {}; nothing is written", place.display()))?;
+    for part in &rehearsal.parts {
+        let PartRehearsal { directory, linked_count, linked_bytes, copied_count, copied_bytes, .. } = part;
+        let cloned = if part.may_clone { " (sharing blocks if the file system can)" } else { "" };
+        print(&format!(
+            "{}: {linked_count} files linked ({}), {copied_count} files copied ({}){cloned}, {} free",
+            directory.display(),
+            size(*linked_bytes),
+            size(*copied_bytes),
+            size(part.free_bytes)
+        ))?;
+    }
+    print(&match (&rehearsal.below_because, rehearsal.kept_in.is_empty()) {
+        (None, true) => format!("{} gets its name in one step", place.display()),
+        (None, false) => format!("{} is exchanged in one step", place.display()),
+        (Some(why), _) => format!("the files in the two directories are exchanged, under a journal: {why}"),
+    })?;
+    for kept in &rehearsal.kept_in {
+        print(&format!("the previous database would be in {kept}"))?;
+    }
+    let flags: String = rehearsal.flags.iter().map(|flag| format!(" {flag}")).collect();
+    let directory = quoted(&rehearsal.database_directory);
+    print(&format!("start the node then with: --database-directory {directory}{flags}")).map(|_| ())
+}
+
+/// Finishes or undoes an interrupted restore.
+pub fn settle(target: &Path, wanted: Settle) -> Result<i32> {
+    let place = chainweb::place_in(target);
+    let place = place.display();
+    print(&match settle_restore(target, wanted)? {
+        Settled::Nothing => format!("no restore into {place} is half done"),
+        Settled::New => format!("{place} is restored, the previous database is beside it"),
+        Settled::Old => format!("the previous database is in {place} again"),
     })
 }
 
@@ -245,6 +305,9 @@ fn check(directory: &Path, id: &str) -> Result<i32> {
 
 fn list(directory: &Path, json: bool) -> Result<i32> {
     let backups = list_all_in(directory)?;
+    if let Some(Err(e)) = directory.parent().map(require_no_half_restore) {
+        say(&format!("warning: {}", e.chain()));
+    }
     if json {
         print(&serde_json::to_string_pretty(&backups).expect("details have only string keys"))?;
     } else {

@@ -74,6 +74,10 @@ fn run(plan: Plan) -> Result<i32> {
             }
             commands::run(&backup_directory, action, &control)
         }
+        Plan::Settle { to, wanted, log_level } => {
+            start_log(log_level, &[]);
+            commands::settle(&to, wanted)
+        }
         Plan::Heights { directory } => print(&heights_json(&directory)?),
         Plan::Open { directory } => print(&open_json(&directory)?),
         Plan::Inspect { directory, limit_bytes_per_second } => {

@@ -11,7 +11,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use chainweb_backup::{Config, Depth, FILE_BYTES_MAX, FileConfig, Policy, chainweb, parse_file, require_no_tilde};
+use chainweb_backup::{
+    Config, Depth, FILE_BYTES_MAX, FileConfig, Policy, Settle, chainweb, parse_file, require_no_tilde,
+};
 use log::LevelFilter;
 
 use crate::args::{self, Child, Command, Common, Job, Limit, Serve, Typed};
@@ -50,6 +52,15 @@ pub enum Plan {
         log_level: LevelFilter,
         /// To be logged once at the start, each a whole sentence.
         warnings: Vec<String>,
+    },
+    /// Finish or undo a restore that was interrupted half done.
+    Settle {
+        /// The database directory.
+        to: PathBuf,
+        /// Which.
+        wanted: Settle,
+        /// The least important level that is logged.
+        log_level: LevelFilter,
     },
     /// Print the heights of a finished copy; for our own child process.
     Heights {
@@ -101,6 +112,8 @@ pub enum Action {
         copy: bool,
         /// Read every byte before.
         deep: bool,
+        /// Print what would be done, do nothing.
+        dry_run: Option<Output>,
     },
     /// Restore a backup into a scratch directory, and use it there.
     Drill {
@@ -131,6 +144,15 @@ pub enum Action {
         /// Whether it is protected.
         pinned: bool,
     },
+}
+
+/// How a result is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// As lines.
+    Text,
+    /// As JSON.
+    Json,
 }
 
 /// How to serve.
@@ -257,8 +279,19 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
             reading(typed.common, typed.limit, action)?
         }
         Command::Restore(typed) => {
-            let args::Restore { id, to, replace, copy, deep, limit, common } = typed;
-            reading(common, limit, Action::Restore { id, to, replace, copy, deep })?
+            let args::Restore { id, to, replace, copy, deep, dry_run, json, resume, undo, limit, common } = typed;
+            let output = match (dry_run, json) {
+                (false, _) => None,
+                (true, false) => Some(Output::Text),
+                (true, true) => Some(Output::Json),
+            };
+            match id {
+                Some(id) => reading(common, limit, Action::Restore { id, to, replace, copy, deep, dry_run: output })?,
+                None => {
+                    let wanted = if undo && !resume { Settle::Undo } else { Settle::Resume };
+                    Plan::Settle { to, wanted, log_level: settings(common, around)?.log_level }
+                }
+            }
         }
         Command::Drill(typed) => {
             let args::Drill { id, exec: command, exec_seconds, copy, limit, common } = typed;

@@ -136,9 +136,11 @@ fn what_is_done_with_finished_backups() {
         other => panic!("{line}: {other:?}"),
     };
     assert_eq!(action("verify latest --deep"), Action::Verify { id: "latest".into(), deep: true });
-    let restore = Action::Restore { id: "1".into(), to: "/n".into(), replace: true, copy: false, deep: false };
+    let restore =
+        Action::Restore { id: "1".into(), to: "/n".into(), replace: true, copy: false, deep: false, dry_run: None };
     assert_eq!(action("restore 1 --to /n --replace"), restore);
-    let copy = Action::Restore { id: "1".into(), to: "/n".into(), replace: false, copy: true, deep: true };
+    let copy =
+        Action::Restore { id: "1".into(), to: "/n".into(), replace: false, copy: true, deep: true, dry_run: None };
     assert_eq!(action("restore 1 --to /n --copy --deep"), copy);
     let limit = |line: &str, file: &str| match run(
         &format!("{line} --backup-directory /b --config-file f"),

@@ -1,0 +1,179 @@
+//! Brings the files of a backup into directories beside a database: links, clones or copies them, and makes them durable.
+//!
+//! Invariants: the files of the backup are only read. SSTs, which RocksDB never changes, are linked if the file system permits it
+//! and if they have the owner and mode that the target needs. Every file that a node writes to (WAL, MANIFEST, CURRENT, SQLite) is
+//! cloned or copied: a restored database never shares a writable file with its backup. Files have the modes that they have in the
+//! backup. The directories belong to the caller: their modes and their sync are its task.
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FileType;
+
+use crate::backups::sums;
+use crate::capture::rocksdb::live_directories::is_immutable;
+use crate::control::Control;
+use crate::disk::copy::{self, Copier};
+use crate::disk::nofollow;
+use crate::disk::unsynced::{Batch, Links};
+use crate::disk::{self, Owner};
+use crate::error::{Error, IoContext, Kind, Result};
+
+/// The bytes that must be left free on the target's file system.
+pub(crate) const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A directory of the backup, and an empty one that gets its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// The directory of the backup.
+    pub(crate) from: PathBuf,
+    /// The directory that is filled.
+    pub(crate) to: PathBuf,
+}
+
+/// How many files were brought, and how.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    /// Links to the backup's files.
+    pub(crate) linked_count: u64,
+    /// Cloned or copied.
+    pub(crate) copied_count: u64,
+}
+
+/// How files are brought.
+#[derive(Clone, Copy)]
+pub(crate) struct Filling<'a> {
+    /// Owner of the new files, limits.
+    pub(crate) copier: Copier<'a>,
+    /// Whether every byte is copied.
+    pub(crate) copy: bool,
+}
+
+/// A file to be restored.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Item {
+    from: PathBuf,
+    to: PathBuf,
+    /// Its size.
+    pub(crate) bytes: u64,
+    mode: u32,
+    /// Whether it may be a link to the backup's file, if the file system permits it.
+    pub(crate) may_link: bool,
+}
+
+impl Item {
+    /// The last part of its name; `None` if that is no UTF-8.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.to.file_name()?.to_str()
+    }
+}
+
+/// The files of one directory.
+pub(crate) fn list(part: &Part, copy: bool, owner: Option<Owner>) -> Result<Vec<Item>> {
+    let Part { from, to } = part;
+    let failed = || format!("cannot list {}", from.display());
+    let mut files = Vec::new();
+    for entry in nofollow::entries(from).context(failed)? {
+        let (name, stat) = entry.context(failed)?;
+        let (name, mode) = (PathBuf::from(name), stat.st_mode);
+        let text = name.to_string_lossy();
+        // The checksums belong to the backup, and are not restored.
+        if FileType::from_raw_mode(mode) != FileType::RegularFile || sums::is_ours(&text) {
+            continue;
+        }
+        let may_link = !copy && Owner::fits(owner, &stat) && mode & 0o200 != 0 && is_immutable(&text);
+        let bytes = stat.st_size.cast_unsigned();
+        files.push(Item { from: from.join(&name), to: to.join(&name), bytes, mode, may_link });
+    }
+    files.sort();
+    Ok(files)
+}
+
+impl Filling<'_> {
+    /// Fills the directories of `parts`, which exist, are empty and belong to us. Their files are durable when this returns, but not
+    /// yet the names in the directories.
+    pub(crate) fn fill(&self, parts: &[Part]) -> Result<Counts> {
+        let Copier { owner, control } = self.copier;
+        let lists = parts.iter().map(|part| list(part, self.copy, owner)).collect::<Result<Vec<_>>>()?;
+        let needed_bytes = |items: &[Item]| items.iter().filter(|i| !i.may_link).map(|i| i.bytes).sum::<u64>();
+        control.set_total(lists.iter().map(|items| needed_bytes(items)).sum());
+        let needs = parts.iter().zip(&lists).map(|(part, items)| (part.to.as_path(), needed_bytes(items)));
+        require_room(&needs.collect::<Vec<_>>())?;
+        let mut unsynced = Batch::default();
+        let mut counts = Counts::default();
+        let mut linked = Vec::new();
+        for file in lists.iter().flatten() {
+            control.check()?;
+            if self.bring(file, &mut unsynced)? {
+                counts.linked_count += 1;
+                linked.push(file.to.as_path());
+            } else {
+                counts.copied_count += 1;
+            }
+        }
+        unsynced.sync()?;
+        parts.iter().try_for_each(|part| sync_links(&part.to, &linked, control))?;
+        Ok(counts)
+    }
+
+    /// Links, clones or copies a file; returns whether it was linked.
+    fn bring(&self, Item { from, to, bytes, mode, may_link }: &Item, unsynced: &mut Batch) -> Result<bool> {
+        if *may_link && disk::link(from, to).is_ok() {
+            return Ok(true);
+        }
+        let file = nofollow::open_regular(from).context(|| format!("cannot open {}", from.display()))?;
+        let cloned = if self.copy { None } else { copy::clone(self.copier, file.as_fd(), to, &|| Ok(()))? };
+        let copied = match cloned {
+            Some(cloned) => cloned,
+            None => copy::copy_still(self.copier, &file, *bytes, to)?,
+        };
+        // A node must be able to write to it, even if its mode was changed in the backup.
+        copied.set_mode(mode | 0o600)?;
+        unsynced.add(copied).map(|()| false)
+    }
+}
+
+/// Makes the links to the backup's files durable: an operator may have brought the backup here a moment ago, by `rsync`.
+fn sync_links(directory: &Path, linked: &[&Path], control: &Control) -> Result<()> {
+    let mut of_directory = linked.iter().filter(|path| path.parent() == Some(directory)).peekable();
+    if of_directory.peek().is_none() {
+        return Ok(());
+    }
+    let mut links = Links::of(directory)?;
+    for name in of_directory.filter_map(|path| path.file_name().map(Path::new)) {
+        control.check()?;
+        links.sync(name)?;
+    }
+    links.finish()
+}
+
+/// The mode of a directory.
+pub(crate) fn mode_of(path: &Path) -> Result<u32> {
+    let directory = nofollow::open_directory(path).and_then(|directory| directory.metadata());
+    Ok(directory.context(|| format!("cannot look at {}", path.display()))?.mode())
+}
+
+/// Fails unless each file system has room for the bytes that come into its directories, and the reserve.
+pub(crate) fn require_room(needs: &[(&Path, u64)]) -> Result<()> {
+    let mut of_devices: Vec<(u64, &Path, u64)> = Vec::new();
+    for (path, bytes) in needs {
+        let device = path.metadata().context(|| format!("cannot look at {}", path.display()))?.dev();
+        match of_devices.iter_mut().find(|(of, _, _)| *of == device) {
+            Some((_, _, sum)) => *sum = sum.saturating_add(*bytes),
+            None => of_devices.push((device, path, *bytes)),
+        }
+    }
+    for (_, path, needed_bytes) in of_devices {
+        let (free_bytes, _) = disk::free_bytes(path)?;
+        if free_bytes < needed_bytes.saturating_add(RESERVE_BYTES) {
+            let context = format!(
+                "not enough space for a restore: it needs {needed_bytes} bytes, and {RESERVE_BYTES} must be left free; the file \
+                 system of {} has {free_bytes} free",
+                path.display()
+            );
+            return Err(Error::new(Kind::NoSpace, context));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! What a restore would do: looked at, never done.
+//!
+//! Invariant: nothing is written. A file that could be linked is counted as linked if the directory of the backup and the place of the
+//! new file are on the same mount; only a real restore finds out whether the file system permits links.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::backups::filling::{self, Part};
+use crate::backups::placement::{Placement, Way};
+use crate::backups::restore::{self, RestoreOptions};
+use crate::capture::source::resolve;
+use crate::chainweb::{COMPACTED_FLAG, DIRECTORIES};
+use crate::disk;
+use crate::disk::nofollow;
+use crate::error::{Error, IoContext, Result};
+use crate::format::layout::{self, WHOLE};
+
+/// What a restore would do.
+#[derive(Debug, Serialize)]
+pub struct Rehearsal {
+    /// The database directory that would get the backup.
+    pub database_directory: PathBuf,
+    /// How the new database would get its place.
+    pub way: Way,
+    /// Why it would not be exchanged as a whole.
+    pub below_because: Option<String>,
+    /// What would come into each directory.
+    pub parts: Vec<PartRehearsal>,
+    /// Whether there is a database that would be kept, and in which directories; a `<time>` in them is that of the restore.
+    pub kept_in: Vec<String>,
+    /// The flags that the node needs, beside its database directory.
+    pub flags: Vec<&'static str>,
+    /// What would make the restore fail.
+    #[serde(serialize_with = "as_text")]
+    pub obstacle: Option<Error>,
+}
+
+/// What would come into one directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PartRehearsal {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Files that would be links to the backup's.
+    pub linked_count: u64,
+    /// Of these files.
+    pub linked_bytes: u64,
+    /// Files that would be copied, or cloned.
+    pub copied_count: u64,
+    /// Of these files.
+    pub copied_bytes: u64,
+    /// Whether they would be cloned if the file system can do that: they would take no space then.
+    pub may_clone: bool,
+    /// The free bytes of the file system of the directory.
+    pub free_bytes: u64,
+}
+
+fn as_text<S: serde::Serializer>(obstacle: &Option<Error>, to: S) -> std::result::Result<S::Ok, S::Error> {
+    obstacle.as_ref().map(Error::chain).serialize(to)
+}
+
+/// Looks at what a restore of the backup in `backup` would do.
+pub(crate) fn rehearse(backup: &Path, options: RestoreOptions<'_>) -> Result<Rehearsal> {
+    let whole = backup.join(WHOLE);
+    let placement = Placement::of(&resolve(options.target)?)?;
+    let owner = restore::owner_of(&placement)?;
+    let mut parts = Vec::new();
+    let mut needs = Vec::new();
+    for (name, place) in DIRECTORIES.into_iter().zip([&placement.rocksdb, &placement.sqlite]) {
+        let from = whole.join(name);
+        if !nofollow::is_directory(&from).context(|| format!("cannot look at {}", from.display()))? {
+            continue;
+        }
+        // A new `0` is filled beside the old one.
+        let near = if placement.way() == Way::Whole { &placement.target } else { place };
+        let near = restore::nearest_directory(near)?.to_owned();
+        let part = Part { from, to: place.clone() };
+        let files = filling::list(&part, options.copy, owner)?;
+        let here = is_same_mount(&part.from, &near)?;
+        let is_linked = |item: &&filling::Item| here && item.may_link;
+        let bytes = |linked: bool| files.iter().filter(move |i| (here && i.may_link) == linked).map(|i| i.bytes).sum();
+        let linked_count = files.iter().filter(is_linked).count() as u64;
+        let copied_bytes = bytes(false);
+        parts.push(PartRehearsal {
+            directory: place.clone(),
+            linked_count,
+            linked_bytes: bytes(true),
+            copied_count: files.len() as u64 - linked_count,
+            copied_bytes,
+            may_clone: !options.copy && device(&part.from)? == device(&near)?,
+            free_bytes: disk::free_bytes(&near)?.0,
+        });
+        needs.push((near, copied_bytes));
+    }
+    let needs: Vec<(&Path, u64)> = needs.iter().map(|(path, bytes)| (path.as_path(), *bytes)).collect();
+    let obstacle = restore::require_free(&placement, options.replace)
+        .and_then(|()| restore::require_no_node(&placement.place))
+        .and_then(|()| filling::require_room(&needs));
+    Ok(Rehearsal {
+        database_directory: options.target.to_owned(),
+        way: placement.way(),
+        kept_in: if placement.is_occupied()? { kept_in(&placement) } else { Vec::new() },
+        below_because: placement.below_because,
+        parts,
+        flags: if restore::is_compacted(&whole)? { vec![COMPACTED_FLAG] } else { Vec::new() },
+        obstacle: obstacle.err(),
+    })
+}
+
+fn kept_in(placement: &Placement) -> Vec<String> {
+    let in_directory = |directory: &Path| directory.join(layout::replaced("<time>")).display().to_string();
+    match placement.way() {
+        Way::Whole => vec![in_directory(&placement.target)],
+        Way::Below => [&placement.rocksdb, &placement.sqlite].map(|directory| in_directory(directory)).to_vec(),
+    }
+}
+
+fn is_same_mount(a: &Path, b: &Path) -> Result<bool> {
+    let mount = |path: &Path| nofollow::mount_of(path).context(|| format!("cannot look at {}", path.display()));
+    Ok(mount(a)? == mount(b)?)
+}
+
+fn device(path: &Path) -> Result<u64> {
+    let meta = nofollow::look(path).and_then(|meta| meta.ok_or_else(|| io::ErrorKind::NotFound.into()));
+    Ok(meta.context(|| format!("cannot look at {}", path.display()))?.dev())
+}

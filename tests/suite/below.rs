@@ -1,0 +1,390 @@
+//! A restore one level below, into a `0` that cannot be exchanged as a whole: each operation fails once, also in pairs, and the process
+//! is killed before each one, also while it settles what a kill left. Afterwards the old or the new database is in place, all of it, or no
+//! node can open it; then it is finished or undone, and the other one is beside it or was never in place.
+//!
+//! A kill needs a process of its own: this test executable again, as [`child`].
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use chainweb_backup::gate::{self, Plan};
+use chainweb_backup::rocksdb::{DB, Options};
+use chainweb_backup::{
+    Control, Depth, Error, Kind, RestoreOptions, Service, Settle, Settled, Sources, Way, rehearse_restore,
+    require_no_half_restore, restore_backup, settle_restore,
+};
+use tempfile::TempDir;
+
+use crate::fixture::{Node, PACT, config, copy_tree, make_done, names, scratch, tree};
+
+/// Set for the child: what it does (`restore`, `resume`, `undo`), and the operation before which it dies.
+const CHILD: &str = "CHAINWEB_BACKUP_BELOW_CHILD";
+
+/// No restore of these has more operations.
+const MAX_GATES: u64 = 400;
+
+/// The files of a database with their content, by directory and name; without those that a refused node writes.
+type Files = BTreeMap<String, Vec<u8>>;
+
+fn files(place: &Path, below: &str) -> Files {
+    let mut found = Files::new();
+    for part in ["rocksDb", "sqlite"] {
+        let directory = place.join(part).join(below);
+        for name in if directory.is_dir() { names(&directory) } else { Vec::new() } {
+            let ours = name.starts_with('.') || name.contains(".later-");
+            if directory.join(&name).is_file() && !name.starts_with("LOG") && name != "LOCK" && !ours {
+                found.insert(format!("{part}/{name}"), fs::read(directory.join(&name)).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// A backup, and what a target is made from.
+struct Scene {
+    _scratch: TempDir,
+    root: PathBuf,
+    new: Files,
+    old: Files,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let scratch = scratch();
+        let root = scratch.path().to_owned();
+        let mut node = Node::create(&root, 2);
+        let id = make_done(&node.start(), PACT);
+        node.close();
+        let other = root.join("other");
+        fs::create_dir(&other).unwrap();
+        Node::create(&other, 3).close();
+        let new = files(&root.join("backups").join(id.as_str()).join("0"), "");
+        let old = files(&other.join("db/0"), "");
+        assert!(new.len() >= 6 && old.len() >= 6 && new.keys().any(|name| old.contains_key(name)));
+        Scene { _scratch: scratch, root, new, old }
+    }
+
+    fn target(&self) -> PathBuf {
+        self.root.join("target")
+    }
+
+    fn place(&self) -> PathBuf {
+        self.target().join("0")
+    }
+
+    /// The old database in a `0` that also has a directory of another kind.
+    fn prepare(&self) {
+        let _ = fs::remove_dir_all(self.target());
+        copy_tree(&self.root.join("other/db"), &self.target());
+        fs::create_dir_all(self.place().join("mine/deep")).unwrap();
+        fs::create_dir_all(self.place().join("sqlite/lost+found")).unwrap();
+    }
+
+    fn is_half(&self) -> bool {
+        require_no_half_restore(&self.target()).is_err_and(|e| e.kind() == Kind::Refused)
+    }
+
+    /// The directories beside the files in place that hold the old database.
+    fn kept(&self) -> usize {
+        let is_old = |name: &String| name.starts_with("0.bak-") && files(&self.place(), name) == self.old;
+        names(&self.place().join("rocksDb")).iter().filter(|name| is_old(name)).count()
+    }
+
+    /// Fails unless the new or the old database is in place; whether it is the new one. With that, the old one is kept.
+    fn is_new(&self, what: &str) -> bool {
+        let now = files(&self.place(), "");
+        assert!(self.place().join("mine/deep").is_dir() && self.place().join("sqlite/lost+found").is_dir(), "{what}");
+        if now == self.new {
+            assert_eq!(self.kept(), 1, "{what}: the old database is lost");
+            return true;
+        }
+        let names: Vec<&String> = now.keys().collect();
+        assert!(now == self.old, "{what}: it is mixed: {names:?}");
+        false
+    }
+
+    /// A database that is half exchanged: a node fails to open it, and changes none of its files.
+    fn refuse_node(&self, what: &str) {
+        let stem = |(path, text): (PathBuf, String)| (!path.to_string_lossy().contains("LOG")).then_some((path, text));
+        let look = || {
+            let all = tree(&self.place()).into_iter().filter_map(stem);
+            all.filter(|(path, _)| path.is_file() && !path.ends_with("LOCK")).collect::<BTreeMap<_, _>>()
+        };
+        let before = look();
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        let opened = DB::open(&options, self.place().join("rocksDb")).err().map(|e| e.to_string());
+        assert!(opened.as_ref().is_some_and(|e| e.contains("CURRENT")), "{what}: opened, {opened:?}");
+        assert_eq!(look(), before, "{what}");
+        let service = Service::start(config(&self.root.join("none")), Sources::directory(&self.target()));
+        let error = service.err().expect(what);
+        assert!(error.chain().contains("restore --resume --to"), "{what}: {}", error.chain());
+    }
+
+    /// Finishes, undoes or restores again, by turns.
+    fn settle(&self, turn: u64, what: &str) {
+        let half = self.is_half();
+        let is_new = match turn % 3 {
+            0 => (settle_restore(&self.target(), Settle::Resume).unwrap(), half.then_some(true)),
+            1 => (settle_restore(&self.target(), Settle::Undo).unwrap(), half.then_some(false)),
+            _ => {
+                self.restore().unwrap();
+                (Settled::New, Some(true))
+            }
+        };
+        let now = if turn % 3 == 2 { files(&self.place(), "") == self.new } else { self.is_new(what) };
+        if let Some(expected) = is_new.1 {
+            assert_eq!((now, is_new.0 == Settled::New), (expected, expected), "{what}");
+        }
+        assert!(self.kept() == usize::from(now) || turn % 3 == 2 && self.kept() == 1, "{what}: {}", self.kept());
+        self.is_tidy(what);
+    }
+
+    /// Fails if something of ours is left but for old databases.
+    fn is_tidy(&self, what: &str) {
+        for path in crate::fixture::paths(&self.target()) {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            assert!(!name.starts_with(".restor") && !name.ends_with(".tmp"), "{what}: {} is left", path.display());
+        }
+    }
+
+    fn options<'a>(&self, target: &'a Path) -> RestoreOptions<'a> {
+        RestoreOptions { target, replace: true, copy: false, depth: Depth::Quick, program: None }
+    }
+
+    fn restore(&self) -> Result<(), Error> {
+        restore(&self.root, &self.target())
+    }
+
+    /// Runs one command in a process of its own; whether it was killed.
+    fn killed(&self, command: &str, kill_at: u64) -> bool {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["below::child", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(CHILD, format!("{command};{kill_at}"))
+            .current_dir(&self.root)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success() || status.code().is_none(), "{command} {kill_at}: the child failed: {status}");
+        !status.success()
+    }
+}
+
+fn restore(root: &Path, target: &Path) -> Result<(), Error> {
+    let options = RestoreOptions { target, replace: true, copy: false, depth: Depth::Quick, program: None };
+    restore_backup(&root.join("backups"), "latest", options, &Control::default())
+        .map(|(_, restored)| assert_eq!(restored.way, Way::Below))
+}
+
+/// The child: does what its environment says in its working directory, or dies.
+#[test]
+#[ignore = "no test: another one runs it as a process of its own"]
+fn child() {
+    let text = std::env::var(CHILD).unwrap();
+    let root = std::env::current_dir().unwrap();
+    let (command, kill_at) = text.split_once(';').unwrap();
+    let target = root.join("target");
+    gate::arm(Plan { root: target.clone(), kill_at: Some(kill_at.parse().unwrap()), ..Plan::default() });
+    match command {
+        "resume" => drop(settle_restore(&target, Settle::Resume).unwrap()),
+        "undo" => drop(settle_restore(&target, Settle::Undo).unwrap()),
+        _ => restore(&root, &target).unwrap(),
+    }
+}
+
+#[test]
+fn a_rehearsal_tells_the_restore_and_writes_nothing() {
+    let scene = Scene::new();
+    scene.prepare();
+    let (target, backups) = (scene.target(), scene.root.join("backups"));
+    for copy in [false, true] {
+        let options = RestoreOptions { copy, ..scene.options(&target) };
+        let before = tree(&scene.root);
+        let (_, told) = rehearse_restore(&backups, "latest", options, &Control::default()).unwrap();
+        assert_eq!(tree(&scene.root), before);
+        assert!(told.way == Way::Below && told.obstacle.is_none() && told.kept_in.len() == 2, "{told:?}");
+        let (_, restored) = restore_backup(&backups, "latest", options, &Control::default()).unwrap();
+        let sum = |count: fn(&chainweb_backup::PartRehearsal) -> u64| told.parts.iter().map(count).sum::<u64>();
+        let counts = (sum(|part| part.linked_count), sum(|part| part.copied_count));
+        assert_eq!(counts, (restored.linked_count, restored.copied_count));
+        assert_eq!(counts.0 == 0, copy);
+    }
+    let options = RestoreOptions { replace: false, ..scene.options(&target) };
+    let (_, told) = rehearse_restore(&backups, "latest", options, &Control::default()).unwrap();
+    assert_eq!(told.obstacle.map(|e| e.kind()), Some(Kind::NotEmpty));
+}
+
+/// Each error, and each error followed by one of those after it.
+#[test]
+fn an_error_at_any_step_leaves_one_database_or_none_that_opens() {
+    let scene = Scene::new();
+    let (mut errors, mut pairs, mut half) = (0, 0, 0);
+    for first in 1..=MAX_GATES {
+        let mut reached = false;
+        for second in (first..=first + 12).step_by(if first % 2 == 0 { 3 } else { 4 }) {
+            scene.prepare();
+            gate::arm(Plan { root: scene.target(), fail_at: vec![first, second], ..Plan::default() });
+            let result = scene.restore();
+            let log = gate::disarm(&scene.target()).log;
+            reached |= log.len() as u64 >= first;
+            if (log.len() as u64) < second {
+                break;
+            }
+            let what = format!(
+                "errors at {first}, {second}: {:?}: {:?}",
+                log[first as usize - 1],
+                result.as_ref().err().map(Error::chain)
+            );
+            if second == first {
+                errors += 1
+            } else {
+                pairs += 1
+            }
+            if scene.is_half() {
+                half += 1;
+                assert!(second > first, "{what}: a single error is undone");
+                let error = result.expect_err(&what);
+                assert!(error.chain().contains("half done"), "{what}");
+                scene.refuse_node(&what);
+            } else {
+                scene.is_new(&what);
+            }
+            scene.settle(first + second, &what);
+        }
+        if !reached {
+            break;
+        }
+    }
+    println!("errors={errors} pairs={pairs} half={half}");
+    assert!(errors > 50 && pairs > 100 && half > 10);
+}
+
+/// The process is killed before each operation, and then before some operations of what settles that; the other way is taken last.
+#[test]
+fn a_kill_at_any_step_leaves_one_database_or_none_that_opens() {
+    let scene = Scene::new();
+    let (mut kills, mut half, mut later) = (0, 0, 0);
+    for kill_at in 1..=MAX_GATES {
+        scene.prepare();
+        if !scene.killed("restore", kill_at) {
+            assert!(scene.is_new("no kill"));
+            break;
+        }
+        kills += 1;
+        let what = format!("kill at {kill_at}");
+        if scene.is_half() {
+            half += 1;
+            scene.refuse_node(&what);
+            let crashed = scene.root.join("crashed");
+            let _ = fs::remove_dir_all(&crashed);
+            assert!(Command::new("cp").arg("-a").args([&scene.target(), &crashed]).status().unwrap().success());
+            for n in (1 + kill_at % 5..).step_by(5) {
+                let (command, last) = if n % 2 == 0 { ("resume", 1) } else { ("undo", 0) };
+                let what = format!("{what}, then {command} at {n}");
+                let _ = fs::remove_dir_all(scene.target());
+                fs::create_dir(scene.target()).unwrap();
+                // The inodes are those of the journal only if the directories are the same: renamed, and filled from a copy.
+                let _ = fs::remove_dir_all(scene.target());
+                assert!(Command::new("cp").arg("-a").args([&crashed, &scene.target()]).status().unwrap().success());
+                renumber(&scene.place());
+                if !scene.killed(command, n) {
+                    scene.is_new(&what);
+                    break;
+                }
+                later += 1;
+                if scene.is_half() {
+                    scene.refuse_node(&what);
+                } else {
+                    scene.is_new(&what);
+                }
+                scene.settle(last, &what);
+            }
+            let _ = fs::remove_dir_all(scene.target());
+            fs::rename(&crashed, scene.target()).unwrap();
+            renumber(&scene.place());
+        } else {
+            scene.is_new(&what);
+        }
+        scene.settle(kill_at, &what);
+    }
+    println!("kills={kills} half={half} later={later}");
+    assert!(kills > 50 && half > 20 && later > 50);
+}
+
+/// Writes the inodes of copied directories into a copied journal, and its seal.
+fn renumber(place: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let path = place.join("rocksDb/.restore-journal.json");
+    let mut journal: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    journal.as_object_mut().unwrap().remove("seal");
+    for directory in journal["directories"].as_array_mut().unwrap() {
+        let inode = place.join(directory["name"].as_str().unwrap()).metadata().unwrap().ino();
+        directory["inode"] = inode.into();
+    }
+    let text = serde_json::to_string_pretty(&journal).unwrap();
+    let content = text.strip_suffix("\n}").unwrap();
+    let seal = blake2b_simd::blake2b(content.as_bytes()).to_hex();
+    fs::write(path, format!("{content},\n  \"seal\": \"{seal}\"\n}}\n")).unwrap();
+}
+
+/// The volume of one directory is not mounted again, or the journal is damaged: nothing is changed.
+#[test]
+fn a_half_done_restore_is_settled_only_in_its_own_directories() {
+    let scene = Scene::new();
+    let mut tried = 0;
+    for kill_at in (1..=MAX_GATES).step_by(7) {
+        scene.prepare();
+        if !scene.killed("restore", kill_at) {
+            break;
+        }
+        if !scene.is_half() {
+            continue;
+        }
+        tried += 1;
+        let (sqlite, away) = (scene.place().join("sqlite"), scene.root.join("away"));
+        fs::rename(&sqlite, &away).unwrap();
+        fs::create_dir(&sqlite).unwrap();
+        for wanted in [Settle::Resume, Settle::Undo] {
+            let before = tree(&scene.target());
+            let error = settle_restore(&scene.target(), wanted).unwrap_err();
+            assert!(error.kind() == Kind::Refused && error.chain().contains("mount"), "{}", error.chain());
+            assert_eq!(tree(&scene.target()), before);
+        }
+        fs::remove_dir(&sqlite).unwrap();
+        fs::rename(&away, &sqlite).unwrap();
+        let journal = scene.place().join("rocksDb/.restore-journal.json");
+        let whole = fs::read(&journal).unwrap();
+        fs::write(&journal, &whole[..whole.len() / 2]).unwrap();
+        let error = scene.restore().unwrap_err();
+        assert!(error.kind() == Kind::Damaged && error.chain().contains("by hand"), "{}", error.chain());
+        fs::write(&journal, whole).unwrap();
+        scene.settle(kill_at, &format!("kill at {kill_at}"));
+    }
+    assert!(tried >= 2, "{tried}");
+}
+
+/// A link that the node's user may have planted is not followed by root.
+#[test]
+fn a_planted_link_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        return crate::fixture::skip("only root can give files away");
+    }
+    let scene = Scene::new();
+    for name in ["0", "0/rocksDb", "0/sqlite"] {
+        let _ = fs::remove_dir_all(scene.target());
+        fs::create_dir_all(scene.target().join(name).parent().unwrap()).unwrap();
+        let victim = scene.root.join("victim");
+        fs::create_dir_all(&victim).unwrap();
+        fs::write(victim.join("passwd"), "root").unwrap();
+        let link = scene.target().join(name);
+        std::os::unix::fs::symlink(&victim, &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(1234), Some(1234)).unwrap();
+        let before = tree(&scene.target());
+        let error = scene.restore().unwrap_err();
+        assert!(error.kind() == Kind::Refused && error.chain().contains("another user"), "{}", error.chain());
+        assert_eq!((tree(&scene.target()), names(&victim)), (before, vec!["passwd".to_owned()]));
+    }
+}
