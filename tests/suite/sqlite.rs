@@ -358,6 +358,35 @@ fn a_hot_journal_is_refused() {
 }
 
 #[test]
+fn a_wal_or_journal_that_sqlite_cannot_have_made_is_refused() {
+    let stage = Stage::new();
+    drop(open(&stage.database, &MANUAL).unwrap());
+    assert!(stage.copy(false).is_ok());
+    let makers: [fn(&Path); 3] = [
+        |path| symlink("/nowhere", path).unwrap(),
+        |path| fs::create_dir(path).unwrap(),
+        |path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+    ];
+    for suffix in ["-wal", "-shm", "-journal"] {
+        for make in makers {
+            let _ = fs::remove_file(stage.to());
+            let beside = stage.beside(suffix);
+            make(&beside);
+            let copies = [stage.copy(false).map(|_| ()), stage.raw_copy().map(|_| ())];
+            for copied in copies {
+                let (kind, message) = copied.unwrap_err();
+                assert_eq!(kind, Kind::Refused, "{suffix}: {message}");
+                assert!(message.contains(&format!("{} is not a regular file", beside.display())), "{message}");
+            }
+            if fs::remove_file(&beside).is_err() {
+                fs::remove_dir(&beside).unwrap();
+            }
+        }
+    }
+    assert!(stage.copy(false).is_ok());
+}
+
+#[test]
 fn what_is_no_database_is_refused() {
     let stage = Stage::new();
     let refused = |expected: Kind, words: &str| {

@@ -28,7 +28,7 @@ pub(crate) mod raw_copy;
 pub(crate) mod wal;
 
 use std::cell::Cell;
-use std::fs::{self, Metadata};
+use std::fs::Metadata;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -78,8 +78,9 @@ const PROGRESS_STEPS: i32 = 100_000;
 
 /// The bytes that a copy of this database needs at most: the size of the database and of its WAL.
 pub(crate) fn needed_bytes(database: &Path) -> Result<u64> {
-    let main = look(database)?.len();
-    Ok(main + fs::metadata(wal_of(database)).map_or(0, |m| m.len()))
+    let (main, wal) = (look(database)?.len(), wal_of(database));
+    let wal = nofollow::look(&wal).context(|| format!("cannot look at {}", wal.display()))?;
+    Ok(main + wal.map_or(0, |meta| meta.len()))
 }
 
 /// Copies one database to the new file `to`, synced. The copy has the content of one commit of the source, which was the last
@@ -153,6 +154,7 @@ fn pause(lost: &Lost, attempts: u32, database: &Path, control: &Control) -> Resu
 /// An attempt at a database that this process may have open.
 fn attempt_embedded(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burden) -> Attempt<Method> {
     require_content(database, &look(database)?)?;
+    require_plain_companions(database)?;
     match raw_copy::attempt(database, None, to, how, burden)? {
         Some(method) => Ok(method),
         None => online::copy(database, to, how).map(|()| Method::OnlineBackup),
@@ -162,6 +164,7 @@ fn attempt_embedded(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burd
 /// An attempt at a database of another process, or of none.
 fn attempt_foreign(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burden) -> Attempt<Method> {
     require_content(database, &look(database)?)?;
+    require_plain_companions(database)?;
     let file_system = rustix::fs::statfs(database).context(|| format!("cannot look at {}", database.display()))?;
     if let Some(name) = doubtful_name(&file_system) {
         let why = format!("it lies on {name}, whose files and locks may not be the node's; run beside the real disk");
@@ -256,6 +259,20 @@ fn require_content(database: &Path, meta: &Metadata) -> Result<()> {
         return Ok(());
     }
     Err(refused(database, "it is empty; remove it or let the node create it anew"))
+}
+
+/// Fails if a file beside the database cannot be one that SQLite made: a FIFO would hang, and a link that leads nowhere would seem
+/// to be no WAL at all.
+fn require_plain_companions(database: &Path) -> Result<()> {
+    for suffix in ["-wal", "-shm", "-journal"] {
+        let path = beside(database, suffix);
+        let found = nofollow::look(&path).context(|| format!("cannot look at {}", path.display()))?;
+        if found.is_some_and(|meta| !meta.is_file()) {
+            let why = format!("{} is not a regular file; stop the node and move it away", path.display());
+            return Err(refused(database, &why));
+        }
+    }
+    Ok(())
 }
 
 fn refused(database: &Path, why: &str) -> Error {
