@@ -15,6 +15,7 @@
 #   scripts/soak.sh live [N] [SCENARIO [WAY]]       N live copies under load, for each scenario, twice (100)
 #   scripts/soak.sh other-disk [N] [SEED]           N backups on another disk: node restores, blobs, ingestions, rot (500)
 #   scripts/soak.sh foreign [N] [SCENARIO...]       N live copies of writers of other RocksDB versions, for each (40)
+#   scripts/soak.sh places [N] [SEED]               N live copies of each layout: volumes, bind mount, links; kills; as root (200)
 #   scripts/soak.sh timing [SSTS]                   the live copy beside RocksDB's checkpoint and cp -al (8000)
 #   scripts/soak.sh untouched                       strace: what `make` does to the files of a node
 #
@@ -37,6 +38,7 @@ case ${1:-} in
   hostile) exec sh "$ROOT/tests/soak/run.sh" hostile "${2:-10000}" "${3:-$(date +%s)}" ;;
   clone-life) exec sh "$ROOT/tests/soak/run.sh" clone-life "${2:-60}" ;;
   other-disk) exec sh "$ROOT/tests/soak/run.sh" other-disk "${2:-500}" "${3:-$(date +%s)}" ;;
+  places) exec sh "$ROOT/tests/soak/places.sh" "${2:-200}" "${3:-$(date +%s)}" ;;
   live) shift && exec sh "$ROOT/tests/soak/run.sh" own "$@" ;;
   foreign | timing | untouched) exec sh "$ROOT/tests/soak/run.sh" "$@" ;;
 esac

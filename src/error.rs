@@ -73,6 +73,11 @@ impl Error {
         self.kind
     }
 
+    /// The kind of the operating system's error that is the direct cause, if one is.
+    pub(crate) fn io_kind(&self) -> Option<io::ErrorKind> {
+        self.source.as_ref()?.downcast_ref::<io::Error>().map(io::Error::kind)
+    }
+
     /// The whole chain in one line: `context: cause: cause of the cause`.
     pub fn chain(&self) -> String {
         let mut line = self.context.clone();

@@ -21,7 +21,7 @@
 //! capture   a source becomes a directory of synced files
 //!           in_use modes node_locks rocksdb::chain_cut rocksdb::child rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
 //!           rocksdb::live_directories rocksdb::live_files rocksdb::live_wals rocksdb::log_format rocksdb::mod
-//!           rocksdb::no_engine rocksdb::options_file rocksdb::version_edit source sqlite::attempt sqlite::fold sqlite::locks sqlite::mod
+//!           rocksdb::no_engine rocksdb::options_file rocksdb::pins rocksdb::version_edit source sqlite::attempt sqlite::fold sqlite::locks sqlite::mod
 //!           sqlite::online sqlite::raw_copy sqlite::wal
 //! backups   finished backups, and how one becomes finished
 //!           below catalog commit damage details drill drill_command filling journal operations placement recover rehearsal reread

@@ -30,10 +30,12 @@ pub(crate) fn keep(sources: &Sources, partial: &Path, manifest: &Manifest) -> Re
         }
     }
     // The directory that gives other users access comes last.
-    let directories = [(ROCKSDB, Some(rocksdb)), (SQLITE, Some(sqlite)), ("", rocksdb.parent())];
-    for (name, source) in directories {
+    // A node that keeps its databases elsewhere has no `0`.
+    let place = chainweb::place_in(&sources.database_directory);
+    let place = if place.is_dir() { &place } else { rocksdb };
+    for (name, source) in [(ROCKSDB, rocksdb), (SQLITE, sqlite), ("", place)] {
         let path = partial.join(name);
-        if let Some(mode) = source.and_then(mode_of).filter(|_| path.is_dir()) {
+        if let Some(mode) = mode_of(source).filter(|_| path.is_dir()) {
             permissions::set_of_directory(&path, mode)?;
         }
     }

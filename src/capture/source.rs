@@ -1,7 +1,15 @@
 //! The sources of a backup: the node's databases, and how we may access them.
 //!
-//! The sources are closed enums, so that one `match` shows every case. Invariant: nothing here changes a source.
+//! The sources are closed enums, so that one `match` shows every case.
+//!
+//! The operator may have put links on the way to the databases, and in place of `0` and the directories below it. A service
+//! resolves them once, at its start ([`Sources::resolved`]), and from then on uses only the paths without links: a link that the
+//! node's user plants later is not followed. Before each job they are resolved again, and if they lead elsewhere now, the job
+//! fails: its backup would be of a database that the node does not use any more.
+//!
+//! Invariant: nothing here changes a source.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
@@ -56,9 +64,11 @@ pub enum SqliteSource {
 /// The databases of one node.
 #[derive(Clone)]
 pub struct Sources {
-    /// The node's `--database-directory`, which holds `0`. If the backup directory is on another file system, our pin directory
-    /// is made here. The files that we create get the owner of this directory.
+    /// The node's `--database-directory`, which holds `0`. The files that we create get the owner of this directory.
     pub database_directory: PathBuf,
+    /// If the backup directory is on another mount: the directory, on RocksDB's mount, in which our pin directory is made. `None`
+    /// is the first of these in which that is possible: the database directory, its `0`.
+    pub pin_directory: Option<PathBuf>,
     /// The RocksDB.
     pub rocksdb: RocksSource,
     /// The Pact databases.
@@ -70,6 +80,7 @@ impl Sources {
     pub fn embedded(db: Arc<Db>, database_directory: &Path) -> Sources {
         Sources {
             database_directory: database_directory.to_owned(),
+            pin_directory: None,
             rocksdb: RocksSource::Handle(db),
             sqlite: SqliteSource::Embedded(chainweb::sqlite_in(database_directory)),
         }
@@ -79,9 +90,15 @@ impl Sources {
     pub fn directory(database_directory: &Path) -> Sources {
         Sources {
             database_directory: database_directory.to_owned(),
+            pin_directory: None,
             rocksdb: RocksSource::Directory(chainweb::rocksdb_in(database_directory)),
             sqlite: SqliteSource::Foreign(chainweb::sqlite_in(database_directory)),
         }
+    }
+
+    /// Whether there is a RocksDB in the `0` of this directory.
+    pub fn are_in(database_directory: &Path) -> bool {
+        chainweb::rocksdb_in(database_directory).join("CURRENT").is_file()
     }
 
     /// Fails with [`Kind::Usage`] if there is no RocksDB. The Pact databases may appear later, when the node first starts.
@@ -96,7 +113,8 @@ impl Sources {
             _ => {}
         }
         let context = format!(
-            "there is no RocksDB in {} (no file CURRENT); --database-directory must name the node's directory that holds {}",
+            "there is no RocksDB in {} (no file CURRENT); --database-directory must name the node's directory that holds {}, or \
+             --rocksdb-directory the RocksDB itself",
             rocksdb.display(),
             chainweb::path_of(ROCKSDB)
         );
@@ -118,14 +136,100 @@ impl Sources {
         Err(Error::new(Kind::Refused, context))
     }
 
-    /// Fails with [`Kind::Usage`] if a backup directory would lie in the directories of the node's files or in our pin
-    /// directory, also through links and mounts.
+    /// The same databases, by paths without links. What does not exist yet keeps its name.
+    pub(crate) fn resolved(&self) -> Result<Sources> {
+        Ok(Sources {
+            database_directory: resolve(&self.database_directory)?,
+            pin_directory: self.pin_directory.as_deref().map(resolve).transpose()?,
+            rocksdb: match &self.rocksdb {
+                RocksSource::Handle(db) => RocksSource::Handle(Arc::clone(db)),
+                RocksSource::Directory(path) => RocksSource::Directory(resolve(path)?),
+            },
+            sqlite: match &self.sqlite {
+                SqliteSource::Embedded(path) => SqliteSource::Embedded(resolve(path)?),
+                SqliteSource::Foreign(path) => SqliteSource::Foreign(resolve(path)?),
+            },
+        })
+    }
+
+    fn paths(&self) -> [&Path; 4] {
+        let directory = &self.database_directory;
+        [directory, self.rocksdb.path(), self.sqlite.path(), self.pin_directory.as_deref().unwrap_or(directory)]
+    }
+
+    /// Logs where links lead; `resolved` are these sources without links.
+    pub(crate) fn log_links(&self, resolved: &Sources) {
+        for (named, path) in self.paths().into_iter().zip(resolved.paths()).skip(1) {
+            if std::path::absolute(named).ok() != std::path::absolute(path).ok() {
+                log::info!("source directory={} leads_to={}", named.display(), path.display());
+            }
+        }
+    }
+
+    /// Fails with [`Kind::Refused`] if these sources, as they were named, are no longer those that they were at the start.
+    pub(crate) fn require_unmoved(&self, at_start: &Sources) -> Result<()> {
+        let now = self.resolved()?;
+        let moved =
+            now.paths().into_iter().zip(at_start.paths()).zip(self.paths()).find(|((now, then), _)| now != then);
+        let Some(((now, then), named)) = moved else { return Ok(()) };
+        let context = format!(
+            "{} led to {} at the start and leads to {} now: restart this program if the node uses the new place",
+            named.display(),
+            then.display(),
+            now.display()
+        );
+        Err(Error::new(Kind::Refused, context))
+    }
+
+    /// The directories in which the pin directory may be made, the first choice first; without links if these sources are
+    /// [resolved](Sources::resolved). Not the databases' own directories, unless one was named.
+    pub(crate) fn pin_places(&self) -> Result<Vec<PathBuf>> {
+        if let Some(named) = &self.pin_directory {
+            return Ok(vec![named.clone()]);
+        }
+        let databases = [resolve(self.rocksdb.path())?, resolve(self.sqlite.path())?];
+        let mut places = self.usual_pin_places()?;
+        places.retain(|place| !databases.iter().any(|database| place.starts_with(database)));
+        Ok(places)
+    }
+
+    fn usual_pin_places(&self) -> Result<Vec<PathBuf>> {
+        Ok(vec![resolve(&self.database_directory)?, resolve(&chainweb::place_in(&self.database_directory))?])
+    }
+
+    /// Whether a place for the pin directory is reached by a link that the owner of the database directory may have made, and
+    /// belongs to another user. There only the operator may have it made, by naming it.
+    pub(crate) fn is_linked_to_another_user(&self, place: &Path) -> Result<bool> {
+        let inside = place.starts_with(resolve(&self.database_directory)?);
+        if self.pin_directory.is_some() || inside {
+            return Ok(false);
+        }
+        let uid = |path: &Path| {
+            fs::metadata(path).map(|meta| meta.uid()).context(|| format!("cannot look at {}", path.display()))
+        };
+        Ok(uid(place)? != uid(&self.database_directory)?)
+    }
+
+    /// The directories in which an earlier configuration may have made a pin directory, and those of the present one.
+    pub(crate) fn all_pin_places(&self) -> Result<Vec<PathBuf>> {
+        let mut places = self.pin_places()?;
+        places.extend(self.usual_pin_places()?);
+        places.push(resolve(self.rocksdb.path())?);
+        let mut seen = HashSet::new();
+        places.retain(|place| seen.insert(place.clone()));
+        Ok(places)
+    }
+
+    /// Fails with [`Kind::Usage`] if a backup directory would be the database directory or its `0`, or would lie in a database's
+    /// directory or in our pin directory, also through links and mounts. Beside the databases in `0` it may lie.
     pub(crate) fn require_apart(&self, directory: &Path) -> Result<()> {
         let node = &self.database_directory;
-        let theirs = [&chainweb::place_in(node), &node.join(PIN_DIRECTORY), self.rocksdb.path(), self.sqlite.path()];
+        let place = chainweb::place_in(node);
+        let pins = self.all_pin_places()?.into_iter().map(|place| place.join(PIN_DIRECTORY));
+        let theirs = pins.chain([self.rocksdb.path().to_owned(), self.sqlite.path().to_owned()]);
         let resolved = resolve(directory)?;
-        let mut within = is_same(directory, node);
-        for own in theirs {
+        let mut within = [node, &place].iter().any(|own| is_same(directory, own)) || resolved == resolve(&place)?;
+        for own in &theirs.collect::<Vec<_>>() {
             // A directory that is also mounted elsewhere has another name; one that does not exist yet has only a name.
             within |= resolved.ancestors().any(|above| is_same(above, own)) || resolved.starts_with(resolve(own)?);
         }
@@ -254,17 +358,16 @@ impl SqliteSource {
         }
     }
 
-    /// The database files, `*.sqlite`, by chain; none if the directory does not exist.
-    #[expect(clippy::disallowed_methods, reason = "the operator may have put links on the way to the node's files")]
+    /// The database files, `*.sqlite`, by chain; none if the directory does not exist. Its path must have no links.
     pub(crate) fn databases(&self) -> Result<Vec<PathBuf>> {
         let directory = self.path();
         let failed = || format!("cannot list the Pact databases in {}", directory.display());
         let mut files = Vec::new();
-        match fs::read_dir(directory) {
+        match nofollow::entries(directory) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(files),
             entries => {
                 for entry in entries.context(failed)? {
-                    let path = entry.context(failed)?.path();
+                    let path = directory.join(entry.context(failed)?.0);
                     if chainweb::is_pact_database(&path) {
                         files.push(path);
                     }

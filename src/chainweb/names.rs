@@ -78,6 +78,12 @@ pub fn backups_in(database_directory: &Path) -> PathBuf {
     database_directory.join("backups")
 }
 
+/// The directory below which a node of this user keeps its databases by default, one directory for each version; `data_home` is
+/// `$XDG_DATA_HOME`.
+pub fn default_parent_in(data_home: &Path) -> PathBuf {
+    data_home.join("chainweb-node")
+}
+
 /// The database directory of a node by default, in the notation of a shell.
 pub fn default_database_directory(chainweb_version: &str) -> String {
     format!("~/.local/share/chainweb-node/{chainweb_version}")

@@ -31,8 +31,11 @@ const BACKUP_KEYS: &[&str] = &[
     "limitBytesPerSecond",
     "nodeVersion",
     "pactMethod",
+    "pinDirectory",
     "rereadPercent",
     "reserveBytes",
+    "rocksdbDirectory",
+    "sqliteDirectory",
     "stallSeconds",
     "sums",
     "verify",
@@ -86,6 +89,12 @@ pub struct FileConfig {
     pub api_enabled: Option<bool>,
     /// `backup.directory`
     pub backup_directory: Option<PathBuf>,
+    /// `backup.rocksdbDirectory`
+    pub rocksdb_directory: Option<PathBuf>,
+    /// `backup.sqliteDirectory`
+    pub sqlite_directory: Option<PathBuf>,
+    /// `backup.pinDirectory`
+    pub pin_directory: Option<PathBuf>,
     /// `backup.api.interface`; never the node's `serviceApi.interface`
     pub interface: Option<IpAddr>,
     /// `backup.api.port`; never the node's `serviceApi.port`
@@ -118,6 +127,9 @@ impl FileConfig {
             chainweb_version: self.chainweb_version.or(other.chainweb_version),
             api_enabled: self.api_enabled.or(other.api_enabled),
             backup_directory: self.backup_directory.or(other.backup_directory),
+            rocksdb_directory: self.rocksdb_directory.or(other.rocksdb_directory),
+            sqlite_directory: self.sqlite_directory.or(other.sqlite_directory),
+            pin_directory: self.pin_directory.or(other.pin_directory),
             interface: self.interface.or(other.interface),
             port: self.port.or(other.port),
             node_version: self.node_version.or(other.node_version),
@@ -184,6 +196,9 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
     };
     Ok(FileConfig {
         backup_directory: path(backup, &prefix, key::BACKUP_DIRECTORY)?,
+        rocksdb_directory: path(backup, &prefix, "rocksdbDirectory")?,
+        sqlite_directory: path(backup, &prefix, "sqliteDirectory")?,
+        pin_directory: path(backup, &prefix, "pinDirectory")?,
         node_version: name(backup, &prefix, "nodeVersion")?,
         pact_method: text(backup, &prefix, "pactMethod", Expected::Method, parse_pact_method)?,
         sums: text(backup, &prefix, "sums", Expected::Sums, parse_sums)?,

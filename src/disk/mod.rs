@@ -79,6 +79,11 @@ impl Owner {
         (file.st_uid, file.st_gid) == (wanted.uid, wanted.gid)
     }
 
+    /// Whether a directory of this user may be one that we made: it belongs to the process, or to the owner of our new files.
+    pub(crate) fn may_be_ours(owner: Option<Owner>, uid: u32) -> bool {
+        uid == rustix::process::geteuid().as_raw() || owner.is_some_and(|owner| owner.uid == uid)
+    }
+
     fn ids(self) -> (Option<Uid>, Option<Gid>) {
         (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
     }

@@ -6,7 +6,7 @@
 //! BACKUPS/<id>/0/rocksDb/BLAKE2SUMS  0/sqlite/BLAKE2SUMS
 //! TARGET/.restoring-<time>/  .restoring-<time>0/  .exchanging-<time>/  0.bak-<time>/
 //! TARGET/0/rocksDb/.restore-journal.json  .restoring-<time>/  0.bak-<time>/  and the last two in TARGET/0/sqlite/
-//! DATABASE/.chainweb-backup-pin/.lock
+//! PLACE/.chainweb-backup-pin/.lock         PLACE is the database directory, its `0`, or what --pin-directory names
 //! ```
 //! A file that is replaced atomically is first written beside it as `.<name>.tmp`, see `disk::replace`; after a crash the next
 //! writer of the file, or `recover`, removes that.
@@ -129,11 +129,11 @@ pub(crate) fn wal_pin(name: &str) -> String {
     format!("pin.{name}")
 }
 
-/// `DATABASE/.chainweb-backup-pin/`: links to files that are copied to another file system. Made by the first such backup,
-/// emptied by each such backup and at the start of a service.
+/// `PLACE/.chainweb-backup-pin/`: links to files that are copied to another file system, see `pins`. Made by the first such
+/// backup, emptied by each such backup and, in every place, at each start.
 pub(crate) const PIN_DIRECTORY: &str = ".chainweb-backup-pin";
 
-/// `DATABASE/.chainweb-backup-pin/.lock`: flock of the one backup that uses the directory. Made by the first, never removed.
+/// `PLACE/.chainweb-backup-pin/.lock`: flock of the one backup that uses the directory. Made by the first, never removed.
 pub(crate) const PINS_LOCK: &str = ".lock";
 
 /// `TARGET/.restoring-<time>/`: a restore that is not finished. After a crash the next restore removes it.

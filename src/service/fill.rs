@@ -20,7 +20,7 @@ use crate::backups::reread::Base;
 use crate::capture::modes;
 use crate::capture::rocksdb::chain_cut::{Cut, Standing, Tip};
 use crate::capture::rocksdb::engine;
-use crate::capture::rocksdb::live_directories::is_immutable;
+use crate::capture::rocksdb::live_directories::{can_link, is_immutable};
 use crate::capture::rocksdb::live_files;
 use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::capture::rocksdb::{self, Capture};
@@ -80,7 +80,7 @@ pub(crate) fn fill(backup: &mut Unfinished, making: &Making<'_>) -> Result<(Mani
 fn prepare(backup: &mut Unfinished, making: &Making<'_>, databases: &[PathBuf]) -> Result<Option<Base>> {
     let Making { sources, catalog, config, copier: Copier { control, .. }, started_ms } = *making;
     let partial = backup.partial();
-    let is_linked = rocksdb::can_link(sources.rocksdb.path(), &partial)?;
+    let is_linked = can_link(sources.rocksdb.path(), &partial)?;
     let mut base = if is_linked { None } else { Base::find(catalog)? };
     let live = base
         .as_ref()

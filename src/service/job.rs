@@ -110,7 +110,8 @@ fn make(shared: &Shared, mut backup: Unfinished, control: &Control) -> Ending {
 
 /// After an error the backup is unfinished.
 fn fill_and_commit(shared: &Shared, backup: &mut Unfinished, control: &Control) -> Result<()> {
-    let Shared { sources, catalog, config, .. } = shared;
+    let Shared { named, sources, catalog, config, .. } = shared;
+    named.require_unmoved(sources)?;
     let copier = Copier { owner: backup.owner(), control };
     let making = Making { sources, catalog, config, copier, started_ms: backup.record.started_ms };
     for may_repeat in [true, false] {

@@ -34,6 +34,7 @@ use crate::backups::catalog::Found;
 use crate::backups::details::Details;
 use crate::backups::recover;
 use crate::backups::verify;
+use crate::capture::rocksdb::pins;
 use crate::capture::source::{Sources, require_no_file};
 use crate::config::Config;
 use crate::control::Stop;
@@ -65,7 +66,8 @@ impl Service {
     /// When this returns, every job of an earlier process is terminal.
     ///
     /// # Errors
-    /// [`Kind::Usage`]: there is no RocksDB, or the backup directory lies among its files or in a backup. [`Kind::Busy`]:
+    /// [`Kind::Usage`]: there is no RocksDB, the backup directory lies among its files or in a backup, or the named pin directory is not
+    /// on its mount. [`Kind::Busy`]:
     /// another service has this backup directory. [`Kind::Io`]: the backup directory cannot be created or written. Each says
     /// what to do.
     pub fn start(config: Config, sources: Sources) -> Result<Service> {
@@ -85,6 +87,9 @@ impl Service {
         sources.validate()?;
         require_no_file(&config.backup_directory, "backup directory", "--backup-directory")?;
         sources.require_apart(&config.backup_directory)?;
+        pins::require_possible(&sources)?;
+        let (named, sources) = (sources.clone(), sources.resolved()?);
+        named.log_links(&sources);
         verify::require_possible(config.verify)?;
         let catalog = Catalog::open(&config.backup_directory, &sources.database_directory)?;
         let service_lock = match role {
@@ -109,7 +114,7 @@ impl Service {
         let counters = Counters::default();
         let limit = Arc::new(AtomicU64::new(config.limit_bytes_per_second.unwrap_or(0)));
         let (listings, watchers, state) = (Listings::default(), Watchers::start()?, Mutex::new(state));
-        let shared = Arc::new(Shared { config, sources, catalog, counters, listings, watchers, limit, state });
+        let shared = Arc::new(Shared { config, named, sources, catalog, counters, listings, watchers, limit, state });
         let worker = Arc::clone(&shared);
         let thread = Builder::new().name("backup".to_owned()).spawn(move || worker::work(&worker, &receiver));
         let thread = thread.context(|| "cannot start the backup thread".to_owned())?;

@@ -37,6 +37,9 @@ pub struct MakeRequest {
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    /// The sources as they were named.
+    pub(crate) named: Sources,
+    /// The same without links, as they were at the start.
     pub(crate) sources: Sources,
     pub(crate) catalog: Catalog,
     pub(crate) counters: Counters,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use crate::backups::sums;
-use crate::capture::rocksdb;
+use crate::capture::rocksdb::pins;
 use crate::control::{Control, Stop};
 use crate::disk::sys;
 use crate::error::Kind;
@@ -20,7 +20,7 @@ use crate::service::shared::{Request, Shared};
 /// Serves requests until the channel is closed and nothing is left to do.
 pub(crate) fn work(shared: &Arc<Shared>, requests: &Receiver<Request>) {
     sys::step_back();
-    if let Err(e) = rocksdb::clear_pins(&shared.sources) {
+    for e in pins::clear_left(&shared.sources) {
         log::warn!("pins not removed reason={:?}", e.chain());
     }
     shared.count_exclusive_bytes();

@@ -360,10 +360,12 @@ fn a_backup_directory_among_other_files_is_refused() {
         (below("0/rocksDb/b"), mine),
         (below("none/../0/b"), "after a directory that does not exist"),
         (below("0/none/../../b"), "after a directory that does not exist"),
-        (below("../db/./0/../0/b"), mine),
+        (below("../db/./0/../0/sqlite/b"), mine),
         (below(".chainweb-backup-pin/b"), mine),
+        (below("0/.chainweb-backup-pin/b"), mine),
+        (below("0/rocksDb/.chainweb-backup-pin"), mine),
         (by_link.clone(), mine),
-        (by_link.join("b/c"), mine),
+        (by_link.join("sqlite/c"), mine),
         (in_backup, "lies within a backup"),
     ] {
         let refused = Service::start(config(&place), node.embedded()).err().unwrap();
@@ -374,13 +376,17 @@ fn a_backup_directory_among_other_files_is_refused() {
     let other = node.root().join("other");
     fs::create_dir(&other).unwrap();
     symlink(below("0"), other.join("0")).unwrap();
-    for place in [other.join("0/b"), below("0/b"), below("0")] {
+    for place in [other.join("0/rocksDb/b"), below("0/rocksDb/b"), below("0")] {
         let refused = Service::start(config(&place), Sources::directory(&other)).err().unwrap();
         assert!(refused.kind() == Kind::Usage && refused.chain().contains(mine), "{place:?}: {}", refused.chain());
     }
     // A neighbour whose name begins like theirs is none of them, and not every backup.json is that of a backup.
     fs::write(node.root().join("backup.json"), "{}").unwrap();
     drop(Service::start(config(&below("0-backups/new")), node.embedded()).unwrap());
+    // Beside the databases, for a volume that is mounted at `0`.
+    let service = Service::start(config(&below("0/backups")), node.embedded()).unwrap();
+    let id = make_done(&service, ROCKSDB);
+    assert_eq!(whole(&below("0/backups").join(id.as_str())).0, BLOCKS);
 }
 
 #[test]

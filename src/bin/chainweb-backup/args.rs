@@ -98,7 +98,7 @@ pub(crate) enum Command {
 /// The flags of every command that reads or makes backups.
 #[derive(Args)]
 pub(crate) struct Common {
-    /// Database directory of the node, which contains `0`
+    /// Database directory of the node, which contains `0` [default: this user's node]
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub(crate) database_directory: Option<PathBuf>,
     /// Directory of the backups [default: <database-directory>/backups]
@@ -120,9 +120,25 @@ pub(crate) struct Limit {
     pub(crate) limit_bytes_per_second: Option<u64>,
 }
 
+/// Where the node keeps its databases, if not in the `0` of its database directory, and where links to them are made.
+#[derive(Args)]
+pub(crate) struct Places {
+    /// RocksDB of the node [default: <database-directory>/0/rocksDb]
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub(crate) rocksdb_directory: Option<PathBuf>,
+    /// Pact databases of the node [default: <database-directory>/0/sqlite]
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub(crate) sqlite_directory: Option<PathBuf>,
+    /// On RocksDB's mount, for links [default: <database-directory> or its `0`]
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub(crate) pin_directory: Option<PathBuf>,
+}
+
 /// How backups are made.
 #[derive(Args)]
 pub(crate) struct Job {
+    #[command(flatten)]
+    pub(crate) places: Places,
     /// Version in the URL prefix, like mainnet01 [default: any]
     #[arg(long, value_name = "NAME", value_parser = |t: &str| parse_name(t).map_err(|e| e.chain()))]
     pub(crate) chainweb_version: Option<String>,
@@ -376,7 +392,7 @@ pub(crate) enum Child {
 /// A command line, read.
 pub(crate) enum Typed {
     /// By a person or a script.
-    Person(Command),
+    Person(Box<Command>),
     /// By a process of this program.
     Program(Child),
 }
@@ -399,7 +415,7 @@ pub(crate) fn read(args: impl IntoIterator<Item = OsString>) -> Result<Typed, cl
     let command = args.get(1).map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
     let matches = program.try_get_matches_from_mut(args);
     let line = matches.and_then(|matches| Line::from_arg_matches(&matches));
-    line.map(|line| Typed::Person(line.command)).map_err(|e| with_tip(e, &command, &program))
+    line.map(|line| Typed::Person(Box::new(line.command))).map_err(|e| with_tip(e, &command, &program))
 }
 
 /// The command line with its command first, `serve` if there is none, and all flags after it in their order. Before

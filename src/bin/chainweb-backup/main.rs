@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod pages;
+mod places;
 mod plan;
 mod terminal;
 
@@ -15,11 +16,11 @@ use std::thread;
 use std::time::Duration;
 
 use chainweb_backup::{
-    Control, Details, Error, Kind, Listener, MakeRequest, Result, Service, Sources, Status, heights_json, open_json,
+    Control, Details, Error, Kind, Listener, MakeRequest, Result, Service, Status, heights_json, open_json,
     sweep_backups,
 };
 use log::LevelFilter;
-use plan::{Exit, MakePlan, Plan, ServePlan};
+use plan::{Around, Exit, MakePlan, Plan, ServePlan};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use terminal::{LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, say, size};
@@ -55,7 +56,12 @@ fn main() -> ExitCode {
 
 /// Reads command line, environment and configuration files as they are now.
 fn plan() -> std::result::Result<Plan, Exit> {
-    plan::parse(std::env::args_os(), &|name| std::env::var_os(name), &plan::read_file)
+    parse(&plan::read_file)
+}
+
+fn parse(read_file: &dyn Fn(&Path) -> io::Result<String>) -> std::result::Result<Plan, Exit> {
+    let (env, list_databases) = (&|name: &str| std::env::var_os(name), &places::list);
+    plan::parse(std::env::args_os(), &Around { env, read_file, list_databases })
 }
 
 fn code(exit_code: i32) -> ExitCode {
@@ -66,8 +72,8 @@ fn run(plan: Plan) -> Result<i32> {
     match plan {
         Plan::Serve(plan) => serve(plan),
         Plan::Make(plan) => make(plan),
-        Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings } => {
-            start_log(log_level, &warnings);
+        Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings, notes } => {
+            start_log(log_level, &warnings, &notes);
             let mut control = Control::with_limit(limit_bytes_per_second);
             if let Some(stall_limit) = stall_limit {
                 control = control.with_stall_limit(stall_limit);
@@ -75,7 +81,7 @@ fn run(plan: Plan) -> Result<i32> {
             commands::run(&backup_directory, action, &control)
         }
         Plan::Settle { to, wanted, log_level } => {
-            start_log(log_level, &[]);
+            start_log(log_level, &[], &[]);
             commands::settle(&to, wanted)
         }
         Plan::Heights { directory } => print(&heights_json(&directory)?),
@@ -86,16 +92,17 @@ fn run(plan: Plan) -> Result<i32> {
     }
 }
 
-fn start_log(level: LevelFilter, warnings: &[String]) {
+fn start_log(level: LevelFilter, warnings: &[String], notes: &[String]) {
     let config = simplelog::ConfigBuilder::new().set_time_level(LevelFilter::Off).build();
     simplelog::WriteLogger::init(level, config, LogOutput::default()).expect("this program sets its logger once");
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    notes.iter().for_each(|note| log::info!("{note}"));
 }
 
 fn serve(plan: ServePlan) -> Result<i32> {
-    start_log(plan.log_level, &plan.warnings);
+    start_log(plan.log_level, &plan.warnings, &plan.notes);
     let backup_directory = plan.config.backup_directory.clone();
-    let service = Arc::new(Service::start(plan.config, Sources::directory(&plan.database_directory))?);
+    let service = Arc::new(Service::start(plan.config, plan.node.sources())?);
     let listener = Listener::bind(&std::net::SocketAddr::new(plan.interface, plan.port).to_string())?;
     let address = listener.local_addr();
     mind_signals(&service, Some(listener.stopper()))?;
@@ -120,7 +127,7 @@ fn read_again(service: &Service) {
         let text = plan::read_file(path)?;
         if text.trim().is_empty() { Err(io::Error::other("it is empty")) } else { Ok(text) }
     };
-    match plan::parse(std::env::args_os(), &|name| std::env::var_os(name), &read_file) {
+    match parse(&read_file) {
         Ok(Plan::Serve(ServePlan { config, .. }) | Plan::Make(MakePlan { config, .. })) => {
             service.set_limit(config.limit_bytes_per_second);
             let limit = config.limit_bytes_per_second.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
@@ -178,9 +185,9 @@ fn write_address(path: &Path, address: &str) -> Result<()> {
 }
 
 fn make(plan: MakePlan) -> Result<i32> {
-    start_log(plan.log_level, &plan.warnings);
+    start_log(plan.log_level, &plan.warnings, &plan.notes);
     let backup_directory = plan.config.backup_directory.clone();
-    let service = Arc::new(Service::start_beside(plan.config, Sources::directory(&plan.database_directory))?);
+    let service = Arc::new(Service::start_beside(plan.config, plan.node.sources())?);
     mind_signals(&service, None)?;
     let id = service.make_backup(MakeRequest { backup_pact: plan.backup_pact })?;
     if let Err(e) = print(id.as_str()) {

@@ -18,6 +18,7 @@ use log::LevelFilter;
 
 use crate::args::{self, Child, Command, Common, Job, Limit, Serve, Typed};
 use crate::pages;
+use crate::places::{self, Found, Node};
 
 /// The default port of the service; the node's own is 1848.
 const PORT: u16 = 1849;
@@ -52,6 +53,8 @@ pub enum Plan {
         log_level: LevelFilter,
         /// To be logged once at the start, each a whole sentence.
         warnings: Vec<String>,
+        /// To be logged once at the start, as information.
+        notes: Vec<String>,
     },
     /// Finish or undo a restore that was interrupted half done.
     Settle {
@@ -158,8 +161,8 @@ pub enum Output {
 /// How to serve.
 #[derive(Debug, PartialEq)]
 pub struct ServePlan {
-    /// The node's database directory.
-    pub database_directory: PathBuf,
+    /// The node's databases.
+    pub node: Node,
     /// The configuration of the service.
     pub config: Config,
     /// The address to listen on.
@@ -172,13 +175,15 @@ pub struct ServePlan {
     pub log_level: LevelFilter,
     /// To be logged once at the start, each a whole sentence.
     pub warnings: Vec<String>,
+    /// To be logged once at the start, as information.
+    pub notes: Vec<String>,
 }
 
 /// How to make one backup.
 #[derive(Debug, PartialEq)]
 pub struct MakePlan {
-    /// The node's database directory.
-    pub database_directory: PathBuf,
+    /// The node's databases.
+    pub node: Node,
     /// The configuration of the service.
     pub config: Config,
     /// Whether the Pact databases are backed up too.
@@ -187,6 +192,8 @@ pub struct MakePlan {
     pub log_level: LevelFilter,
     /// To be logged once at the start, each a whole sentence.
     pub warnings: Vec<String>,
+    /// To be logged once at the start, as information.
+    pub notes: Vec<String>,
 }
 
 /// An end before any work: help, version or wrong usage.
@@ -201,18 +208,14 @@ pub struct Exit {
 }
 
 /// Decides what to do. `args` begins with the program's name, as in `std::env::args_os`.
-pub fn parse(
-    args: impl IntoIterator<Item = OsString>,
-    env: &dyn Fn(&str) -> Option<OsString>,
-    read_file: &dyn Fn(&Path) -> io::Result<String>,
-) -> Result<Plan, Exit> {
+pub fn parse(args: impl IntoIterator<Item = OsString>, around: &Around<'_>) -> Result<Plan, Exit> {
     let typed = args::read(args).map_err(|e| Exit {
         code: if e.use_stderr() { 2 } else { 0 },
         to_stdout: !e.use_stderr(),
         text: e.render().to_string(),
     })?;
     let command = match typed {
-        Typed::Person(command) => command,
+        Typed::Person(command) => *command,
         Typed::Program(Child::Heights { directory }) => return Ok(Plan::Heights { directory }),
         Typed::Program(Child::Open { directory }) => return Ok(Plan::Open { directory }),
         Typed::Program(Child::Inspect { directory, limit_bytes_per_second }) => {
@@ -220,7 +223,7 @@ pub fn parse(
             return Ok(Plan::Inspect { directory, limit_bytes_per_second });
         }
     };
-    plan(command, &Around { env, read_file })
+    plan(command, around)
 }
 
 /// Reads a configuration file for [`parse`]: UTF-8, and never more than the parser takes.
@@ -233,9 +236,13 @@ pub fn read_file(path: &Path) -> io::Result<String> {
 }
 
 /// What is read beside the command line.
-struct Around<'a> {
-    env: &'a dyn Fn(&str) -> Option<OsString>,
-    read_file: &'a dyn Fn(&Path) -> io::Result<String>,
+pub struct Around<'a> {
+    /// The value of an environment variable.
+    pub env: &'a dyn Fn(&str) -> Option<OsString>,
+    /// The text of a configuration file.
+    pub read_file: &'a dyn Fn(&Path) -> io::Result<String>,
+    /// The names of the node's database directories in a directory.
+    pub list_databases: &'a dyn Fn(&Path) -> Vec<String>,
 }
 
 impl Around<'_> {
@@ -267,9 +274,9 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
         Command::Serve(typed) => serve(typed, around)?,
         Command::Make(typed) => {
             let backup_pact = typed.backup_pact;
-            let made = settings(typed.common, around)?.service(typed.job, &typed.limit)?;
-            let Service { database_directory, config, log_level, warnings, .. } = made;
-            Plan::Make(MakePlan { database_directory, config, backup_pact, log_level, warnings })
+            let made = settings(typed.common, around)?.service(typed.job, &typed.limit, around)?;
+            let Service { node, config, log_level, warnings, notes, .. } = made;
+            Plan::Make(MakePlan { node, config, backup_pact, log_level, warnings, notes })
         }
         Command::List(typed) => manage(typed.common, Action::List { json: typed.json })?,
         Command::Check(typed) => manage(typed.common, Action::Check(typed.id))?,
@@ -333,6 +340,7 @@ struct Settings {
     /// All files as one. Its directories and warnings are taken already.
     file: FileConfig,
     warnings: Vec<String>,
+    notes: Vec<String>,
 }
 
 fn settings(common: Common, around: &Around) -> Result<Settings, String> {
@@ -354,47 +362,89 @@ fn settings(common: Common, around: &Around) -> Result<Settings, String> {
         .or_else(|| database_directory.as_deref().map(chainweb::backups_in));
     let log_level = common.log_level.unwrap_or(LevelFilter::Info);
     let warnings = std::mem::take(&mut file.warnings);
-    Ok(Settings { database_directory, backup_directory, log_level, file, warnings })
+    Ok(Settings { database_directory, backup_directory, log_level, file, warnings, notes: Vec::new() })
 }
 
 fn manage(common: Common, limit: Option<Limit>, action: Action, around: &Around) -> Result<Plan, String> {
     let mut settings = settings(common, around)?;
-    let backup_directory = settings.backup_directory.ok_or(
-        "no backup directory: name one with --backup-directory DIR, BACKUP_DIR or `backup.directory` in a \
-         --config-file, or name the node's with --database-directory DIR (its `backups` is the default)",
-    )?;
+    if settings.backup_directory.is_none() {
+        let named = settings.file.chainweb_version.clone();
+        settings.find(named.as_deref(), around).map_err(|why| {
+            format!(
+                "no backup directory: name one with --backup-directory DIR, BACKUP_DIR or `backup.directory` in a \
+                 --config-file, or name the node's with --database-directory DIR (its `backups` is the default; of the default \
+                 database directory, {why})"
+            )
+        })?;
+    }
     let limit_bytes_per_second =
         limit.and_then(|limit| limit.limit_bytes_per_second.or(settings.file.limit_bytes_per_second));
     settings.warnings.extend(limit_bytes_per_second.and_then(low_limit));
-    let Settings { log_level, warnings, file, .. } = settings;
-    let stall_limit = file.stall_limit;
-    Ok(Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings })
+    let Settings { backup_directory, log_level, warnings, notes, file, .. } = settings;
+    let (backup_directory, stall_limit) = (backup_directory.expect("it was named or found"), file.stall_limit);
+    Ok(Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings, notes })
 }
 
 /// What a service needs, to answer requests or to make one backup.
 struct Service {
-    database_directory: PathBuf,
+    node: Node,
     config: Config,
     log_level: LevelFilter,
     /// What only `serve` needs from the files.
     file: FileConfig,
     warnings: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl Settings {
-    fn service(self, job: Job, limit: &Limit) -> Result<Service, String> {
-        let Settings { log_level, mut file, mut warnings, .. } = self;
-        let chainweb_version = job.chainweb_version.or(file.chainweb_version.take());
-        let (Some(database_directory), Some(backup_directory)) = (self.database_directory, self.backup_directory)
-        else {
-            let version = chainweb_version.as_deref().unwrap_or(chainweb::DEFAULT_VERSION);
-            return Err(format!(
-                "no database directory: name the node's with --database-directory DIR, or `{}` in a --config-file (a \
-                 node without that setting uses {})",
-                chainweb::key::DATABASE_DIRECTORY,
-                chainweb::default_database_directory(version)
-            ));
-        };
+    /// Takes the default database directory, and its `backups` if no backup directory was named. Returns its version.
+    fn find(&mut self, version: Option<&str>, around: &Around) -> Result<String, String> {
+        let Found { database_directory, version } =
+            places::find(version, &|name| around.env(name), around.list_databases)?;
+        self.notes.push(format!("using the default database directory {}", database_directory.display()));
+        self.backup_directory.get_or_insert_with(|| chainweb::backups_in(&database_directory));
+        self.database_directory = Some(database_directory);
+        Ok(version)
+    }
+
+    /// The node's directories. Looks for the default database directory only if nothing names the databases; then it names the
+    /// version, too, unless that is configured.
+    fn node(&mut self, typed: args::Places, version: &mut Option<String>, around: &Around) -> Result<Node, String> {
+        let rocksdb_directory = typed.rocksdb_directory.or(self.file.rocksdb_directory.take());
+        let sqlite_directory = typed.sqlite_directory.or(self.file.sqlite_directory.take());
+        let pin_directory = typed.pin_directory.or(self.file.pin_directory.take());
+        if self.database_directory.is_none() {
+            match (&rocksdb_directory, &sqlite_directory) {
+                (Some(rocksdb), Some(_)) => {
+                    let parent = rocksdb.parent().filter(|parent| !parent.as_os_str().is_empty());
+                    self.database_directory = Some(parent.unwrap_or(Path::new(".")).to_owned());
+                }
+                (Some(_), None) => {
+                    let remedy = "name the Pact databases with --sqlite-directory DIR, too";
+                    return Err(format!(
+                        "no database directory: {remedy}, or the node's with --database-directory DIR"
+                    ));
+                }
+                (None, _) => {
+                    let found = self
+                        .find(version.as_deref(), around)
+                        .map_err(|why| no_database_directory(version.as_deref(), &why))?;
+                    version.get_or_insert(found);
+                }
+            }
+        }
+        let database_directory = self.database_directory.clone().expect("it was named or found");
+        Ok(Node { database_directory, rocksdb_directory, sqlite_directory, pin_directory })
+    }
+
+    fn service(mut self, job: Job, limit: &Limit, around: &Around) -> Result<Service, String> {
+        let mut chainweb_version = job.chainweb_version.or(self.file.chainweb_version.take());
+        let node = self.node(job.places, &mut chainweb_version, around)?;
+        let Settings { backup_directory, log_level, mut file, mut warnings, notes, .. } = self;
+        let backup_directory = backup_directory.ok_or(
+            "no backup directory: name one with --backup-directory DIR, BACKUP_DIR or `backup.directory` in a --config-file (the \
+             default lies in the database directory, which is not named)",
+        )?;
         let limit_bytes_per_second = limit.limit_bytes_per_second.or(file.limit_bytes_per_second);
         let mut config = Config {
             chainweb_version,
@@ -410,13 +460,23 @@ impl Settings {
         warnings.extend(limit_bytes_per_second.and_then(low_limit));
         config.reread_percent = job.reread_percent.or(file.reread_percent).unwrap_or(config.reread_percent);
         config.stall_limit = job.stall_seconds.or(file.stall_limit).unwrap_or(config.stall_limit);
-        Ok(Service { database_directory, config, log_level, file, warnings })
+        Ok(Service { node, config, log_level, file, warnings, notes })
     }
 }
 
+/// The error if no database directory was named, and `why` none was found.
+fn no_database_directory(version: Option<&str>, why: &str) -> String {
+    format!(
+        "no database directory: name the node's with --database-directory DIR, or `{}` in a --config-file (a node without that \
+         setting uses {}; {why})",
+        chainweb::key::DATABASE_DIRECTORY,
+        chainweb::default_database_directory(version.unwrap_or(chainweb::DEFAULT_VERSION))
+    )
+}
+
 fn serve(typed: Serve, around: &Around) -> Result<Plan, String> {
-    let service = settings(typed.common, around)?.service(typed.job, &typed.limit)?;
-    let Service { database_directory, mut config, log_level, file, mut warnings } = service;
+    let service = settings(typed.common, around)?.service(typed.job, &typed.limit, around)?;
+    let Service { node, mut config, log_level, file, mut warnings, notes } = service;
     let from_flag = (typed.enable_backup_api || typed.disable_backup_api).then_some(typed.enable_backup_api);
     // Read even if a flag decides: a wrong value is a mistake in any case.
     let from_env = around.env("ENABLE_BACKUP_API").map(|value| truth("ENABLE_BACKUP_API", &value)).transpose()?;
@@ -432,13 +492,14 @@ fn serve(typed: Serve, around: &Around) -> Result<Plan, String> {
         warnings.push(format!("listening on {interface}: every process that reaches this port can start backups"));
     }
     Ok(Plan::Serve(ServePlan {
-        database_directory,
+        node,
         config,
         interface,
         port: typed.service_port.or(file.port).unwrap_or(PORT),
         address_file: typed.address_file,
         log_level,
         warnings,
+        notes,
     }))
 }
 

@@ -18,12 +18,12 @@ use rustix::process::{Flock, FlockType};
 
 use crate::capture::rocksdb::options_file::{MAX_TEXT_BYTES, is_options};
 use crate::capture::rocksdb::version_edit::LiveFile;
-use crate::capture::source::doubtful_name;
+use crate::capture::source::{doubtful_name, resolve};
 use crate::disk;
 use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::format::layout::wal_pin;
+use crate::format::layout::{PROBE, wal_pin};
 
 /// The result of linking a live file.
 pub(crate) enum Pin {
@@ -68,9 +68,8 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn at(path: &Path) -> Result<Source> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(path, flags, Mode::empty()).context(|| not_readable(path))?;
-        Ok(Source { path: path.to_owned(), directory })
+        let directory = nofollow::open_directory(path).context(|| not_readable(path))?;
+        Ok(Source { path: path.to_owned(), directory: directory.into() })
     }
 
     pub(crate) fn refused(&self, why: &str) -> Error {
@@ -361,9 +360,22 @@ pub(crate) fn is_immutable(name: &str) -> bool {
     name.ends_with(".sst") || name.ends_with(".blob")
 }
 
+/// Whether hard links from the database's directory to `directory` work.
+pub(crate) fn can_link(database: &Path, directory: &Path) -> Result<bool> {
+    let probe = directory.join(PROBE);
+    disk::remove_file(&probe)?;
+    let database = &resolve(database)?;
+    match disk::link(&database.join("CURRENT"), &probe) {
+        Ok(()) => disk::remove_file(&probe).map(|()| true),
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(not_permitted(database, e)),
+        Err(e) => Err(Error::io(format!("cannot link a file of {}", database.display()), e)),
+    }
+}
+
 /// The error for EPERM and EACCES on a link: with `fs.protected_hardlinks` only the owner of a file, or a user who may write to
 /// it, may link it.
-pub(crate) fn not_permitted(database: &Path, cause: io::Error) -> Error {
+fn not_permitted(database: &Path, cause: io::Error) -> Error {
     let context = format!(
         "the files of {} may not be linked by this user (fs.protected_hardlinks); run as the node's user or as root",
         database.display()

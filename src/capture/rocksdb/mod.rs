@@ -2,8 +2,8 @@
 //!
 //! - **Checkpoint** of the node's own open handle, by `engine`. It links every SST and copies the rest. RocksDB would
 //!   copy across file systems by itself, but without cancel, space check or progress. So if the backup directory is on
-//!   another file system, the checkpoint is made in the pin directory, a sibling of the node's `0`, and our own engine
-//!   copies from there and removes each pin as soon as it is copied.
+//!   another file system, the checkpoint is made in the pin directory (see `pins`), and our own engine copies from there and
+//!   removes each pin as soon as it is copied.
 //! - **Directory**: the live copy of `live_copy`, which needs no RocksDB.
 //! - **Heights** and every block of a finished copy are read in a child process if a program for it is given.
 //!
@@ -20,9 +20,9 @@ pub(crate) mod live_files;
 pub(crate) mod live_wals;
 pub(crate) mod log_format;
 pub(crate) mod options_file;
+pub(crate) mod pins;
 pub(crate) mod version_edit;
 
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,19 +31,18 @@ use crate::capture::rocksdb::chain_cut::{Heights, Tip};
 use crate::capture::rocksdb::child::Question;
 use crate::capture::rocksdb::earlier_backup::{Bringing, Brought, Earlier};
 use crate::capture::rocksdb::engine::Db;
-use crate::capture::rocksdb::live_directories::{is_immutable, not_permitted, total_bytes as directory_bytes};
-use crate::capture::source::{RocksSource, Sources, SqliteSource, resolve};
+use crate::capture::rocksdb::live_directories::{can_link, is_immutable, total_bytes as directory_bytes};
+use crate::capture::rocksdb::pins::Pins;
+use crate::capture::source::{RocksSource, Sources, SqliteSource};
 use crate::capture::sqlite;
-use crate::chainweb::{ROCKSDB, SQLITE, chain_of};
+use crate::chainweb::{SQLITE, chain_of};
 use crate::control::Control;
+use crate::disk;
 use crate::disk::copy::{self, Copier};
-use crate::disk::lock::Lock;
 use crate::disk::nofollow;
 use crate::disk::unsynced::{Batch, Unsynced};
-use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Inspected;
-use crate::format::layout::{PIN_DIRECTORY, PINS_LOCK, PROBE};
 
 /// How long the child that reads the heights may take; replaying a large WAL takes seconds.
 const HEIGHTS_TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -87,19 +86,6 @@ impl Capture {
     }
 }
 
-/// Whether hard links from the database's directory to `directory` work.
-pub(crate) fn can_link(database: &Path, directory: &Path) -> Result<bool> {
-    let probe = directory.join(PROBE);
-    disk::remove_file(&probe)?;
-    let database = &resolve(database)?;
-    match disk::link(&database.join("CURRENT"), &probe) {
-        Ok(()) => disk::remove_file(&probe).map(|()| true),
-        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => Ok(false),
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(not_permitted(database, e)),
-        Err(e) => Err(Error::io(format!("cannot link a file of {}", database.display()), e)),
-    }
-}
-
 /// The size of the whole database: the bytes that a copy needs if files cannot be linked.
 pub(crate) fn total_bytes(source: &RocksSource) -> Result<u64> {
     match source {
@@ -135,7 +121,7 @@ pub(crate) fn capture(sources: &Sources, to: &Path, earlier: Option<&Earlier>, c
         }
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
-            let copied = copy_pinned(db, &pins.directory.join(ROCKSDB), to, earlier, copier);
+            let copied = copy_pinned(db, &pins.rocksdb(), to, earlier, copier);
             // Even if the copy failed: the pins keep files on the disk that the node deletes.
             let cleared = pins.clear();
             let (brought, unsynced) = copied?;
@@ -147,7 +133,7 @@ pub(crate) fn capture(sources: &Sources, to: &Path, earlier: Option<&Earlier>, c
         }
         RocksSource::Directory(database) => {
             let pins = Pins::take(sources)?;
-            let pinned = pins.directory.join(ROCKSDB);
+            let pinned = pins.rocksdb();
             disk::ensure_private_dir(&pinned, copier.owner)?;
             let copied = live_copy::copy(database, to, &pinned, earlier, copier);
             // Even if the copy failed: the pins keep files on the disk that the node deletes.
@@ -184,38 +170,6 @@ fn copy_pinned(
         disk::remove_file(&from)?;
     }
     Ok((brought, unsynced))
-}
-
-/// Removes the pins that a crash left. They are links, which take no space until the node deletes their files.
-pub(crate) fn clear_pins(sources: &Sources) -> Result<()> {
-    let directory = resolve(&sources.database_directory)?.join(PIN_DIRECTORY);
-    let found = nofollow::look(&directory).context(|| format!("cannot look at {}", directory.display()))?;
-    if found.is_some() { Pins::take(sources)?.clear() } else { Ok(()) }
-}
-
-/// The pin directory, locked and empty.
-struct Pins {
-    directory: PathBuf,
-    _lock: Lock,
-}
-
-impl Pins {
-    fn take(sources: &Sources) -> Result<Pins> {
-        let directory = resolve(&sources.database_directory)?.join(PIN_DIRECTORY);
-        let owner = Owner::following(&sources.database_directory)?;
-        disk::ensure_private_dir(&directory, owner)?;
-        let lock = Lock::try_take(&directory.join(PINS_LOCK), owner)?.ok_or_else(|| {
-            Error::new(Kind::Busy, format!("another backup uses {}; try again when it is done", directory.display()))
-        })?;
-        let pins = Pins { directory, _lock: lock };
-        pins.clear()?;
-        Ok(pins)
-    }
-
-    fn clear(&self) -> Result<()> {
-        disk::remove_tree(&self.directory.join(ROCKSDB), &|| true)?;
-        disk::remove_tree(&self.directory.join(format!("{ROCKSDB}.tmp")), &|| true).map(|_| ())
-    }
 }
 
 /// The names in a directory that are `wanted`, sorted.

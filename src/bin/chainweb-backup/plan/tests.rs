@@ -15,9 +15,14 @@ const TOP: &str =
 fn run(line: &str, env: &[(&str, &str)], files: &[(&str, &str)]) -> Result<Plan, Exit> {
     let args = ["chainweb-backup"].into_iter().chain(line.split_whitespace()).map(OsString::from);
     let look = |list: &[(&str, &str)], name: &str| list.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string());
-    parse(args, &|name| look(env, name).map(OsString::from), &|path| {
-        look(files, &path.to_string_lossy()).ok_or_else(|| io::ErrorKind::NotFound.into())
-    })
+    let env = |name: &str| look(env, name).map(OsString::from);
+    let read_file = |path: &Path| look(files, &path.to_string_lossy()).ok_or_else(|| io::ErrorKind::NotFound.into());
+    // The file that has the name of a directory lists the databases in it.
+    let list_databases = |parent: &Path| {
+        let names = look(files, &parent.to_string_lossy()).unwrap_or_default();
+        names.split_whitespace().map(str::to_owned).collect()
+    };
+    parse(args, &Around { env: &env, read_file: &read_file, list_databases: &list_databases })
 }
 
 fn serve(line: &str, env: &[(&str, &str)], files: &[(&str, &str)]) -> ServePlan {
@@ -80,7 +85,7 @@ fn flag_before_environment_before_later_file_before_earlier_file() {
     let plan = serve(both, &[], files);
     assert_eq!((plan.port, plan.interface.to_string().as_str()), (7, "::1"));
     assert_eq!(
-        (plan.database_directory.as_path(), plan.config.chainweb_version.as_deref()),
+        (plan.node.database_directory.as_path(), plan.config.chainweb_version.as_deref()),
         (Path::new("/file"), Some("v2"))
     );
     let flags = "--service-port 0 --service-interface * --database-directory /flag --chainweb-version f \
@@ -88,7 +93,7 @@ fn flag_before_environment_before_later_file_before_earlier_file() {
     let plan = serve(&format!("{both} {flags} --enable-backup-api"), &[], files);
     assert_eq!((plan.port, plan.interface, plan.log_level), (0, Ipv4Addr::UNSPECIFIED.into(), LevelFilter::Debug));
     assert_eq!(
-        (plan.database_directory.as_path(), plan.config.chainweb_version.as_deref()),
+        (plan.node.database_directory.as_path(), plan.config.chainweb_version.as_deref()),
         (Path::new("/flag"), Some("f"))
     );
     assert_eq!((plan.config.node_version.as_deref(), plan.config.reserve_bytes), (Some("2.31"), Some(2048)));
@@ -115,11 +120,13 @@ fn the_other_commands() {
         stall_limit: None,
         log_level,
         warnings: Vec::new(),
+        notes: Vec::new(),
     };
     assert_eq!(run("list --json", env, &[]), Ok(list));
     let action = Action::Check("17".into());
-    let (limit_bytes_per_second, stall_limit) = (None, None);
-    let check = Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings };
+    let (limit_bytes_per_second, stall_limit, notes) = (None, None, Vec::new());
+    let check =
+        Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings, notes };
     assert_eq!(run("check 17 --config-file f", env, &[("f", "{}")]), Ok(check));
     // A child of these commands may be as silent as that of a job.
     let stalled = run("verify --deep 17 --config-file f", env, &[("f", "backup:\n  stallSeconds: 7\n")]);
@@ -192,7 +199,7 @@ fn help_and_version_are_no_errors() {
     for line in ["--version", "-V", "--database-directory /d --version"] {
         assert_eq!(shown(line), format!("chainweb-backup {}\n", env!("CARGO_PKG_VERSION")), "{line}");
     }
-    assert_eq!(commands().len(), 15);
+    assert_eq!(commands().len(), 16);
     for command in commands() {
         assert!(page.lines().any(|line| line.starts_with(&format!("  {command} "))), "{command} is not in the help");
     }
@@ -288,7 +295,7 @@ fn flags_before_and_after_the_command_add_up() {
     };
     let both = make("--config-file 1 make --config-file 2 --config-file 3");
     assert_eq!(
-        (both.database_directory.as_path(), both.config.backup_directory.as_path()),
+        (both.node.database_directory.as_path(), both.config.backup_directory.as_path()),
         (Path::new("/1"), Path::new("/b2"))
     );
     assert_eq!((both.config.node_version.as_deref(), both.config.sums), (Some("v1"), chainweb_backup::Sums::None));
@@ -309,7 +316,7 @@ fn flags_before_and_after_the_command_add_up() {
 #[test]
 fn the_command_is_found_among_flags() {
     // A value that is the name of a command is a value.
-    assert_eq!(serve("--database-directory make", &[], &[]).database_directory, Path::new("make"));
+    assert_eq!(serve("--database-directory make", &[], &[]).node.database_directory, Path::new("make"));
     assert_eq!(
         serve("--address-file list --database-directory make serve", &[], &[]).address_file,
         Some("list".into())
@@ -321,7 +328,11 @@ fn the_command_is_found_among_flags() {
     wrong("--databse-directory /d", &[], &[], &["similar argument exists: '--database-directory'"]);
     wrong("--databse-directory /d make", &[], &[], &["'--databse-directory'", "Usage: chainweb-backup make"]);
     wrong("--backup-pakt make", &[], &[], &["similar argument exists: '--backup-pact'", "Usage: chainweb-backup make"]);
-    assert_eq!(parse([], &|_| None, &|_| Ok(String::new())).map_err(|exit| exit.code), Err(2));
+    assert_eq!(
+        parse([], &Around { env: &|_| None, read_file: &|_| Ok(String::new()), list_databases: &|_| Vec::new() })
+            .map_err(|exit| exit.code),
+        Err(2)
+    );
     // A flag has a value in all commands or in none, else it could not stand before the command.
     let flags = |command: &clap::Command| -> Vec<(String, bool)> {
         let flag = |arg: &clap::Arg| Some((arg.get_long()?.to_owned(), arg.get_action().takes_values()));
@@ -329,14 +340,19 @@ fn the_command_is_found_among_flags() {
     };
     let all: BTreeSet<(String, bool)> = program().get_subcommands().flat_map(flags).collect();
     let names: BTreeSet<&String> = all.iter().map(|(flag, _)| flag).collect();
-    assert_eq!((all.len(), names.len()), (28, 28));
+    assert_eq!((all.len(), names.len()), (33, 33));
 }
 
 #[test]
 fn a_flag_of_another_command_names_both() {
     let line = "--service-port 1 list --backup-directory b";
     wrong(line, &[], &[], &["unexpected argument '--service-port'", "belongs to 'serve', not to 'list'"]);
-    wrong("--limit-bytes-per-second=1 prune", &[], &[], &["'serve' and 'make' and 'verify' and 'restore' and 'sum'"]);
+    wrong(
+        "--limit-bytes-per-second=1 prune",
+        &[],
+        &[],
+        &["'serve' and 'make' and 'verify' and 'restore' and 'drill' and 'sum'"],
+    );
     // Every pair of a command and a flag that it does not have.
     for flag in program().get_subcommands().flat_map(clap::Command::get_arguments) {
         let Some(long) = flag.get_long() else { continue };
@@ -400,6 +416,67 @@ fn wrong_usage_is_exit_code_2_with_the_remedy() {
     wrong("list", &[("BACKUP_DIR", "~/backups")], &[], &["BACKUP_DIR", "`~/backups` begins with ~"]);
     let tilde = &[("f", "databaseDirectory: /d\nbackup: {directory: ~/backups}")];
     wrong("--config-file f", &[], tilde, &["f: key `backup.directory`", "`~/backups` begins with ~"]);
-    assert_eq!(serve("--database-directory ./~d", &[], &[]).database_directory, Path::new("./~d"));
+    assert_eq!(serve("--database-directory ./~d", &[], &[]).node.database_directory, Path::new("./~d"));
     wrong("list --config-file f", &[], bad, &["f: unknown key `backup.direcotry`", "did you mean `directory`?"]);
+}
+
+#[test]
+fn the_default_database_directory() {
+    let (home, xdg) = (("HOME", "/home/n"), ("XDG_DATA_HOME", "/x"));
+    let (below_home, below_xdg) = ("/home/n/.local/share/chainweb-node", "/x/chainweb-node");
+    let one = &[(below_home, "mainnet01"), (below_xdg, "testnet04"), ("f", "{}")];
+    let found = |line: &str, env: &[_], files: &[_]| {
+        let plan = serve(line, env, files);
+        let version = plan.config.chainweb_version.expect("that of the directory");
+        (plan.node.database_directory, version, plan.config.backup_directory, plan.notes)
+    };
+    let at = |parent: &str, version: &str| {
+        let directory = Path::new(parent).join(version);
+        let note = format!("using the default database directory {}", directory.display());
+        (directory.clone(), version.to_owned(), directory.join("backups"), vec![note])
+    };
+    assert_eq!(found("", &[home], one), at(below_home, "mainnet01"));
+    assert_eq!(found("--config-file f", &[home, xdg], one), at(below_xdg, "testnet04"));
+    assert_eq!(found("", &[home, ("XDG_DATA_HOME", "relative")], one), at(below_home, "mainnet01"));
+    // The configured version decides among several, and is never another.
+    let two = &[(below_home, "testnet04 mainnet01")];
+    assert_eq!(found("--chainweb-version testnet04", &[home], two), at(below_home, "testnet04"));
+    wrong("", &[home], two, &["no database directory", below_home, "has several: mainnet01, testnet04"]);
+    wrong("--chainweb-version stoa", &[home], two, &["none of stoa, but mainnet01, testnet04"]);
+    wrong("", &[home], &[], &["--database-directory", below_home, "has none"]);
+    wrong("make", &[], two, &["neither HOME nor XDG_DATA_HOME"]);
+    // Whatever is named is not looked for.
+    assert_eq!(serve("--database-directory /d", &[home], one).notes, [""; 0]);
+    assert_eq!(serve("--database-directory /d", &[home], one).config.chainweb_version, None);
+    let Ok(Plan::Manage { backup_directory, notes, .. }) = run("list", &[home], one) else { panic!("list") };
+    assert_eq!((backup_directory, notes.len()), (Path::new(below_home).join("mainnet01/backups"), 1));
+    wrong("list", &[home], two, &["no backup directory", "has several"]);
+}
+
+#[test]
+fn databases_elsewhere() {
+    let node = |line: &str, files: &[_]| serve(line, &[("HOME", "/home/n")], files).node;
+    let all = "--rocksdb-directory /r --sqlite-directory /s --pin-directory /p";
+    let plan = node(&format!("{all} --database-directory /d"), &[]);
+    let sources = plan.sources();
+    assert_eq!((sources.rocksdb.path(), sources.sqlite.path()), (Path::new("/r"), Path::new("/s")));
+    assert_eq!(
+        (sources.pin_directory.as_deref(), plan.database_directory.as_path()),
+        (Some(Path::new("/p")), Path::new("/d"))
+    );
+    let file = &[("f", "databaseDirectory: /d\nbackup: {rocksdbDirectory: /r, sqliteDirectory: /s, pinDirectory: /p}")];
+    assert_eq!(node("--config-file f", file), plan);
+    assert_eq!(node("--config-file f --pin-directory /q", file).pin_directory.as_deref(), Some(Path::new("/q")));
+    let usual = node("--database-directory /d", &[]).sources();
+    assert_eq!((usual.rocksdb.path(), usual.sqlite.path()), (Path::new("/d/0/rocksDb"), Path::new("/d/0/sqlite")));
+    // Both together need no database directory, but then there is no default for the backups.
+    assert_eq!(node(&format!("{all} --backup-directory /b"), &[]).database_directory, Path::new("/"));
+    assert_eq!(
+        node("--rocksdb-directory r --sqlite-directory s --backup-directory /b", &[]).database_directory,
+        Path::new(".")
+    );
+    wrong(all, &[], &[], &["no backup directory", "--backup-directory"]);
+    wrong("--rocksdb-directory /r --backup-directory /b", &[], &[], &["--sqlite-directory"]);
+    wrong("--sqlite-directory /s --backup-directory /b", &[], &[], &["no database directory"]);
+    wrong("list --rocksdb-directory /r", &[], &[], &["--rocksdb-directory belongs to 'serve' and 'make'"]);
 }
