@@ -209,13 +209,13 @@ one_cut() {
   unmount_all
   umount pool 2>/dev/null
   rm -rf "$target" && mkdir -p "$target"
-  prepare_pool && for part in rocksDb sqlite; do truncate -s 500M "pool/$part.img" && "mkfs.$kind" -q "pool/$part.img"; done &&
+  prepare_pool && for part in rocksDb sqlite; do truncate -s 500M "pool/$part.img" && "mkfs.$kind" -q "pool/$part.img" >volume.log 2>&1; done &&
     mount_disks || { skip "cut $round" 'no pool' && return; }
   old_in && sync
   chainweb-backup restore --backup-directory node/backups latest --to "$target" --replace >killed.out 2>killed.err </dev/null &
   pid=$! pids=$! tries=0
   until [ -e "$target/0/rocksDb/.restore-journal.json" ] || [ "$tries" -ge 200000 ]; do tries=$((tries + 1)); done
-  sleep "$(awk -v at="$1" 'BEGIN { printf "%.4f", at * 0.15 }')"
+  sleep "$(awk -v at="$1" 'BEGIN { printf "%.4f", at * 0.06 }')"
   xfs_io -x -c shutdown pool >cut.log 2>&1 || problem "no shutdown: $(cat cut.log)"
   stop KILL
   for at in $mounted pool; do
