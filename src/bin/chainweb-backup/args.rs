@@ -285,7 +285,7 @@ pub(crate) struct Drill {
     /// Identifier of a backup, or latest, the newest good one
     #[arg(value_name = ID, value_parser = id())]
     pub(crate) id: String,
-    /// Run this command on the restored databases, with {directory} for their database directory; the last option
+    /// Run this, with {directory} for the restored database directory; last option
     #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true)]
     pub(crate) exec: Vec<OsString>,
     /// End the command after N seconds; the drill has failed then [default: 3600]

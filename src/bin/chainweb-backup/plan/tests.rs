@@ -174,7 +174,7 @@ fn what_is_done_with_finished_backups() {
     wrong("prune --backup-directory b --keep-last 0", &[], &[], &["prune needs a rule"]);
     wrong("restore 1 --backup-directory b", &[], &[], &["--to <DIR>"]);
     wrong("delete --backup-directory b", &[], &[], &["delete needs the ID"]);
-    wrong("verify 1 --backup-directory b --dry-run", &[], &[], &["--dry-run belongs to 'prune'"]);
+    wrong("verify 1 --backup-directory b --dry-run", &[], &[], &["--dry-run belongs to 'restore' and 'prune'"]);
 }
 
 /// What a command line prints instead of doing something.
@@ -340,7 +340,7 @@ fn the_command_is_found_among_flags() {
     };
     let all: BTreeSet<(String, bool)> = program().get_subcommands().flat_map(flags).collect();
     let names: BTreeSet<&String> = all.iter().map(|(flag, _)| flag).collect();
-    assert_eq!((all.len(), names.len()), (33, 33));
+    assert_eq!((all.len(), names.len()), (35, 35));
 }
 
 #[test]
@@ -389,7 +389,12 @@ fn wrong_usage_is_exit_code_2_with_the_remedy() {
             wrong(&format!("{command} {flag}"), &[], &[], &["belongs to 'serve', not to"]);
         }
     }
-    wrong("--json", &[], &[], &["--json belongs to 'list', not to 'serve' (the command when none is given)"]);
+    wrong(
+        "--json",
+        &[],
+        &[],
+        &["--json belongs to 'list' and 'restore', not to 'serve' (the command when none is given)"],
+    );
     wrong("list --reserve-bytes 1", &[], &[], &["belongs to 'serve' and 'make'"]);
     wrong(
         "--database-directory /d",
