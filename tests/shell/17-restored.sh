@@ -40,7 +40,7 @@ entries() {
 blocks() {
   for database in "$1"/0/sqlite/*.sqlite; do
     chain=${database##*-} chain=${chain%.sqlite}
-    sqlite3 "$database" "SELECT '0x' || hex('-BlockHeader-$chain\$') || printf('%016X', blockheight) || hex(hash)
+    sqlite3 "$database" "SELECT '0x' || hex('-BlockHeader/$chain/header\$') || printf('%016X', blockheight) || hex(hash)
       FROM BlockHistory"
   done | sort
 }

@@ -1,185 +1,207 @@
-//! The data model: hashes, blocks, payloads and cuts, and how new ones are made. No I/O.
+//! Blocks and cuts, and how new ones are made. No I/O.
 //!
-//! Invariants: a block's hash is BLAKE2b-256 over (chain, height, parent, payload hash) and a payload's hash is
-//! BLAKE2b-256 over its bytes, so a block fixes everything before it. Height 0 is the genesis and has the parent
-//! [`Hash::ZERO`]. A payload is a list of writes with consecutive txids, so Pact's tables are a function of its blocks.
+//! Invariants: a block of height h has its parent, and one on each adjacent chain, at h−1. Its weight is the number of blocks
+//! below it, as each has the easiest target. A genesis is a function of the network and the chain, so a node can write it again
+//! at each start, as the real one does.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use crate::contract::{self, Effect, Genesis, State};
+use crate::hash::{Hash, base64, from_base64, sha};
+use crate::header::{EASIEST, Header, wide};
+use crate::network::Network;
+use crate::payload::{Part, Payload};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fmt;
 
-/// The most chains a Chainweb graph of this kind has.
-pub const MAX_CHAINS: u8 = 97;
-/// Distinct row keys per chain: few enough that rows get newer versions, as accounts do.
-const ACCOUNTS_COUNT: u32 = 1000;
-/// Rows of one payload are at most this long, so a large payload has many rows.
-const MAX_ROW_BYTES: usize = 4096;
-/// Shorter rows would not tell two payloads apart.
-const MIN_ROW_BYTES: usize = 16;
+/// The time of the first blocks, in microseconds.
+const GENESIS_TIME_US: u64 = 1_700_000_000_000_000;
 
-/// A BLAKE2b-256 hash; hexadecimal where it is text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Hash([u8; 32]);
-
-impl Hash {
-    /// The parent of every genesis block.
-    pub const ZERO: Hash = Hash([0; 32]);
-
-    /// The hash of the parts one after the other; callers keep the parts unambiguous.
-    pub fn of(parts: &[&[u8]]) -> Hash {
-        let mut state = blake2b_simd::Params::new().hash_length(32).to_state();
-        for part in parts {
-            state.update(part);
-        }
-        Hash(state.finalize().as_bytes().try_into().expect("the hash length is set to 32 above"))
-    }
-
-    /// A stored hash; `None` where the length is wrong.
-    pub fn from_slice(bytes: &[u8]) -> Option<Hash> {
-        bytes.try_into().ok().map(Hash)
-    }
-
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Display for Hash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl Serialize for Hash {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Hash {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Hash, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let mut bytes = [0; 32];
-        if text.len() != 64 || !text.bytes().all(|c| c.is_ascii_hexdigit()) {
-            return Err(de::Error::custom("not a hash of 64 hexadecimal digits"));
-        }
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(de::Error::custom)?;
-        }
-        Ok(Hash(bytes))
-    }
-}
-
-/// A block without its payload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Header {
-    pub height: u64,
-    pub chain: u8,
-    pub parent: Hash,
-    pub payload: Hash,
-    pub hash: Hash,
-}
-
-impl Header {
-    fn new(chain: u8, height: u64, parent: Hash, payload: Hash) -> Header {
-        let hash = Hash::of(&[&[chain], &height.to_be_bytes(), parent.as_bytes(), payload.as_bytes()]);
-        Header { height, chain, parent, payload, hash }
-    }
-
-    /// Whether the hash fits the rest.
-    pub fn is_sound(&self) -> bool {
-        *self == Header::new(self.chain, self.height, self.parent, self.payload)
-    }
-}
-
-/// What a block does to Pact: row `i` of `writes` is written with the txid `txid + i`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Payload {
-    pub txid: u64,
-    pub writes: Vec<Write>,
-}
-
-impl Payload {
-    /// The first txid of the next block.
-    pub fn ending_txid(&self) -> u64 {
-        self.txid + self.writes.len() as u64
-    }
-
-    /// The writes with their txids, in order.
-    pub fn numbered(&self) -> impl Iterator<Item = (u64, &Write)> {
-        (self.txid..).zip(&self.writes)
-    }
-}
-
-/// One new version of one row of the user table.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Write {
-    pub key: String,
-    pub data: String,
-}
-
-impl Write {
-    /// The hash under which the transaction index knows the transaction that made this write.
-    pub fn tx_hash(&self, txid: u64) -> Hash {
-        Hash::of(&[&txid.to_be_bytes(), self.key.as_bytes(), b"\0", self.data.as_bytes()])
-    }
-}
-
-/// A block with its payload, decoded and as stored.
+/// A block with its payload and what it does to Pact.
 #[derive(Debug)]
 pub struct Block {
     pub header: Header,
     pub payload: Payload,
-    pub payload_json: Vec<u8>,
+    pub effect: Effect,
 }
 
-/// The newest block of one chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A block by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tip {
     pub height: u64,
     pub hash: Hash,
 }
 
-/// The newest block of every chain. `height` is that of the highest chain, `weight` the sum over all chains.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+impl Header {
+    pub fn tip(&self) -> Tip {
+        Tip { height: self.height, hash: self.hash }
+    }
+
+    /// The name of the parent; of a genesis it names nothing.
+    pub fn parent_tip(&self) -> Tip {
+        Tip { height: self.height.saturating_sub(1), hash: self.parent }
+    }
+
+    fn of(network: &Network, chain: u32, height: u64) -> Header {
+        Header {
+            flags: 0,
+            time_us: GENESIS_TIME_US,
+            parent: network.genesis_parent(chain),
+            adjacents: vec![],
+            target: EASIEST,
+            payload: Hash([0; 32]),
+            chain,
+            weight: wide(height - network.genesis_height(chain)),
+            height,
+            version: network.code,
+            epoch_us: GENESIS_TIME_US,
+            nonce: 0,
+            hash: Hash([0; 32]),
+        }
+    }
+
+    fn sealed(mut self, payload: &Payload) -> Header {
+        self.payload = payload.roots().payload;
+        self.hash = self.computed_hash();
+        self
+    }
+}
+
+/// The first block of a chain.
+pub fn genesis(network: &Network, chain: u32) -> Block {
+    let height = network.genesis_height(chain);
+    let transactions = contract::genesis_transactions();
+    let effect = contract::execute(&transactions, State::default(), Genesis::Yes).expect("there is no transaction");
+    let payload = contract::payload(transactions, &effect);
+    let neighbours = network.neighbours(chain, height);
+    let adjacents = neighbours.into_iter().map(|other| (other, network.genesis_parent(other))).collect();
+    let header = Header { adjacents, ..Header::of(network, chain, height) }.sealed(&payload);
+    Block { header, payload, effect }
+}
+
+/// Where a new block goes.
+pub struct Place<'a> {
+    pub network: &'a Network,
+    pub parent: &'a Header,
+    /// The blocks of the parent's height on the adjacent chains, ascending by chain.
+    pub adjacents: Vec<(u32, Hash)>,
+    pub state: State,
+}
+
+/// A new block of these transactions.
+pub fn new_block(rng: &mut fastrand::Rng, place: Place<'_>, transactions: Part) -> Block {
+    let Place { network, parent, adjacents, state } = place;
+    let effect = contract::execute(&transactions, state, Genesis::No).expect("the transactions are ours");
+    let payload = contract::payload(transactions, &effect);
+    let header = Header {
+        // About 30 seconds a block, as the real ones.
+        time_us: parent.time_us + rng.u64(1..60_000_000),
+        parent: parent.hash,
+        adjacents,
+        nonce: rng.u64(..),
+        ..Header::of(network, parent.chain, parent.height + 1)
+    }
+    .sealed(&payload);
+    Block { header, payload, effect }
+}
+
+/// The newest block of every chain. `height` and `weight` are sums over the chains.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
     pub height: u64,
-    pub weight: u64,
-    pub hashes: BTreeMap<u8, Tip>,
+    pub weight: [u8; 32],
+    pub id: Hash,
+    pub instance: String,
+    pub tips: BTreeMap<u32, Tip>,
 }
 
 impl Cut {
     /// The cut over these tips.
-    pub fn new(hashes: BTreeMap<u8, Tip>) -> Cut {
-        let height = hashes.values().map(|tip| tip.height).max().unwrap_or(0);
-        let weight = hashes.values().map(|tip| tip.height).sum();
-        Cut { height, weight, hashes }
+    pub fn new(network: &Network, tips: BTreeMap<u32, Tip>) -> Cut {
+        let height = tips.values().map(|tip| tip.height).sum();
+        let weight = tips.iter().map(|(chain, tip)| tip.height.saturating_sub(network.genesis_height(*chain))).sum();
+        let hashes: Vec<&[u8]> = tips.values().map(|tip| tip.hash.as_bytes()).collect();
+        Cut { height, weight: wide(weight), id: sha(&hashes), instance: network.name.clone(), tips }
     }
 
-    /// The hash in the cut's key.
-    pub fn hash(&self) -> Hash {
-        let tips: Vec<&[u8]> = self.hashes.values().map(|tip| tip.hash.as_bytes()).collect();
-        Hash::of(&tips)
+    /// The height of the highest block.
+    pub fn top(&self) -> u64 {
+        self.tips.values().map(|tip| tip.height).max().unwrap_or(0)
+    }
+
+    /// The key without its table: sum of heights, weight, id.
+    pub fn key(&self) -> Vec<u8> {
+        let mut weight = self.weight;
+        weight.reverse();
+        [&self.height.to_be_bytes()[..], &weight, &self.id.0].concat()
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let named = |(chain, tip): (&u32, &Tip)| {
+            (chain.to_string(), json!({ "height": tip.height, "hash": tip.hash.to_string() }))
+        };
+        let hashes: serde_json::Map<String, Value> = self.tips.iter().map(named).collect();
+        let cut = json!({
+            "hashes": hashes, "origin": null, "weight": base64(&self.weight), "height": self.height,
+            "instance": self.instance, "id": self.id.to_string(),
+        });
+        cut.to_string().into_bytes()
+    }
+
+    /// From such JSON. That its sums are right is not looked at.
+    pub fn decode(bytes: &[u8]) -> Option<Cut> {
+        let cut: Value = serde_json::from_slice(bytes).ok()?;
+        let hash = |value: &Value| Hash::from_text(value.as_str()?);
+        let tip = |(chain, tip): (&String, &Value)| {
+            let tip = Tip { height: tip["height"].as_u64()?, hash: hash(&tip["hash"])? };
+            Some((chain.parse::<u32>().ok()?, tip))
+        };
+        Some(Cut {
+            height: cut["height"].as_u64()?,
+            weight: from_base64(cut["weight"].as_str()?)?.try_into().ok()?,
+            id: hash(&cut["id"])?,
+            instance: cut["instance"].as_str()?.to_owned(),
+            tips: cut["hashes"].as_object()?.iter().map(tip).collect::<Option<_>>()?,
+        })
     }
 }
 
-/// A new block of about `payload_bytes` on `parent` (none: the genesis), whose first txid is `txid`.
-pub fn new_block(rng: &mut fastrand::Rng, chain: u8, parent: Option<Tip>, txid: u64, payload_bytes: usize) -> Block {
-    let row_bytes = (payload_bytes / 4).clamp(MIN_ROW_BYTES, MAX_ROW_BYTES);
-    let row_count = (payload_bytes / row_bytes).max(1);
-    let writes = (0..row_count).map(|_| new_write(rng, row_bytes)).collect();
-    let payload = Payload { txid, writes };
-    let payload_json = serde_json::to_vec(&payload).expect("strings and numbers always encode");
-    let (height, parent) = parent.map_or((0, Hash::ZERO), |tip| (tip.height + 1, tip.hash));
-    let header = Header::new(chain, height, parent, Hash::of(&[&payload_json]));
-    Block { header, payload, payload_json }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Text that does not compress, so that sizes on disk are the sizes asked for.
-fn new_write(rng: &mut fastrand::Rng, row_bytes: usize) -> Write {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut bytes = vec![0; row_bytes];
-    rng.fill(&mut bytes);
-    let data = bytes.iter().map(|byte| char::from(DIGITS[usize::from(byte % 64)])).collect();
-    Write { key: format!("k:{:08}", rng.u32(0..ACCOUNTS_COUNT)), data }
+    #[test]
+    fn a_cut_is_what_was_encoded_and_has_its_key() {
+        let network = Network::of_chains(3);
+        let tips = (0..3).map(|chain| (chain, genesis(&network, chain).header.tip())).collect();
+        let cut = Cut::new(&network, tips);
+        assert_eq!(Cut::decode(&cut.encode()), Some(cut.clone()));
+        assert_eq!((cut.key().len(), cut.top(), cut.instance.as_str()), (72, 0, "triad-dev"));
+    }
+
+    /// The key of a real cut: sums of heights and weights, big-endian, and the id.
+    #[test]
+    fn the_key_of_a_cut_of_mainnet() {
+        let hash = |text| Hash::from_text(text).expect("32 bytes");
+        let cut = Cut {
+            height: 30798466,
+            weight: hash("b0wYplmNiTBXCwAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").0,
+            id: hash("BBz7KeurYTeQ0hMGbwUbQC84cRbVcacoDQTye-3qkXI"),
+            instance: "mainnet01".into(),
+            tips: BTreeMap::new(),
+        };
+        let hexadecimal: String = cut.key().iter().map(|byte| format!("{byte:02x}")).collect();
+        let weight = "000000000000000000000000000000000000000000000b5730898d59a6184c6f";
+        let id = "041cfb29ebab613790d213066f051b402f387116d571a7280d04f27bedea9172";
+        assert_eq!(hexadecimal, format!("0000000001d5f282{weight}{id}"));
+    }
+
+    #[test]
+    fn a_genesis_is_always_the_same() {
+        let network = Network::of_chains(10);
+        for chain in network.chains() {
+            let block = genesis(&network, chain);
+            assert_eq!(block.header, genesis(&network, chain).header);
+            assert_eq!(Header::decode(&block.header.encode()), Some(block.header.clone()));
+            assert_eq!(block.header.encode().len(), 318);
+        }
+    }
 }

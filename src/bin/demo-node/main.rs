@@ -1,28 +1,37 @@
-//! demo-node: a small node with the layout and schema of a real one, whose history can be checked afterwards.
+//! demo-node: a small node with the layout, schema and formats of a real one, whose history can be checked afterwards.
 //!
 //! It keeps writing blocks to one RocksDB and one Pact SQLite database per chain, Pact first, with random delays and
 //! forks, and embeds the backup library as any node would. `verify` checks a stopped database or a backup, `plant`
 //! damages a copy to prove that `verify` notices. It is the writer of the demo, the tests and the benches.
 //!
-//! Rows, each using only those below it: `main`; `run`, `verify`, `plant`; `serve`, `node`; `rocks`, `pact`; `chain`,
-//! `fault`. (`serve` also takes its addresses from `run`'s flags.) RocksDB, SQLite and rouille come from the library's
+//! Rows, each using only those below it: `main`; `run`, `plant`, `verify`; `verify_pact`, `serve`, `node`; `start`; `rocks`, `pact`; `chain`;
+//! `contract`; `network`, `header`, `payload`; `hash`, `fault`. The formats are written here a second time on purpose, apart from
+//! those of the library: two writers find a wrong idea of either. (`serve` also takes its addresses from `run`'s flags.) RocksDB, SQLite and rouille come from the library's
 //! re-exports, as they must for an embedder.
 //!
 //! # Limitations
-//! Blocks and payloads are not real Pact: one transaction writes one row of one table. Old cuts are never deleted.
+//! Transactions are not real Pact: each writes one row of one table (see `contract`). There is no proof of work, and no network:
+//! every block is our own. The genesis blocks are our own, too.
 
 // The library's rule that only one file changes the file system is about backups; these databases are our own.
 #![allow(clippy::disallowed_methods)]
 
 mod chain;
+mod contract;
 mod fault;
+mod hash;
+mod header;
+mod network;
 mod node;
 mod pact;
+mod payload;
 mod plant;
 mod rocks;
 mod run;
 mod serve;
+mod start;
 mod verify;
+mod verify_pact;
 
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;

@@ -4,17 +4,24 @@
 //! 1. Commit each chain's block to its Pact database. With some probability this is a block that will be abandoned.
 //!    A crash here leaves Pact ahead of RocksDB by one block, which the next start rewinds.
 //! 2. Wait a random time.
-//! 3. Where blocks are abandoned: write them to RocksDB, *then* rewind Pact, commit the replacements and wait again.
-//!    A crash leaves orphans in RocksDB, and Pact on an orphan or ahead; the next start rewinds it.
+//! 3. If blocks are abandoned: write them to RocksDB, with a cut that names them, *then* rewind Pact, commit the replacements and
+//!    wait again. A crash leaves forks in RocksDB, and Pact on a fork or ahead; the next start goes on with the fork, or rewinds it.
 //! 4. Write the blocks to RocksDB, then the cut that names them. A crash between leaves blocks that no cut names.
+//!
+//! A height is begun when every chain has the one below, so each new block finds its adjacent parents.
 //!
 //! So a Pact database is never on a block that a *later* state of RocksDB with a cut of that height does not know: what
 //! is captured in that order can be brought forward by replaying blocks. That is what [`Node::open`] does at start.
 
-use crate::chain::{Block, Cut, Tip, new_block};
-use crate::fault::{Context, Result};
+use crate::chain::{Block, Cut, Place, genesis, new_block};
+use crate::contract::new_transactions;
+use crate::fault::{Context, Result, fault};
+use crate::hash::Hash;
+use crate::header::Header;
+use crate::network::Network;
 use crate::pact::Pact;
 use crate::rocks;
+use crate::start::{History, Report, start};
 use chainweb_backup::rocksdb::DB;
 use fastrand::Rng;
 use std::collections::BTreeMap;
@@ -24,6 +31,10 @@ use std::time::Duration;
 
 /// A height is committed in at most this many groups of chains.
 const MAX_GROUPS_COUNT: usize = 3;
+/// Cuts of at least this many heights are kept, as the node does.
+const KEPT_HEIGHTS_COUNT: u64 = 5000;
+/// How often older cuts are deleted, in heights.
+const PRUNE_PERIOD_HEIGHTS: u64 = 500;
 
 /// What the blocks are to look like.
 #[derive(Debug, Clone, Copy)]
@@ -34,45 +45,65 @@ pub struct Shape {
     pub max_delay_ms: u64,
 }
 
+/// How to open a node.
+pub struct Opening<'a> {
+    pub directory: &'a Path,
+    /// For a new database; an existing one keeps its own.
+    pub chain_count: u32,
+    pub write_buffer_bytes: usize,
+    pub history: History,
+    pub rng: Rng,
+}
+
 /// The open databases and the newest cut.
 pub struct Node {
     db: Arc<DB>,
-    pacts: Vec<Pact>,
+    network: Network,
+    pacts: BTreeMap<u32, Pact>,
     cut: Cut,
+    /// The newest blocks.
+    tips: BTreeMap<u32, Header>,
     rng: Rng,
+    report: Report,
 }
 
 impl Node {
     /// Opens or creates the databases, and brings every Pact database to RocksDB's newest cut.
-    /// An existing database keeps its number of chains; `chain_count` is for a new one.
-    pub fn open(directory: &Path, chain_count: u8, write_buffer_bytes: usize, mut rng: Rng) -> Result<Node> {
+    pub fn open(opening: Opening<'_>) -> Result<Node> {
+        let Opening { directory, chain_count, write_buffer_bytes, history, rng } = opening;
         let sqlite = directory.join("0/sqlite");
         std::fs::create_dir_all(&sqlite).context(|| format!("create {}", sqlite.display()))?;
         let db = rocks::open(directory, write_buffer_bytes)?;
-        let cut = match rocks::newest_cut(&db)? {
-            Some(cut) => cut,
-            None => write_genesis(&db, chain_count, &mut rng)?,
-        };
-        if cut.hashes.len() != usize::from(chain_count) {
-            log::warn!("keep chains={} of the existing database, not {chain_count}", cut.hashes.len());
+        let network = network_of(&db)?.unwrap_or_else(|| Network::of_chains(chain_count));
+        if network != Network::of_chains(chain_count) {
+            log::warn!("keep version={} of the existing database, not {chain_count} chains", network.name);
         }
-        let mut pacts = Vec::new();
+        let started = start(&db, directory, &network, history)?;
         let (mut rewound_count, mut replayed_count) = (0, 0);
-        for (&chain, &tip) in &cut.hashes {
-            let mut pact = Pact::open(directory, chain)?;
-            let (rewound, replayed) = catch_up(&db, &mut pact, chain, tip)?;
+        for (chain, moved) in &started.report.chains {
+            let (rewound, replayed) = (moved.rewound_count(), moved.replayed_count());
+            if rewound + replayed > 0 {
+                log::info!("sync chain={chain} rewound_blocks={rewound} replayed_blocks={replayed}");
+            }
             rewound_count += rewound;
             replayed_count += replayed;
-            pacts.push(pact);
         }
         log::info!(
-            "open database={} chains={} cut_height={} pact_rewound_blocks={rewound_count} \
+            "open database={} version={} chains={} cut_height={} skipped_cuts={} pact_rewound_blocks={rewound_count} \
              pact_replayed_blocks={replayed_count}",
             directory.display(),
-            pacts.len(),
-            cut.height
+            network.name,
+            started.cut.tips.len(),
+            started.cut.top(),
+            started.report.skipped_cuts_count,
         );
-        Ok(Node { db: Arc::new(db), pacts, cut, rng })
+        let crate::start::Started { pacts, cut, tips, report } = started;
+        Ok(Node { db: Arc::new(db), network, pacts, cut, tips, rng, report })
+    }
+
+    /// What the start did, as JSON.
+    pub fn start_report(&self) -> serde_json::Value {
+        self.report.json(&self.cut)
     }
 
     /// The open RocksDB, for the backup service.
@@ -80,18 +111,32 @@ impl Node {
         self.db.clone()
     }
 
-    /// The committed cut height.
+    /// The height of the highest block of the cut.
     pub fn height(&self) -> u64 {
-        self.cut.height
+        self.cut.top()
     }
 
     pub fn chain_count(&self) -> usize {
-        self.pacts.len()
+        self.tips.len()
     }
 
-    /// Adds one block to every chain and returns the bytes of their payloads.
+    /// Adds a height, and before it what is missing of the one below, and returns the bytes of the transactions.
     pub fn grow(&mut self, shape: &Shape) -> Result<u64> {
-        let mut chains: Vec<u8> = self.cut.hashes.keys().copied().collect();
+        let lowest = self.lowest();
+        let rest_bytes = if lowest < self.height() { self.grow_above(lowest, shape)? } else { 0 };
+        Ok(rest_bytes + self.grow_above(self.lowest(), shape)?)
+    }
+
+    /// The height that every chain of the cut has.
+    fn lowest(&self) -> u64 {
+        self.tips.values().map(|tip| tip.height).min().unwrap_or(0)
+    }
+
+    /// Adds one block to each chain that is at the height `lowest`.
+    fn grow_above(&mut self, lowest: u64, shape: &Shape) -> Result<u64> {
+        self.extend_graph(lowest);
+        let mut chains: Vec<u32> =
+            self.tips.iter().filter(|(_, tip)| tip.height == lowest).map(|(chain, _)| *chain).collect();
         self.rng.shuffle(&mut chains);
         let group_count = self.rng.usize(1..=MAX_GROUPS_COUNT);
         let all_fork = self.hits(shape.fork_percent / 4.0);
@@ -106,38 +151,74 @@ impl Node {
             }
             self.wait(shape);
             if !abandoned.is_empty() {
-                for orphan in &abandoned {
-                    rocks::write_block(&self.db, orphan)?;
-                    let chain = orphan.header.chain;
-                    self.pacts[usize::from(chain)].rewind(orphan.header.height.checked_sub(1))?;
+                self.write(&abandoned)?;
+                for fork in &abandoned {
+                    let chain = fork.header.chain;
+                    self.pact(chain).rewind(fork.header.height - 1)?;
                     blocks.push(self.commit_to_pact(chain, shape)?);
                 }
                 self.wait(shape);
             }
-            let mut hashes = self.cut.hashes.clone();
-            for block in &blocks {
-                rocks::write_block(&self.db, block)?;
-                written_bytes += block.payload_json.len() as u64;
-                hashes.insert(block.header.chain, tip_of(block));
+            self.cut = self.write(&blocks)?;
+            for block in blocks {
+                written_bytes += block.payload.transactions_bytes();
+                self.tips.insert(block.header.chain, block.header);
             }
-            let cut = Cut::new(hashes);
-            rocks::write_cut(&self.db, &cut)?;
-            self.cut = cut;
         }
+        self.prune()?;
         Ok(written_bytes)
     }
 
     /// Closes every database as a node that stops cleanly: Pact's WALs are folded, RocksDB's log stays as it is.
     pub fn close(self) -> Result<()> {
-        self.pacts.into_iter().try_for_each(Pact::close)
+        self.pacts.into_values().try_for_each(Pact::close)
     }
 
-    fn commit_to_pact(&mut self, chain: u8, shape: &Shape) -> Result<Block> {
-        let pact = &mut self.pacts[usize::from(chain)];
-        let parent = self.cut.hashes[&chain];
-        let block = new_block(&mut self.rng, chain, Some(parent), pact.next_txid(), shape.payload_bytes);
-        pact.commit(&block)?;
+    /// Writes blocks, then the cut that they make out of the newest one.
+    fn write(&self, blocks: &[Block]) -> Result<Cut> {
+        let mut tips: BTreeMap<_, _> = self.tips.iter().map(|(chain, tip)| (*chain, tip.tip())).collect();
+        for block in blocks {
+            rocks::write_payload(&self.db, block.header.height, &block.payload)?;
+            rocks::write_header(&self.db, &block.header)?;
+            tips.insert(block.header.chain, block.header.tip());
+        }
+        let cut = Cut::new(&self.network, tips);
+        rocks::write_cut(&self.db, &cut)?;
+        Ok(cut)
+    }
+
+    /// Takes chains that begin at this height into the cut.
+    fn extend_graph(&mut self, height: u64) {
+        for chain in 0..self.network.count_at(height) {
+            self.tips.entry(chain).or_insert_with(|| genesis(&self.network, chain).header);
+        }
+    }
+
+    fn commit_to_pact(&mut self, chain: u32, shape: &Shape) -> Result<Block> {
+        let transactions = new_transactions(&mut self.rng, shape.payload_bytes);
+        let parent = &self.tips[&chain];
+        let neighbours = self.network.neighbours(chain, parent.height + 1);
+        let adjacents = neighbours.into_iter().map(|other| adjacent_parent(&self.tips[&other], parent.height));
+        let adjacents = adjacents.collect::<Result<_>>()?;
+        let state = self.pacts[&chain].state();
+        let place = Place { network: &self.network, parent, adjacents, state };
+        let block = new_block(&mut self.rng, place, transactions);
+        self.pact(chain).commit(&block)?;
         Ok(block)
+    }
+
+    fn pact(&mut self, chain: u32) -> &mut Pact {
+        self.pacts.get_mut(&chain).expect("each chain of the network has a Pact database")
+    }
+
+    /// Deletes old cuts now and then.
+    fn prune(&self) -> Result<()> {
+        let height = self.height();
+        if height < KEPT_HEIGHTS_COUNT || !height.is_multiple_of(PRUNE_PERIOD_HEIGHTS) {
+            return Ok(());
+        }
+        let kept_sum = (height - KEPT_HEIGHTS_COUNT) * self.tips.len() as u64;
+        rocks::delete_cuts_below(&self.db, kept_sum)
     }
 
     fn hits(&mut self, percent: f64) -> bool {
@@ -152,47 +233,19 @@ impl Node {
     }
 }
 
-/// A new database starts in RocksDB alone; Pact then is brought forward to it as after any other start.
-fn write_genesis(db: &DB, chain_count: u8, rng: &mut Rng) -> Result<Cut> {
-    const PAYLOAD_BYTES: usize = 400;
-    let mut hashes = BTreeMap::new();
-    for chain in 0..chain_count {
-        let block = new_block(rng, chain, None, 0, PAYLOAD_BYTES);
-        rocks::write_block(db, &block)?;
-        hashes.insert(chain, tip_of(&block));
+/// The block at `height` of the chain with this tip, which is at that height or one above.
+fn adjacent_parent(tip: &Header, height: u64) -> Result<(u32, Hash)> {
+    match tip.height.checked_sub(height) {
+        Some(0) => Ok((tip.chain, tip.hash)),
+        Some(1) => Ok((tip.chain, tip.parent)),
+        _ => Err(fault(format!("chain {} is at block {}, too far from {height}", tip.chain, tip.height))),
     }
-    let cut = Cut::new(hashes);
-    rocks::write_cut(db, &cut)?;
-    Ok(cut)
 }
 
-/// Brings one Pact database to `tip`: rewinds it to the newest block of `tip`'s history that it has, replays the rest.
-/// Returns how many blocks it undid and how many it replayed.
-fn catch_up(db: &DB, pact: &mut Pact, chain: u8, tip: Tip) -> Result<(u64, u64)> {
-    let mut replay = Vec::new();
-    let mut next = Some(tip);
-    while let Some(tip) = next {
-        if pact.hash_at(tip.height)? == Some(tip.hash) {
-            break;
-        }
-        let header = rocks::known_header(db, chain, tip)?;
-        replay.push(header);
-        next = tip.height.checked_sub(1).map(|height| Tip { height, hash: header.parent });
-    }
-    let mut rewound_count = 0;
-    let common = next.map(|tip| tip.height);
-    if let Some(head) = pact.head()?
-        && Some(head.height) > common
-    {
-        rewound_count = common.map_or(head.height + 1, |height| head.height - height);
-        pact.rewind(common)?;
-    }
-    for header in replay.iter().rev() {
-        pact.commit(&rocks::block(db, *header)?)?;
-    }
-    Ok((rewound_count, replay.len() as u64))
-}
-
-fn tip_of(block: &Block) -> Tip {
-    Tip { height: block.header.height, hash: block.header.hash }
+/// The network of an existing database.
+pub fn network_of(db: &DB) -> Result<Option<Network>> {
+    let (cut, _) = rocks::newest_cut(db, |_| Ok(true))?;
+    let Some(cut) = cut else { return Ok(None) };
+    let unknown = || fault(format!("RocksDB is of version {}, which is no network of the demo node", cut.instance));
+    Network::named(&cut.instance).map(Some).ok_or_else(unknown)
 }

@@ -3,10 +3,11 @@
 //! Invariants: the one writer is the main thread; a signal is seen between two heights, never within one; the service
 //! is gone before the databases are closed.
 
-use crate::chain::MAX_CHAINS;
 use crate::fault::{Context, Result};
-use crate::node::{Node, Shape};
+use crate::network::MAX_CHAINS;
+use crate::node::{Node, Opening, Shape};
 use crate::serve;
+use crate::start::History;
 use clap::value_parser;
 use crossbeam_channel::{Receiver, TryRecvError};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -31,10 +32,11 @@ pub struct RunArgs {
     /// Where the node keeps its databases: 0/rocksDb and 0/sqlite below it; created where missing
     #[arg(long, value_name = "DIR")]
     pub database_directory: PathBuf,
-    /// Number of chains of a new database; an existing one keeps its own
+    /// Number of chains of a new database; an existing one keeps its own. 1 is version mono-dev, 3 triad-dev, 10
+    /// recap-development (20 chains from height 60), 20 development; any other a ring of a version that is the demo node's own
     #[arg(long, value_name = "N", default_value_t = 20)]
-    #[arg(value_parser = value_parser!(u8).range(1..=i64::from(MAX_CHAINS)))]
-    chains: u8,
+    #[arg(value_parser = value_parser!(u32).range(1..=i64::from(MAX_CHAINS)))]
+    chains: u32,
     /// Stop growing after this many heights, not counting those of --fill [default: never]
     #[arg(long, value_name = "N")]
     blocks: Option<u64>,
@@ -82,12 +84,18 @@ pub struct RunArgs {
     /// Where to write host:port once connections are accepted
     #[arg(long, value_name = "FILE")]
     pub address_file: Option<PathBuf>,
-    /// Name of the network, in the long form of the endpoints
+    /// Name of the network in the long form of the endpoints; that of the blocks follows from --chains
     #[arg(long, value_name = "NAME", default_value = "demo01")]
     pub chainweb_version: String,
-    /// Where to keep the committed cut height: 20 characters, left-aligned, overwritten in place at every height
+    /// Where to keep the height of the highest block of the newest cut: 20 characters, left-aligned, overwritten in place at every height
     #[arg(long, value_name = "FILE")]
     progress_file: Option<PathBuf>,
+    /// Where to write, as JSON, which cut the start took and how many blocks of each chain's Pact it rewound and replayed
+    #[arg(long, value_name = "FILE")]
+    start_report: Option<PathBuf>,
+    /// Start although Pact does not reach back to the genesis, as after compaction
+    #[arg(long)]
+    no_full_historic_pact_state: bool,
 }
 
 impl RunArgs {
@@ -103,7 +111,16 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let progress = args.progress_file.as_deref().map(create).transpose()?;
     let rng = args.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
     let write_buffer_bytes = usize::try_from(args.write_buffer_bytes).context(|| "--write-buffer-bytes".into())?;
-    let mut node = Node::open(&args.database_directory, args.chains, write_buffer_bytes, rng)?;
+    let mut node = Node::open(Opening {
+        directory: &args.database_directory,
+        chain_count: args.chains,
+        write_buffer_bytes,
+        history: if args.no_full_historic_pact_state { History::Compacted } else { History::Full },
+        rng,
+    })?;
+    if let Some(path) = &args.start_report {
+        std::fs::write(path, format!("{}\n", node.start_report())).context(|| format!("write {}", path.display()))?;
+    }
     fill(&mut node, args, &stop)?;
     report_progress(progress.as_ref(), &node)?;
     let server = serve::start(args, node.db())?;

@@ -1,21 +1,28 @@
 //! `demo-node verify`: whether a stopped database, or a backup, is a history that a node can continue.
 //!
-//! 1. RocksDB is read from start to end; from the newest cut every chain is followed to its genesis, every header and
-//!    payload is there and has its hash, and txids follow on each other.
-//! 2. Each Pact database is sound, its newest block is canonical or an orphan on a canonical block, not above the cut,
-//!    and every table is exactly what replaying the blocks up to that one gives.
+//! 1. RocksDB is read from start to end: each entry is of a known table, each header has its hash, its key and its rank.
+//! 2. From the newest cut every chain is followed to its genesis: no header, rank, payload, transactions or outputs are missing, and
+//!    each has its hash; adjacent parents are the blocks of the adjacent chains; weight and time grow; the transactions have the
+//!    outputs that are stored.
+//! 3. Each Pact database is sound, its newest block is canonical or on a canonical block, not above the cut, and every table is
+//!    exactly what replaying the blocks up to that one gives (see `verify_pact`).
 //!
-//! Invariants: nothing in the directory is changed or created. RocksDB is opened to read only; a Pact database without
-//! WAL is opened as immutable; one with a WAL, which only a crash leaves, is copied aside with it and opened there.
+//! This is more than the start of a node needs: it goes on with an older cut, and rewinds a Pact that is ahead.
+//!
+//! Invariant: nothing in the directory is changed or created. RocksDB is opened to read only.
 
-use crate::chain::{Cut, Hash, Header, MAX_CHAINS, Tip};
+use crate::chain::{Block, Cut, Tip, genesis};
+use crate::contract::{Genesis, State};
 use crate::fault::{Context, Fault, Result, fault};
-use crate::pact::{TABLE, head, path, signed, unsigned};
-use crate::rocks;
-use chainweb_backup::rocksdb::DB;
-use chainweb_backup::rusqlite::{self, Connection, OpenFlags, OptionalExtension};
-use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use crate::hash::Hash;
+use crate::header::{EASIEST, Header, wide};
+use crate::network::Network;
+use crate::pact::path;
+use crate::rocks::{self, CUT, OPENED, PAYLOAD_TABLES};
+use crate::start::executed;
+use crate::verify_pact::{Replayed, open_unchanged};
+use chainweb_backup::rocksdb::{DB, IteratorMode};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
@@ -27,78 +34,75 @@ pub struct VerifyArgs {
     no_pact: bool,
     /// How many chains there must be
     #[arg(long, value_name = "N")]
-    expect_chains: Option<u8>,
+    expect_chains: Option<u32>,
 }
+
+/// The hashes of each chain's canonical blocks, from its genesis to its tip.
+type Histories = BTreeMap<u32, Vec<Hash>>;
 
 /// Returns the summary line, or the first fault.
 pub fn verify(args: &VerifyArgs) -> Result<String> {
     let directory = &args.directory;
     let db = rocks::open_read_only(directory)?;
-    let cut = rocks::newest_cut(&db)?.ok_or_else(|| fault("RocksDB holds no cut"))?;
-    check_cut(&cut, args.expect_chains)?;
-    let header_count = rocks::scan(&db)?;
+    let (cut, _) = rocks::newest_cut(&db, |_| Ok(true))?;
+    let cut = cut.ok_or_else(|| fault("RocksDB holds no cut"))?;
+    let network = check_cut(&cut, args.expect_chains)?;
+    let header_count = scan(&db, &network)?;
     if !args.no_pact {
-        check_pact_files(directory, &cut)?;
+        check_pact_files(directory, &network)?;
     }
-    let (mut block_count, mut most_behind) = (0, 0);
-    for (&chain, &tip) in &cut.hashes {
-        let history = rocks::history(&db, chain, tip)?;
-        check_payloads(&db, &history)?;
-        block_count += history.len() as u64;
-        if !args.no_pact {
-            let pact_height = check_pact(directory, &db, chain, &history).map_err(|e| in_chain(chain, &e))?;
-            most_behind = most_behind.max(tip.height - pact_height);
-        }
+    let mut histories = Histories::new();
+    for chain in network.chains() {
+        let first = || genesis(&network, chain).header.tip();
+        let tip = cut.tips.get(&chain).copied().unwrap_or_else(first);
+        histories.insert(chain, history(&db, &network, chain, tip)?);
     }
+    let verified = Verified { db: &db, network: &network, histories: &histories };
+    let mut most_behind = 0;
+    for &chain in histories.keys() {
+        let pact = if args.no_pact { None } else { Some(path(directory, chain)) };
+        let behind = verified.check_chain(chain, pact.as_deref()).map_err(|e| in_chain(chain, &e))?;
+        most_behind = most_behind.max(behind);
+    }
+    let block_count: u64 = histories.values().map(|history| history.len() as u64).sum();
     let orphan_count = header_count - block_count;
-    let chain_count = cut.hashes.len();
+    let chain_count = cut.tips.len();
     let pact = if args.no_pact { "no pact".into() } else { format!("pact at most {most_behind} behind") };
     Ok(format!(
         "ok: cut height {}, {chain_count} chains, {block_count} blocks, {pact}, {orphan_count} orphans",
-        cut.height
+        cut.top()
     ))
 }
 
-fn in_chain(chain: u8, e: &Fault) -> Fault {
+fn in_chain(chain: u32, e: &Fault) -> Fault {
     let text = e.to_string();
     if text.starts_with("chain ") { fault(text) } else { fault(format!("chain {chain}: {text}")) }
 }
 
-fn check_cut(cut: &Cut, expect_chains: Option<u8>) -> Result<()> {
-    let count = cut.hashes.len();
-    if count > usize::from(MAX_CHAINS) || !cut.hashes.keys().copied().eq(0..count as u8) {
+fn check_cut(cut: &Cut, expect_chains: Option<u32>) -> Result<Network> {
+    let network = Network::named(&cut.instance)
+        .ok_or_else(|| fault(format!("the newest cut is of version {}, which is no network of ours", cut.instance)))?;
+    let count = cut.tips.len() as u32;
+    let complete =
+        [network.count_at(0), network.chains().end].contains(&count) && cut.tips.keys().copied().eq(0..count);
+    if !complete {
         return Err(fault("the newest cut does not name the chains 0, 1, 2, … without a gap"));
     }
+    if *cut != Cut::new(&network, cut.tips.clone()) {
+        return Err(fault("height, weight or id of the newest cut do not fit its blocks"));
+    }
     match expect_chains {
-        Some(expected) if count != usize::from(expected) => {
-            Err(fault(format!("the newest cut has {count} chains, not {expected}")))
-        }
-        _ => Ok(()),
+        Some(expected) if count != expected => Err(fault(format!("the newest cut has {count} chains, not {expected}"))),
+        _ => Ok(network),
     }
 }
 
-fn check_payloads(db: &DB, history: &[Header]) -> Result<()> {
-    let mut next_txid = 0;
-    for header in history {
-        let payload = rocks::block(db, *header)?.payload;
-        if payload.txid != next_txid {
-            let (chain, height) = (header.chain, header.height);
-            return Err(fault(format!(
-                "chain {chain}: block {height} starts at txid {}, not {next_txid}",
-                payload.txid
-            )));
-        }
-        next_txid = payload.ending_txid();
-    }
-    Ok(())
-}
-
-fn check_pact_files(directory: &Path, cut: &Cut) -> Result<()> {
+fn check_pact_files(directory: &Path, network: &Network) -> Result<()> {
     let sqlite = directory.join("0/sqlite");
     if !sqlite.is_dir() {
         return Err(fault(format!("no Pact databases: {} does not exist", sqlite.display())));
     }
-    for &chain in cut.hashes.keys() {
+    for chain in network.chains() {
         let path = path(directory, chain);
         if !path.is_file() {
             return Err(fault(format!("chain {chain}: no Pact database: {} does not exist", path.display())));
@@ -107,148 +111,180 @@ fn check_pact_files(directory: &Path, cut: &Cut) -> Result<()> {
     Ok(())
 }
 
-/// Returns the height at which this chain's Pact is.
-fn check_pact(directory: &Path, db: &DB, chain: u8, history: &[Header]) -> Result<u64> {
-    let (connection, _aside) = open_unchanged(&path(directory, chain))?;
-    let check: String = connection
-        .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
-        .context(|| "check Pact's integrity".into())?;
-    if check != "ok" {
-        return Err(fault(format!("Pact is damaged: {check}")));
+/// Reads every entry, orphans too, so that RocksDB checks every block of every file; returns the number of headers.
+fn scan(db: &DB, network: &Network) -> Result<u64> {
+    let tables = |name: fn(u32) -> String| network.chains().map(|chain| (chain, name(chain))).collect::<Vec<_>>();
+    let (headers, ranks) = (tables(rocks::header_table), tables(rocks::rank_table));
+    let mut header_count = 0;
+    for item in db.iterator(IteratorMode::Start) {
+        let (key, value) = item.context(|| "read RocksDB from start to end".into())?;
+        let in_table = |tables: &[(u32, String)]| {
+            let found = tables.iter().find(|(_, table)| key.starts_with(table.as_bytes()));
+            found.map(|(chain, table)| (*chain, key[table.len()..].to_vec()))
+        };
+        if let Some((chain, name)) = in_table(&headers) {
+            check_header(db, network, chain, (&name, &value))?;
+            header_count += 1;
+        } else if let Some((chain, name)) = in_table(&ranks) {
+            check_rank(db, chain, (&name, &value))?;
+        } else if key.starts_with(CUT) {
+            rocks::decode_cut(&key, &value)?;
+        } else if *key != *OPENED && !PAYLOAD_TABLES.iter().any(|table| key.starts_with(table)) {
+            return Err(fault(format!("RocksDB holds a key of no table: {}", key.escape_ascii())));
+        }
     }
-    let head = head(&connection).context(|| "read Pact's newest block".into())?;
-    let head = head.ok_or_else(|| fault("Pact holds no block"))?;
-    let replay = blocks_up_to(db, chain, history, head)?;
-    check_replay(db, &connection, &replay)?;
-    Ok(head.height)
+    Ok(header_count)
 }
 
-/// The blocks whose replay must give Pact's tables.
-fn blocks_up_to(db: &DB, chain: u8, history: &[Header], head: Tip) -> Result<Vec<Header>> {
-    let (height, hash) = (head.height, head.hash);
-    let cut_height = history.len() as u64 - 1;
-    if height > cut_height {
-        return Err(fault(format!("Pact is ahead of RocksDB: at block {height} ({hash}), the cut at {cut_height}")));
+/// Whether a header is what its key says, of this network, and has a rank.
+fn check_header(db: &DB, network: &Network, chain: u32, (name, value): (&[u8], &[u8])) -> Result<()> {
+    let tip = name
+        .split_first_chunk()
+        .and_then(|(height, hash)| Some(Tip { height: u64::from_be_bytes(*height), hash: Hash::from_slice(hash)? }));
+    let tip = tip.ok_or_else(|| fault(format!("chain {chain}: the key of a header has a wrong length")))?;
+    let header = Header::decode(value).filter(|header| {
+        header.computed_hash() == header.hash && (header.version, header.chain) == (network.code, chain)
+    });
+    if header.is_none_or(|header| header.tip() != tip) {
+        return Err(fault(format!(
+            "chain {chain}: the header of block {} ({}) does not have that hash",
+            tip.height, tip.hash
+        )));
     }
-    let index = usize::try_from(height).context(|| "height of Pact's newest block".into())?;
-    if history[index].hash == hash {
-        return Ok(history[..=index].to_vec());
-    }
-    let Some(orphan) = rocks::header(db, chain, head)? else {
-        return Err(fault(format!("Pact is ahead of RocksDB: its block {height} ({hash}) is not in RocksDB")));
+    rocks::missing(db, chain, tip)?.map_or(Ok(()), Err)
+}
+
+/// Whether a rank has the header that it names.
+fn check_rank(db: &DB, chain: u32, (name, value): (&[u8], &[u8])) -> Result<()> {
+    let height = value.try_into().ok().map(u64::from_le_bytes);
+    let (Some(height), Some(hash)) = (height, Hash::from_slice(name)) else {
+        return Err(fault(format!("chain {chain}: a rank has a wrong length")));
     };
-    if index == 0 || history[index - 1].hash != orphan.parent {
-        return Err(fault(format!("Pact's block {height} ({hash}) is not on a canonical block")));
-    }
-    Ok([&history[..index], &[orphan]].concat())
+    rocks::missing(db, chain, Tip { height, hash })?.map_or(Ok(()), Err)
 }
 
-/// Compares every row of every table with the replay of the blocks.
-fn check_replay(db: &DB, connection: &Connection, replay: &[Header]) -> Result<()> {
-    let sql = |e: rusqlite::Error| fault(format!("read Pact: {e}"));
-    let prepare = |text: &str| connection.prepare(text).map_err(sql);
-    let mut row_select = prepare(r#"SELECT txid, rowkey, rowdata FROM "coin_coin-table" ORDER BY txid, rowkey"#)?;
-    let mut rows = row_select.query([]).map_err(sql)?;
-    let mut history_select = prepare("SELECT blockheight, hash, endingtxid FROM BlockHistory ORDER BY blockheight")?;
-    let mut history = history_select.query([]).map_err(sql)?;
-    let mut mutation_select = prepare("SELECT blockheight, tablename FROM VersionedTableMutation ORDER BY 1, 2")?;
-    let mut mutations = mutation_select.query([]).map_err(sql)?;
-    let mut index_select = prepare("SELECT blockheight FROM TransactionIndex WHERE txhash = ?1")?;
-    let mut txid_count = 0;
-    for header in replay {
-        let (height, payload) = (header.height, rocks::block(db, *header)?.payload);
-        let differs = |table: &str| fault(format!("Pact's {table} differs from the replay at block {height}"));
-        for (txid, write) in payload.numbered() {
-            let row = rows.next().map_err(sql)?.ok_or_else(|| differs(TABLE))?;
-            let same = row.get::<_, i64>(0).map_err(sql)? == signed(txid)
-                && row.get_ref(1).map_err(sql)?.as_bytes().is_ok_and(|key| key == write.key.as_bytes())
-                && row.get_ref(2).map_err(sql)?.as_blob().is_ok_and(|data| data == write.data.as_bytes());
-            if !same {
-                return Err(differs(TABLE));
+/// The hashes of one chain from the genesis to `tip`.
+fn history(db: &DB, network: &Network, chain: u32, tip: Tip) -> Result<Vec<Hash>> {
+    let first = genesis(network, chain).header;
+    let mut header = rocks::known_header(db, chain, tip)?;
+    let mut hashes = vec![header.hash];
+    while header.height > first.height {
+        header = rocks::known_header(db, chain, header.parent_tip())?;
+        hashes.push(header.hash);
+    }
+    if header != first {
+        return Err(fault(format!("chain {chain}: the lowest block is not the genesis of version {}", network.name)));
+    }
+    hashes.reverse();
+    Ok(hashes)
+}
+
+/// What is known when the chains are checked one by one.
+struct Verified<'a> {
+    db: &'a DB,
+    network: &'a Network,
+    histories: &'a Histories,
+}
+
+impl Verified<'_> {
+    /// The hash of a canonical block.
+    fn hash_at(&self, chain: u32, height: u64) -> Option<Hash> {
+        let index = height.checked_sub(self.network.genesis_height(chain))?;
+        self.histories.get(&chain)?.get(usize::try_from(index).ok()?).copied()
+    }
+
+    /// Follows a chain from its genesis, and its Pact with it; returns how many blocks Pact is behind.
+    fn check_chain(&self, chain: u32, pact: Option<&Path>) -> Result<u64> {
+        let opened = pact.map(open_unchanged).transpose()?;
+        let mut pact = opened.as_ref().map(|(connection, _)| Replayed::new(connection)).transpose()?;
+        let last = pact.as_ref().map(|pact| self.last_of_pact(chain, pact.head)).transpose()?;
+        let (mut state, mut parent) = (State::default(), None);
+        let mut height = self.network.genesis_height(chain);
+        while let Some(hash) = self.hash_at(chain, height) {
+            let block = self.block(chain, Tip { height, hash }, state)?;
+            self.check_parents(&block.header, parent.as_ref())?;
+            if let (Some(pact), Some(last)) = (&mut pact, &last) {
+                if height < last.height || *last == block.header.tip() {
+                    pact.check(&block)?;
+                } else if height == last.height {
+                    pact.check(&self.block(chain, *last, state)?)?;
+                }
             }
-            let hash = write.tx_hash(txid);
-            let indexed: Option<i64> =
-                index_select.query_row([hash.as_bytes()], |row| row.get(0)).optional().map_err(sql)?;
-            if indexed != Some(signed(height)) {
-                return Err(differs("TransactionIndex"));
+            state = block.effect.after;
+            parent = Some(block.header);
+            height += 1;
+        }
+        if let Some(pact) = pact {
+            pact.finish()?;
+        }
+        Ok(last.map_or(0, |last| height - 1 - last.height))
+    }
+
+    fn block(&self, chain: u32, tip: Tip, state: State) -> Result<Block> {
+        let header = rocks::known_header(self.db, chain, tip)?;
+        let payload = rocks::payload(self.db, &header)?;
+        let is_genesis = tip.height == self.network.genesis_height(chain);
+        let effect = executed(&header, &payload, state, if is_genesis { Genesis::Yes } else { Genesis::No })?;
+        Ok(Block { header, payload, effect })
+    }
+
+    /// Target, weight, time and adjacent parents.
+    fn check_parents(&self, header: &Header, parent: Option<&Header>) -> Result<()> {
+        let (chain, height) = (header.chain, header.height);
+        let wrong = |what: &str| Err(fault(format!("chain {chain}: {what} of block {height} is wrong")));
+        let Some(parent) = parent else { return Ok(()) };
+        if header.target != EASIEST {
+            return wrong("the target");
+        }
+        if header.weight != wide(height - self.network.genesis_height(chain)) {
+            return wrong("the weight");
+        }
+        if header.time_us <= parent.time_us {
+            return wrong("the time");
+        }
+        let named = header.adjacents.iter().map(|(other, _)| *other);
+        if !named.eq(self.network.neighbours(chain, height)) {
+            return wrong("the set of adjacent chains");
+        }
+        for (other, hash) in &header.adjacents {
+            if self.hash_at(*other, height - 1) != Some(*hash) {
+                return Err(fault(format!(
+                    "chain {chain}: block {height} is on block {} ({hash}) of chain {other}, which is not in the history of the cut",
+                    height - 1
+                )));
             }
         }
-        txid_count = payload.ending_txid();
-        let row = history.next().map_err(sql)?.ok_or_else(|| differs("BlockHistory"))?;
-        let hash = row.get_ref(1).map_err(sql)?.as_blob().ok().and_then(Hash::from_slice);
-        let numbers = (row.get::<_, i64>(0).map_err(sql)?, row.get::<_, i64>(2).map_err(sql)?);
-        if hash != Some(header.hash) || numbers != (signed(height), signed(txid_count)) {
-            return Err(differs("BlockHistory"));
+        Ok(())
+    }
+
+    /// Pact's newest block, if a node could have gone there from the canonical blocks.
+    fn last_of_pact(&self, chain: u32, head: Tip) -> Result<Tip> {
+        let Tip { height, hash } = head;
+        let cut_height = self.network.genesis_height(chain) + self.histories[&chain].len() as u64 - 1;
+        if self.hash_at(chain, height) == Some(hash) {
+            return Ok(head);
         }
-        let row = mutations.next().map_err(sql)?.ok_or_else(|| differs("VersionedTableMutation"))?;
-        let table: String = row.get(1).map_err(sql)?;
-        if row.get::<_, i64>(0).map_err(sql)? != signed(height) || table != TABLE {
-            return Err(differs("VersionedTableMutation"));
+        for other in self.network.chains().filter(|other| *other != chain) {
+            if rocks::header(self.db, other, head)?.is_some() {
+                return Err(fault(format!(
+                    "Pact is that of chain {other}: its block {height} ({hash}) is of that chain"
+                )));
+            }
         }
-    }
-    let count = |table: &str| -> Result<u64> {
-        let text = format!(r#"SELECT count(*) FROM "{table}""#);
-        connection.query_row(&text, [], |row| row.get(0)).map(unsigned).map_err(sql)
-    };
-    let height_count = replay.len() as u64;
-    for (table, expected_count) in [
-        (TABLE, txid_count),
-        ("TransactionIndex", txid_count),
-        ("BlockHistory", height_count),
-        ("VersionedTableMutation", height_count),
-        ("VersionedTableCreation", 1),
-    ] {
-        let row_count = count(table)?;
-        if row_count != expected_count {
-            return Err(fault(format!("Pact's {table} has {row_count} rows, the replay {expected_count}")));
+        if height > cut_height {
+            return Err(fault(format!(
+                "Pact is ahead of RocksDB: at block {height} ({hash}), the cut at {cut_height}"
+            )));
         }
-    }
-    Ok(())
-}
-
-/// Opens a Pact database without changing anything beside it. The second value holds a copy where one was needed.
-fn open_unchanged(path: &Path) -> Result<(Connection, Option<Aside>)> {
-    let what = || format!("open {}", path.display());
-    let wal = with_suffix(path, "-wal");
-    if fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > 0) {
-        let aside = Aside::create()?;
-        let copy = aside.0.join("pact.sqlite");
-        fs::copy(path, &copy).context(what)?;
-        fs::copy(&wal, with_suffix(&copy, "-wal")).context(what)?;
-        return Ok((Connection::open(&copy).context(what)?, Some(aside)));
-    }
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let uri = format!("file:{}?mode=ro&immutable=1", percent_encoded(path));
-    Ok((Connection::open_with_flags(uri, flags).context(what)?, None))
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-fn percent_encoded(path: &Path) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-~".contains(&byte);
-    let encode = |&byte: &u8| if plain(byte) { char::from(byte).into() } else { format!("%{byte:02X}") };
-    path.as_os_str().as_bytes().iter().map(encode).collect()
-}
-
-/// A directory of our own outside the database, removed with this value (a kill leaves it behind).
-struct Aside(PathBuf);
-
-impl Aside {
-    fn create() -> Result<Aside> {
-        let name = format!("demo-node-verify-{}-{:016x}", std::process::id(), fastrand::u64(..));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).context(|| format!("create {}", path.display()))?;
-        Ok(Aside(path))
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        // Only a copy in the temporary directory: nothing is lost where this fails.
-        let _ = fs::remove_dir_all(&self.0);
+        let Some(orphan) = rocks::header(self.db, chain, head)? else {
+            let place = if height == cut_height { "on a fork at the height of the cut" } else { "on a fork" };
+            return Err(fault(format!(
+                "Pact is ahead of RocksDB, {place}: its block {height} ({hash}) is not in RocksDB"
+            )));
+        };
+        if self.hash_at(chain, orphan.parent_tip().height) != Some(orphan.parent) {
+            return Err(fault(format!("Pact's block {height} ({hash}) is not on a canonical block")));
+        }
+        Ok(head)
     }
 }
