@@ -21,6 +21,8 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Flock, FlockType, Pid};
@@ -36,6 +38,10 @@ use crate::error::{Error, IoContext, Kind, Result};
 
 /// The whole of RocksDB's `LOCK`.
 const LOCK_FILE: Range = Range { first: 0, bytes: 0 };
+
+/// How long we wait for a file that is open elsewhere, and the pause between two tries.
+const LEASE_WAIT: Duration = Duration::from_millis(500);
+const LEASE_PAUSE: Duration = Duration::from_millis(10);
 
 /// The name of our own process in `/proc/PID/comm`.
 const OURSELVES: &str = "chainweb-backup";
@@ -171,7 +177,7 @@ impl Held {
             Err(e) => return Err(Error::io(format!("cannot lock {}", path.display()), e)),
         }
         let file_system = rustix::fs::fstatfs(&file).context(|| format!("cannot look at {}", path.display()))?;
-        let has_lease = match sys::lease(&file) {
+        let has_lease = match lease(&file) {
             Ok(()) => true,
             // Such a file system may report a file as open that no process has open.
             Err(_) if doubtful_name(&file_system).is_some() => false,
@@ -180,6 +186,18 @@ impl Held {
             Err(_) => false,
         };
         Ok(Held { file, path, has_lease })
+    }
+}
+
+/// Takes a lease. The lock is held already, so a process that has just opened the file will fail or end; and a child process that was
+/// forked a moment ago has our own closed descriptors until its exec. Both are gone in a moment.
+fn lease(file: &File) -> io::Result<()> {
+    let give_up = Instant::now() + LEASE_WAIT;
+    loop {
+        match sys::lease(file) {
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && Instant::now() < give_up => sleep(LEASE_PAUSE),
+            other => return other,
+        }
     }
 }
 
