@@ -40,8 +40,8 @@ use crate::error::{Error, IoContext, Kind, Result};
 const LOCK_FILE: Range = Range { first: 0, bytes: 0 };
 
 /// How long we wait for a file that is open elsewhere, and the pause between two tries.
-const LEASE_WAIT: Duration = Duration::from_millis(500);
-const LEASE_PAUSE: Duration = Duration::from_millis(10);
+const OPEN_WAIT: Duration = Duration::from_millis(500);
+const OPEN_PAUSE: Duration = Duration::from_millis(10);
 
 /// The name of our own process in `/proc/PID/comm`.
 const OURSELVES: &str = "chainweb-backup";
@@ -166,6 +166,12 @@ impl NodeLocks {
     }
 }
 
+impl Drop for Held {
+    fn drop(&mut self) {
+        sys::release(&self.file);
+    }
+}
+
 impl Held {
     fn take(file: File, path: PathBuf, range: Range) -> Result<Held> {
         match sys::write_lock(&file, range.first.into(), range.bytes.into()) {
@@ -177,7 +183,7 @@ impl Held {
             Err(e) => return Err(Error::io(format!("cannot lock {}", path.display()), e)),
         }
         let file_system = rustix::fs::fstatfs(&file).context(|| format!("cannot look at {}", path.display()))?;
-        let has_lease = match lease(&file) {
+        let has_lease = match in_a_moment(|| sys::lease(&file)) {
             Ok(()) => true,
             // Such a file system may report a file as open that no process has open.
             Err(_) if doubtful_name(&file_system).is_some() => false,
@@ -189,13 +195,13 @@ impl Held {
     }
 }
 
-/// Takes a lease. The lock is held already, so a process that has just opened the file will fail or end; and a child process that was
-/// forked a moment ago has our own closed descriptors until its exec. Both are gone in a moment.
-fn lease(file: &File) -> io::Result<()> {
-    let give_up = Instant::now() + LEASE_WAIT;
+/// Repeats what fails because the file is open, or leased, elsewhere: a process that has just opened it will fail on our lock, and a
+/// child that was forked a moment ago has our own closed descriptors until its exec. Both are gone in a moment.
+fn in_a_moment<T>(act: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let give_up = Instant::now() + OPEN_WAIT;
     loop {
-        match sys::lease(file) {
-            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && Instant::now() < give_up => sleep(LEASE_PAUSE),
+        match act() {
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && Instant::now() < give_up => sleep(OPEN_PAUSE),
             other => return other,
         }
     }
@@ -227,7 +233,9 @@ fn databases_in(directory: &Path) -> Result<Vec<PathBuf>> {
 /// Opens a regular file; `None` if there is none. The operator may have put links on the way to it.
 fn open(path: &Path, access: OFlags) -> Result<Option<File>> {
     let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match nofollow::require_regular(rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)) {
+    match in_a_moment(|| {
+        nofollow::require_regular(rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from))
+    }) {
         Err(e) if e.kind() == io::ErrorKind::NotFound || nofollow::is_unfit(&e) => Ok(None),
         other => other.map(Some).context(|| format!("cannot open {}", path.display())),
     }

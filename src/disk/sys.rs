@@ -199,8 +199,20 @@ pub(crate) fn cached(fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> Option<Cach
 /// # Errors
 /// `EACCES` or `EAGAIN` if another process, or another open file, has a lock there.
 pub(crate) fn write_lock(file: &File, first: i64, bytes: i64) -> io::Result<()> {
+    lock_open_file(file, libc::F_WRLCK, first, bytes)
+}
+
+/// Ends the locks of [`write_lock`] and the lease of [`lease`]. Closing is not enough: a process that was just forked has a copy of the
+/// descriptor, and with it both, until its exec.
+pub(crate) fn release(file: &File) {
+    // An error means that there is none.
+    let _ = set_lease(file, libc::F_UNLCK);
+    let _ = lock_open_file(file, libc::F_UNLCK, 0, 0);
+}
+
+fn lock_open_file(file: &File, kind: libc::c_int, first: i64, bytes: i64) -> io::Result<()> {
     let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
+        l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: first,
         l_len: bytes,
@@ -227,8 +239,12 @@ pub(crate) fn lease(file: &File) -> io::Result<()> {
     if asked != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: as above; F_SETLEASE takes a number and touches no memory.
-    let result = unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) };
+    set_lease(file, libc::F_WRLCK)
+}
+
+fn set_lease(file: &File, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: the descriptor is open while `file` is borrowed; F_SETLEASE (fcntl(2)) takes a number and touches no memory.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
