@@ -72,14 +72,16 @@ refused 'a key at the wrong place' 'backup: {enabled: true}' backup.api.enabled
 refused 'a wrong type' 'backup: {api: {port: many}}' 'a port number from 0 to 65535'
 refused 'no YAML' 'backup: [' 'not YAML' line
 refused 'a key twice' 'databaseDirectory: a\ndatabaseDirectory: b\n' twice
-status 'a missing file is 2' 2 chainweb-backup serve --config-file missing.yaml
+status 'a missing file is 2' 2 chainweb-backup serve --config-file missing.yaml --service-port 0
 has 'it is named' err missing.yaml
-ENABLE_BACKUP_API=perhaps status 'a wrong variable is 2' 2 chainweb-backup serve --config-file on.yaml
+ENABLE_BACKUP_API=perhaps status 'a wrong variable is 2' 2 chainweb-backup serve --config-file on.yaml --service-port 0
 unset ENABLE_BACKUP_API
 has 'it is named' err ENABLE_BACKUP_API
-status 'no database directory is 2' 2 chainweb-backup serve --enable-backup-api
+XDG_DATA_HOME=$DIR status 'no database directory is 2' 2 chainweb-backup serve --enable-backup-api --service-port 0
+unset XDG_DATA_HOME
 has 'the flag is named' err --database-directory
-status 'a backup directory in the database is 2' 2 chainweb-backup serve --database-directory node --backup-directory node/0/b
+status 'a backup directory in the database is 2' 2 chainweb-backup serve --database-directory node --backup-directory node/0/rocksDb/b \
+  --service-port 0
 status 'a flag of another command is 2' 2 chainweb-backup list --database-directory node --backup-pact
 has 'its command is named' err make
 status 'an unknown command is 2' 2 chainweb-backup mkae --database-directory node

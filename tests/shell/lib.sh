@@ -51,10 +51,11 @@ skip() {
   echo "ok $count - $1 # SKIP $2"
 }
 
-# status NAME WANTED COMMAND...: what it prints is in the files out and err.
+# status NAME WANTED COMMAND...: what it prints is in the files out and err. A program that does not end is ended, with 124.
 status() {
   name=$1 wanted=$2 got=0
   shift 2
+  case $(command -v "$1") in /*) set -- timeout 300 "$@" ;; esac
   "$@" >out 2>err </dev/null || got=$?
   is "$name" "$got" "$wanted"
 }
