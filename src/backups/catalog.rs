@@ -329,21 +329,20 @@ impl Catalog {
         bytes
     }
 
-    /// Removes the garbage, `.deleting-*`, and what a drill that has crashed left, `.drilling-*`; stops with `Ok(false)` as soon as `keep_going` returns false. If something cannot be
-    /// removed, the sweep continues, and returns the first such error at the end.
+    /// Removes the garbage, `.deleting-*`, and what a drill that has crashed left, `.drilling-*`; stops with `Ok(false)` as soon as
+    /// `keep_going` returns false. If something cannot be removed, the sweep continues, and returns the first such error at the end.
     pub(crate) fn sweep(&self, keep_going: &dyn Fn() -> bool) -> Result<bool> {
         let mut result = Ok(true);
         for name in self.names()?.iter().filter(|name| layout::is_garbage(name) || layout::is_drilling(name)) {
             let path = self.directory.join(name);
-            let drill = layout::is_drilling(name).then(|| Lock::try_take_directory(&path));
-            let removed = match drill {
-                Some(Ok(None)) => continue,
-                Some(Err(e)) => Err(e),
-                None | Some(Ok(Some(_))) => disk::remove_tree(&path, keep_going),
+            let removed = if layout::is_drilling(name) {
+                remove_drill(&path, keep_going)
+            } else {
+                disk::remove_tree(&path, keep_going).map(Some)
             };
             match removed {
-                Ok(true) => {}
-                Ok(false) => return Ok(false),
+                Ok(None | Some(true)) => {}
+                Ok(Some(false)) => return Ok(false),
                 Err(e) => result = result.and(Err(e)),
             }
         }
@@ -383,6 +382,22 @@ impl Catalog {
     pub(crate) fn ids(&self) -> Result<Vec<BackupId>> {
         Ok(self.names()?.iter().filter_map(|n| BackupId::parse(n)).collect())
     }
+}
+
+/// Removes the scratch directory of a drill that has ended, or what else has its name; `None` if a process of the drill lives, and
+/// `Some(false)` if `keep_going` returned false.
+pub(crate) fn remove_drill(path: &Path, keep_going: &dyn Fn() -> bool) -> Result<Option<bool>> {
+    let _lock = if look(path)?.is_some_and(|meta| meta.is_dir()) {
+        match Lock::try_take_directory(path) {
+            Ok(None) => return Ok(None),
+            // Another sweep was faster.
+            Err(_) if !is_there(path)? => return Ok(Some(true)),
+            taken => taken?,
+        }
+    } else {
+        None
+    };
+    disk::remove_tree(path, keep_going).map(Some)
 }
 
 fn identity_of(directory: &Path) -> Result<FileId> {

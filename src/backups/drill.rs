@@ -4,8 +4,8 @@
 //! step                                                             a crash after it leaves
 //! 1  hold the backup, verify it quickly                            nothing
 //! 2  make BACKUPS/.drilling-<id>/, lock it                         the directory, for the sweep
-//! 3  restore into .drilling-<id>/restored/: SSTs are links to     the same
-//!    those of the backup, all that is written to is a copy
+//! 3  fill .drilling-<id>/restored/0/: SSTs are links to those of   the same
+//!    the backup, all that is written to is a copy
 //! 4  open RocksDB and every Pact database, read-write, and compare  the same; a command of the operator may still run, and holds
 //!    their newest blocks with the record; or run the operator's    the lock until it ends
 //!    command, most often the node itself
@@ -15,7 +15,8 @@
 //! ```
 //! Invariants: only the copy is opened read-write, never the backup, and by our newer RocksDB only if no command is given: it
 //! may write files that the node's own RocksDB cannot read. A drill that fails never changes the status of the backup: the cause
-//! may be the operator's command.
+//! may be the operator's command. The backup directory belongs to the node's user, who can put a link in place of the scratch
+//! directory at any moment, so filling it follows no link. A restore does: its target is the operator's.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -23,10 +24,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::backups::catalog::{is_there, look};
+use crate::backups::catalog::{is_there, look, remove_drill};
 use crate::backups::drill_command::{self, Ended};
+use crate::backups::filling::{Filling, RESERVE_BYTES};
 use crate::backups::operations::{Held, hold};
-use crate::backups::restore::{self, RestoreOptions};
+use crate::backups::restore;
 use crate::backups::sums;
 use crate::backups::verification::require_good;
 use crate::capture::rocksdb::{self, engine};
@@ -35,6 +37,8 @@ use crate::chainweb::{self, DIRECTORIES};
 use crate::clock::now_ms;
 use crate::config::Depth;
 use crate::control::Control;
+use crate::disk::copy::Copier;
+use crate::disk::fault_gate;
 use crate::disk::lock::Lock;
 use crate::disk::{self, Owner, nofollow};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -82,15 +86,8 @@ pub fn drill_backup(
     require_good(&held.verify(Depth::Quick, options.program, &control.another())?)?;
     let whole = held.path.join(WHOLE);
     let scratch = Scratch::make(&held, &whole)?;
-    let node = scratch.path.join(DRILL_NODE);
-    let restoring = RestoreOptions {
-        target: &node,
-        replace: false,
-        copy: options.copy,
-        depth: Depth::Quick,
-        program: options.program,
-    };
-    let used = restore::restore(&held.path, restoring, at_ms, control).and_then(|_| {
+    fault_gate::point("drill-made", held.catalog.directory());
+    let used = scratch.fill(&whole, options.copy, control).and_then(|node| {
         let before = states(&whole)?;
         let (use_began, used) = (Instant::now(), use_databases(&held, &scratch, &node, options, control)?);
         Ok((used, use_began.elapsed(), changed(&before, &states(&whole)?)))
@@ -189,39 +186,47 @@ fn open_pact(record: Option<&Record>, node: &Path, control: &Control) -> Result<
 /// The scratch directory, locked.
 struct Scratch {
     path: PathBuf,
+    /// That of the files in it.
+    owner: Option<Owner>,
     lock: Lock,
 }
 
 impl Scratch {
+    /// Step 2.
     fn make(held: &Held, whole: &Path) -> Result<Scratch> {
-        let id = &held.found.id;
-        let path = held.catalog.directory().join(layout::drilling(id));
+        let path = held.catalog.directory().join(layout::drilling(&held.found.id));
+        // The node of the drill runs as the operator decides; links need the owner of the files.
+        let owner = Owner::following(whole)?;
         for _ in 0..MAX_TRIES {
-            remove_unused(&path)?;
-            // The node of the drill runs as the operator decides; links need the owner of the files.
-            disk::create_private_dir(&path, Owner::following(whole)?)?;
-            let lock = Lock::try_take_directory(&path)?;
+            if remove_drill(&path, &|| true)?.is_none() {
+                let context = format!("another drill uses {}; wait for its end", path.display());
+                return Err(Error::new(Kind::Busy, context));
+            }
+            disk::create_private_dir(&path, owner)?;
+            let lock = match Lock::try_take_directory(&path) {
+                // The sweep has removed it, before it was locked.
+                Err(_) if !is_there(&path)? => continue,
+                taken => taken?,
+            };
             if let Some(lock) = lock.filter(|_| matches!(is_there(&path), Ok(true))) {
-                return Ok(Scratch { path, lock });
+                return Ok(Scratch { path, owner, lock });
             }
         }
         Err(Error::new(Kind::Busy, format!("another process uses {}", path.display())))
     }
 
+    /// Step 3; returns the database directory.
+    fn fill(&self, whole: &Path, copy: bool, control: &Control) -> Result<PathBuf> {
+        let node = self.path.join(DRILL_NODE);
+        disk::create_dir(&node, self.owner)?;
+        control.set_reserve(RESERVE_BYTES);
+        let filling = Filling { copier: Copier { owner: self.owner, control }, copy };
+        restore::fill(whole, &chainweb::place_in(&node), filling).map(|_| node)
+    }
+
     fn remove(self) -> Result<()> {
         disk::remove_tree(&self.path, &|| true).map(|_| ())
     }
-}
-
-/// Removes the scratch directory of a drill that has crashed.
-fn remove_unused(path: &Path) -> Result<()> {
-    if !is_there(path)? {
-        return Ok(());
-    }
-    let Some(_lock) = Lock::try_take_directory(path)? else {
-        return Err(Error::new(Kind::Busy, format!("another drill uses {}; wait for its end", path.display())));
-    };
-    disk::remove_tree(path, &|| true).map(|_| ())
 }
 
 /// What would show that a file was changed.

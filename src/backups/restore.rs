@@ -227,8 +227,8 @@ fn restore_whole(
     Ok((counts, if occupied { vec![names.aside] } else { Vec::new() }))
 }
 
-/// Step 3.
-fn fill(whole: &Path, staging: &Path, filling: Filling<'_>) -> Result<Counts> {
+/// Step 3, in a directory that is made for it. Follows no link.
+pub(crate) fn fill(whole: &Path, staging: &Path, filling: Filling<'_>) -> Result<Counts> {
     let owner = filling.copier.owner;
     // No other user may enter before every file has its mode.
     disk::create_private_dir(staging, owner)?;

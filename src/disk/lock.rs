@@ -44,10 +44,8 @@ impl Lock {
 
     /// Takes the exclusive lock of a directory itself, without a file in it; `None` if it is locked already.
     pub(crate) fn try_take_directory(path: &Path) -> Result<Option<Lock>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = || Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?));
-        let file = pass("lock", path).and_then(|()| open()).context(|| failed("open directory", path))?;
-        Lock::of(file, FlockOperation::NonBlockingLockExclusive, path)
+        let opened = pass("lock", path).and_then(|()| nofollow::open_directory(path));
+        Lock::of(opened.context(|| failed("open directory", path))?, FlockOperation::NonBlockingLockExclusive, path)
     }
 
     /// Takes a shared lock of a directory itself; `None` if there is an exclusive one.

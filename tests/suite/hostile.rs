@@ -4,7 +4,8 @@
 //! `CHAINWEB_BACKUP_TREES` is how many random trees are tried (`scripts/soak.sh hostile`), `CHAINWEB_BACKUP_SEED` which.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,9 +15,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use chainweb_backup::{
-    Config, Control, Depth, Kind, Policy, RestoreOptions, Service, Sources, Status, Verdict, cancel_backup,
-    check_backup_in, delete_backup, gate, list_backups_in, pin_backup, prune_backups, restore_backup, sum_backup,
-    sweep_backups, verify_backup,
+    Config, Control, Depth, DrillOptions, Kind, Policy, RestoreOptions, Service, Settle, Sources, Status, Verdict,
+    cancel_backup, check_backup_in, delete_backup, drill_backup, gate, list_backups_in, pin_backup, prune_backups,
+    restore_backup, settle_restore, sum_backup, sweep_backups, verify_backup,
 };
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use tempfile::TempDir;
@@ -32,6 +33,10 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const NODE_USER: u32 = 54_321;
 
 const GARBAGE: &str = ".deleting-1600000000009.0";
+
+/// This process opens the databases.
+const DRILL: DrillOptions<'_> =
+    DrillOptions { command: &[], time_limit: Duration::from_secs(60), copy: false, program: None };
 
 fn fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
@@ -95,6 +100,52 @@ fn what_a_planted_link_leads_to_is_not_deleted() {
     assert_eq!(restored.0, id);
     assert_eq!(tree(&place), before);
     assert_eq!(names(&target), [".restoring-mine", "0", "0.bak-1"]);
+}
+
+/// Between the making of the scratch directory and its filling, a link takes its place, or that of the directory in it. Also a link
+/// that was there before the drill, and one that is there when the sweep comes.
+#[test]
+fn a_link_in_place_of_the_scratch_directory_of_a_drill_leads_nowhere() {
+    let node = Node::new();
+    let (place, _) = precious(node.root());
+    fs::create_dir(place.join("empty")).unwrap();
+    let before = tree(&place);
+    let service = node.start();
+    let id = make_done(&service, PACT);
+    drop(service);
+    let backups = node.backups();
+    let scratch = backups.join(format!(".drilling-{id}"));
+    let drill = || drill_backup(&backups, id.as_str(), DRILL, &Control::default()).map(|(_, drill)| drill.passed);
+    for (name, to) in [("", "empty"), ("restored", "empty"), ("restored", "new")] {
+        let link = if name.is_empty() { scratch.clone() } else { scratch.join(name) };
+        let to = place.join(to);
+        gate::at_point(&backups, move |point| {
+            if point == "drill-made" {
+                if name.is_empty() {
+                    fs::remove_dir(&link).unwrap();
+                }
+                symlink(&to, &link).unwrap();
+            }
+        });
+        let drilled = drill();
+        gate::forget_points(&backups);
+        assert_eq!(tree(&place), before, "{name}");
+        assert!(drilled.is_err(), "{name}: {drilled:?}");
+        assert!(scratch.symlink_metadata().is_err(), "{name}: the scratch directory is left");
+    }
+    for way in ["link", "dangling", "fifo"] {
+        let plant = || match way {
+            "link" => symlink(place.join("empty"), &scratch).unwrap(),
+            "dangling" => symlink(place.join("new"), &scratch).unwrap(),
+            _ => fifo(&scratch),
+        };
+        plant();
+        assert!(drill().unwrap(), "{way}");
+        plant();
+        sweep_backups(&backups).unwrap();
+        assert!(scratch.symlink_metadata().is_err(), "{way}: not swept");
+        assert_eq!(tree(&place), before, "{way}");
+    }
 }
 
 /// Emptied as if it were full of pins, the node's own `0` would lose its RocksDB.
@@ -348,6 +399,9 @@ const FAILED: &str = "1600000000003";
 const FOREIGN: &str = "1600000000004";
 const COMING: &str = "1600000000005";
 
+/// A restore follows links in place of these that root, or its own user, has made. The planted ones belong to the node's user.
+const FOLLOWED: [&str; 3] = ["target/0", "target/0/rocksDb", "target/0/sqlite"];
+
 impl World {
     fn new() -> World {
         let (place, template) = (scratch(), scratch());
@@ -391,9 +445,11 @@ impl World {
             "/verified.json",
             "/.pinned",
             "/.cancel",
+            "/drill.json",
             "/.status.tmp",
             "/.backup.json.tmp",
             "/.verified.json.tmp",
+            "/.drill.json.tmp",
             "/0",
             "/0.partial",
             "/0/rocksDb",
@@ -409,6 +465,7 @@ impl World {
         for id in [good, FAILED, FOREIGN, COMING] {
             all.extend(of_backup.iter().map(|name| format!("backups/{id}{name}")));
         }
+        all.extend(World::of_drill(good));
         for directory in ["rocksDb", "sqlite"] {
             let files = names(&template.join(good).join("0").join(directory));
             all.extend(files.iter().map(|file| format!("backups/{good}/0/{directory}/{file}")));
@@ -420,16 +477,41 @@ impl World {
             "/0",
             "/0/rocksDb",
             "/0/sqlite",
+            "/0.bak-1",
             "/0.bak-2",
+            "/0/lost+found",
+            "/0/rocksDb/.restore-journal.json",
+            "/0/rocksDb/..restore-journal.json.tmp",
+            "/0/rocksDb/.restoring-1",
+            "/0/rocksDb/0.bak-1",
             "/0/rocksDb/LOCK",
             "/0/rocksDb/CURRENT",
+            "/0/rocksDb/.CURRENT.tmp",
+            "/0/sqlite/.restoring-1",
             "/0/sqlite/pact-v1-chain-0.sqlite",
         ];
         all.extend(of_target.iter().map(|name| format!("target{name}")));
         let of_pins = ["", "/.lock", "/rocksDb", "/rocksDb.tmp", "/rocksDb/000001.sst"];
         all.extend(of_pins.iter().map(|name| format!("pins{name}")));
+        all.retain(|name| rustix::process::geteuid().is_root() || !FOLLOWED.contains(&name.as_str()));
         all
     }
+
+    /// The directories of a drill.
+    fn of_drill(good: &str) -> [String; 3] {
+        ["", "/restored", "/restored/0"].map(|name| format!("backups/.drilling-{good}{name}"))
+    }
+}
+
+/// Makes a link of the node's user; it belongs to root at no moment at which it has its name.
+fn plant_link(to: &Path, path: &Path, place: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return symlink(to, path);
+    }
+    let unnamed = place.join(format!("planting-{:?}", std::thread::current().id()));
+    symlink(to, &unnamed)?;
+    let named = lchown(&unnamed, Some(NODE_USER), Some(NODE_USER)).and_then(|()| fs::rename(&unnamed, path));
+    named.inspect_err(|_| fs::remove_file(&unnamed).unwrap())
 }
 
 /// Puts something hostile at a path, if there is a directory for it.
@@ -459,11 +541,13 @@ fn plant(path: &Path, place: &Path, random: &mut fastrand::Rng) -> Option<String
     ];
     let kind = random.u8(..12);
     let made = match kind {
-        0..=3 => symlink(place.join(random.choice(outside).unwrap()), path),
-        4 => symlink(
-            random.choice(["/", "/dev/zero", "/dev/full", "..", "loop", "/proc/self/mem", "/etc"]).unwrap(),
-            path,
-        ),
+        0..=3 => plant_link(&place.join(random.choice(outside).unwrap()), path, place),
+        4 => {
+            let system = ["/dev/zero", "/dev/full", "..", "loop", "/proc/self/mem", "/", "/etc"];
+            // A restore that follows a link by mistake must not harm the machine.
+            let known = if path.starts_with(place.join("target")) { &system[..5] } else { &system[..] };
+            plant_link(Path::new(random.choice(known).unwrap()), path, place)
+        }
         5 => mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0).map_err(Into::into),
         6 => UnixListener::bind(path).map(drop),
         7 => {
@@ -482,7 +566,7 @@ fn plant(path: &Path, place: &Path, random: &mut fastrand::Rng) -> Option<String
             .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o000))),
         10 => {
             let deep = (0..random.usize(1..24)).fold(path.to_owned(), |path, n| path.join(format!("{n}")));
-            fs::create_dir_all(&deep).and_then(|()| symlink(place.join("precious"), deep.join("link")))
+            fs::create_dir_all(&deep).and_then(|()| plant_link(&place.join("precious"), &deep.join("link"), place))
         }
         _ => fs::hard_link(place.join("backups/victim"), path),
     };
@@ -493,7 +577,7 @@ fn plant(path: &Path, place: &Path, random: &mut fastrand::Rng) -> Option<String
 static SUCCESSES: [AtomicU64; CALLS.len()] = [const { AtomicU64::new(0) }; CALLS.len()];
 
 /// What is counted there.
-const CALLS: [&str; 8] = ["list", "verify", "sum", "prune", "delete", "restore", "pin", "make"];
+const CALLS: [&str; 10] = ["list", "verify", "sum", "prune", "delete", "restore", "pin", "make", "drill", "settle"];
 
 fn count<T, E>(call_number: usize, result: Result<T, E>) {
     SUCCESSES[call_number].fetch_add(u64::from(result.is_ok()), Relaxed);
@@ -505,9 +589,9 @@ fn operate(place: &Path, good: &str, random: &mut fastrand::Rng) {
     let control = Control::default;
     let policy = Policy { keep_last: random.u32(..2), keep_daily: random.u32(..2), ..Policy::default() };
     let depth = if random.bool() { Depth::Quick } else { Depth::Deep };
-    let mut calls: Vec<u8> = (0..9).collect();
+    let mut calls: Vec<u8> = (0..11).collect();
     random.shuffle(&mut calls);
-    for call_number in calls.into_iter().take(random.usize(3..=9)) {
+    for call_number in calls.into_iter().take(random.usize(3..=11)) {
         let word = random.choice([good, FAILED, FOREIGN, COMING, "latest"]).unwrap();
         match call_number {
             0 => count(0, list_backups_in(backups)),
@@ -519,9 +603,42 @@ fn operate(place: &Path, good: &str, random: &mut fastrand::Rng) {
             6 => count(6, pin_backup(backups, word, random.bool())),
             // Of what is not being made it ends at once.
             7 if word == good => drop(cancel_backup(backups, Some(word))),
+            8 => drill(place, word, good, random),
+            9 => count(9, settle_restore(target, if random.bool() { Settle::Resume } else { Settle::Undo })),
             _ => serve_and_make(backups, &place.join("db"), good, random),
         }
     }
+}
+
+/// A drill; in every second one something takes the place of a directory of it, as soon as that is made.
+fn drill(place: &Path, word: &str, good: &str, random: &mut fastrand::Rng) {
+    let (backups, mut planting) = (place.join("backups"), random.fork());
+    if random.bool() {
+        let (place, names) = (place.to_owned(), World::of_drill(good));
+        gate::at_point(&backups, move |point| {
+            if point == "drill-made" {
+                plant(&place.join(planting.choice(&names).unwrap()), &place, &mut planting);
+            }
+        });
+    }
+    let drilled = drill_backup(&backups, word, DRILL, &Control::default());
+    gate::forget_points(&backups);
+    count(8, drilled.ok().filter(|(_, drill)| drill.passed).ok_or(()));
+}
+
+/// A target in which a database was restored before; in some, `0` cannot be exchanged as a whole, and the last restore was
+/// interrupted.
+fn occupy(world: &World, random: &mut fastrand::Rng) {
+    let (backups, target) = (world.place.path().join("backups"), world.place.path().join("target"));
+    copy_tree(&world.template.path().join(&world.good).join("0"), &target.join("0"));
+    if random.bool() {
+        return;
+    }
+    fs::create_dir(target.join("0/lost+found")).unwrap();
+    let first = random.u64(1..150);
+    gate::arm(gate::Plan { root: target.clone(), fail_at: (first..first + 500).collect(), ..gate::Plan::default() });
+    let _ = restore_backup(&backups, &world.good, options(&target, true, Depth::Quick), &Control::default());
+    gate::disarm(&target);
 }
 
 fn serve_and_make(backups: &Path, database: &Path, good: &str, random: &mut fastrand::Rng) {
@@ -556,9 +673,21 @@ fn case(world: &World, seed: u64) -> usize {
         let _ = fs::remove_file(old);
         let _ = fs::remove_dir_all(old);
     }
+    // A link of the node's user to its own directory is followed: then there is a database in `db`.
+    for name in names(&place.join("db")).iter().filter(|name| *name != "0") {
+        let path = place.join("db").join(name);
+        let _ = fs::remove_file(&path);
+        let _ = fs::remove_dir_all(&path);
+    }
     copy_tree(world.template.path(), &backups);
     fs::create_dir(place.join("target")).unwrap();
     fs::write(backups.join("victim"), "a second name of this").unwrap();
+    if random.bool() {
+        occupy(world, &mut random);
+    }
+    if random.bool() {
+        fs::create_dir_all(place.join(&World::of_drill(&world.good)[2])).unwrap();
+    }
     let resolve = &|name: &str| match name.strip_prefix("pins") {
         Some(rest) => PathBuf::from(format!("{}{rest}", pins.display())),
         None => place.join(name),
@@ -575,7 +704,8 @@ fn case(world: &World, seed: u64) -> usize {
             while races && !stop.load(Relaxed) {
                 let name = racing.choice(&world.names).unwrap();
                 // What a library opens by path is looked at before, and not exchanged in the moment between: see `nofollow`.
-                let is_opened_by_path = name.contains("/0/rocksDb/") || name.contains("/0/sqlite/");
+                let is_opened_by_path =
+                    ["/0/rocksDb/", "/0/sqlite/", "/restored"].iter().any(|part| name.contains(part));
                 if name.starts_with("backups/") && !is_opened_by_path {
                     let _ = plant(&resolve(name), place, &mut racing);
                 }
