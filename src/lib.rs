@@ -21,8 +21,8 @@
 //! capture   a source becomes a directory of synced files
 //!           in_use modes node_locks rocksdb::chain_cut rocksdb::child rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
 //!           rocksdb::live_directories rocksdb::live_files rocksdb::live_wals rocksdb::log_format rocksdb::mod
-//!           rocksdb::no_engine rocksdb::options_file rocksdb::pins rocksdb::version_edit source sqlite::attempt sqlite::fold sqlite::locks sqlite::mod
-//!           sqlite::online sqlite::raw_copy sqlite::wal
+//!           rocksdb::no_engine rocksdb::options_file rocksdb::pins rocksdb::version_edit source sqlite::attempt sqlite::finished sqlite::fold
+//!           sqlite::locks sqlite::mod sqlite::online sqlite::raw_copy sqlite::wal
 //! backups   finished backups, and how one becomes finished
 //!           below catalog commit damage details drill drill_command filling journal operations placement recover rehearsal reread
 //!           restore retention sums sums_list verification verify
@@ -83,7 +83,7 @@ pub use disk::sys::step_back;
 pub use error::{Error, Kind, Result};
 pub use fault::Fault;
 pub use format::drill::Drill;
-pub use format::record::{Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
+pub use format::record::{BlockHeights, Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
 pub use http::listener::{Decorate, Handler, Limits, Listener, Stopper};
 pub use http::routes::ROUTES;
 pub use id::BackupId;

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use crate::backups::catalog::{Catalog, Found, is_there};
 use crate::backups::damage;
 use crate::backups::details::{Details, Listed, Unreadable};
+use crate::backups::filling::Counts;
 use crate::backups::rehearsal::{self, Rehearsal};
-use crate::backups::restore::{self, RestoreOptions, Restored};
+use crate::backups::restore::{self, Placed, RestoreOptions, Restored};
 use crate::backups::retention::{Candidate, Policy, Verdict, good_newest_first, judge};
 use crate::backups::sums::{self, Completed};
 use crate::backups::verification::{Verification, require_good};
@@ -27,7 +28,7 @@ use crate::disk::fault_gate;
 use crate::disk::nofollow;
 use crate::error::{Error, Kind, Result};
 use crate::fault::Fault;
-use crate::format::layout::{self, CANCEL_FILE, RECORD_FILE};
+use crate::format::layout::{self, CANCEL_FILE, RECORD_FILE, WHOLE};
 use crate::format::record::Status;
 use crate::id::BackupId;
 
@@ -233,7 +234,12 @@ pub fn restore_backup(
         held.note(depth, &verification);
     }
     require_good(&verification)?;
-    let restored = restore::restore(&held.path, options, now_ms(), control)?;
+    let Held { path, found, .. } = &held;
+    let pact_history = restore::pact_history(&path.join(WHOLE), found.record.as_ref(), options.program, control)?;
+    let Placed { way, replaced, counts } = restore::restore(path, options, now_ms(), control)?;
+    let Counts { linked_count, copied_count } = counts;
+    let database_directory = options.target.to_owned();
+    let restored = Restored { database_directory, way, replaced, linked_count, copied_count, pact_history };
     Ok((held.found.id, restored))
 }
 
@@ -250,7 +256,7 @@ pub fn rehearse_restore(
 ) -> Result<(BackupId, Rehearsal)> {
     let held = hold_for_restore(directory, word, options)?;
     require_good(&held.verify(options.depth, options.program, &control.another())?)?;
-    let rehearsal = rehearsal::rehearse(&held.path, options)?;
+    let rehearsal = rehearsal::rehearse(&held.path, held.found.record.as_ref(), options, control)?;
     Ok((held.found.id, rehearsal))
 }
 

@@ -13,11 +13,14 @@ use crate::backups::filling::{self, Part};
 use crate::backups::placement::{Placement, Way};
 use crate::backups::restore::{self, RestoreOptions};
 use crate::capture::source::resolve;
+use crate::chainweb::pact::History;
 use crate::chainweb::{COMPACTED_FLAG, DIRECTORIES};
+use crate::control::Control;
 use crate::disk;
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Result};
 use crate::format::layout::{self, WHOLE};
+use crate::format::record::Record;
 
 /// What a restore would do.
 #[derive(Debug, Serialize)]
@@ -34,6 +37,8 @@ pub struct Rehearsal {
     pub kept_in: Vec<String>,
     /// The flags that the node needs, beside its database directory.
     pub flags: Vec<&'static str>,
+    /// Whether Pact in the backup has all blocks.
+    pub pact_history: History,
     /// What would make the restore fail.
     #[serde(serialize_with = "as_text")]
     pub obstacle: Option<Error>,
@@ -63,7 +68,12 @@ fn as_text<S: serde::Serializer>(obstacle: &Option<Error>, to: S) -> std::result
 }
 
 /// Looks at what a restore of the backup in `backup` would do.
-pub(crate) fn rehearse(backup: &Path, options: RestoreOptions<'_>) -> Result<Rehearsal> {
+pub(crate) fn rehearse(
+    backup: &Path,
+    record: Option<&Record>,
+    options: RestoreOptions<'_>,
+    control: &Control,
+) -> Result<Rehearsal> {
     let whole = backup.join(WHOLE);
     let placement = Placement::of(&resolve(options.target)?)?;
     let owner = restore::owner_of(&placement)?;
@@ -96,6 +106,7 @@ pub(crate) fn rehearse(backup: &Path, options: RestoreOptions<'_>) -> Result<Reh
         needs.push((near, copied_bytes));
     }
     let needs: Vec<(&Path, u64)> = needs.iter().map(|(path, bytes)| (path.as_path(), *bytes)).collect();
+    let pact_history = restore::pact_history(&whole, record, options.program, control)?;
     let obstacle = restore::require_free(&placement, options.replace)
         .and_then(|()| restore::require_no_node(&placement.place))
         .and_then(|()| filling::require_room(&needs));
@@ -105,7 +116,8 @@ pub(crate) fn rehearse(backup: &Path, options: RestoreOptions<'_>) -> Result<Reh
         kept_in: if placement.is_occupied()? { kept_in(&placement) } else { Vec::new() },
         below_because: placement.below_because,
         parts,
-        flags: if restore::is_compacted(&whole)? { vec![COMPACTED_FLAG] } else { Vec::new() },
+        flags: if pact_history == History::Compacted { vec![COMPACTED_FLAG] } else { Vec::new() },
+        pact_history,
         obstacle: obstacle.err(),
     })
 }

@@ -29,9 +29,13 @@ use crate::backups::catalog::lies_in_backup;
 use crate::backups::filling::{self, Counts, Filling, Part, RESERVE_BYTES};
 use crate::backups::placement::{Placement, Way};
 use crate::capture::node_locks::{self, NodeLocks};
+use crate::capture::rocksdb;
+use crate::capture::rocksdb::chain_cut::Heights;
 use crate::capture::source::{SqliteSource, is_same, require_no_file, resolve};
-use crate::capture::sqlite;
-use crate::chainweb::{DIRECTORIES, ROCKSDB, SQLITE};
+use crate::capture::sqlite::finished::oldest_height;
+use crate::chainweb::pact::History;
+use crate::chainweb::version::Version;
+use crate::chainweb::{DIRECTORIES, ROCKSDB, SQLITE, chain_of};
 use crate::config::Depth;
 use crate::control::Control;
 use crate::disk::copy::Copier;
@@ -42,6 +46,7 @@ use crate::disk::permissions;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::{self, WHOLE};
+use crate::format::record::Record;
 
 /// How many times, in milliseconds, are tried to find free names.
 const MAX_STAMPS: u64 = 1000;
@@ -59,8 +64,15 @@ pub struct Restored {
     pub linked_count: u64,
     /// The number of files that were cloned or copied.
     pub copied_count: u64,
-    /// Whether compaction has removed old blocks of Pact: then the node must be told to accept that.
-    pub pact_is_compacted: bool,
+    /// Whether Pact has all blocks; if compaction has removed some, the node must be told to accept that.
+    pub pact_history: History,
+}
+
+/// What a restore has put in place.
+pub(crate) struct Placed {
+    pub(crate) way: Way,
+    pub(crate) replaced: Vec<PathBuf>,
+    pub(crate) counts: Counts,
 }
 
 /// Fails with [`Kind::Usage`] if `target` cannot be a database directory: it lies within a database or a backup, or is the backup
@@ -94,7 +106,8 @@ pub struct RestoreOptions<'a> {
     pub copy: bool,
     /// How thoroughly the backup is verified before.
     pub depth: Depth,
-    /// The program in whose child process RocksDB is opened for the verification; if absent, it is opened in this process.
+    /// The program in whose child process RocksDB is opened, for the verification and for the name of the version; if absent, it is
+    /// opened in this process.
     pub program: Option<&'a Path>,
 }
 
@@ -150,7 +163,7 @@ pub fn settle_restore(target: &Path, wanted: Settle) -> Result<Settled> {
 }
 
 /// Steps 1 and 3 to 9; the caller has verified the backup in `backup` and has locked it.
-pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, control: &Control) -> Result<Restored> {
+pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, control: &Control) -> Result<Placed> {
     let (whole, target) = (backup.join(WHOLE), &*resolve(options.target)?);
     let placement = Placement::of(target)?;
     require_no_node(&placement.place)?;
@@ -166,19 +179,11 @@ pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, c
     require_free(&placement, options.replace)?;
     control.set_reserve(RESERVE_BYTES);
     let filling = Filling { copier: Copier { owner, control }, copy: options.copy };
-    let pact_is_compacted = is_compacted(&whole)?;
     let (counts, replaced) = match placement.way() {
         Way::Whole => restore_whole(&whole, &placement, filling, now_ms)?,
         Way::Below => below::exchange(&placement, &whole, &filling, now_ms)?,
     };
-    Ok(Restored {
-        database_directory: options.target.to_owned(),
-        way: placement.way(),
-        replaced,
-        linked_count: counts.linked_count,
-        copied_count: counts.copied_count,
-        pact_is_compacted,
-    })
+    Ok(Placed { way: placement.way(), replaced, counts })
 }
 
 /// The owner that the files of a restored database need.
@@ -350,9 +355,38 @@ fn clear(target: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn is_compacted(whole: &Path) -> Result<bool> {
+/// Whether the Pact databases of a backup have all blocks: the worst of them. The record names the version; if it does not, or if
+/// there is none, the newest cut does.
+pub(crate) fn pact_history(
+    whole: &Path,
+    record: Option<&Record>,
+    program: Option<&Path>,
+    control: &Control,
+) -> Result<History> {
     let databases = SqliteSource::Foreign(whole.join(SQLITE)).databases()?;
-    databases.iter().try_fold(false, |found, database| Ok(found || sqlite::is_compacted(database)?))
+    let lowest = |database: &PathBuf| Ok((chain_of(database), oldest_height(database)?));
+    let lowest: Vec<(Option<u32>, Option<u64>)> = databases.iter().map(lowest).collect::<Result<_>>()?;
+    let of_version = |name: Option<&str>| {
+        let version = name.and_then(|name| Version::of_name(name).ok());
+        let histories = lowest.iter().map(|(chain, lowest)| History::of(*lowest, *chain, version));
+        histories.max().unwrap_or(History::Whole)
+    };
+    let recorded = record.and_then(|record| record.versions.chainweb.as_deref());
+    let history = of_version(recorded);
+    if history != History::Unknown || recorded.is_some() {
+        return Ok(history);
+    }
+    Ok(match rocksdb::read_cut(&whole.join(ROCKSDB), program, control) {
+        Ok(Heights::Cut(cut)) => of_version(cut.and_then(|cut| cut.version).as_deref()),
+        Ok(Heights::Damaged(fault)) => unknown(&fault.to_string()),
+        Err(e) if e.kind() == Kind::Cancelled => return Err(e),
+        Err(e) => unknown(&e.chain()),
+    })
+}
+
+fn unknown(why: &str) -> History {
+    log::debug!("chainweb version of a backup unknown reason={why:?}");
+    History::Unknown
 }
 
 /// Fails if a process has a database below `place` open: such a database is never changed.

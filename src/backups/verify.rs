@@ -36,7 +36,7 @@ use crate::capture::rocksdb::live_files;
 use crate::capture::rocksdb::log_format::End;
 use crate::capture::rocksdb::options_file::{MAX_TEXT_BYTES, is_options};
 use crate::capture::rocksdb::version_edit::Versions;
-use crate::capture::sqlite;
+use crate::capture::sqlite::{self, finished};
 use crate::chainweb::{self, DIRECTORIES, ROCKSDB, SQLITE};
 use crate::config::{Depth, Verify};
 use crate::control::Control;
@@ -171,7 +171,8 @@ impl Deep<'_> {
             Heights::Damaged(fault) => result.faults.push(Fault::of_rocksdb(fault)),
             Heights::Cut(cut) if cut.as_ref().map(|cut| cut.height) != Some(expected) => {
                 let height = cut.map_or(0, |cut| cut.height);
-                let why = format!("its cut is at height {height} instead of the {expected} in the record");
+                let why =
+                    format!("the heights of its newest blocks add up to {height}, not to the {expected} in the record");
                 result.fault(chainweb::path_in(ROCKSDB, ""), why);
             }
             Heights::Cut(_) => {}
@@ -205,7 +206,7 @@ impl Deep<'_> {
             let name = existing.files.file(at).path;
             if let Some(n) = databases.iter().position(|database| *database == name) {
                 checked[n] = true;
-                let fault = sqlite::integrity_fault(place, control)?;
+                let fault = finished::integrity_fault(place, control)?;
                 damaged.extend(fault.map(|why| Fault { file: name.to_owned(), why }));
             }
             quiet_reader::forget_cached(place);
@@ -219,7 +220,7 @@ impl Deep<'_> {
             let is_left_out = has_list && result.names(name);
             if !is_checked && !is_left_out {
                 sum::of(&place, false, control)?;
-                let fault = sqlite::integrity_fault(&place, control)?;
+                let fault = finished::integrity_fault(&place, control)?;
                 quiet_reader::forget_cached(&place);
                 if let Some(why) = fault {
                     result.fault(*name, why);
@@ -228,7 +229,7 @@ impl Deep<'_> {
             }
             let part = self.record.and_then(|r| r.pact.iter().find(|part| name.ends_with(&format!("/{}", part.file))));
             if let Some(part) = part.filter(|_| result.faults.is_empty()) {
-                let height = sqlite::newest_block(&place)?.map(|(height, _)| height);
+                let height = finished::newest_block(&place)?.map(|(height, _)| height);
                 if height != part.block_height {
                     let (height, expected) = (height.unwrap_or(0), part.block_height.unwrap_or(0));
                     result.fault(

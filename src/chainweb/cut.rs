@@ -9,14 +9,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::chainweb::digest::Digest;
 use crate::chainweb::number::Number;
 use crate::chainweb::tables::{CUTS, CutPlace};
 
 /// The newest block of a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tip {
     /// Its height.
     pub height: u64,

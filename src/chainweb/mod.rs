@@ -9,7 +9,7 @@
 //! | the checks of a header | [`header::Header::check`], [`header::Header::follows`]; [`rules`] |
 //! | the network: chains, graphs, genesis blocks | [`version::Version`]: `of_name`, `of_code`; [`graph::Graph`] |
 //! | a payload, its transactions and outputs | [`payload::Payload`], [`payload::Items`] |
-//! | tables of a Pact database | [`pact`] |
+//! | tables of a Pact database; whether it has all blocks | [`pact`]; [`pact::History`] |
 //! | hashes, numbers of 256 bits, Merkle trees | [`digest::Digest`], [`number::Number`], [`merkle`] |
 //!
 //! ```

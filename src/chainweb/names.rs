@@ -27,10 +27,6 @@ pub(crate) const PACT_EXTENSION: &str = "sqlite";
 /// The part of a Pact database's name before the chain.
 const BEFORE_CHAIN: &str = "chain-";
 
-/// The first height of mainnet's chains 10 to 19, which were added later.
-const LATE_GENESIS: u64 = 852_054;
-const LATE_CHAINS: u32 = 10;
-
 /// Before each path of the API: `/chainweb/0.0/{chainwebVersion}/make-backup`.
 pub(crate) const API_PREFIX: &str = "/chainweb/0.0/";
 
@@ -118,9 +114,4 @@ pub(crate) fn is_pact_database(file: &Path) -> bool {
 /// The chain of `pact-v1-chain-<n>.sqlite`.
 pub(crate) fn chain_of(database: &Path) -> Option<u32> {
     database.file_stem()?.to_str()?.rsplit_once(BEFORE_CHAIN)?.1.parse().ok()
-}
-
-/// The height of a chain's first block on mainnet; other networks may begin lower.
-pub(crate) fn genesis_height(chain: Option<u32>) -> u64 {
-    if chain.is_some_and(|chain| chain >= LATE_CHAINS) { LATE_GENESIS } else { 0 }
 }

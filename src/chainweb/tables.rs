@@ -240,13 +240,6 @@ pub fn parse_height(value: &[u8]) -> Option<u64> {
     value.try_into().ok().map(u64::from_le_bytes)
 }
 
-/// The tables in which a node may have the headers of this chain, as prefixes of their keys. The height, 8 bytes big-endian, and
-/// the hash follow. The second table is that of demo nodes until 0.2.0.
-#[cfg(feature = "engine")]
-pub(crate) fn header_tables(chain: u32) -> [Vec<u8>; 2] {
-    [Table::Headers(chain).prefix(), format!("-BlockHeader-{chain}$").into_bytes()]
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

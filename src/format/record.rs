@@ -5,6 +5,7 @@
 //! unknown format as foreign.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -133,12 +134,33 @@ pub struct RocksdbPart {
     /// How long the window of its last round was open, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_us: Option<u64>,
-    /// Height of the newest cut, if the database has cuts.
+    /// Height of the newest cut, if the database has cuts: the sum of the heights of its blocks.
     pub cut_height: Option<u64>,
+    /// The heights of the blocks of that cut. Absent if they are not known, as in records of versions until 0.2.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_heights: Option<BlockHeights>,
     /// Each file was last read whole at this time or later, in milliseconds since the epoch; 0 if that is unknown. Absent if files
     /// are links to the node's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_read_ms: Option<u64>,
+}
+
+/// The heights of the newest blocks of all chains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockHeights {
+    /// The lowest of them.
+    pub lowest: u64,
+    /// The highest of them.
+    pub highest: u64,
+}
+
+impl fmt::Display for BlockHeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.lowest == self.highest {
+            return write!(f, "{}", self.lowest);
+        }
+        write!(f, "{}-{}", self.lowest, self.highest)
+    }
 }
 
 /// One Pact database in the backup.
@@ -152,7 +174,7 @@ pub struct PactPart {
     pub method: Method,
     /// Size of the copy.
     pub bytes: u64,
-    /// Newest block in `BlockHistory`.
+    /// Height of its newest block.
     pub block_height: Option<u64>,
     /// Its hash, in hexadecimal.
     pub block_hash: Option<String>,
@@ -169,6 +191,10 @@ pub struct Versions {
     pub sqlite: String,
     /// The node, as configured.
     pub node: String,
+    /// The name of the Chainweb version, as the newest cut has it: `mainnet01`. Absent if it is not known, as in records of versions
+    /// until 0.2.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chainweb: Option<String>,
 }
 
 /// The content of `backup.json`.
@@ -248,6 +274,23 @@ impl Record {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    /// What is unknown is left out, as in the records of versions that did not have the fields.
+    #[test]
+    fn a_record_of_an_earlier_version_is_one_without_the_newer_fields() {
+        let id = BackupId::parse("1795382304483").unwrap();
+        let mut record = Record::new(id, Scope::Rocksdb, 5, Versions::default());
+        record.rocksdb = Some(RocksdbPart { cut_height: Some(40), ..RocksdbPart::default() });
+        let text = serde_json::to_string(&record).unwrap();
+        assert!(!text.contains("block_heights") && !text.contains("\"chainweb\""), "{text}");
+        assert_eq!(Record::parse(text.as_bytes()), Some(record));
+    }
+
+    #[test]
+    fn heights_are_one_number_or_two() {
+        let text = |lowest, highest| BlockHeights { lowest, highest }.to_string();
+        assert_eq!((text(20, 20), text(1_539_922, 1_539_924)), ("20".to_owned(), "1539922-1539924".to_owned()));
+    }
 
     #[test]
     fn a_verification_is_written_as_earlier_versions_wrote_it() {

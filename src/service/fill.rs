@@ -27,6 +27,7 @@ use crate::capture::rocksdb::{self, Capture};
 use crate::capture::source::{RocksSource, resolve};
 use crate::capture::sqlite;
 use crate::capture::sqlite::attempt::How;
+use crate::chainweb::digest::Digest;
 use crate::chainweb::{self, ROCKSDB, SQLITE};
 use crate::control::{Control, Phase};
 use crate::disk;
@@ -129,6 +130,7 @@ fn take_stock(backup: &mut Unfinished, making: &Making<'_>, captured: Captured) 
     know_tables(&mut manifest, &capture, making.started_ms);
     backup.record.replay_blocks = cut.as_ref().and_then(|cut| replay_blocks(&pact, cut));
     backup.record.versions.rocksdb = rocksdb::version_in(&rocksdb).unwrap_or_default();
+    backup.record.versions.chainweb = cut.as_ref().and_then(|cut| cut.version.clone());
     backup.record.rocksdb = Some(rocksdb_part(&manifest, &capture, captures_count, cut));
     Ok((manifest, capture.unsynced))
 }
@@ -181,6 +183,11 @@ fn capture_rocksdb(backup: &mut Unfinished, making: &Making<'_>, mut base: Optio
     };
     drop(base);
     disk::remove_tree(&aside, &|| true)?;
+    if let Some(why) = cut.as_ref().and_then(|cut| cut.malformed.as_ref()) {
+        backup.record.warnings.push(format!(
+            "the newest cut in RocksDB has a form that is not known ({why}): its blocks are unknown, and whether Pact is ahead of them"
+        ));
+    }
     Ok(Captured { capture, cut, captures_count })
 }
 
@@ -332,7 +339,8 @@ impl Ahead {
 }
 
 fn standing(part: &PactPart, cut: &Cut) -> Option<Standing> {
-    cut.standing(&Tip { chain: part.chain?, height: part.block_height?, hash: part.block_hash.clone() })
+    let hash = part.block_hash.as_deref().and_then(Digest::from_hex);
+    cut.standing(&Tip { chain: part.chain?, height: part.block_height?, hash })
 }
 
 /// The largest number of blocks that a Pact database is behind the cut.
@@ -363,7 +371,8 @@ fn rocksdb_part(manifest: &Manifest, capture: &Capture, captures_count: u32, cut
         captures_count,
         rounds_count: capture.live.as_ref().map(|run| run.rounds_count),
         window_us: capture.live.as_ref().map(|run| u64::try_from(run.window.as_micros()).unwrap_or(u64::MAX)),
-        cut_height: cut.map(|c| c.height),
+        cut_height: cut.as_ref().map(|cut| cut.height),
+        block_heights: cut.and_then(|cut| cut.block_heights),
         oldest_read_ms: files()
             .filter(|f| is_immutable(f.path) && f.method != Method::Linked)
             .map(|f| f.read_ms.unwrap_or(0))

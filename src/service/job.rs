@@ -65,6 +65,7 @@ pub(crate) fn begin(shared: &Shared, make: MakeRequest) -> Result<(Unfinished, A
         rocksdb: String::new(),
         sqlite: sqlite::library_version(),
         node: shared.config.node_version.clone().unwrap_or_else(|| "unknown".to_owned()),
+        chainweb: None,
     };
     let started_ms = now_ms();
     let backup = Unfinished::create(&shared.catalog, scope, started_ms, versions)?;

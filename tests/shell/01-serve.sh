@@ -92,7 +92,8 @@ answers GET "/check-backup/$id" 200 backup-done -H 'Accept: application/json;q=0
 http GET "/check-backup/$id" -H 'Accept: application/json'
 is 'JSON by Accept' "$code $(header content-type)" '200 application/json'
 has 'JSON has the status' body '"status":"backup-done"'
-has 'JSON has the height' body '"cut_height":60'
+has 'JSON has the height of the cut' body '"cut_height":60'
+has 'and those of its blocks' body '"block_heights":{"lowest":20,"highest":20}'
 http GET /list-backups
 is 'the list is JSON' "$code $(header content-type)" '200 application/json'
 is 'the list has all nine' "$(grep -o '"foreign":false' body | wc -l)" 9

@@ -2,7 +2,7 @@
 # The operator's commands on finished backups: verify, restore, sum, delete, prune, pin, and their exit codes.
 . "$(dirname -- "$0")/lib.sh"
 
-node node --chains 2 --fill 12000000 --write-buffer-bytes 500000
+node node --chains 3 --fill 12000000 --write-buffer-bytes 500000
 for _ in 1 2 3 4; do
   chainweb-backup make --backup-pact --database-directory node --log-level warn >>ids 2>>make.log
 done
@@ -74,6 +74,21 @@ at='--backup-directory node/backups'
   status 'restore of a compacted Pact is 0' 0 chainweb-backup restore $at "$last" --to compacted
   has 'it names the flag' out --no-full-historic-pact-state
   has 'it warns' err 'Pact is compacted'
+  rm -rf compacted
+
+  # The rings of the demo node are of no version that the program knows.
+  node ring --chains 2
+  status 'a backup of an unknown version is 0' 0 chainweb-backup make --backup-pact --database-directory ring --log-level warn
+  status 'restore of whole Pact databases is 0' 0 chainweb-backup restore --backup-directory ring/backups latest --to ringed
+  is 'it has nothing to say about them' "$(grep -c 'full history' err)" 0
+  for database in ring/backups/*/0/sqlite/*.sqlite; do
+    sqlite3 "$database" 'PRAGMA journal_mode=DELETE; DELETE FROM BlockHistory WHERE blockheight < 10' >/dev/null
+  done
+  status 'restore of Pact databases that begin above 0 is 0' 0 \
+    chainweb-backup restore --backup-directory ring/backups latest --to ringed --replace
+  has 'it does not know whether they are compacted' err 'it is unknown whether Pact has all blocks'
+  is 'and guesses no flag' "$(grep -c no-full-historic-pact-state out)" 0
+  rm -rf ring ringed
 
   status 'pin is 0' 0 chainweb-backup pin $at "$first"
   status 'prune without a rule deletes nothing' 2 chainweb-backup prune $at

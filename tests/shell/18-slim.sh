@@ -15,6 +15,7 @@ status 'a backup beside the running node' 0 "$slim" make --database-directory no
 made=$(cat out)
 "$slim" list --backup-directory node/backups --json >list.json
 has 'its record warns that a height is unknown' list.json 'built without RocksDB'
+check 'and has no heights that it does not know' sh -c '! grep -e block_heights -e \"chainweb\": list.json'
 status 'it is good, by the program without RocksDB' 0 "$slim" verify --backup-directory node/backups latest
 status 'it is good, every byte, by the full program' 0 chainweb-backup verify --backup-directory node/backups latest --deep
 status 'and by the node itself' 0 demo-node verify "node/backups/$made"

@@ -7,14 +7,15 @@ use std::path::Path;
 
 use chainweb_backup::gate::{Plan, arm, disarm};
 use chainweb_backup::{BackupId, Phase, Record, Service, Status};
+use data_encoding::HEXLOWER;
 use serde_json::Value;
 
 use crate::fixture::{
-    BLOCKS, Node, PACT, ROCKSDB, config, make_done, names, record, scratch_on_disk, skip, wait_end, wait_until, whole,
+    BLOCKS, Hash, Node, PACT, ROCKSDB, config, hash, make_done, names, record, scratch_on_disk, skip, wait_end,
+    wait_until, whole,
 };
 
-/// A block of mainnet, as a cut names it and as `BlockHistory` does, and another hash.
-const TEXT: &str = "k0an0qEORusqQg9ZjKrxa-0Bo0-hQVYLXqWi5LHxg3k";
+/// A block of mainnet, and another hash.
 const HEX: &str = "9346a7d2a10e46eb2a420f598caaf16bed01a34fa141560b5ea5a2e4b1f18379";
 const OTHER: &str = "0046a7d2a10e46eb2a420f598caaf16bed01a34fa141560b5ea5a2e4b1f18379";
 
@@ -78,19 +79,15 @@ fn rocksdb_is_captured_as_long_as_the_distance_shrinks() {
 #[test]
 fn another_block_of_the_same_height_is_seen() {
     let node = Node::new();
-    let set_hash = |hash: &str| {
-        let update = "UPDATE BlockHistory SET hash = CAST(?1 AS BLOB) WHERE blockheight = ?2";
+    let set_hash = |hash: Hash| {
+        let update = "UPDATE BlockHistory SET hash = ?1 WHERE blockheight = ?2";
         node.pact()[0].execute(update, (hash, BLOCKS.cast_signed())).unwrap();
     };
     let service = node.start();
-    set_hash("hash-is-30");
+    set_hash(*b"hash-is-000000000000000000000030");
     let id = make_done(&service, PACT);
-    check_warning(
-        &record(&service, &id),
-        2,
-        "on a block that rocksdb does not have (686173682d69732d3330), at height 30",
-    );
-    set_hash("hash-of-30");
+    check_warning(&record(&service, &id), 2, "on a block that rocksdb does not have (686173682d69732d3030");
+    set_hash(hash(BLOCKS));
     let id = make_done(&service, PACT);
     assert_eq!((captures_count(&record(&service, &id)), record(&service, &id).warnings.len()), (1, 0));
 }
@@ -100,20 +97,14 @@ fn another_block_of_the_same_height_is_seen() {
 #[test]
 fn a_block_that_rocksdb_never_had_is_seen_at_every_height() {
     let node = Node::new();
-    let header = |hash: &str| {
-        let hash: Vec<u8> = (0..32).map(|n| u8::from_str_radix(&hash[2 * n..2 * n + 2], 16).unwrap()).collect();
-        [b"-BlockHeader/0/header$".as_slice(), &BLOCKS.to_be_bytes(), &hash].concat()
-    };
-    let cut = |height: u64| {
-        let key = [b"-CutHashes$".as_slice(), &height.to_be_bytes(), &[0; 64]].concat();
-        node.db().put(key, format!(r#"{{"height":{height},"hashes":{{"0":{{"height":{height},"hash":"{TEXT}"}}}}}}"#))
-    };
+    let bytes = |hash: &str| -> Hash { HEXLOWER.decode(hash.as_bytes()).unwrap().try_into().unwrap() };
+    let header = |hash: &str| [b"-BlockHeader/0/header$".as_slice(), &BLOCKS.to_be_bytes(), &bytes(hash)].concat();
+    let cut = |height: u64| node.only_cut("mainnet01", &[(0, height, bytes(HEX))]);
     let tip = |hash: &str| {
         let update = format!("UPDATE BlockHistory SET hash = x'{hash}' WHERE blockheight = {BLOCKS}");
         node.pact()[0].execute_batch(&update).unwrap();
     };
-    node.without_cuts();
-    cut(BLOCKS).unwrap();
+    cut(BLOCKS);
     let service = node.start();
     let backup = || {
         let id = make_done(&service, PACT);
@@ -126,7 +117,7 @@ fn a_block_that_rocksdb_never_had_is_seen_at_every_height() {
     check_warning(&backup(), 2, &format!("on a block that rocksdb does not have ({OTHER})"));
     node.db().put(header(HEX), "header").unwrap();
     check_warning(&backup(), 2, "on a block that rocksdb does not have");
-    cut(BLOCKS + 2).unwrap();
+    cut(BLOCKS + 2);
     check_warning(&backup(), 2, "on a block that rocksdb does not have");
     // The block was abandoned, but RocksDB has it: a node goes back from there.
     node.db().put(header(OTHER), "header").unwrap();

@@ -20,9 +20,15 @@ use chainweb_backup::rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch}
 use chainweb_backup::rouille::{Request, Response};
 use chainweb_backup::rusqlite::{Connection, OpenFlags};
 use chainweb_backup::{BackupId, Config, MakeRequest, Record, Service, Sources, Status, Sums};
-use serde_json::Value;
+use data_encoding::BASE64URL_NOPAD;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// The hash of a block.
+pub type Hash = [u8; 32];
+
+/// The version of the node, which is not known.
+pub const INSTANCE: &str = "suite-node";
 /// Height of a new node.
 pub const BLOCKS: u64 = 30;
 /// Keys of one block in RocksDB.
@@ -229,12 +235,17 @@ END"#;
     pub fn rocksdb_block(&self, height: u64) {
         let mut batch = WriteBatch::default();
         (0..KEYS).for_each(|n| batch.put(block_key(height, n), block_value(height, n)));
-        let chains: Vec<String> = (0..self.pact.len())
-            .map(|chain| format!(r#""{chain}":{{"height":{height},"hash":"{}"}}"#, hash(height)))
-            .collect();
-        let key = [b"-CutHashes$".as_slice(), &height.to_be_bytes(), b"weight"].concat();
-        batch.put(key, format!(r#"{{"height":{height},"hashes":{{{}}}}}"#, chains.join(",")));
+        let tips: Vec<_> = (0..).zip(&self.pact).map(|(chain, _)| (chain, height, hash(height))).collect();
+        let (key, value) = cut(INSTANCE, &tips);
+        batch.put(key, value);
         self.db().write(batch).unwrap();
+    }
+
+    /// Makes this cut the only one.
+    pub fn only_cut(&self, instance: &str, tips: &[(u32, u64, Hash)]) {
+        self.without_cuts();
+        let (key, value) = cut(instance, tips);
+        self.db().put(key, value).unwrap();
     }
 
     /// Makes the RocksDB one that has no cuts.
@@ -251,7 +262,7 @@ END"#;
                 let row = (format!("k:{height}:{n}"), height.cast_signed(), row_data(height, n));
                 transaction.execute("INSERT INTO 'coin_coin-table' VALUES (?, ?, ?)", row).unwrap();
             }
-            let row = (height.cast_signed(), hash(height).into_bytes(), (height * ROWS).cast_signed());
+            let row = (height.cast_signed(), hash(height).to_vec(), (height * ROWS).cast_signed());
             transaction.execute("INSERT INTO BlockHistory VALUES (?, ?, ?)", row).unwrap();
             transaction.commit().unwrap();
         }
@@ -298,8 +309,26 @@ fn block_value(height: u64, n: u64) -> Vec<u8> {
     (0..100).map(|_| random.u8(..)).collect()
 }
 
-fn hash(height: u64) -> String {
-    format!("hash-of-{height}")
+/// The hash of a block of every chain.
+pub fn hash(height: u64) -> Hash {
+    format!("hash-of-{height:024}").into_bytes().try_into().unwrap()
+}
+
+/// Key and value of a cut with these chains, heights and hashes, as a node stores it. Its weight is that of its height.
+pub fn cut(instance: &str, tips: &[(u32, u64, Hash)]) -> (Vec<u8>, String) {
+    let height: u64 = tips.iter().map(|(_, height, _)| height).sum();
+    let (weight, mut little_endian) = (u128::from(height), [0; 32]);
+    little_endian[..16].copy_from_slice(&weight.to_le_bytes());
+    let id = hash(height);
+    let key = [b"-CutHashes$".as_slice(), &height.to_be_bytes(), &[0; 16], &weight.to_be_bytes(), &id].concat();
+    let text = |bytes: &Hash| BASE64URL_NOPAD.encode(bytes);
+    let tips =
+        tips.iter().map(|(chain, height, hash)| (chain.to_string(), json!({ "height": height, "hash": text(hash) })));
+    let hashes: serde_json::Map<_, _> = tips.collect();
+    let value = json!({
+        "origin": null, "height": height, "weight": text(&little_endian), "hashes": hashes, "id": text(&id), "instance": instance,
+    });
+    (key, value.to_string())
 }
 
 fn row_data(height: u64, n: u64) -> Vec<u8> {
@@ -331,7 +360,7 @@ pub fn pact_height(connection: &Connection) -> u64 {
     let mut height: u64 = 0;
     for row in rows {
         height += 1;
-        assert_eq!(row.unwrap(), (height.cast_signed(), hash(height).into_bytes()), "a block is missing in Pact");
+        assert_eq!(row.unwrap(), (height.cast_signed(), hash(height).to_vec()), "a block is missing in Pact");
     }
     let mut statement =
         connection.prepare("SELECT rowkey, rowdata FROM 'coin_coin-table' ORDER BY txid, rowkey").unwrap();
@@ -541,7 +570,10 @@ pub fn whole(backup: &Path) -> (u64, Vec<u64>) {
     copy_tree(&backup.join("0/rocksDb"), copy.path());
     let db = DB::open(&options(), copy.path()).unwrap();
     let height = rocksdb_height(&db);
-    assert_eq!(record["rocksdb"]["cut_height"].as_u64(), Some(height));
+    assert_eq!(record["rocksdb"]["block_heights"], json!({ "lowest": height, "highest": height }));
+    let cut_height = record["rocksdb"]["cut_height"].as_u64().unwrap();
+    assert!(cut_height >= height && cut_height.is_multiple_of(height), "{cut_height} is no sum of {height}");
+    assert_eq!(record["versions"]["chainweb"], INSTANCE);
 
     let mut heights = Vec::new();
     for part in record["pact"].as_array().unwrap() {

@@ -445,6 +445,7 @@ fn the_list_is_newest_first_and_the_metrics_count_it() {
     for backup in list.iter().filter(|b| b["foreign"] == false) {
         assert!(backup["exclusive_bytes"].is_u64() && backup["started_ms"].is_u64(), "{backup}");
         assert!(backup["record"]["rocksdb"]["cut_height"].is_u64(), "{backup}");
+        assert!(backup["record"]["rocksdb"]["block_heights"]["lowest"].is_u64(), "{backup}");
     }
 
     let metrics = ask(&service, "GET", "/metrics", &[]);

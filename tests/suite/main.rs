@@ -13,6 +13,7 @@ mod crowd;
 mod damage;
 mod faults;
 mod fixture;
+mod heights;
 #[cfg(feature = "gate")]
 mod hostile;
 mod http;

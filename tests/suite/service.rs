@@ -497,7 +497,7 @@ fn the_blocks_that_a_node_will_replay_are_counted() {
     (BLOCKS + 1..=BLOCKS + 3).for_each(|height| node.pact_block(height));
     let id = make_done(&service, PACT);
     let found = record(&service, &id);
-    assert_eq!((found.replay_blocks, found.rocksdb.unwrap().cut_height), (Some(1), Some(BLOCKS + 4)));
+    assert_eq!((found.replay_blocks, found.rocksdb.unwrap().cut_height), (Some(1), Some(2 * (BLOCKS + 4))));
     assert_eq!(found.pact[1].block_height, Some(BLOCKS + 3));
     assert!(found.pact.iter().all(|p| p.block_hash.is_some()));
     let id = make_done(&service, ROCKSDB);

@@ -34,7 +34,7 @@ const FOLDERS: [&str; 9] = ["chainweb", WORDS, "config", "disk", "format", "capt
 const WORDS: &str = "words";
 
 /// What names of the node have in them. Each stands in `chainweb` only.
-const OF_NODE: [&str; 17] = [
+const OF_NODE: [&str; 18] = [
     "rocksDb",
     "pact-v1",
     "chain-",
@@ -43,6 +43,7 @@ const OF_NODE: [&str; 17] = [
     "CutHashes",
     "BlockHeader",
     "BlockHistory",
+    "ConsensusState",
     "blockheight",
     "/chainweb/",
     "chainwebVersion",

@@ -148,7 +148,7 @@ fn deep_verification_before_done_finds_what_quick_cannot() {
         let program = node.root().join("damage");
         let script = format!(
             "printf '#!/bin/sh\\n[ $1 = inspect ] || head -c 900 /dev/zero | dd of=$2/../sqlite/pact-v1-chain-0.sqlite \
-             bs=1 seek=1060 conv=notrunc 2>/dev/null\\nexec {} \"$@\"\\n' >{1} && chmod 755 {1}",
+             bs=1 seek=1024 conv=notrunc 2>/dev/null\\nexec {} \"$@\"\\n' >{1} && chmod 755 {1}",
             env!("CARGO_BIN_EXE_chainweb-backup"),
             program.display()
         );

@@ -7,6 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+use chainweb_backup::chainweb::pact::History;
 use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
     Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, PartRehearsal, Policy, Record, Rehearsal,
@@ -150,17 +151,12 @@ fn verify(directory: &Path, id: &str, depth: Depth, control: &Control) -> Result
 
 fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, control: &Control) -> Result<i32> {
     let (id, restored) = with_progress(control, || restore_backup(directory, id, options, control))?;
-    let Restored { database_directory, way, replaced, linked_count, copied_count, pact_is_compacted } = restored;
+    let Restored { database_directory, way, replaced, linked_count, copied_count, pact_history } = restored;
     let place = chainweb::place_in(&database_directory);
     print(&format!("restored {id} to {} ({linked_count} files linked, {copied_count} copied)", place.display()))?;
-    let compacted = if pact_is_compacted { format!(" {COMPACTED_FLAG}") } else { String::new() };
+    let compacted = if pact_history == History::Compacted { format!(" {COMPACTED_FLAG}") } else { String::new() };
     print(&format!("start the node with: --database-directory {}{compacted}", quoted(&database_directory)))?;
-    if pact_is_compacted {
-        say(&format!(
-            "warning: Pact is compacted in this backup: the node refuses to start without {COMPACTED_FLAG} (in its \
-             configuration file: {COMPACTED_SETTING})"
-        ));
-    }
+    history_note(pact_history).iter().for_each(|note| say(note));
     for old in &replaced {
         print(&format!("the previous database is in {}", old.display()))?;
     }
@@ -219,6 +215,21 @@ fn rehearse(
     rehearsal.obstacle.map_or(Ok(0), Err)
 }
 
+/// What the operator must know of the blocks that Pact has in a backup.
+fn history_note(pact_history: History) -> Option<String> {
+    match pact_history {
+        History::Whole => None,
+        History::Unknown => Some(format!(
+            "note: it is unknown whether Pact has all blocks in this backup: if the node refuses to start because the full history is \
+             missing, add {COMPACTED_FLAG} (in its configuration file: {COMPACTED_SETTING})"
+        )),
+        History::Compacted => Some(format!(
+            "warning: Pact is compacted in this backup: the node refuses to start without {COMPACTED_FLAG} (in its \
+             configuration file: {COMPACTED_SETTING})"
+        )),
+    }
+}
+
 fn print_rehearsal(id: &str, rehearsal: &Rehearsal) -> Result<()> {
     let place = chainweb::place_in(&rehearsal.database_directory);
     print(&format!("would restore {id} to {}; nothing is written", place.display()))?;
@@ -243,7 +254,9 @@ fn print_rehearsal(id: &str, rehearsal: &Rehearsal) -> Result<()> {
     }
     let flags: String = rehearsal.flags.iter().map(|flag| format!(" {flag}")).collect();
     let directory = quoted(&rehearsal.database_directory);
-    print(&format!("start the node then with: --database-directory {directory}{flags}")).map(|_| ())
+    print(&format!("start the node then with: --database-directory {directory}{flags}"))?;
+    history_note(rehearsal.pact_history).iter().for_each(|note| say(note));
+    Ok(())
 }
 
 /// Finishes or undoes an interrupted restore.
@@ -324,8 +337,8 @@ fn list(directory: &Path, json: bool) -> Result<i32> {
 
 fn print_table(backups: &[Listed]) -> Result<i32> {
     let mut table = format!(
-        "{:<16} {:<18} {:<12} {:<20} {:>10} {:>10} {:>10} NOTE\n",
-        "ID", "STATUS", "SCOPE", "STARTED (UTC)", "SIZE", "EXCLUSIVE", "CUT"
+        "{:<16} {:<18} {:<12} {:<20} {:>10} {:>10} {:>15} NOTE\n",
+        "ID", "STATUS", "SCOPE", "STARTED (UTC)", "SIZE", "EXCLUSIVE", "HEIGHT"
     );
     for listed in backups {
         let backup = match listed {
@@ -338,7 +351,8 @@ fn print_table(backups: &[Listed]) -> Result<i32> {
         let record = backup.record.as_ref();
         let bytes = record.map_or_else(|| "-".to_owned(), |r| size(r.bytes));
         let exclusive = backup.exclusive_bytes.map_or_else(|| "-".to_owned(), size);
-        let cut = record.and_then(|r| r.rocksdb.as_ref()?.cut_height).map_or_else(|| "-".to_owned(), |h| h.to_string());
+        let heights = record.and_then(|r| r.rocksdb.as_ref()?.block_heights);
+        let heights = heights.map_or_else(|| "-".to_owned(), |heights| heights.to_string());
         let note = match record {
             None => "foreign".to_owned(),
             Some(r) => notes(backup, r),
@@ -346,7 +360,7 @@ fn print_table(backups: &[Listed]) -> Result<i32> {
         let (status, scope) = (backup.status.word(), backup.scope.word());
         let started = utc(backup.started_ms);
         let line = format!(
-            "{:<16} {status:<18} {scope:<12} {started:<20} {bytes:>10} {exclusive:>10} {cut:>10} {note}",
+            "{:<16} {status:<18} {scope:<12} {started:<20} {bytes:>10} {exclusive:>10} {heights:>15} {note}",
             backup.id.as_str()
         );
         table.push_str(line.trim_end());

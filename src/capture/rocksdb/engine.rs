@@ -13,11 +13,11 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use rocksdb::checkpoint::Checkpoint;
-use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, IteratorMode, Options, ReadOptions};
+use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, Direction, ErrorKind, IteratorMode, Options, ReadOptions};
 
 use crate::capture::rocksdb::chain_cut::{Cut, Heights, Tip};
 use crate::capture::rocksdb::options_file;
-use crate::chainweb::tables::{CUTS, CUTS_END, header_tables};
+use crate::chainweb::tables::{CUTS, CUTS_END, OPENED, Table};
 use crate::control::Control;
 use crate::disk;
 use crate::disk::nofollow;
@@ -166,9 +166,6 @@ pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
     })
 }
 
-/// The key that a node writes whenever it opens its database (chainweb-node, `Storage/Table/RocksDB.hs`).
-const OPENING_KEY: &[u8] = b".";
-
 /// Opens the copy of a database in a drill as a node does, read-write, and closes it: RocksDB replays the WALs into new SSTs and
 /// accepts a write. Returns its newest cut, or the damage. Never for a backup: RocksDB writes into the directory.
 pub(crate) fn open_as_node(scratch: &Path) -> Result<Heights> {
@@ -183,7 +180,7 @@ pub(crate) fn open_as_node(scratch: &Path) -> Result<Heights> {
         DB::open_cf(&options, &directory.path, families)
     };
     let cut = open(TwoPhase::Off).or_else(|_| open(TwoPhase::On)).and_then(|db| {
-        db.put(OPENING_KEY, b"")?;
+        db.put(OPENED, b"")?;
         newest_cut(&db)
     });
     Ok(match cut {
@@ -197,20 +194,19 @@ fn newest_cut(db: &DB) -> std::result::Result<Option<Cut>, rocksdb::Error> {
     range.set_iterate_upper_bound(CUTS_END);
     let newest = db.iterator_opt(IteratorMode::End, range).next().transpose()?;
     let newest = newest.filter(|(key, _)| key.starts_with(CUTS));
-    Ok(newest.and_then(|(key, value)| Cut::parse(&key[CUTS.len()..], &value)))
+    Ok(newest.and_then(|(key, value)| Cut::parse(&key, &value)))
 }
 
-/// Whether the database has the header of a block; `None` if it has no table of headers that we know.
+/// Whether the database has the header of a block; `None` if it has no header of that chain at all.
 fn has_header(db: &DB, tip: &Tip) -> std::result::Result<Option<bool>, rocksdb::Error> {
-    let Some(key) = tip.header_key() else { return Ok(None) };
-    for table in header_tables(tip.chain) {
-        let from = IteratorMode::From(&table, rocksdb::Direction::Forward);
-        let first = db.iterator(from).next().transpose()?;
-        if first.is_some_and(|(first, _)| first.starts_with(&table)) {
-            return Ok(Some(db.get([table, key].concat())?.is_some()));
-        }
+    let table = Table::Headers(tip.chain);
+    let Some(key) = tip.hash.and_then(|hash| table.key(tip.height, &hash)) else { return Ok(None) };
+    let prefix = table.prefix();
+    let first = db.iterator(IteratorMode::From(&prefix, Direction::Forward)).next().transpose()?;
+    if !first.is_some_and(|(first, _)| first.starts_with(&prefix)) {
+        return Ok(None);
     }
-    Ok(None)
+    Ok(Some(db.get(key)?.is_some()))
 }
 
 /// Reads every block of every column family of a finished copy and checks its checksum. Reading of a column family ends at its

@@ -34,7 +34,8 @@ use crate::capture::rocksdb::engine::Db;
 use crate::capture::rocksdb::live_directories::{can_link, is_immutable, total_bytes as directory_bytes};
 use crate::capture::rocksdb::pins::Pins;
 use crate::capture::source::{RocksSource, Sources, SqliteSource};
-use crate::capture::sqlite;
+use crate::capture::sqlite::finished::newest_block;
+use crate::chainweb::digest::Digest;
 use crate::chainweb::{SQLITE, chain_of};
 use crate::control::Control;
 use crate::disk;
@@ -223,8 +224,8 @@ pub(crate) fn open_as_node(scratch: &Path, program: Option<&Path>, control: &Con
 fn tips_beside(copy: &Path) -> Result<Vec<Tip>> {
     let databases = SqliteSource::Foreign(copy.with_file_name(SQLITE)).databases()?;
     let tip = |database: &PathBuf| {
-        let (height, hash) = sqlite::newest_block(database).ok()??;
-        Some(Tip { chain: chain_of(database)?, height, hash })
+        let (height, hash) = newest_block(database).ok()??;
+        Some(Tip { chain: chain_of(database)?, height, hash: hash.and_then(|hash| Digest::from_hex(&hash)) })
     };
     Ok(databases.iter().filter_map(tip).collect())
 }

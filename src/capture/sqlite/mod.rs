@@ -18,9 +18,9 @@
 //! Invariants
 //! - POSIX locks belong to the process: closing any descriptor of a database drops every lock SQLite holds on it here.
 //!   So a database that may be open in this process is only ever opened by SQLite itself.
-//! - A finished copy is opened with `immutable=1` only, so that no `-wal` or `-shm` appears in a backup.
 
 pub(crate) mod attempt;
+pub(crate) mod finished;
 pub(crate) mod fold;
 pub(crate) mod locks;
 pub(crate) mod online;
@@ -36,14 +36,13 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-use rusqlite::types::Value;
-use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use rusqlite::{Connection, OpenFlags};
 
 use crate::capture::source::{SqliteSource, beside, doubtful_name};
 use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost};
+use crate::capture::sqlite::finished::newest_block;
 use crate::capture::sqlite::locks::{ReadLock, has_other_user};
-use crate::chainweb::{self, pact};
+use crate::chainweb;
 use crate::config::PactMethod;
 use crate::control::Control;
 use crate::disk;
@@ -69,12 +68,6 @@ const HEADER_BYTES: usize = 100;
 
 /// The bytes of a header which say that the database is written and read in WAL mode.
 const WAL_MODES: [u8; 2] = [2, 2];
-
-/// The characters that must be encoded in the path of a `file:` URI.
-const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
-
-/// How many steps of SQLite's virtual machine pass between two checks of whether the job was stopped: some milliseconds.
-const PROGRESS_STEPS: i32 = 100_000;
 
 /// The bytes that a copy of this database needs at most: the size of the database and of its WAL.
 pub(crate) fn needed_bytes(database: &Path) -> Result<u64> {
@@ -323,21 +316,6 @@ fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Atte
     if untouched { Ok(method) } else { Err(lost()) }
 }
 
-/// The newest block of a finished copy: height and hash of the top row of its history, a table of the node's Pact service.
-/// `None` if there is no such table, or no row.
-pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
-    let failed = |e: rusqlite::Error| {
-        Error::new(Kind::Damaged, format!("cannot read the finished copy {}", copy.display())).because(e)
-    };
-    let connection = open_finished(copy).map_err(failed)?;
-    let Some(history) = history_of(&connection).map_err(failed)? else { return Ok(None) };
-    let (height, hash) = (pact::HEIGHT, pact::HASH);
-    let newest = format!("SELECT {height}, {hash} FROM {history} ORDER BY {height} DESC LIMIT 1");
-    let row = connection.query_row(&newest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Value>(1)?)));
-    let newest = row.optional().map_err(failed)?;
-    Ok(newest.and_then(|(height, hash)| Some((u64::try_from(height).ok()?, hash_text(hash)))))
-}
-
 /// Opens the copy of a database as a node does, with its write lock, closes it and returns its newest block as [`newest_block`].
 /// Never for a file of a backup: SQLite writes to it.
 pub(crate) fn open_as_node(scratch: &Path) -> Result<Option<(u64, Option<String>)>> {
@@ -349,69 +327,6 @@ pub(crate) fn open_as_node(scratch: &Path) -> Result<Option<(u64, Option<String>
     connection.execute_batch("PRAGMA journal_mode = WAL; BEGIN IMMEDIATE; ROLLBACK;").map_err(failed)?;
     connection.close().map_err(|(_, e)| failed(e))?;
     newest_block(scratch)
-}
-
-/// Whether old blocks were removed from a finished copy by compaction: its first block is above the genesis of its chain.
-pub(crate) fn is_compacted(copy: &Path) -> Result<bool> {
-    let failed = |e: rusqlite::Error| Error::new(Kind::Damaged, format!("cannot read {}", copy.display())).because(e);
-    let connection = open_finished(copy).map_err(failed)?;
-    let Some(history) = history_of(&connection).map_err(failed)? else { return Ok(false) };
-    let oldest = format!("SELECT min({}) FROM {history}", pact::HEIGHT);
-    let oldest: Option<u64> = connection
-        .query_row(&oldest, [], |row| row.get::<_, Option<i64>>(0))
-        .map_err(failed)?
-        .and_then(|height| u64::try_from(height).ok());
-    let genesis = chainweb::genesis_height(chainweb::chain_of(copy));
-    // Small networks begin with block 1.
-    Ok(oldest.is_some_and(|height| height > genesis + 1))
-}
-
-/// The first table of those with a row for each block that has one; `None` if there is none, or all are empty.
-fn history_of(connection: &Connection) -> rusqlite::Result<Option<&'static str>> {
-    for table in pact::HISTORIES {
-        let exists = format!("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = '{table}'");
-        if connection.query_row(&exists, [], |row| row.get::<_, i64>(0))? > 0 {
-            let has_row = format!("SELECT EXISTS (SELECT 1 FROM {table})");
-            if connection.query_row(&has_row, [], |row| row.get(0))? {
-                return Ok(Some(table));
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// The first fault that SQLite's own integrity check finds in a finished copy; it reads every page.
-pub(crate) fn integrity_fault(copy: &Path, control: &Control) -> Result<Option<String>> {
-    let check = || -> rusqlite::Result<String> {
-        let mut connection = open_finished(copy)?;
-        let watch = control.watcher();
-        connection.progress_handler(PROGRESS_STEPS, Some(watch))?;
-        connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
-    };
-    let result = check();
-    control.check()?;
-    Ok(match result {
-        Ok(word) if word == "ok" => None,
-        Ok(fault) => Some(fault),
-        Err(e) => Some(e.to_string()),
-    })
-}
-
-/// Opens a finished copy, and creates no file beside it.
-fn open_finished(copy: &Path) -> rusqlite::Result<Connection> {
-    let path = std::path::absolute(copy).unwrap_or_else(|_| copy.to_owned());
-    let encoded = percent_encode(path.as_os_str().as_encoded_bytes(), URI_PATH);
-    let uri = format!("file:{encoded}?mode=ro&immutable=1");
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_NOFOLLOW)
-}
-
-fn hash_text(hash: Value) -> Option<String> {
-    match hash {
-        Value::Text(text) => Some(text),
-        Value::Blob(bytes) => Some(bytes.iter().map(|b| format!("{b:02x}")).collect()),
-        _ => None,
-    }
 }
 
 /// The version of the SQLite that is linked into this program.
