@@ -1,9 +1,9 @@
-//! Exchanges a database one level below: the files in `0/rocksDb` and in `0/sqlite`, if `0` cannot be exchanged as a whole because
-//! it, or what lies in it, is a mount point or a link.
+//! Exchanges a database one level below `0`: the files in `0/rocksDb` and in `0/sqlite`. Used if `0` cannot be exchanged as a whole
+//! (see `placement`).
 //!
-//! The new files are in `<directory>/.restoring-<time>` and the old ones come to `<directory>/0.bak-<time>`, both on the mount of the
-//! directory, for each of the two directories. Only regular files are exchanged: directories (`lost+found`, backups, pins) stay, and so
-//! does RocksDB's `LOCK`, which prevents a node from starting as long as this process lives.
+//! In each of the two directories, the new files are first in `.restoring-<time>`, and the old ones are moved to `0.bak-<time>`. Both
+//! are on the mount of the directory, so each file is moved by a rename. Only regular files are moved: not the directories
+//! (`lost+found`, backups, pins), and not RocksDB's `LOCK`, whose lock prevents a node from starting as long as this process lives.
 //! ```text
 //! step                                                        a crash after it leaves
 //! 1  fill .restoring-<time> in both directories; sync         the old database; the next restore removes the directories
@@ -21,19 +21,19 @@
 //! CURRENT it would make a new, empty database. So CURRENT always exists while files are moved. A node opens no Pact database before
 //! its RocksDB is open.
 //!
-//! A half-done exchange can be finished and undone from any point, and each of these can be interrupted and repeated in either
-//! direction, because the place of each file says how far the exchange is: a new file that is not in `.restoring-<time>` is in place.
-//! Going back puts the new files back there first, then the old ones in place, and the old CURRENT last. Without the mark in CURRENT
-//! nothing is half done: then the new database is in place if the new CURRENT is, and otherwise the old one, and a node may have
-//! written to it. The journal names the inodes of the directories; the device may have another number after a restart, but the names
-//! of the two directories with the time exist only in the right ones.
+//! A half-done exchange can be finished or undone from any point. Both can be interrupted, and then continued in either direction,
+//! because the place of each file shows how far the exchange is: a new file that is not in `.restoring-<time>` is in place. To undo an
+//! exchange, the new files are moved back to `.restoring-<time>`, then the old ones into place, the old CURRENT last. If the mark is
+//! not in CURRENT, nothing is half done: if the new CURRENT is in place, the new database is; otherwise the old one is, and a node may
+//! have written to it. The journal has the inodes of the directories. It does not have their devices, whose numbers may change at a
+//! restart: that `.restoring-<time>` exists shows that the right file system is mounted.
 //!
-//! Invariants: no file that may be part of an old database is removed or overwritten; `.restoring-<time>` never has one. A file that
+//! Invariants: no file that may be part of an old database is removed or overwritten; none is ever in `.restoring-<time>`. A file that
 //! appears while the exchange is half done (a log of a node that was refused) is kept as `<name>.later-<n>` if its name is taken.
 //!
 //! # Limitations
-//! While the exchange is half done and no restore runs, other programs than a node (`sqlite3`) can open Pact databases that are in
-//! place. The next restore refuses to continue as long as they have one open.
+//! While the exchange is half done and no restore runs, programs that are no node (`sqlite3`) can open the Pact databases that are in
+//! place. The next restore does not continue as long as a program has one open.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
@@ -41,6 +41,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
+use crate::backups::catalog::is_there;
 use crate::backups::filling::{self, Counts, Filling, Part};
 use crate::backups::journal::{self, Journal, Names};
 use crate::backups::placement::{Placement, entries, is_fixed};
@@ -57,12 +58,12 @@ use crate::format::layout::{self, RESTORE_JOURNAL, RESTORE_MARK};
 /// How many names are tried for a file that appeared.
 const LATER_MAX: u32 = 1000;
 
-/// What a half-done exchange shall become.
+/// How a half-done exchange is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settle {
-    /// The new database comes into its place.
+    /// It is finished: the new database is put in place.
     Resume,
-    /// The old database comes back.
+    /// It is undone: the old database is put back.
     Undo,
 }
 
@@ -144,14 +145,14 @@ pub(crate) fn exchange(
     })
 }
 
-/// Settles an exchange that was interrupted in this place. The caller has the lock of the target. Removes what an earlier restore
-/// left in the directories.
+/// Finishes or undoes an exchange that was interrupted in this place. The caller holds the lock of the target. Also removes the
+/// unfinished databases that earlier restores left.
 pub(crate) fn settle(placement: &Placement, wanted: Settle) -> Result<Settled> {
     let Some(exchange) = Exchange::interrupted(placement)? else {
         for place in [&placement.rocksdb, &placement.sqlite] {
             clear(place)?;
         }
-        // Of a journal that was not finished: nothing was moved.
+        // The temporary file of a journal that was never in place: nothing was moved.
         if placement.rocksdb.is_dir() {
             disk::end_replace(&placement.rocksdb, RESTORE_JOURNAL)?;
         }
@@ -182,17 +183,13 @@ fn clear(place: &Path) -> Result<()> {
     Ok(())
 }
 
-fn is_there(path: &Path) -> Result<bool> {
-    Ok(nofollow::look(path).context(|| format!("cannot look at {}", path.display()))?.is_some())
-}
-
 impl Side {
     fn of(place: &Path, time_ms: u64, new: Vec<String>) -> Side {
         let staging = place.join(layout::restoring(time_ms));
         Side { place: place.to_owned(), staging, aside: place.join(layout::replaced(time_ms)), new }
     }
 
-    /// The regular files in place, but for those that are never exchanged. Fails at a link or a device.
+    /// The regular files in place, except those that are never exchanged. Fails at a link or a device.
     fn in_place(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for (name, kind) in entries(&self.place)? {
@@ -213,7 +210,7 @@ impl Side {
         Ok(names)
     }
 
-    /// The new files that are still staged, without CURRENT, which comes last.
+    /// The new files that are still staged, except CURRENT, which is moved last.
     fn staged(&self) -> Result<Vec<&str>> {
         let mut staged = Vec::new();
         for name in self.new.iter().filter(|name| *name != CURRENT) {
@@ -385,7 +382,7 @@ impl Exchange {
         journal::write(&self.rocksdb().place, &Journal { time_ms, directories }, owner)
     }
 
-    /// The exchange of the journal that is in this place.
+    /// The interrupted exchange that the journal in this place describes; `None` if there is no journal.
     fn interrupted(placement: &Placement) -> Result<Option<Exchange>> {
         let Some(journal) = journal::read(&placement.rocksdb)? else { return Ok(None) };
         let mut sides = Vec::new();
@@ -395,7 +392,7 @@ impl Exchange {
             let meta = nofollow::look(place).context(|| format!("cannot look at {}", place.display()))?;
             if meta.is_none_or(|meta| meta.ino() != inode) || !is_there(&side.staging)? {
                 let context = format!(
-                    "{} is not the directory in which a restore was interrupted, {} is missing: mount its file system first",
+                    "a restore was interrupted in another directory than {}, or {} is missing: mount its file system first",
                     place.display(),
                     side.staging.display()
                 );
@@ -431,7 +428,7 @@ impl Exchange {
         disk::sync_dir(staging)
     }
 
-    /// Brings the old database back, while the mark is in place.
+    /// Puts the old database back; the mark must be in CURRENT.
     fn backward(&self) -> Result<()> {
         self.sides.iter().try_for_each(Side::new_out)?;
         self.sides.iter().try_for_each(Side::old_in)?;
@@ -446,7 +443,7 @@ impl Exchange {
         disk::sync_dir(aside)
     }
 
-    /// After an error while files were moved: goes back, if that is possible.
+    /// Undoes the exchange after an error in it, if that is possible. Returns the error to report.
     fn give_up(&self, cause: Error, placement: &Placement) -> Error {
         let undo = || {
             let progress = match self.progress()? {
@@ -478,7 +475,7 @@ impl Exchange {
         for Side { place, aside, .. } in &self.sides {
             let current = aside.join(CURRENT);
             if progress == Progress::Old && is_there(&current)? {
-                // A second name of the one that is in place.
+                // It is a second name of the CURRENT that is in place.
                 disk::remove_file(&current)?;
             }
             if entries(aside)?.is_empty() {

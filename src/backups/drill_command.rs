@@ -1,7 +1,10 @@
-//! Runs the operator's command in a drill: with a time limit, in a process group of its own, and keeps the end of its output.
+//! Runs the operator's command in a drill, in a process group of its own and with a time limit, and keeps the end of its output.
 //!
-//! Invariants: the command gets the scratch directory and never the node's own; when this returns, no process of its group lives.
-//! A process that has left the group (`setsid`) is not known to us.
+//! Invariants: the command is given the restored database directory, never the node's own. When `run` returns, no process of the
+//! command's group lives.
+//!
+//! # Limitations
+//! A process that has left the group (`setsid`) is not ended.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -21,7 +24,7 @@ use crate::control::Control;
 use crate::disk::lock::Lock;
 use crate::error::{Error, IoContext, Kind, Result};
 
-/// Stands for the scratch directory in the words of the command.
+/// Stands for the restored database directory in the words of the command.
 pub(crate) const DIRECTORY: &str = "{directory}";
 
 /// How much of the output is kept: its end.
@@ -41,14 +44,14 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// How a command ended.
 pub(crate) struct Ended {
-    /// Why it is no success.
+    /// Why it has not passed; `None` if it has.
     pub(crate) reason: Option<String>,
     /// The end of its output, standard output and standard error together.
     pub(crate) output: String,
 }
 
-/// Fails with [`Kind::Usage`] unless a word of the command names the scratch directory: without it the command could use the
-/// databases of the running node.
+/// Fails with [`Kind::Usage`] unless a word of the command names the restored database directory: without it the command could use
+/// the databases of the running node.
 pub(crate) fn require_directory(command: &[OsString]) -> Result<()> {
     if command.iter().skip(1).any(|word| position(word.as_bytes()).is_some()) {
         return Ok(());
@@ -109,7 +112,7 @@ pub(crate) fn run(
 /// A command and the processes that it has started; all are killed when this is dropped.
 struct Group {
     child: Child,
-    /// From then on the number of the group may belong to other processes.
+    /// Once it is reaped, its number may be that of other processes, which must not be killed.
     is_reaped: bool,
 }
 
@@ -167,7 +170,7 @@ fn position(word: &[u8]) -> Option<usize> {
     word.windows(DIRECTORY.len()).position(|window| window == DIRECTORY.as_bytes())
 }
 
-/// The word with the directory in each place that asks for it.
+/// The word, with the directory in place of each [`DIRECTORY`].
 fn with_directory(word: &OsStr, directory: &OsStr) -> OsString {
     let (mut rest, mut whole) = (word.as_bytes(), Vec::new());
     while let Some(at) = position(rest) {

@@ -1,6 +1,6 @@
-//! The journal of a restore one level below: which files it exchanges, in RocksDB's directory. It is sealed.
+//! The journal of a restore one level below: a sealed file in RocksDB's directory that lists the files to be exchanged.
 //!
-//! Invariant: what is read has only plain names of files: the node's user may have written the journal while we are root.
+//! Invariant: a journal that was read has only plain file names. The node's user may have written it, and we may be root.
 
 use std::io;
 use std::path::Path;
@@ -15,15 +15,15 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::{self, RESTORE_JOURNAL};
 use crate::format::seal;
 
-/// No journal is longer: a name of each file of a large database.
+/// The largest journal that is read. A journal has the name of each file of the database.
 const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// What is exchanged: durable before the first file is moved.
+/// The files that are exchanged. The journal is durable before the first one is moved.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Journal {
-    /// The time in the names of the directories.
+    /// The time in the names of `.restoring-<time>` and `0.bak-<time>`.
     pub(crate) time_ms: u64,
-    /// RocksDB's directory first.
+    /// The directories whose files are exchanged, RocksDB's first.
     pub(crate) directories: Vec<Names>,
 }
 
@@ -32,9 +32,9 @@ pub(crate) struct Journal {
 pub(crate) struct Names {
     /// The directory, by its name in `0`.
     pub(crate) name: String,
-    /// Its number in its file system.
+    /// Its inode number.
     pub(crate) inode: u64,
-    /// The new files.
+    /// The names of its new files.
     pub(crate) new: Vec<String>,
 }
 
@@ -54,8 +54,8 @@ pub(crate) fn read(rocksdb: &Path) -> Result<Option<Journal>> {
     let journal = serde_json::from_slice::<Journal>(&bytes).ok().filter(|journal| is_whole && is_sane(journal));
     let damaged = || {
         let context = format!(
-            "the journal {} of an interrupted restore is damaged: the old files are in {2}*, the new ones in {1}* beside it and \
-             in {SQLITE}; put either in place by hand, CURRENT last, then remove the journal",
+            "the journal {} of an interrupted restore is damaged: in its directory and in {SQLITE}, the old files are in {2}* and \
+             the new ones in {1}*; move the old or the new files into place by hand, CURRENT last, then remove the journal",
             path.display(),
             layout::restoring(""),
             layout::replaced("")
@@ -65,7 +65,7 @@ pub(crate) fn read(rocksdb: &Path) -> Result<Option<Journal>> {
     journal.map(Some).ok_or_else(damaged)
 }
 
-/// Whether every name is one of a file in its directory: the node's user may have written the journal.
+/// Whether the directories are those of the databases, and every name is that of a file in its directory.
 fn is_sane(journal: &Journal) -> bool {
     let is_plain = |name: &String| !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
     let names: Vec<&str> = journal.directories.iter().map(|directory| directory.name.as_str()).collect();

@@ -18,14 +18,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FileType;
 use serde::Serialize;
 
-use crate::capture::source::resolve;
+use crate::capture::source::{LOCK, resolve};
 use crate::chainweb::{DIRECTORIES, ROCKSDB, SQLITE};
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::{RESTORE_JOURNAL, WHOLE};
-
-/// The file whose lock a RocksDB holds as long as it is open. It is never exchanged.
-pub(crate) const LOCK: &str = "LOCK";
 
 /// How the new database gets its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

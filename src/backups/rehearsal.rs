@@ -1,7 +1,7 @@
-//! What a restore would do: looked at, never done.
+//! Finds out what a restore would do, without doing it.
 //!
-//! Invariant: nothing is written. A file that could be linked is counted as linked if the directory of the backup and the place of the
-//! new file are on the same mount; only a real restore finds out whether the file system permits links.
+//! Invariant: nothing is written. A file that may be linked is counted as linked if the backup and the place of the new file are on the
+//! same mount. Whether the file system permits links is not tried, so a restore may have to copy such a file.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -25,17 +25,18 @@ use crate::format::record::Record;
 /// What a restore would do.
 #[derive(Debug, Serialize)]
 pub struct Rehearsal {
-    /// The database directory that would get the backup.
+    /// The database directory into which the backup would be restored.
     pub database_directory: PathBuf,
-    /// How the new database would get its place.
+    /// How the new database would be put in place.
     pub way: Way,
-    /// Why it would not be exchanged as a whole.
+    /// Why `0` would not be exchanged as a whole; `None` if it would be.
     pub below_because: Option<String>,
-    /// What would come into each directory.
+    /// What would be brought into each directory.
     pub parts: Vec<PartRehearsal>,
-    /// Whether there is a database that would be kept, and in which directories; a `<time>` in them is that of the restore.
+    /// The directories to which the present database would be moved; none if there is no database. `<time>` stands for the time of
+    /// the restore.
     pub kept_in: Vec<String>,
-    /// The flags that the node needs, beside its database directory.
+    /// The flags that the node needs to start on it, in addition to its database directory.
     pub flags: Vec<&'static str>,
     /// Whether Pact in the backup has all blocks.
     pub pact_history: History,
@@ -44,20 +45,20 @@ pub struct Rehearsal {
     pub obstacle: Option<Error>,
 }
 
-/// What would come into one directory.
+/// What would be brought into one directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PartRehearsal {
     /// The directory.
     pub directory: PathBuf,
     /// Files that would be links to the backup's.
     pub linked_count: u64,
-    /// Of these files.
+    /// The sum of their sizes.
     pub linked_bytes: u64,
     /// Files that would be copied, or cloned.
     pub copied_count: u64,
-    /// Of these files.
+    /// The sum of their sizes.
     pub copied_bytes: u64,
-    /// Whether they would be cloned if the file system can do that: they would take no space then.
+    /// Whether they would be clones, which take no space, if the file system supports clones.
     pub may_clone: bool,
     /// The free bytes of the file system of the directory.
     pub free_bytes: u64,
@@ -67,7 +68,7 @@ fn as_text<S: serde::Serializer>(obstacle: &Option<Error>, to: S) -> std::result
     obstacle.as_ref().map(Error::chain).serialize(to)
 }
 
-/// Looks at what a restore of the backup in `backup` would do.
+/// Finds out what a restore of the backup in `backup` would do.
 pub(crate) fn rehearse(
     backup: &Path,
     record: Option<&Record>,

@@ -31,7 +31,7 @@ use crate::backups::placement::{Placement, Way};
 use crate::capture::node_locks::{self, NodeLocks};
 use crate::capture::rocksdb;
 use crate::capture::rocksdb::chain_cut::Heights;
-use crate::capture::source::{SqliteSource, is_same, require_no_file, resolve};
+use crate::capture::source::{CURRENT, SqliteSource, is_same, require_no_file, resolve};
 use crate::capture::sqlite::finished::oldest_height;
 use crate::chainweb::pact::History;
 use crate::chainweb::version::Version;
@@ -80,7 +80,7 @@ pub(crate) struct Placed {
 pub(crate) fn require_target(target: &Path, backups: &Path) -> Result<()> {
     require_no_file(target, "target", "--to")?;
     let resolved = resolve(target)?;
-    let in_database = |above: &Path| above.join("CURRENT").is_file() || above.join(ROCKSDB).join("CURRENT").is_file();
+    let in_database = |above: &Path| above.join(CURRENT).is_file() || above.join(ROCKSDB).join(CURRENT).is_file();
     let whose = if is_same(target, backups) {
         "is the backup directory"
     } else if lies_in_backup(&resolved)? {

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::capture::source::Sources;
+use crate::capture::source::{CURRENT, Sources};
 use crate::chainweb::{self, ROCKSDB, SQLITE};
 use crate::disk::permissions;
 use crate::error::Result;
@@ -19,7 +19,7 @@ use crate::format::record::Method;
 /// gets the mode of `CURRENT`.
 pub(crate) fn keep(sources: &Sources, partial: &Path, manifest: &Manifest) -> Result<()> {
     let (rocksdb, sqlite) = (sources.rocksdb.path(), sources.sqlite.path());
-    let usual = mode_of(&rocksdb.join("CURRENT"));
+    let usual = mode_of(&rocksdb.join(CURRENT));
     for file in manifest.files().filter(|file| !matches!(file.method, Method::Linked | Method::Reused)) {
         let Some((directory, name)) = chainweb::below_place(file.path).and_then(|path| path.split_once('/')) else {
             continue;

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Flock, FlockType, Pid};
 
-use crate::capture::source::{SqliteSource, beside, doubtful_name, resolve};
+use crate::capture::source::{LOCK, SqliteSource, beside, doubtful_name, resolve};
 use crate::capture::sqlite::locks::{EXCLUSIVE, Range, SHARED, SHM_IN_USE};
 use crate::chainweb;
 use crate::disk::file_id::FileId;
@@ -85,7 +85,7 @@ impl fmt::Display for User {
 
 /// The process that uses a database below `place`, a `0`, if there is one. Takes no lock.
 pub(crate) fn user_of(place: &Path) -> Result<Option<User>> {
-    let mut probes = vec![(place.join(chainweb::ROCKSDB).join("LOCK"), LOCK_FILE)];
+    let mut probes = vec![(place.join(chainweb::ROCKSDB).join(LOCK), LOCK_FILE)];
     for database in databases(place)? {
         // A process that uses a WAL locks a byte of the -shm, any other process the shared range.
         probes.push((beside(&database, "-shm"), SHM_IN_USE));
@@ -124,7 +124,7 @@ impl NodeLocks {
         let mut wanted = Vec::new();
         let rocksdb = resolve(&place.join(chainweb::ROCKSDB))?;
         if rocksdb.is_dir() {
-            let lock = rocksdb.join("LOCK");
+            let lock = rocksdb.join(LOCK);
             if lock.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
                 drop(disk::create_new("create", &lock, owner)?);
             }

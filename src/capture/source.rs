@@ -29,6 +29,9 @@ use crate::format::layout::{PIN_DIRECTORY, RESTORE_MARK};
 /// The file that names RocksDB's MANIFEST.
 pub(crate) const CURRENT: &str = "CURRENT";
 
+/// The file that a RocksDB keeps locked as long as it is open.
+pub(crate) const LOCK: &str = "LOCK";
+
 /// File systems that may show a file from a cache, or show a file of another file system: magic numbers of statfs(2).
 const REFUSED_FILE_SYSTEMS: [(i64, &str); 9] = [
     (0x6969, "NFS"),
@@ -98,7 +101,7 @@ impl Sources {
 
     /// Whether there is a RocksDB in the `0` of this directory.
     pub fn are_in(database_directory: &Path) -> bool {
-        chainweb::rocksdb_in(database_directory).join("CURRENT").is_file()
+        chainweb::rocksdb_in(database_directory).join(CURRENT).is_file()
     }
 
     /// Fails with [`Kind::Usage`] if there is no RocksDB. The Pact databases may appear later, when the node first starts.
@@ -337,7 +340,7 @@ impl RocksSource {
     /// The file system (its device) on which another process is seen to hold the LOCK.
     pub(crate) fn lock_seen_on(&self) -> Result<Option<u64>> {
         let RocksSource::Directory(path) = self else { return Ok(None) };
-        let path = path.join("LOCK");
+        let path = path.join(LOCK);
         let file = match nofollow::open_of_node(&path) {
             // No process holds a database that has no LOCK: none was made, or it was not copied.
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),

@@ -163,6 +163,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn no_bytes_make_it_panic(mut rest: Vec<u8>, value: Vec<u8>) {
             let _ = Cut::parse(&rest, &value);

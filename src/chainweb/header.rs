@@ -230,6 +230,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn headers_round_trip(header in headers(), cut in 1_usize..150) {
             let bytes = header.encode();

@@ -126,6 +126,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn it_counts_as_u128_does(a: u128, b: u128) {
             prop_assert_eq!(wide(a).cmp(&wide(b)), a.cmp(&b));

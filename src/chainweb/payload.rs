@@ -287,6 +287,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn items_round_trip(hash: [u8; 32], items in vec(vec(any::<u8>(), 0..9), 0..9), first in vec(any::<u8>(), 0..9)) {
             let items = Items { kind: Kind::Outputs, hash: Digest(hash), items, first };

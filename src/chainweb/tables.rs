@@ -253,6 +253,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn keys_round_trip(table in tables(), height: u64, weight: [u8; 32], hash: [u8; 32]) {
             let (hash, weight) = (Digest(hash), Number::from_be_bytes(weight));

@@ -52,6 +52,7 @@ at='--backup-directory node/backups'
   is 'restore left nothing' "$(ls -A restored | grep -vc -e '^0$' -e '^0\.bak-')" 0
 
   mkdir -p mounted/0
+  mounts=$DIR/mounted/0
   if mount -t tmpfs none mounted/0 2>mount.err; then
     for content in '' old; do
       [ -z "$content" ] || : >"mounted/0/$content"

@@ -15,18 +15,7 @@
 CUTS=${CUTS:-30} SEED=${SEED:-$(date +%s)}
 mount_point=$DIR/mnt
 mkdir "$mount_point" pool
-
-give_back() {
-  leave_status=$?
-  for pid in $pids; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
-  pids=''
-  # Not asked first with mountpoint: an xfs that is shut down gives EIO to it.
-  umount "$mount_point" 2>/dev/null
-  umount "$DIR/pool" 2>/dev/null
-  (exit "$leave_status")
-  leave
-}
-trap give_back EXIT
+mounts="$mount_point $DIR/pool"
 
 random_ms() {
   awk -v seed="$1" -v max="$2" 'BEGIN { srand(seed); rand(); printf "%.3f", rand() * max / 1000 }'

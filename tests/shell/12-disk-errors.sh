@@ -32,19 +32,8 @@ KINDS=${KINDS:-shim restore full thin}
 DIR=$(pwd -P)
 mount_point=$DIR/mnt pool=$DIR/pool
 mkdir "$mount_point" "$pool"
+mounts="$mount_point $pool"
 : >tally
-
-give_back() {
-  leave_status=$?
-  for pid in $pids; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
-  pids=''
-  for mounted in "$mount_point" "$pool"; do
-    mountpoint -q "$mounted" && umount "$mounted"
-  done
-  (exit "$leave_status")
-  leave
-}
-trap give_back EXIT
 
 problem() {
   problems="$problems; $*"

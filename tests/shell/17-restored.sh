@@ -11,18 +11,8 @@ for tool in ldb sst_dump sqlite3 b2sum; do
   command -v "$tool" >/dev/null || { echo "1..0 # SKIP there is no $tool: install rocksdb-tools and sqlite3" && exit 0; }
 done
 
-mount_point=$DIR/mnt
+mount_point=$DIR/mnt mounts=$DIR/mnt
 mkdir "$mount_point"
-# shellcheck disable=SC2317 # the trap calls it
-give_back() {
-  leave_status=$?
-  for pid in $pids; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
-  pids=''
-  mountpoint -q "$mount_point" && umount "$mount_point"
-  (exit "$leave_status")
-  leave
-}
-trap give_back EXIT
 
 # ldb_of DIRECTORY ARGUMENT...
 ldb_of() {

@@ -8,18 +8,6 @@ mkdir trial && mount -t tmpfs tmpfs trial 2>mount.log || { echo "1..0 # SKIP not
 umount trial
 SHM=$(mktemp -d /dev/shm/chainweb-backup-test.XXXXXX) || exit 1
 other=$SHM/backups
-mounts=''
-
-# shellcheck disable=SC2317 # the trap calls it
-give_back() {
-  leave_status=$?
-  for pid in $pids; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
-  pids=''
-  for point in $mounts; do umount "$point" 2>/dev/null; done
-  (exit "$leave_status")
-  leave
-}
-trap give_back EXIT
 
 # mounted TYPE DIRECTORY: a new file system there.
 mounted() {

@@ -8,23 +8,7 @@
 
 KILLS=${KILLS:-24} CUTS=${CUTS:-12} SEED=${SEED:-$(date +%s)}
 [ "$(id -u)" -eq 0 ] || { echo '1..0 # SKIP only root can mount' && exit 0; }
-target=$DIR/target mounted=''
-
-unmount_all() {
-  for at in $mounted; do umount "$at" 2>/dev/null || umount -l "$at" 2>/dev/null; done
-  mounted=''
-}
-
-give_back() {
-  leave_status=$?
-  for pid in $pids; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
-  pids=''
-  unmount_all
-  umount "$DIR/pool" 2>/dev/null
-  (exit "$leave_status")
-  leave
-}
-trap give_back EXIT
+target=$DIR/target
 
 problem() {
   problems="$problems; $*"
@@ -38,7 +22,7 @@ volume() {
     bind) mkdir -p "bound/$2" && mount --bind "bound/$2" "$3" ;;
     *) truncate -s 400M "$2.img" && "mkfs.$1" -q "$2.img" && mount -o loop "$2.img" "$3" ;;
   esac >volume.log 2>&1 || return 1
-  mounted="$3 $mounted"
+  mounts="$3 $mounts"
 }
 
 # lay KIND LAYOUT: an empty target of this layout.
@@ -191,7 +175,7 @@ one_kill() {
 }
 
 prepare_pool() {
-  truncate -s 2500M pool.img && mkfs.xfs -q -f pool.img && mkdir -p pool && mount -o loop pool.img pool
+  truncate -s 2500M pool.img && mkfs.xfs -q -f pool.img && mkdir -p pool && mount -o loop pool.img pool && mounts=$DIR/pool
 }
 
 # mount_disks: the volumes of the target, from images in the pool.
@@ -199,7 +183,7 @@ mount_disks() {
   for part in rocksDb sqlite; do
     mkdir -p "$target/0/$part"
     mount -o loop "pool/$part.img" "$target/0/$part" || return 1
-    mounted="$target/0/$part $mounted"
+    mounts="$target/0/$part $mounts"
   done
 }
 
@@ -207,7 +191,6 @@ one_cut() {
   problems='' how=resume
   [ $((round % 2)) -eq 0 ] || how=undo
   unmount_all
-  umount pool 2>/dev/null
   rm -rf "$target" && mkdir -p "$target"
   prepare_pool && for part in rocksDb sqlite; do truncate -s 500M "pool/$part.img" && "mkfs.$kind" -q "pool/$part.img" >volume.log 2>&1; done &&
     mount_disks || { skip "cut $round" 'no pool' && return; }
@@ -218,12 +201,11 @@ one_cut() {
   sleep "$(awk -v at="$1" 'BEGIN { printf "%.4f", at * 0.06 }')"
   xfs_io -x -c shutdown pool >cut.log 2>&1 || problem "no shutdown: $(cat cut.log)"
   stop KILL
-  for at in $mounted pool; do
+  for at in $mounts; do
     tries=0
     until umount "$at" 2>umount.log || [ "$tries" -ge 100 ]; do tries=$((tries + 1)) && sleep 0.05; done
   done
-  mounted=''
-  { mount -o loop pool.img pool && mount_disks; } 2>umount.log || problem "not mounted again: $(cat umount.log)"
+  { mount -o loop pool.img pool && mounts=$DIR/pool && mount_disks; } 2>umount.log || problem "not mounted again: $(cat umount.log)"
   was=''
   is_half && was='half done, '
   settle "$how"

@@ -8,18 +8,26 @@ export LC_ALL=C
 PATH=$BIN:$PATH
 DIR=$(mktemp -d "${TMPDIR:-/tmp}/chainweb-backup-test.XXXXXX")
 cd "$DIR" || exit 1
-SHM='' # a second directory, where a test needs one on another file system
+SHM=''    # a second directory, where a test needs one on another file system
+mounts='' # the directories on which something is, or may be, mounted, the newest first
 unset BACKUP_DIR ENABLE_BACKUP_API
 count=0 bad=0 pids=''
 
 leave() {
   leave_status=$?
   for pid in $pids; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
+  unmount_all
   [ "$leave_status" -ne 0 ] || { cd / && rm -rf "$DIR" "$SHM"; }
   [ "$leave_status" -eq 0 ] || echo "# failed; everything is kept in $DIR $SHM"
 }
 trap leave EXIT
 trap 'exit 130' INT TERM
+
+# unmount_all: what is in $mounts. mountpoint is not asked before: an xfs that was shut down answers it with EIO.
+unmount_all() {
+  for mounted_at in $mounts; do umount "$mounted_at" 2>/dev/null || umount -l "$mounted_at" 2>/dev/null; done
+  mounts=''
+}
 
 # end: the plan, at the end of a test.
 end() {

@@ -4,20 +4,9 @@
 # before: the next backup leaves no pins, and the next restore succeeds. Usage: places.sh [COPIES [SEED]]; needs root. TAP.
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 . "$ROOT/tests/shell/lib.sh"
-copies=${1:-200} seed=${2:-$(date +%s)} mounts='' killed=0 restored=0
+copies=${1:-200} seed=${2:-$(date +%s)} killed=0 restored=0
 echo "# seed $seed"
 SHM=$(mktemp -d /dev/shm/chainweb-backup-test.XXXXXX) || exit 1
-
-# shellcheck disable=SC2317 # the trap calls it
-give_back() {
-  leave_status=$?
-  for pid in $pids; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
-  pids=''
-  for point in $mounts; do umount "$point" 2>/dev/null; done
-  (exit "$leave_status")
-  leave
-}
-trap give_back EXIT
 
 mounted() {
   mkdir -p "$2"

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use chainweb_backup::{MANUAL, ROUTES};
 
-use crate::fixture::paths;
+use crate::fixture::{names, paths};
 
 /// The longest source file.
 const MAX_LINES: usize = 550;
@@ -23,6 +23,9 @@ const ONLY_IN: [(&str, &str); 5] = [
     ("crossbeam_channel", "service"),
     ("httparse", "http::head"),
 ];
+
+/// What may be at the top of the repository, beside files whose names begin with a dot; `target` is where cargo builds by default.
+const TOP: [&str; 8] = ["Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "scripts", "src", "target", "tests"];
 
 /// The module that may hold `unsafe`.
 const UNSAFE_IN: &str = "disk::sys";
@@ -237,6 +240,31 @@ fn no_modules_use_each_other_in_a_circle() {
         left.remove(&free);
     }
     assert!(left.is_empty(), "a circle is among {left:#?}");
+}
+
+#[test]
+fn the_top_of_the_repository_has_little() {
+    let found = names(root());
+    let foreign: Vec<_> = found.iter().filter(|name| !name.starts_with('.') && !TOP.contains(&name.as_str())).collect();
+    assert!(foreign.is_empty(), "these do not belong at the top: {foreign:?}");
+    assert!(TOP.iter().all(|name| *name == "target" || found.iter().any(|there| there == name)));
+}
+
+/// Otherwise a test that fails writes a file beside the sources.
+#[test]
+fn no_property_test_keeps_its_failures() {
+    let mut tests_count = 0;
+    for file in paths(&root().join("src")).into_iter().chain(paths(&root().join("tests/suite"))) {
+        if file.extension().is_none_or(|extension| extension != "rs") || file.ends_with("tidy.rs") {
+            continue;
+        }
+        let code = code(&file);
+        let count = |part: &str| code.matches(part).count();
+        let tests = count("proptest! {") + count("proptest!(");
+        assert_eq!(count("failure_persistence: None"), tests, "{}", file.display());
+        tests_count += tests;
+    }
+    assert!(tests_count > 8, "only {tests_count} were found");
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! Where the node keeps its databases: as it was named, or where a node keeps them by default.
+//! The directories of the node's databases: those that were named, or the node's default.
 //!
 //! A node without `databaseDirectory` uses `chainweb-node/<version>` in `$XDG_DATA_HOME`, or in `~/.local/share` (XDG Base
-//! Directory Specification: a relative value is ignored). That directory is used if nothing was named and exactly one is there, or
-//! the one of the configured version. Nothing is guessed: otherwise the error says where it was looked, and what was found.
+//! Directory Specification: a relative value is ignored). If no directory was named, we use that of the configured version; without
+//! a version, the only one that exists. Otherwise the error says which directory was searched, and what is in it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,16 +15,16 @@ use chainweb_backup::{RocksSource, Sources, SqliteSource, chainweb};
 pub struct Node {
     /// The node's database directory; if none was named, the directory that holds its RocksDB.
     pub database_directory: PathBuf,
-    /// Its RocksDB, if it is not in the `0` of that.
+    /// RocksDB's directory, if it is not in the `0` of the database directory.
     pub rocksdb_directory: Option<PathBuf>,
-    /// Its Pact databases, if they are not in the `0` of that.
+    /// The directory of the Pact databases, if it is not in the `0` of the database directory.
     pub sqlite_directory: Option<PathBuf>,
-    /// The directory in which links keep files until they are copied, if it was named.
+    /// The directory in which the pin directory is made, if it was named.
     pub pin_directory: Option<PathBuf>,
 }
 
 impl Node {
-    /// Its databases as the library takes them.
+    /// The same for the library.
     pub fn sources(&self) -> Sources {
         let usual = Sources::directory(&self.database_directory);
         Sources {
@@ -45,8 +45,8 @@ pub struct Found {
     pub version: String,
 }
 
-/// Looks for the node's default database directory: of `version`, or of any version if exactly one is there. `list` returns the
-/// names of those in a directory. The error is a clause that says where it was looked, and what is there.
+/// Looks for the node's default database directory: that of `version`, or without one the only one that exists. `list` returns the
+/// names of the database directories in a directory. The error is a clause that says which directory was searched, and what is in it.
 pub fn find(
     version: Option<&str>,
     env: &dyn Fn(&str) -> Option<OsString>,
@@ -55,7 +55,7 @@ pub fn find(
     let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let data_home = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")));
     let Some(parent) = data_home.map(|home| chainweb::default_parent_in(&home)) else {
-        return Err("neither HOME nor XDG_DATA_HOME is set, so it was looked for in no directory".to_owned());
+        return Err("neither HOME nor XDG_DATA_HOME is set, so no directory was searched".to_owned());
     };
     let (mut names, at) = (list(&parent), parent.display());
     names.sort();
@@ -69,7 +69,7 @@ pub fn find(
     }
 }
 
-/// The names of the database directories in a directory; of those that cannot be read, none.
+/// The names of the database directories in a directory. Those that cannot be read are left out.
 #[expect(clippy::disallowed_methods, reason = "the node's user made it, and only names are read")]
 pub fn list(parent: &Path) -> Vec<String> {
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();

@@ -1,12 +1,12 @@
-//! Runs this program as a child that reads a finished copy with RocksDB, and takes its answer, one line of JSON. Empty lines before
-//! it mean that the child works.
+//! Runs this program as a child process that opens a copy with RocksDB, and reads its answer, one line of JSON. Before the answer, the
+//! child may write empty lines to show that it makes progress.
 //!
 //! Invariants
 //! - The child ends with the job: if the job is stopped, the child is killed.
 //! - A child makes progress if it writes anything, or if any of its I/O counters (proc(5), `/proc/PID/io`) changes. A child that makes
 //!   none for the stall limit is killed, for example because a file that RocksDB opens is a FIFO or on a disk that hangs.
 //!   A child that waits for the limit of bytes per second writes empty lines.
-//! - A child that the kernel cannot end, because it waits for a disk, is left to the kernel.
+//! - We do not wait for a killed child that cannot end because it waits for a disk.
 
 use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
@@ -23,7 +23,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 /// How often a waiting parent checks whether the child has ended.
 const POLL: Duration = Duration::from_millis(10);
 
-/// How long to wait until a process can be started: while threads are scarce, the clients of the listener compete for each that ends.
+/// How long we try to start the child if there are too many processes. The threads of the listener count as processes, too.
 const START_WAIT: Duration = Duration::from_secs(60);
 
 /// How long to wait until a killed process has ended.
@@ -37,7 +37,7 @@ const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
 /// What the child reads, and how long it may take if there is no limit of bytes per second.
 pub(crate) struct Question<'a> {
-    /// Its first argument, `heights` or `inspect`.
+    /// Its first argument: `heights`, `open` or `inspect`.
     pub(crate) word: &'a str,
     /// The directory of the copy, its second argument.
     pub(crate) copy: &'a Path,
@@ -76,7 +76,7 @@ pub(crate) fn ask<T: DeserializeOwned>(program: &Path, question: &Question<'_>, 
         }
     };
     if !status.success() {
-        // The last message is far smaller than a pipe's buffer.
+        // Its last message fits in the buffer of the pipe, so it was not kept waiting.
         let mut err = Vec::new();
         let read = child.stderr.as_mut().map_or(Ok(0), |pipe| pipe.read_to_end(&mut err));
         read.context(|| "cannot read the error of the child that reads the copy".to_owned())?;
@@ -94,7 +94,7 @@ fn was_killed(status: ExitStatus) -> bool {
     status.signal().is_some_and(|signal| [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGHUP].contains(&signal))
 }
 
-/// Waits for the end of the child and takes what it writes.
+/// Waits for the end of the child, and reads what it writes.
 fn wait(child: &mut Child, question: &Question<'_>, control: &Control, answer: &mut Vec<u8>) -> Result<ExitStatus> {
     let deadline = Instant::now() + question.time_limit;
     let mut out = child.stdout.take();
@@ -103,7 +103,7 @@ fn wait(child: &mut Child, question: &Question<'_>, control: &Control, answer: &
     }
     let mut progress = Progress::of(child.id());
     loop {
-        // Before it is taken: what a child wrote before its end is read after the end was seen.
+        // Asked before the output is read: then all that the child wrote before its end is read.
         let ended = child.try_wait().context(|| "cannot wait for the child that reads the copy".to_owned())?;
         let has_written = take(out.as_mut(), answer)?;
         if let Some(status) = ended {
@@ -133,8 +133,8 @@ fn unreadable() -> String {
     "cannot read the output of the child that reads the copy".to_owned()
 }
 
-/// Takes what the child has written and is not read yet, without waiting; returns whether that is anything. Empty lines are no
-/// part of the answer.
+/// Reads what the child has written since the last call, without waiting; returns whether it has written anything. Empty lines are
+/// not part of the answer.
 fn take(out: Option<&mut ChildStdout>, answer: &mut Vec<u8>) -> Result<bool> {
     let (mut has_written, mut buffer) = (false, [0; 4096]);
     let Some(out) = out else { return Ok(false) };
@@ -158,7 +158,7 @@ fn take(out: Option<&mut ChildStdout>, answer: &mut Vec<u8>) -> Result<bool> {
     }
 }
 
-/// When the child has made progress.
+/// When the child last made progress.
 struct Progress {
     counters: String,
     seen: String,
@@ -172,7 +172,7 @@ impl Progress {
         Progress { counters: format!("/proc/{child}/io"), seen: String::new(), looked: now, since: now }
     }
 
-    /// Whether the child has made progress since the last call, if it is time to look.
+    /// Whether the child has made progress since the last call. Its counters are read at most once per [`LOOK`].
     #[expect(clippy::disallowed_methods, reason = "reads the I/O counters of the child")]
     fn is_made(&mut self, has_written: bool) -> bool {
         let mut is_made = has_written;

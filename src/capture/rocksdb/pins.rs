@@ -1,16 +1,16 @@
-//! The pin directory: hard links to RocksDB's files that keep them until they are copied to another file system.
+//! The pin directory: hard links that keep RocksDB's files until they are copied to another file system.
 //!
-//! Hard links work only within one mount: a bind mount and a btrfs subvolume have the same device and are different places all
-//! the same. So the pin directory is made on RocksDB's mount, in the first of the places that `Sources::pin_places` names in which
-//! it can be made; whether links work there is tried, not concluded. It has one name everywhere, only its owner may enter it, and
-//! one backup at a time uses it: it has its own lock.
+//! Hard links work only within one mount, and two mounts may have the same device (bind mounts, btrfs subvolumes). So the pin
+//! directory is made on RocksDB's mount: in the first place of `Sources::pin_places` in which it can be made and a trial link to one
+//! of RocksDB's files works. It has the same name in every place. Only its owner may enter it. One backup at a time uses it, and holds
+//! its lock.
 //!
 //! Invariants
-//! - Nothing is removed but what lies in a directory of our name that belongs to us or to the owner of the databases.
+//! - Files are removed only in a directory that has our name and belongs to us or to the owner of the databases.
 //! - Pins are removed at the end of each capture, also of one that failed. After a crash the next start removes them, in every
 //!   place in which an earlier configuration may have made them.
-//! - An error that another place would not have (no permission, a read-only mount, another mount) leads to the next place. Every
-//!   other error is returned.
+//! - After an error that another place may not have (no permission, a read-only mount, another mount), the next place is tried.
+//!   Every other error is returned.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
@@ -33,9 +33,9 @@ pub(crate) struct Pins {
 
 /// Why a place cannot be used.
 enum Unusable {
-    /// In words; another place may be usable.
+    /// Another place may be usable; the reason in words.
     Here(String),
-    /// The backup fails.
+    /// No other place would help: the backup fails.
     Anywhere(Error),
 }
 
@@ -50,7 +50,7 @@ impl From<Error> for Unusable {
 }
 
 impl Pins {
-    /// Locks and empties the first pin directory from which links to RocksDB's files work.
+    /// Locks and empties the pin directory in the first place in which links to RocksDB's files work.
     ///
     /// # Errors
     /// [`Kind::Refused`] if there is none: the message has the reason for each place, and the remedy. [`Kind::Busy`] if another
@@ -96,7 +96,7 @@ impl Pins {
         disk::ensure_private_dir(&directory, owner)?;
         require_own(&directory, owner)?;
         let pins = Pins::lock(directory, owner)?;
-        // The same mount is not enough: a btrfs subvolume, or a project quota of xfs, is a border for links, too.
+        // Links can fail on the same mount, too: between btrfs subvolumes, and between the projects of xfs quotas.
         if can_link(rocksdb, &pins.directory)? {
             pins.clear()?;
             return Ok(pins);
@@ -159,7 +159,7 @@ fn require_own(directory: &Path, owner: Option<Owner>) -> Result<()> {
 }
 
 /// Removes the pins that a crash left, in every place in which they may be. They are links, which take no space until the node
-/// deletes their files. A place that cannot be cleared does not keep the others from it; the errors are returned.
+/// deletes their files. If a place cannot be cleared, the others still are; the errors are returned.
 pub(crate) fn clear_left(sources: &Sources) -> Vec<Error> {
     let places = match sources.all_pin_places() {
         Ok(places) => places,
