@@ -91,6 +91,7 @@ require_packages() {
     has mkfs.btrfs || missing="$missing btrfs-progs"
     has strace || missing="$missing strace"
     has rsync || missing="$missing rsync"
+    has ps || missing="$missing procps"
   fi
   # shellcheck disable=SC2086 # one word per package
   [ -z "$missing" ] || install_packages $missing

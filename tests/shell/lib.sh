@@ -63,7 +63,8 @@ skip() {
 status() {
   name=$1 wanted=$2 got=0
   shift 2
-  case $(command -v "$1") in /*) set -- timeout 300 "$@" ;; esac
+  # In the foreground, so that it stays in the process group of this test, which the runner ends.
+  case $(command -v "$1") in /*) set -- timeout --foreground 300 "$@" ;; esac
   "$@" >out 2>err </dev/null || got=$?
   is "$name" "$got" "$wanted"
 }
