@@ -16,6 +16,8 @@
 #   scripts/soak.sh other-disk [N] [SEED]           N backups on another disk: node restores, blobs, ingestions, rot (500)
 #   scripts/soak.sh foreign [N] [SCENARIO...]       N live copies of writers of other RocksDB versions, for each (40)
 #   scripts/soak.sh places [N] [SEED]               N live copies of each layout: volumes, bind mount, links; kills; as root (200)
+#   scripts/soak.sh starts [N] [SEED]               N start-up proofs, half of them of planted faults, beside the start itself (300)
+#   scripts/soak.sh hour [MINUTES]                  a backup a minute, with proof and drill: what the node's heights take (60)
 #   scripts/soak.sh timing [SSTS]                   the live copy beside RocksDB's checkpoint and cp -al (8000)
 #   scripts/soak.sh untouched                       strace: what `make` does to the files of a node
 #
@@ -39,6 +41,8 @@ case ${1:-} in
   clone-life) exec sh "$ROOT/tests/soak/run.sh" clone-life "${2:-60}" ;;
   other-disk) exec sh "$ROOT/tests/soak/run.sh" other-disk "${2:-500}" "${3:-$(date +%s)}" ;;
   places) exec sh "$ROOT/tests/soak/places.sh" "${2:-200}" "${3:-$(date +%s)}" ;;
+  starts) exec python3 "$ROOT/tests/soak/starts.py" "$BIN" "${2:-300}" "${3:-$(date +%s)}" ;;
+  hour) exec python3 "$ROOT/tests/soak/hour.py" "$BIN" "${2:-60}" ;;
   live) shift && exec sh "$ROOT/tests/soak/run.sh" own "$@" ;;
   foreign | timing | untouched) exec sh "$ROOT/tests/soak/run.sh" "$@" ;;
 esac

@@ -9,7 +9,8 @@
 //! this table, and no files use each other in a circle:
 //! ```text
 //! chainweb  the node: its names, tables, formats, networks; no I/O
-//!           cut digest graph header merkle names number pact payload rules tables version
+//!           cut digest graph header merkle names number pact payload rules start stored tables
+//!           version
 //! words     no I/O
 //!           clock control error fault id
 //! config    what was configured
@@ -17,15 +18,16 @@
 //! disk      every change that we make to the file system
 //!           copy fault_gate file_id lock mounts nofollow off_heap permissions quiet_reader sum sys unsynced
 //! format    our own names and durable formats
-//!           drill layout manifest record seal
+//!           drill layout manifest record seal start_proof
 //! capture   a source becomes a directory of synced files
 //!           in_use modes node_locks rocksdb::chain_cut rocksdb::child rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
 //!           rocksdb::live_directories rocksdb::live_files rocksdb::live_wals rocksdb::log_format rocksdb::mod
-//!           rocksdb::no_engine rocksdb::options_file rocksdb::pins rocksdb::version_edit source sqlite::attempt sqlite::finished sqlite::fold
-//!           sqlite::locks sqlite::mod sqlite::online sqlite::raw_copy sqlite::wal
+//!           rocksdb::no_engine rocksdb::options_file rocksdb::pins rocksdb::version_edit source sqlite::attempt
+//!           sqlite::finished sqlite::fold sqlite::history sqlite::locks sqlite::mod sqlite::online sqlite::raw_copy sqlite::wal
+//!           start_proof
 //! backups   finished backups, and how one becomes finished
 //!           below catalog commit damage details drill drill_command filling journal operations placement recover rehearsal reread
-//!           restore retention sums sums_list verification verify
+//!           restore retention start_proofs sums sums_list verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
 //!           answers fill job listing making metrics repair shared watchdog worker
 //! http      words in, words out
@@ -69,6 +71,7 @@ pub use backups::retention::{Candidate, Policy, Verdict, judge};
 pub use backups::verification::Verification;
 pub use capture::rocksdb::{heights_json, inspect_json, open_json};
 pub use capture::source::{RocksSource, Sources, SqliteSource, require_no_half_restore};
+pub use capture::start_proof::starts_json;
 pub use config::file::{FileConfig, parse_file};
 pub use config::tree::FILE_BYTES_MAX;
 pub use config::{
@@ -84,6 +87,7 @@ pub use error::{Error, Kind, Result};
 pub use fault::Fault;
 pub use format::drill::Drill;
 pub use format::record::{BlockHeights, Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
+pub use format::start_proof::StartProof;
 pub use http::listener::{Decorate, Handler, Limits, Listener, Stopper};
 pub use http::routes::ROUTES;
 pub use id::BackupId;

@@ -37,9 +37,11 @@ use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::drill::Drill;
 use crate::format::layout::{
-    self, DRILL_FILE, JOB_LOCK, PIN_FILE, RECORD_FILE, SERVICE_LOCK, STATUS_FILE, USE_FILE, VERIFIED_FILE, WHOLE,
+    self, DRILL_FILE, JOB_LOCK, PIN_FILE, RECORD_FILE, SERVICE_LOCK, STARTS_FILE, STATUS_FILE, USE_FILE, VERIFIED_FILE,
+    WHOLE,
 };
 use crate::format::record::{Record, Scope, Status, Verified};
+use crate::format::start_proof::StartProof;
 use crate::id::BackupId;
 
 /// The reason of a backup in progress that no process works on.
@@ -160,6 +162,12 @@ impl Catalog {
     /// The last drill of the backup, if there was one.
     pub(crate) fn drill(&self, id: &BackupId) -> Result<Option<Drill>> {
         let bytes = read_small(&self.path(id).join(DRILL_FILE), MAX_RECORD_BYTES)?;
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    }
+
+    /// The last start-up proof of the backup, if there was one.
+    pub(crate) fn starts(&self, id: &BackupId) -> Result<Option<StartProof>> {
+        let bytes = read_small(&self.path(id).join(STARTS_FILE), MAX_RECORD_BYTES)?;
         Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 

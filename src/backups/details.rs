@@ -10,6 +10,7 @@ use crate::control::{Control, Phase};
 use crate::error::{Error, Result};
 use crate::format::drill::Drill;
 use crate::format::record::{Record, Scope, Status, Verified};
+use crate::format::start_proof::StartProof;
 use crate::id::BackupId;
 
 /// The description of one backup.
@@ -33,6 +34,8 @@ pub struct Details {
     pub verified: Option<Verified>,
     /// Its last drill; absent if there was none.
     pub drill: Option<Drill>,
+    /// Its last start-up proof: whether a node starts from it; absent if there was none.
+    pub starts: Option<StartProof>,
     /// Each file was last read whole at this time or later, milliseconds since the epoch; 0 if that is unknown. Absent if the
     /// files are links to the node's own, which the node reads itself.
     pub oldest_unread_ms: Option<u64>,
@@ -116,6 +119,7 @@ impl Details {
             pinned: false,
             verified: None,
             drill: None,
+            starts: None,
             oldest_unread_ms: None,
             sums: Vec::new(),
             started_ms,
@@ -132,6 +136,7 @@ impl Details {
             foreign: found.record.is_none(),
             pinned: catalog.is_pinned(&found.id)?,
             drill: catalog.drill(&found.id)?,
+            starts: catalog.starts(&found.id)?,
             oldest_unread_ms: oldest_unread_ms(found.record.as_ref(), verified.as_ref()),
             verified,
             sums: sums::present(&catalog.path(&found.id))?,

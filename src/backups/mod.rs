@@ -16,6 +16,7 @@ pub(crate) mod rehearsal;
 pub(crate) mod reread;
 pub(crate) mod restore;
 pub(crate) mod retention;
+pub(crate) mod start_proofs;
 pub(crate) mod sums;
 pub(crate) mod sums_list;
 pub(crate) mod verification;

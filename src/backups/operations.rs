@@ -15,11 +15,14 @@ use crate::backups::filling::Counts;
 use crate::backups::rehearsal::{self, Rehearsal};
 use crate::backups::restore::{self, Placed, RestoreOptions, Restored};
 use crate::backups::retention::{Candidate, Policy, Verdict, good_newest_first, judge};
+use crate::backups::start_proofs;
 use crate::backups::sums::{self, Completed};
 use crate::backups::verification::{Verification, require_good};
 use crate::backups::verify;
 use crate::capture::in_use::{self, InUse};
+use crate::capture::start_proof::Bounds;
 use crate::chainweb::ROCKSDB;
+use crate::chainweb::start::Extent;
 use crate::clock::now_ms;
 use crate::config::Depth;
 use crate::control::Control;
@@ -30,6 +33,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fault::Fault;
 use crate::format::layout::{self, CANCEL_FILE, RECORD_FILE, WHOLE};
 use crate::format::record::Status;
+use crate::format::start_proof::StartProof;
 use crate::id::BackupId;
 
 /// How long a cancelled job may take to end, and the pause between two checks of whether it has.
@@ -99,6 +103,16 @@ impl Held {
     fn note(&self, depth: Depth, verification: &Verification) {
         note(&self.catalog, &self.found, depth, verification);
     }
+
+    fn note_start(&self, proof: &StartProof) {
+        if self.found.record.is_none() {
+            return;
+        }
+        // A user may be permitted to read a backup but not to write to it.
+        if let Err(e) = start_proofs::note(&self.catalog, &self.found.id, proof) {
+            log::debug!("start-up proof not noted id={} reason={:?}", self.found.id, e.chain());
+        }
+    }
 }
 
 /// Notes the result of a verification in the backup.
@@ -121,7 +135,8 @@ pub(crate) fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<H
     let found = if word == LATEST {
         let none = || Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()));
         let is_sound = |f: &Found| {
-            let doubt = if even_damaged { None } else { doubt(&catalog, f).unwrap_or_else(|e| Some(e.chain())) };
+            let doubt = || Ok(doubt(&catalog, f)?.or(refutation(&catalog, &f.id)?));
+            let doubt = if even_damaged { None } else { doubt().unwrap_or_else(|e: Error| Some(e.chain())) };
             if let Some(why) = &doubt {
                 log::warn!("backup passed over id={} reason={why:?}", f.id);
             }
@@ -178,6 +193,12 @@ fn doubt(catalog: &Catalog, found: &Found) -> Result<Option<String>> {
     Ok(lost.then(|| "its record is damaged".to_owned()))
 }
 
+/// The reason why a node does not start from a backup, if a proof has found one.
+fn refutation(catalog: &Catalog, id: &BackupId) -> Result<Option<String>> {
+    let starts = catalog.starts(id)?;
+    Ok(starts.and_then(|starts| Some(format!("a node does not start from it: {}", starts.refutation()?))))
+}
+
 fn find(catalog: &Catalog, word: &str) -> Result<Found> {
     if word == LATEST {
         let none =
@@ -208,8 +229,13 @@ pub fn verify_backup(
     control: &Control,
 ) -> Result<(BackupId, Verification)> {
     let held = hold(directory, word, true)?;
-    let verification = held.verify(depth, program, control)?;
+    let mut verification = held.verify(depth, program, control)?;
     held.note(depth, &verification);
+    if verification.faults.is_empty() {
+        let extent = if depth == Depth::Deep { Extent::WHOLE } else { Extent::BOUNDED };
+        verification.starts = start_proofs::prove(&held.path, program, Bounds::of(extent), control)?;
+        verification.starts.iter().for_each(|proof| held.note_start(proof));
+    }
     Ok((held.found.id, verification))
 }
 
@@ -256,7 +282,8 @@ pub fn rehearse_restore(
 ) -> Result<(BackupId, Rehearsal)> {
     let held = hold_for_restore(directory, word, options)?;
     require_good(&held.verify(options.depth, options.program, &control.another())?)?;
-    let rehearsal = rehearsal::rehearse(&held.path, held.found.record.as_ref(), options, control)?;
+    let mut rehearsal = rehearsal::rehearse(&held.path, held.found.record.as_ref(), options, control)?;
+    rehearsal.starts = start_proofs::prove(&held.path, options.program, Bounds::of(Extent::BOUNDED), control)?;
     Ok((held.found.id, rehearsal))
 }
 
@@ -272,6 +299,9 @@ fn hold_for_restore(directory: &Path, word: &str, options: RestoreOptions<'_>) -
             held.found.id
         );
         return Err(Error::new(Kind::Damaged, context));
+    }
+    if let Some(why) = refutation(&held.catalog, &held.found.id)? {
+        log::warn!("backup doubtful id={} reason={why:?}", held.found.id);
     }
     Ok(held)
 }
@@ -504,6 +534,7 @@ fn candidate(catalog: &Catalog, found: &Found) -> Result<Candidate> {
         foreign: found.record.is_none(),
         pinned: catalog.is_pinned(&found.id)?,
         damaged: catalog.is_damaged(&found.id)?,
+        refuted: refutation(catalog, &found.id)?.is_some(),
         started_ms: found.started_ms,
     })
 }

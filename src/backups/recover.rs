@@ -15,7 +15,8 @@ use crate::disk::lock::Lock;
 use crate::disk::{self, fault_gate, nofollow};
 use crate::error::{IoContext, Result};
 use crate::format::layout::{
-    self, MANIFEST_FILE, PARTIAL, RECORD_FILE, STATUS_FAILED_FILE, STATUS_FILE, USE_FILE, WHOLE,
+    self, DRILL_FILE, MANIFEST_FILE, PARTIAL, RECORD_FILE, STARTS_FILE, STATUS_FAILED_FILE, STATUS_FILE, USE_FILE,
+    VERIFIED_FILE, WHOLE,
 };
 use crate::format::record::{Record, Status};
 use crate::id::BackupId;
@@ -51,7 +52,10 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
         None => {
             log::warn!("backup not settled id={id} reason=\"its status file is missing or has an unknown content\"");
         }
-        Some(Status::Done) => disk::remove_file(&path.join(STATUS_FAILED_FILE))?,
+        Some(Status::Done) => {
+            disk::remove_file(&path.join(STATUS_FAILED_FILE))?;
+            end_notes(catalog, &path)?;
+        }
         Some(_) if unsettled(&path, id)?.is_none() => {}
         Some(_) => {
             fault_gate::point("settle", &path);
@@ -61,6 +65,19 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
             let Some((mut record, reason)) = unsettled(&path, id)? else { return Ok(()) };
             commit::fail(catalog, &path, &mut record, reason, catalog.owner())?;
             log::warn!("backup interrupted id={id}");
+        }
+    }
+    Ok(())
+}
+
+/// Removes what an interrupted writer of a note in a finished backup left.
+fn end_notes(catalog: &Catalog, path: &Path) -> Result<()> {
+    for name in [VERIFIED_FILE, STARTS_FILE, DRILL_FILE] {
+        // A process that works on the backup may be writing it now.
+        if is_there(&path.join(disk::temporary(name)))?
+            && let Some(_use_lock) = Lock::try_take(&path.join(USE_FILE), catalog.owner())?
+        {
+            disk::end_replace(path, name)?;
         }
     }
     Ok(())

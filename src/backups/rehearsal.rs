@@ -21,6 +21,7 @@ use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Result};
 use crate::format::layout::{self, WHOLE};
 use crate::format::record::Record;
+use crate::format::start_proof::StartProof;
 
 /// What a restore would do.
 #[derive(Debug, Serialize)]
@@ -40,6 +41,8 @@ pub struct Rehearsal {
     pub flags: Vec<&'static str>,
     /// Whether Pact in the backup has all blocks.
     pub pact_history: History,
+    /// Whether a node starts from the backup.
+    pub starts: Option<StartProof>,
     /// What would make the restore fail.
     #[serde(serialize_with = "as_text")]
     pub obstacle: Option<Error>,
@@ -68,7 +71,7 @@ fn as_text<S: serde::Serializer>(obstacle: &Option<Error>, to: S) -> std::result
     obstacle.as_ref().map(Error::chain).serialize(to)
 }
 
-/// Finds out what a restore of the backup in `backup` would do.
+/// Finds out what a restore of the backup in `backup` would do; its start-up proof is left out.
 pub(crate) fn rehearse(
     backup: &Path,
     record: Option<&Record>,
@@ -119,6 +122,7 @@ pub(crate) fn rehearse(
         parts,
         flags: if pact_history == History::Compacted { vec![COMPACTED_FLAG] } else { Vec::new() },
         pact_history,
+        starts: None,
         obstacle: obstacle.err(),
     })
 }

@@ -4,7 +4,8 @@
 //! backup was made, so its time only determines its day and its week.
 //!
 //! Invariants, for every input: foreign, pinned and running backups and the newest good backup are kept. Only good backups count
-//! for a rule; one in which a verification found damage is not good, and is kept only if there is no good one. Without a
+//! for a rule; one in which a verification found damage, or from which a node does not start, is not good, and is kept only if there
+//! is no good one. Without a
 //! rule no backup is deleted. Judging the kept backups again deletes no further one.
 
 use std::collections::BTreeSet;
@@ -25,6 +26,8 @@ pub struct Candidate {
     pub pinned: bool,
     /// Whether its last verification found faults.
     pub damaged: bool,
+    /// Whether it was proved that a node does not start from it.
+    pub refuted: bool,
     /// When it began, milliseconds since the epoch.
     pub started_ms: u64,
 }
@@ -61,7 +64,7 @@ pub(crate) fn good_newest_first(backups: &[Candidate]) -> Vec<usize> {
     newest_first.sort_by_key(|i| std::cmp::Reverse((backups[*i].id.number(), &backups[*i].id)));
     let is_good = |i: &usize| {
         let backup = &backups[*i];
-        backup.status == Status::Done && !backup.foreign && !backup.damaged
+        backup.status == Status::Done && !backup.foreign && !backup.damaged && !backup.refuted
     };
     newest_first.into_iter().filter(is_good).collect()
 }
@@ -86,6 +89,8 @@ pub fn judge(backups: &[Candidate], policy: Policy) -> Vec<Verdict> {
             keep(i, "no rule given");
         } else if backup.damaged && good.is_empty() {
             keep(i, "damaged, but there is no good one");
+        } else if backup.refuted && good.is_empty() {
+            keep(i, "a node does not start from it, but there is no good one");
         }
     }
     good.iter().take(1).for_each(|i| keep(*i, "last good"));

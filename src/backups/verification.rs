@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::error::{Error, Kind, Result};
 use crate::fault::Fault;
 use crate::format::layout::SUMS_FILE;
+use crate::format::start_proof::StartProof;
 
 /// The result of a verification.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -28,6 +29,8 @@ pub struct Verification {
     /// The files with a fault for which `BLAKE2SUMS` is the only evidence.
     #[serde(skip)]
     by_list: BTreeSet<String>,
+    /// Whether a node starts from the backup; absent if that was not asked, or if there are faults.
+    pub starts: Option<StartProof>,
     /// Files that are not part of the backup, such as a publisher's; they are not faults.
     pub extras: Vec<String>,
 }

@@ -6,3 +6,4 @@ pub(crate) mod node_locks;
 pub(crate) mod rocksdb;
 pub(crate) mod source;
 pub(crate) mod sqlite;
+pub(crate) mod start_proof;

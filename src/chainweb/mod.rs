@@ -10,6 +10,7 @@
 //! | the network: chains, graphs, genesis blocks | [`version::Version`]: `of_name`, `of_code`; [`graph::Graph`] |
 //! | a payload, its transactions and outputs | [`payload::Payload`], [`payload::Items`] |
 //! | tables of a Pact database; whether it has all blocks | [`pact`]; [`pact::History`] |
+//! | what a node does when it starts from its databases | [`start::prove`], [`stored`] |
 //! | hashes, numbers of 256 bits, Merkle trees | [`digest::Digest`], [`number::Number`], [`merkle`] |
 //!
 //! ```
@@ -38,6 +39,8 @@ pub mod number;
 pub mod pact;
 pub mod payload;
 pub mod rules;
+pub mod start;
+pub mod stored;
 pub mod tables;
 pub mod version;
 

@@ -100,6 +100,11 @@ impl Version {
         (height > genesis).then(|| self.graph_at(height - 1))
     }
 
+    /// Every chain that there is at some height, ascending.
+    pub fn chains(&self) -> std::ops::Range<u32> {
+        0..self.graphs.iter().map(|(_, graph)| graph.chains_count()).max().unwrap_or(0)
+    }
+
     /// The height of the first block of a chain; `None` if the version does not have the chain.
     pub fn genesis_height(&self, chain: u32) -> Option<u64> {
         self.graphs.iter().find(|(_, graph)| chain < graph.chains_count()).map(|(first, _)| *first)

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! BACKUPS/.lock  .service  .creating-<id>/  .deleting-<id>.<n>/  .drilling-<id>/
-//! BACKUPS/<id>/status  backup.json  manifest.json  0.partial/ or 0/  .use  status.failed  verified.json  drill.json  .pinned  .cancel
+//! BACKUPS/<id>/status  backup.json  manifest.json  0.partial/ or 0/  .use  status.failed  verified.json  drill.json  starts.json
+//! and .pinned  .cancel
 //! BACKUPS/<id>/0/rocksDb/BLAKE2SUMS  0/sqlite/BLAKE2SUMS
 //! TARGET/.restoring-<time>/  .restoring-<time>0/  .exchanging-<time>/  0.bak-<time>/
 //! TARGET/0/rocksDb/.restore-journal.json  .restoring-<time>/  0.bak-<time>/  and the last two in TARGET/0/sqlite/
@@ -88,11 +89,16 @@ pub(crate) const RECORD_FILE: &str = "backup.json";
 /// the data.
 pub(crate) const MANIFEST_FILE: &str = "manifest.json";
 
-/// `BACKUPS/<id>/verified.json`: the last verification. Made and replaced by `verify` and by the end of a job.
+/// `BACKUPS/<id>/verified.json`: the last verification. Made and replaced by `verify` and by the end of a job;
+/// removed with the data of a failed backup.
 pub(crate) const VERIFIED_FILE: &str = "verified.json";
 
 /// `BACKUPS/<id>/drill.json`: the last drill. Made and replaced by `drill`.
 pub(crate) const DRILL_FILE: &str = "drill.json";
+
+/// `BACKUPS/<id>/starts.json`: the last start-up proof. Made by the end of a job, or later by the idle service; replaced
+/// by `verify`; removed with the data of a failed backup.
+pub(crate) const STARTS_FILE: &str = "starts.json";
 
 /// `BACKUPS/<id>/.use`: the lock of one backup, see `in_use`. Made with the backup.
 pub(crate) const USE_FILE: &str = ".use";

@@ -5,3 +5,4 @@ pub(crate) mod layout;
 pub(crate) mod manifest;
 pub(crate) mod record;
 pub(crate) mod seal;
+pub(crate) mod start_proof;

@@ -20,10 +20,13 @@ use std::time::{Duration, Instant};
 
 use crate::backups::commit::{self, Unfinished};
 use crate::backups::damage;
+use crate::backups::start_proofs;
 use crate::backups::verification::require_good;
 use crate::backups::verify;
 use crate::capture::sqlite;
+use crate::capture::start_proof::Bounds;
 use crate::chainweb::PACT_EXTENSION;
+use crate::chainweb::start::Extent;
 use crate::clock::now_ms;
 use crate::config::Depth;
 use crate::control::Control;
@@ -35,6 +38,9 @@ use crate::service::fill;
 use crate::service::making::Making;
 use crate::service::shared::{Job, MakeRequest, Shared};
 use crate::service::watchdog::Watched;
+
+/// How long a start-up proof may delay a backup.
+const PROOF_LIMIT: Duration = Duration::from_secs(5);
 
 /// How a job ended.
 enum Ending {
@@ -142,11 +148,26 @@ fn verify(making: &Making<'_>, path: &Path, record: &Record, sharers_count: &Cel
     }
     // The damage is the reason of the failure, also if it could not be noted in the other backups.
     require_good(&verification).and(noted)?;
+    prove_start(making, path, record)?;
     match depth {
         // Each backup that is done was verified quickly: that needs no note.
         Depth::Quick => Ok(()),
         Depth::Deep => damage::note(catalog, &record.id, depth, &[], now_ms()),
     }
+}
+
+/// Proves that a node starts from a verified backup, if that is quick; otherwise the idle service does it later. A backup that is
+/// refuted is a copy of its node all the same.
+fn prove_start(making: &Making<'_>, path: &Path, record: &Record) -> Result<()> {
+    let bounds = Bounds { extent: Extent::BOUNDED, time_limit: Some(PROOF_LIMIT) };
+    let control = making.copier.control;
+    let proved = start_proofs::prove(path, making.program(), bounds, control)
+        .and_then(|proof| proof.map_or(Ok(()), |proof| start_proofs::note(making.catalog, &record.id, &proof)));
+    control.check()?;
+    if let Err(e) = proved {
+        log::warn!("start not proved id={} reason={:?}", record.id, e.chain());
+    }
+    Ok(())
 }
 
 /// Ends a job whose thread hangs: in the status map first, then on the disk, which may hang too.

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::backups::details::{Details, Progress};
+use crate::chainweb::start::Verdict;
 use crate::format::record::Status;
 
 /// The counters of the service since its start.
@@ -43,6 +44,8 @@ pub(crate) struct Summary {
     newest_done: Option<(u64, usize)>,
     /// The newest backup of ours that had a drill, by its id; when it began, and whether it passed.
     newest_drill: Option<(u64, u64, bool)>,
+    /// The newest backup of ours whose start-up proof has a result, by its id: whether a node starts, and the blocks to replay.
+    newest_proof: Option<(u64, bool, u64)>,
     /// Whether a backup could not be read and is missing in the totals.
     pub(crate) is_incomplete: bool,
 }
@@ -54,6 +57,12 @@ impl Summary {
         if let (Status::Done, Some(id), Some(record)) = (backup.status, backup.id.millis(), &backup.record) {
             let drill = backup.drill.as_ref().map(|drill| (id, drill.at_ms, drill.passed));
             self.newest_drill = self.newest_drill.max(drill);
+            let proof = backup.starts.as_ref().and_then(|proof| match &proof.verdict {
+                Verdict::Yes(start) => Some((id, true, start.replay_sum())),
+                Verdict::No { .. } => Some((id, false, 0)),
+                Verdict::Unknown { .. } => None,
+            });
+            self.newest_proof = self.newest_proof.max(proof);
             self.newest_done = self.newest_done.max(Some((id, record.warnings.len())));
         }
         let (count, last_ms) = match backup.status {
@@ -136,6 +145,12 @@ pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> St
         let help = "When the last drill of the newest backup that had one began.";
         metric("last_drill_timestamp_seconds", "gauge", help, &plain(at_ms as f64 / 1000.0));
         metric("last_drill_passed", "gauge", "Whether that drill passed.", &plain(f64::from(u8::from(passed))));
+    }
+    if let Some((_, starts, replay)) = backups.newest_proof {
+        let help = "Whether a node starts from the newest backup of which that is known.";
+        metric("starts", "gauge", help, &plain(f64::from(u8::from(starts))));
+        let help = "Blocks that a node replays when it starts from that backup, over all chains.";
+        metric("start_replay_blocks", "gauge", help, &plain(replay as f64));
     }
     if counters.done_count.load(Relaxed) > 0 {
         let seconds = load(&counters.last_duration_ms) / 1000.0;

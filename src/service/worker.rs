@@ -1,5 +1,5 @@
-//! The backup thread: takes requests from the channel, makes one backup after the other, and between backups removes garbage and
-//! computes missing checksums.
+//! The backup thread: takes requests from the channel, makes one backup after the other, and between backups removes garbage, makes
+//! the start-up proof that the newest backup lacks, and computes missing checksums.
 //!
 //! Invariants
 //! - Only this thread changes the catalog or reads a source.
@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, TryRecvError};
 
+use crate::backups::start_proofs;
 use crate::backups::sums;
 use crate::capture::rocksdb::pins;
 use crate::control::{Control, Stop};
 use crate::disk::sys;
-use crate::error::Kind;
+use crate::error::{Kind, Result};
 use crate::service::job;
 use crate::service::shared::{Request, Shared};
 
@@ -24,12 +25,17 @@ pub(crate) fn work(shared: &Arc<Shared>, requests: &Receiver<Request>) {
         log::warn!("pins not removed reason={:?}", e.chain());
     }
     shared.count_exclusive_bytes();
-    let (mut has_garbage, mut lacks_sums) = (true, true);
+    let (mut has_garbage, mut lacks_proof, mut lacks_sums) = (true, true, true);
     loop {
         let request = match requests.try_recv() {
             Ok(request) => request,
             Err(_) if has_garbage => {
                 has_garbage = sweep(shared, requests);
+                continue;
+            }
+            Err(_) if lacks_proof => {
+                lacks_proof = false;
+                prove(shared, requests);
                 continue;
             }
             Err(_) if lacks_sums => {
@@ -45,7 +51,7 @@ pub(crate) fn work(shared: &Arc<Shared>, requests: &Receiver<Request>) {
         };
         make(shared, request, requests);
         shared.count_exclusive_bytes();
-        (has_garbage, lacks_sums) = (true, true);
+        (has_garbage, lacks_proof, lacks_sums) = (true, true, true);
     }
 }
 
@@ -79,23 +85,46 @@ fn make(shared: &Arc<Shared>, request: Request, requests: &Receiver<Request>) {
     job::run(shared, backup, &control);
 }
 
-/// Computes the checksums that the newest good backup lacks, until a request arrives.
-fn sum(shared: &Shared, requests: &Receiver<Request>) {
-    let work = Arc::new(Control::limited(Arc::clone(&shared.limit)));
+/// Does work until a request arrives; `None` if one is there already.
+fn while_idle<T>(
+    shared: &Shared,
+    requests: &Receiver<Request>,
+    work: impl FnOnce(&Control) -> Result<T>,
+) -> Option<Result<T>> {
+    let control = Arc::new(Control::limited(Arc::clone(&shared.limit)));
     {
         let mut state = shared.state.lock();
         if state.is_stopping || !requests.is_empty() {
-            return;
+            return None;
         }
-        state.idle_work = Some(Arc::clone(&work));
+        state.idle_work = Some(Arc::clone(&control));
     }
-    let summed = sums::write_newest(&shared.catalog, shared.config.sums, &work);
+    let done = work(&control);
     shared.state.lock().idle_work = None;
-    match summed {
-        Ok(None) => {}
-        Ok(Some((id, read_count))) => log::info!("checksums written id={id} files_read={read_count}"),
-        Err(e) if e.kind() == Kind::Cancelled => log::debug!("checksums postponed reason={:?}", e.chain()),
-        Err(e) => log::warn!("checksums not written reason={:?}", e.chain()),
+    Some(done)
+}
+
+/// Makes the start-up proof of the newest backup if it has none: it took too long for the job, or another program made the backup.
+fn prove(shared: &Shared, requests: &Receiver<Request>) {
+    if shared.config.verify.is_none() {
+        return;
+    }
+    let program = shared.config.heights_program.as_deref();
+    match while_idle(shared, requests, |control| start_proofs::prove_newest(&shared.catalog, program, control)) {
+        None | Some(Ok(None)) => {}
+        Some(Ok(Some(id))) => log::info!("start-up proof made id={id}"),
+        Some(Err(e)) if e.kind() == Kind::Cancelled => log::debug!("start-up proof postponed reason={:?}", e.chain()),
+        Some(Err(e)) => log::warn!("start not proved reason={:?}", e.chain()),
+    }
+}
+
+/// Computes the checksums that the newest good backup lacks.
+fn sum(shared: &Shared, requests: &Receiver<Request>) {
+    match while_idle(shared, requests, |control| sums::write_newest(&shared.catalog, shared.config.sums, control)) {
+        None | Some(Ok(None)) => {}
+        Some(Ok(Some((id, read_count)))) => log::info!("checksums written id={id} files_read={read_count}"),
+        Some(Err(e)) if e.kind() == Kind::Cancelled => log::debug!("checksums postponed reason={:?}", e.chain()),
+        Some(Err(e)) => log::warn!("checksums not written reason={:?}", e.chain()),
     }
 }
 

@@ -26,7 +26,7 @@ status 'list is 0' 0 chainweb-backup list --backup-directory node/backups
 is 'list has a line for each' "$(wc -l <out)" 4
 is 'list begins with the newest of ours' "$(sed -n 2,3p out | awk '{ print $1 }' | tr '\n' ' ')" "$full $id "
 has 'list tells foreign ones' out foreign
-is 'list has the height of the blocks, not their sum over the two chains' "$(sed -n 2p out | awk '{ print $NF }')" 20
+is 'list has the height of the blocks, not their sum over the two chains' "$(sed -n 2p out | awk '{ print $10 }')" 20
 status 'list --json is 0' 0 chainweb-backup list --json --backup-directory node/backups
 has 'it is JSON' out '"status": "backup-done"'
 

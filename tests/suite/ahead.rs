@@ -167,7 +167,7 @@ fn a_discarded_capture_is_used_on_another_file_system() {
             let synced = log.iter().any(|(what, path)| *what == "fsync" && *path == partial);
             assert!(synced || expected == "reused", "{path} in {log:#?}");
         }
-        assert_eq!(names(&backup), [".use", "0", "backup.json", "manifest.json", "status"]);
+        assert_eq!(names(&backup), [".use", "0", "backup.json", "manifest.json", "starts.json", "status"]);
         assert_eq!(whole(&backup), (BLOCKS, vec![BLOCKS + 1]));
     }
 }

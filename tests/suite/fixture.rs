@@ -603,7 +603,10 @@ pub fn settled(backups: &Path) {
         assert!(BackupId::parse(&name).is_some(), "{} is left", path.display());
         match fs::read_to_string(path.join("status")).unwrap().as_str() {
             "backup-done" => {
-                assert_eq!(names(&path), [".use", "0", "backup.json", "manifest.json", "status"], "{}", path.display());
+                let mut there = names(&path);
+                // Of a backup whose start-up proof could not be written it is missing.
+                there.retain(|name| name != "starts.json");
+                assert_eq!(there, [".use", "0", "backup.json", "manifest.json", "status"], "{}", path.display());
                 let (height, heights) = whole(&path);
                 assert!(height >= BLOCKS && heights.iter().all(|h| *h >= BLOCKS), "{}: too old", path.display());
             }

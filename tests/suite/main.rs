@@ -43,6 +43,7 @@ mod sqlite_pact;
 mod sqlite_races;
 #[cfg(feature = "gate")]
 mod sqlite_stress;
+mod start_proof;
 #[cfg(feature = "gate")]
 mod sweep;
 mod tidy;

@@ -31,6 +31,7 @@ fn history(random: &mut fastrand::Rng) -> Vec<Candidate> {
             foreign: random.u8(..8) == 0,
             pinned: random.u8(..8) == 0,
             damaged: random.u8(..8) == 0,
+            refuted: random.u8(..8) == 0,
             // Of a clock that is wrong now and then; some at the same moment, and at the borders of days.
             started_ms: MONDAY_MS
                 + random.u64(..days) * DAY_MS
@@ -42,7 +43,7 @@ fn history(random: &mut fastrand::Rng) -> Vec<Candidate> {
 }
 
 fn is_good(b: &Candidate) -> bool {
-    b.status == Status::Done && !b.foreign && !b.damaged
+    b.status == Status::Done && !b.foreign && !b.damaged && !b.refuted
 }
 
 fn number(id: &BackupId) -> u64 {
@@ -82,7 +83,7 @@ fn random_histories() {
                     || is_kept_by_periods(b, &all, policy.keep_daily, DAY_MS)
                     || is_kept_by_periods(b, &all, policy.keep_weekly, 7 * DAY_MS));
             let safe = b.foreign || b.pinned || b.status == Status::InProgress || !is_asked;
-            let last_resort = b.damaged && !has_good;
+            let last_resort = (b.damaged || b.refuted) && !has_good;
             let expected = safe || last_good || by_rule || last_resort;
             assert_eq!(matches!(verdict, Verdict::Keep(_)), expected, "{what}: {b:?} is {verdict:?}");
             *if expected { &mut kept } else { &mut deleted } += 1;

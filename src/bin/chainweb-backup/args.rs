@@ -379,6 +379,15 @@ pub(crate) enum Child {
         /// The RocksDB directory of the copy.
         directory: PathBuf,
     },
+    /// Print the start-up proof of a finished copy.
+    Starts {
+        /// The RocksDB directory of the copy.
+        directory: PathBuf,
+        /// How many milliseconds it may take; 0 for no limit.
+        limit_ms: u64,
+        /// `whole`, or another word for the usual bounds.
+        extent: String,
+    },
     /// Read every block of a finished copy.
     Inspect {
         /// The RocksDB directory of the copy.

@@ -8,13 +8,14 @@ use std::thread;
 use std::time::Duration;
 
 use chainweb_backup::chainweb::pact::History;
+use chainweb_backup::chainweb::start::{ChainStart, Start};
 use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
     Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, PartRehearsal, Policy, Record, Rehearsal,
-    RestoreOptions, Restored, Result, Settle, Settled, Status, Stop, Unreadable, Verdict, Verified, Way, cancel_backup,
-    chainweb, check_backup_in, delete_backup, drill_backup, find_backup, inspect_json, list_all_in, pin_backup,
-    prune_backups, rehearse_restore, require_no_half_restore, restore_backup, settle_restore, step_back, sum_backup,
-    verify_backup,
+    RestoreOptions, Restored, Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict, Verified, Way,
+    cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup, find_backup, inspect_json, list_all_in,
+    pin_backup, prune_backups, rehearse_restore, require_no_half_restore, restore_backup, settle_restore, step_back,
+    sum_backup, verify_backup,
 };
 
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -143,10 +144,42 @@ fn verify(directory: &Path, id: &str, depth: Depth, control: &Control) -> Result
     let read = format!(", {} checksums, {} keys", found.sums_count, found.keys_count);
     let read = if depth == Depth::Deep { read } else { String::new() };
     if found.faults.is_empty() {
-        return print(&format!("{id}: good ({looked_at}{read})"));
+        print(&format!("{id}: good ({looked_at}{read})"))?;
+        return found.starts.map_or(Ok(0), |proof| tell_start(id.as_str(), &proof));
     }
     print(&format!("{id}: DAMAGED in {} places ({looked_at}{read})", found.faults.len()))?;
     Ok(exit_code(Kind::Damaged))
+}
+
+/// Prints a start-up proof, and returns the exit code: that of damage if a node does not start.
+fn tell_start(id: &str, proof: &StartProof) -> Result<i32> {
+    match &proof.verdict {
+        chainweb::start::Verdict::Yes(start) => {
+            start.warnings.iter().for_each(|warning| say(&format!("warning: {warning}")));
+            let flags: String = start.flags.iter().map(|flag| format!(" with {flag}")).collect();
+            print(&format!("{id}: a node starts from it{flags}, {}", moves(start)))
+        }
+        chainweb::start::Verdict::Unknown { reason } => {
+            print(&format!("{id}: whether a node starts from it is unknown: {reason}"))
+        }
+        chainweb::start::Verdict::No { reason } => {
+            print(&format!("{id}: A NODE DOES NOT START from it: {reason}"))?;
+            Ok(exit_code(Kind::Damaged))
+        }
+    }
+}
+
+/// What a node does when it starts: `at blocks 120-121, 3 to replay, 1 to rewind`.
+fn moves(start: &Start) -> String {
+    let sum = |of: fn(&ChainStart) -> u64| start.chains.values().map(of).sum::<u64>();
+    let heights = || start.chains.values().map(|chain| chain.height);
+    let (lowest, highest) = (heights().min().unwrap_or(0), heights().max().unwrap_or(0));
+    let blocks = if lowest == highest { format!("block {lowest}") } else { format!("blocks {lowest}-{highest}") };
+    let rewind = match sum(|chain| chain.rewind) {
+        0 => String::new(),
+        blocks => format!(", {blocks} to rewind"),
+    };
+    format!("at {blocks}, {} to replay{rewind}", sum(|chain| chain.replay))
 }
 
 fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, control: &Control) -> Result<i32> {
@@ -256,7 +289,7 @@ fn print_rehearsal(id: &str, rehearsal: &Rehearsal) -> Result<()> {
     let directory = quoted(&rehearsal.database_directory);
     print(&format!("start the node then with: --database-directory {directory}{flags}"))?;
     history_note(rehearsal.pact_history).iter().for_each(|note| say(note));
-    Ok(())
+    rehearsal.starts.as_ref().map_or(Ok(()), |proof| tell_start(id, proof).map(|_| ()))
 }
 
 /// Finishes or undoes an interrupted restore.
@@ -380,8 +413,15 @@ fn notes(backup: &Details, record: &Record) -> String {
         None => format!("drill passed {}", utc(d.at_ms)),
         Some(reason) => format!("drill FAILED {}: {reason}", utc(d.at_ms)),
     };
+    let starts = backup.starts.as_ref().filter(|_| backup.status == Status::Done).map(|proof| match &proof.verdict {
+        chainweb::start::Verdict::Yes(start) => format!("starts {}", moves(start)),
+        chainweb::start::Verdict::No { reason } => format!("DOES NOT START: {reason}"),
+        chainweb::start::Verdict::Unknown { reason } => format!("start unknown: {reason}"),
+    });
+    // Without Pact it is never known.
+    let starts = starts.filter(|_| backup.scope.has_pact());
     let reason = record.reason.clone();
-    let all = [pinned, backup.verified.as_ref().map(verified), backup.drill.as_ref().map(drilled), reason]
+    let all = [pinned, backup.verified.as_ref().map(verified), backup.drill.as_ref().map(drilled), starts, reason]
         .into_iter()
         .flatten();
     all.chain(record.warnings.iter().cloned()).collect::<Vec<_>>().join("; ")

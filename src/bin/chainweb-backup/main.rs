@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use chainweb_backup::{
     Control, Details, Error, Kind, Listener, MakeRequest, Result, Service, Status, heights_json, open_json,
-    sweep_backups,
+    starts_json, sweep_backups,
 };
 use log::LevelFilter;
 use plan::{Around, Exit, MakePlan, Plan, ServePlan};
@@ -86,6 +86,7 @@ fn run(plan: Plan) -> Result<i32> {
         }
         Plan::Heights { directory } => print(&heights_json(&directory)?),
         Plan::Open { directory } => print(&open_json(&directory)?),
+        Plan::Starts { directory, limit_ms, extent } => print(&starts_json(&directory, limit_ms, &extent)?),
         Plan::Inspect { directory, limit_bytes_per_second } => {
             commands::inspect(&directory, &Control::with_limit(limit_bytes_per_second))
         }

@@ -75,6 +75,15 @@ pub enum Plan {
         /// The RocksDB directory of the copy.
         directory: PathBuf,
     },
+    /// Print the start-up proof of a finished copy; for our own child process.
+    Starts {
+        /// The RocksDB directory of the copy.
+        directory: PathBuf,
+        /// How many milliseconds it may take; 0 for no limit.
+        limit_ms: u64,
+        /// How much is read.
+        extent: String,
+    },
     /// Read every block of a finished copy; for our own child process.
     Inspect {
         /// The RocksDB directory of the copy.
@@ -218,6 +227,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, around: &Around<'_>) -> R
         Typed::Person(command) => *command,
         Typed::Program(Child::Heights { directory }) => return Ok(Plan::Heights { directory }),
         Typed::Program(Child::Open { directory }) => return Ok(Plan::Open { directory }),
+        Typed::Program(Child::Starts { directory, limit_ms, extent }) => {
+            return Ok(Plan::Starts { directory, limit_ms, extent });
+        }
         Typed::Program(Child::Inspect { directory, limit_bytes_per_second }) => {
             let limit_bytes_per_second = Some(limit_bytes_per_second).filter(|limit| *limit > 0);
             return Ok(Plan::Inspect { directory, limit_bytes_per_second });

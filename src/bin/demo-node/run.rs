@@ -13,10 +13,11 @@ use crossbeam_channel::{Receiver, TryRecvError};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Payload of one block while filling: large, so that it goes quickly, and many rows all the same.
 const FILL_PAYLOAD_BYTES: u64 = 256 * 1024;
@@ -90,6 +91,9 @@ pub struct RunArgs {
     /// Where to keep the height of the highest block of the newest cut: 20 characters, left-aligned, overwritten in place at every height
     #[arg(long, value_name = "FILE")]
     progress_file: Option<PathBuf>,
+    /// Where to append a line for each height: when it was grown, and how long that took, both in microseconds
+    #[arg(long, value_name = "FILE")]
+    latency_file: Option<PathBuf>,
     /// Where to write, as JSON, which cut the start took and how many blocks of each chain's Pact it rewound and replayed
     #[arg(long, value_name = "FILE")]
     start_report: Option<PathBuf>,
@@ -144,9 +148,14 @@ fn grow(node: &mut Node, args: &RunArgs, progress: Option<&File>, stop: &Stop) -
     };
     let period = if args.rate > 0.0 { Duration::from_secs_f64(1.0 / args.rate) } else { Duration::ZERO };
     let (mut due, mut reported) = (Instant::now(), Instant::now());
+    let mut latencies = args.latency_file.as_deref().map(create).transpose()?.map(BufWriter::new);
     let mut grown_count = 0;
     while args.blocks.is_none_or(|count| grown_count < count) && !stop.is_set() {
+        let began = Instant::now();
         node.grow(&shape)?;
+        if let Some(file) = &mut latencies {
+            report_latency(file, began.elapsed()).context(|| "write the latency file".into())?;
+        }
         grown_count += 1;
         report_progress(progress, node)?;
         if reported.elapsed() >= REPORT_PERIOD {
@@ -201,6 +210,11 @@ fn files_bytes(directory: &Path) -> Result<u64> {
 
 fn create(path: &Path) -> Result<File> {
     File::create(path).context(|| format!("create {}", path.display()))
+}
+
+fn report_latency(file: &mut BufWriter<File>, took: Duration) -> io::Result<()> {
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    writeln!(file, "{} {}", at.as_micros(), took.as_micros())
 }
 
 fn report_progress(progress: Option<&File>, node: &Node) -> Result<()> {

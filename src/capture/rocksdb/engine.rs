@@ -17,6 +17,7 @@ use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, Direction, ErrorKind, IteratorMode
 
 use crate::capture::rocksdb::chain_cut::{Cut, Heights, Tip};
 use crate::capture::rocksdb::options_file;
+use crate::chainweb::stored::Entry;
 use crate::chainweb::tables::{CUTS, CUTS_END, OPENED, Table};
 use crate::control::Control;
 use crate::disk;
@@ -207,6 +208,37 @@ fn has_header(db: &DB, tip: &Tip) -> std::result::Result<Option<bool>, rocksdb::
         return Ok(None);
     }
     Ok(Some(db.get(key)?.is_some()))
+}
+
+/// A finished copy that is open to be read key by key.
+pub(crate) struct Entries {
+    copy: Copy,
+}
+
+impl Entries {
+    /// Opens a finished copy; the inner error is the damage that RocksDB reports. So those of the others.
+    ///
+    /// # Errors
+    /// Fails if there is no RocksDB.
+    pub(crate) fn open(copy: &Path) -> Result<std::result::Result<Entries, Fault>> {
+        use {Families::*, TwoPhase::*};
+        let opened = Copy::open(copy, &[(All, Off), (All, On), (Default, Off), (Default, On)])?;
+        Ok(opened.map(|copy| Entries { copy }).map_err(|e| reported(&e)))
+    }
+
+    /// The value of a key.
+    pub(crate) fn get(&self, key: &[u8]) -> std::result::Result<Option<Vec<u8>>, Fault> {
+        self.copy.db.get(key).map_err(|e| reported(&e))
+    }
+
+    /// The entry with the greatest key that begins with `prefix` and is less than `end`.
+    pub(crate) fn newest_in(&self, prefix: &[u8], end: &[u8]) -> std::result::Result<Option<Entry>, Fault> {
+        let mut range = ReadOptions::default();
+        range.set_iterate_upper_bound(end);
+        let newest = self.copy.db.iterator_opt(IteratorMode::End, range).next().transpose();
+        let newest = newest.map_err(|e| reported(&e))?.filter(|(key, _)| key.starts_with(prefix));
+        Ok(newest.map(|(key, value)| (key.into_vec(), value.into_vec())))
+    }
 }
 
 /// Reads every block of every column family of a finished copy and checks its checksum. Reading of a column family ends at its

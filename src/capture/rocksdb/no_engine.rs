@@ -4,9 +4,10 @@
 use std::path::Path;
 
 use crate::capture::rocksdb::chain_cut::{Heights, Tip};
+use crate::chainweb::stored::Entry;
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
-use crate::fault::Inspected;
+use crate::fault::{Fault, Inspected};
 
 /// An open database: this build cannot have one.
 #[derive(Debug)]
@@ -36,6 +37,23 @@ pub(crate) fn read_cut(_copy: &Path, _tips: &[Tip]) -> Result<Heights> {
 
 pub(crate) fn inspect(_copy: &Path, _control: &Control) -> Result<Inspected> {
     require("deep verification").map(|()| Inspected::default())
+}
+
+/// A finished copy that is open to be read: this build cannot have one.
+pub(crate) enum Entries {}
+
+impl Entries {
+    pub(crate) fn open(_copy: &Path) -> Result<std::result::Result<Entries, Fault>> {
+        Err(require("the start-up proof").expect_err("this build has no RocksDB"))
+    }
+
+    pub(crate) fn get(&self, _key: &[u8]) -> std::result::Result<Option<Vec<u8>>, Fault> {
+        match *self {}
+    }
+
+    pub(crate) fn newest_in(&self, _prefix: &[u8], _end: &[u8]) -> std::result::Result<Option<Entry>, Fault> {
+        match *self {}
+    }
 }
 
 pub(crate) fn open_as_node(_scratch: &Path) -> Result<Heights> {

@@ -77,7 +77,7 @@ fn read<T>(copy: &Path, what: impl FnOnce(&Connection) -> rusqlite::Result<T>) -
 }
 
 /// Opens it, and creates no file beside it.
-fn open(copy: &Path) -> rusqlite::Result<Connection> {
+pub(crate) fn open(copy: &Path) -> rusqlite::Result<Connection> {
     let path = std::path::absolute(copy).unwrap_or_else(|_| copy.to_owned());
     let encoded = percent_encode(path.as_os_str().as_encoded_bytes(), URI_PATH);
     let uri = format!("file:{encoded}?mode=ro&immutable=1");
@@ -95,7 +95,7 @@ fn highest_row(connection: &Connection, table: &str) -> rusqlite::Result<Option<
     connection.query_row(&highest, [], |row| Ok((row.get(0)?, row.get(1)?))).optional()
 }
 
-fn has_table(connection: &Connection, table: &str) -> rusqlite::Result<bool> {
+pub(crate) fn has_table(connection: &Connection, table: &str) -> rusqlite::Result<bool> {
     let exists = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?)";
     connection.query_row(exists, [table], |row| row.get(0))
 }

@@ -22,6 +22,7 @@
 pub(crate) mod attempt;
 pub(crate) mod finished;
 pub(crate) mod fold;
+pub(crate) mod history;
 pub(crate) mod locks;
 pub(crate) mod online;
 pub(crate) mod raw_copy;
