@@ -411,6 +411,14 @@ full_case() {
     "$((hit != 0))"
 }
 
+# requests KIB: the size of the largest write that the loop device of the mount makes; leaves the old one in $largest. If a file takes
+# only a part of a write, because its disk is full now, Linux 6.18 says that all of it was written (lo_complete_rq): a page is
+# written as a whole or not at all.
+requests() {
+  device=$(awk -v at="$mount_point" '$2 == at { sub(".*/", "", $1); print $1 }' /proc/self/mounts)
+  largest=$(cat "/sys/block/$device/queue/max_sectors_kb") && echo "$1" >"/sys/block/$device/queue/max_sectors_kb"
+}
+
 thin_case() {
   problems='' group=thin
   mount -t tmpfs -o size=300m pool "$pool" 2>mount.log || return 1
@@ -418,7 +426,7 @@ thin_case() {
   # All of ext4's own blocks are at the beginning and have their memory, so only data is lost; by turns not even these.
   mkfs.ext4 -q -m 0 -N 1024 -J size=4 -E packed_meta_blocks=1,nodiscard,lazy_itable_init=0 "$pool/image" >mkfs.log 2>&1
   [ $((round % 4)) -eq 3 ] || dd if="$pool/image" of="$pool/image" bs=1M count=5 conv=notrunc 2>/dev/null
-  mount -o loop "$pool/image" "$mount_point" 2>mount.log || return 1
+  mount -o loop "$pool/image" "$mount_point" 2>mount.log && requests 4 2>mount.log || return 1
   mkdir "$mount_point/backups"
   use "$home/stopped" "$mount_point/backups"
   source=$home/full # so that no file of the good backup can be used again
@@ -443,6 +451,7 @@ thin_case() {
   cp err thin.err
   [ -z "$healer" ] || wait "$healer"
   hit=$got
+  requests "$largest"
   umount "$mount_point"
   mount -o remount,size=300m "$pool"
   e2fsck -fy "$pool/image" >fsck.log 2>&1
