@@ -153,10 +153,10 @@ impl Catalog {
         is_there(&self.pin_path(id))
     }
 
-    /// The last verification of the backup, if there was one.
+    /// The last verification of the backup, if there was one. A note that cannot be read counts as damage until the next one.
     pub(crate) fn verified(&self, id: &BackupId) -> Result<Option<Verified>> {
         let bytes = read_small(&self.path(id).join(VERIFIED_FILE), MAX_RECORD_BYTES)?;
-        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+        Ok(bytes.map(|bytes| serde_json::from_slice(&bytes).unwrap_or_else(|_| Verified::unreadable())))
     }
 
     /// The last drill of the backup, if there was one.

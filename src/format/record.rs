@@ -32,6 +32,11 @@ pub struct Verified {
 }
 
 impl Verified {
+    /// Stands for a note that cannot be read: it may have named damage, of any file.
+    pub(crate) fn unreadable() -> Verified {
+        Verified { depth: Depth::Quick, at_ms: 0, faults_count: 1, damaged: BTreeSet::new() }
+    }
+
     /// Whether every byte was read.
     pub(crate) fn is_deep(&self) -> bool {
         self.depth == Depth::Deep

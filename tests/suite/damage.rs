@@ -5,7 +5,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use chainweb_backup::{
-    BackupId, Kind, Policy, Service, Status, check_backup_in, find_backup, list_all_in, list_backups_in, prune_backups,
+    BackupId, Control, Depth, Kind, Policy, RestoreOptions, Service, Status, Verdict, check_backup_in, find_backup,
+    list_all_in, list_backups_in, prune_backups, restore_backup, verify_backup,
 };
 
 use crate::fixture::{
@@ -257,6 +258,41 @@ fn a_backup_that_cannot_be_read_is_listed_as_such() {
     prune_backups(backups, policy, false).unwrap();
     for id in [DONE, good[0].as_str(), good[1].as_str()] {
         assert!(backups.join(id).join("0/rocksDb/CURRENT").is_file(), "prune deleted {id}");
+    }
+}
+
+/// A verification noted damage, and then its note was damaged: the backup is not taken for one that was never verified.
+#[test]
+fn a_note_of_a_verification_that_cannot_be_read_may_have_named_damage() {
+    let node = Node::new();
+    let service = node.start();
+    let [first, last] = [(); 2].map(|()| make_done(&service, PACT));
+    drop(service);
+    let note = node.backups().join(last.as_str()).join("verified.json");
+    for text in ["", "{", "{\"depth\":\"deep\"}", "null"] {
+        fs::write(&note, text).unwrap();
+        let target = node.root().join("restored");
+        let options =
+            RestoreOptions { target: &target, replace: false, copy: true, depth: Depth::Quick, program: None };
+        let (restored, _) = restore_backup(&node.backups(), "latest", options, &Control::default()).unwrap();
+        assert_eq!(restored, first, "{text:?}");
+        fs::remove_dir_all(&target).unwrap();
+        let refused = restore_backup(&node.backups(), last.as_str(), options, &Control::default()).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Damaged, "{text:?}");
+        let policy = Policy { keep_last: 1, ..Policy::default() };
+        assert!(
+            prune_backups(&node.backups(), policy, true)
+                .unwrap()
+                .iter()
+                .any(|(b, v)| b.id == first && *v != Verdict::Delete)
+        );
+        // The next verification says it anew.
+        let (_, found) =
+            verify_backup(&node.backups(), last.as_str(), Depth::Quick, None, &Control::default()).unwrap();
+        assert_eq!(found.faults, []);
+        let (restored, _) = restore_backup(&node.backups(), "latest", options, &Control::default()).unwrap();
+        assert_eq!(restored, last, "{text:?}");
+        fs::remove_dir_all(&target).unwrap();
     }
 }
 
