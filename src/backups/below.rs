@@ -149,7 +149,9 @@ pub(crate) fn exchange(
 /// unfinished databases that earlier restores left.
 pub(crate) fn settle(placement: &Placement, wanted: Settle) -> Result<Settled> {
     let Some(exchange) = Exchange::interrupted(placement)? else {
-        for place in [&placement.rocksdb, &placement.sqlite] {
+        require_mounted(placement)?;
+        // A crash in between leaves them in the directory of RocksDB: see there.
+        for place in [&placement.sqlite, &placement.rocksdb] {
             clear(place)?;
         }
         // The temporary file of a journal that was never in place: nothing was moved.
@@ -171,6 +173,26 @@ pub(crate) fn settle(placement: &Placement, wanted: Settle) -> Result<Settled> {
     }
     exchange.end(progress)?;
     Ok(if progress == Progress::New { Settled::New } else { Settled::Old })
+}
+
+/// Fails if new files for Pact are staged, and none for RocksDB: these are made first and removed last, so the journal of that restore is
+/// on a file system that is not mounted.
+fn require_mounted(placement: &Placement) -> Result<()> {
+    for (name, kind) in entries(&placement.sqlite)? {
+        let staging = placement.sqlite.join(&name);
+        if kind == FileType::Directory
+            && layout::is_restoring(&name.to_string_lossy())
+            && !is_there(&placement.rocksdb.join(&name))?
+        {
+            let context = format!(
+                "a restore was interrupted, and {} has no part of it, but {} has: mount the file system of the former first. (If none                  is missing, the restore was finished: remove the latter)",
+                placement.rocksdb.display(),
+                staging.display()
+            );
+            return Err(Error::new(Kind::Refused, context));
+        }
+    }
+    Ok(())
 }
 
 /// Removes unfinished databases.
@@ -489,7 +511,8 @@ impl Exchange {
             disk::remove_file(&place.join(RESTORE_JOURNAL))?;
             disk::sync_dir(place)?;
         }
-        for Side { staging, .. } in &self.sides {
+        // That of RocksDB last: `require_mounted` relies on it.
+        for Side { staging, .. } in self.sides.iter().rev() {
             disk::remove_tree(staging, &|| true)?;
         }
         Ok(kept)

@@ -168,7 +168,8 @@ impl Catalog {
     /// The last start-up proof of the backup, if there was one.
     pub(crate) fn starts(&self, id: &BackupId) -> Result<Option<StartProof>> {
         let bytes = read_small(&self.path(id).join(STARTS_FILE), MAX_RECORD_BYTES)?;
-        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+        let proof = bytes.and_then(|bytes| serde_json::from_slice::<StartProof>(&bytes).ok());
+        Ok(proof.filter(|proof| proof.id == *id))
     }
 
     pub(crate) fn directory(&self) -> &Path {

@@ -31,8 +31,8 @@ use crate::backups::operations::{Held, hold};
 use crate::backups::restore;
 use crate::backups::sums;
 use crate::backups::verification::require_good;
-use crate::capture::rocksdb::{self, engine};
-use crate::capture::sqlite;
+use crate::capture::rocksdb::chain_cut::Heights;
+use crate::capture::rocksdb::{self, Opened, engine};
 use crate::chainweb::{self, DIRECTORIES};
 use crate::clock::now_ms;
 use crate::config::Depth;
@@ -60,7 +60,8 @@ pub struct DrillOptions<'a> {
     pub time_limit: Duration,
     /// Whether the scratch directory shares no file with the backup.
     pub copy: bool,
-    /// The program in whose child process RocksDB is opened; if absent, it is opened in this process.
+    /// The program in whose child process the databases are opened, as the user to whom they belong; if absent, they are opened in
+    /// this process: only if no other user can write to the backup directory.
     pub program: Option<&'a Path>,
 }
 
@@ -88,6 +89,7 @@ pub fn drill_backup(
     let scratch = Scratch::make(&held, &whole)?;
     fault_gate::point("drill-made", held.catalog.directory());
     let used = scratch.fill(&whole, options.copy, control).and_then(|node| {
+        fault_gate::point("drill-filled", held.catalog.directory());
         let before = states(&whole)?;
         let (use_began, used) = (Instant::now(), use_databases(&held, &scratch, &node, options, control)?);
         Ok((used, use_began.elapsed(), changed(&before, &states(&whole)?)))
@@ -142,8 +144,8 @@ fn use_databases(
     if !options.command.is_empty() {
         return drill_command::run(options.command, node, options.time_limit, &scratch.lock, control);
     }
-    let opened = open_rocksdb(held.found.record.as_ref(), node, options.program, control)
-        .and_then(|()| open_pact(held.found.record.as_ref(), node, control));
+    let opened = rocksdb::open_as_node(&chainweb::rocksdb_in(node), options.program, scratch.owner, control)
+        .and_then(|opened| compare(&opened, held.found.record.as_ref()));
     match opened {
         Ok(()) => Ok(Ended { reason: None, output: String::new() }),
         Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => {
@@ -153,29 +155,25 @@ fn use_databases(
     }
 }
 
-fn open_rocksdb(record: Option<&Record>, node: &Path, program: Option<&Path>, control: &Control) -> Result<()> {
-    let directory = chainweb::rocksdb_in(node);
-    if !nofollow::is_directory(&directory).context(|| format!("cannot look at {}", directory.display()))? {
-        return Ok(());
-    }
-    let opened = rocksdb::open_as_node(&directory, program, control)?;
-    let Some(recorded) = record.and_then(|record| record.rocksdb.as_ref()?.cut_height) else { return Ok(()) };
-    if opened == Some(recorded) {
-        return Ok(());
-    }
-    let found = opened.map_or_else(|| "no cut".to_owned(), |height| format!("the cut {height}"));
-    let context = format!("RocksDB has {found} after it was opened, and the backup was made with the cut {recorded}");
-    Err(Error::new(Kind::Damaged, context))
-}
-
-fn open_pact(record: Option<&Record>, node: &Path, control: &Control) -> Result<()> {
+/// Fails unless the databases have the blocks that the record names.
+fn compare(opened: &Opened, record: Option<&Record>) -> Result<()> {
+    let cut = match &opened.rocksdb {
+        Some(Heights::Damaged(fault)) => return Err(Error::new(Kind::Damaged, fault.why.clone())),
+        Some(Heights::Cut(cut)) => cut.as_ref().map(|cut| cut.height),
+        None => None,
+    };
     let Some(record) = record else { return Ok(()) };
+    if let Some(recorded) = record.rocksdb.as_ref().and_then(|rocksdb| rocksdb.cut_height)
+        && cut != Some(recorded)
+    {
+        let found = cut.map_or_else(|| "no cut".to_owned(), |height| format!("the cut {height}"));
+        let context =
+            format!("RocksDB has {found} after it was opened, and the backup was made with the cut {recorded}");
+        return Err(Error::new(Kind::Damaged, context));
+    }
     for part in &record.pact {
-        control.check()?;
-        control.step();
-        let opened = sqlite::open_as_node(&chainweb::sqlite_in(node).join(&part.file))?;
         let recorded = part.block_height.map(|height| (height, part.block_hash.clone()));
-        if opened != recorded {
+        if opened.pact.get(&part.file) != Some(&recorded) {
             let context = format!("{} has another newest block after it was opened than in the backup", part.file);
             return Err(Error::new(Kind::Damaged, context));
         }

@@ -104,12 +104,18 @@ impl Held {
         note(&self.catalog, &self.found, depth, verification);
     }
 
+    /// Whether a node starts from it, as far as is known after a new proof.
+    fn prove(&self, program: Option<&Path>, bounds: Bounds, control: &Control) -> Result<Option<StartProof>> {
+        let proof = start_proofs::prove((&self.found.id, &self.path), program, bounds, control)?;
+        proof.map(|proof| start_proofs::settled(&self.catalog, proof)).transpose()
+    }
+
     fn note_start(&self, proof: &StartProof) {
         if self.found.record.is_none() {
             return;
         }
         // A user may be permitted to read a backup but not to write to it.
-        if let Err(e) = start_proofs::note(&self.catalog, &self.found.id, proof) {
+        if let Err(e) = start_proofs::note(&self.catalog, proof) {
             log::debug!("start-up proof not noted id={} reason={:?}", self.found.id, e.chain());
         }
     }
@@ -233,7 +239,7 @@ pub fn verify_backup(
     held.note(depth, &verification);
     if verification.faults.is_empty() {
         let extent = if depth == Depth::Deep { Extent::WHOLE } else { Extent::BOUNDED };
-        verification.starts = start_proofs::prove(&held.path, program, Bounds::of(extent), control)?;
+        verification.starts = held.prove(program, Bounds::of(extent), control)?;
         verification.starts.iter().for_each(|proof| held.note_start(proof));
     }
     Ok((held.found.id, verification))
@@ -283,7 +289,7 @@ pub fn rehearse_restore(
     let held = hold_for_restore(directory, word, options)?;
     require_good(&held.verify(options.depth, options.program, &control.another())?)?;
     let mut rehearsal = rehearsal::rehearse(&held.path, held.found.record.as_ref(), options, control)?;
-    rehearsal.starts = start_proofs::prove(&held.path, options.program, Bounds::of(Extent::BOUNDED), control)?;
+    rehearsal.starts = held.prove(options.program, Bounds::of(Extent::BOUNDED), control)?;
     Ok((held.found.id, rehearsal))
 }
 

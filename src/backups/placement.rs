@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FileType;
 use serde::Serialize;
 
-use crate::capture::source::{LOCK, resolve};
+use crate::backups::catalog::lies_in_backup;
+use crate::capture::source::{CURRENT, LOCK, resolve};
 use crate::chainweb::{DIRECTORIES, ROCKSDB, SQLITE};
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -67,6 +68,13 @@ impl Placement {
             let context = format!("{} and {SQLITE} are the same directory: correct the links", rocksdb.display());
             return Err(Error::new(Kind::Refused, context));
         }
+        if because.is_some() {
+            if place == target {
+                let context = format!("{} leads to the target itself: correct the link", named.display());
+                return Err(Error::new(Kind::Refused, context));
+            }
+            [&place, &rocksdb, &sqlite].into_iter().try_for_each(|directory| require_outside(directory))?;
+        }
         Ok(Placement { target: target.to_owned(), place, rocksdb, sqlite, below_because: because })
     }
 
@@ -82,6 +90,19 @@ impl Placement {
             Way::Below => Ok(has_files(&self.rocksdb)? || has_files(&self.sqlite)?),
         }
     }
+}
+
+/// Fails if a link or a mount leads into a backup, or into the RocksDB of another node.
+fn require_outside(directory: &Path) -> Result<()> {
+    let whose = if lies_in_backup(directory)? {
+        "lies in a backup"
+    } else if directory.ancestors().skip(1).any(|above| above.join(CURRENT).is_file()) {
+        "lies within a database"
+    } else {
+        return Ok(());
+    };
+    let context = format!("{} {whose}: correct the link or the mount that leads there", directory.display());
+    Err(Error::new(Kind::Refused, context))
 }
 
 /// Why a directory of this name cannot be exchanged as a whole.

@@ -1,7 +1,7 @@
 //! Start-up proofs of finished backups: made, and noted in `starts.json` of the backup.
 //!
 //! Invariants
-//! - A result that is not known never replaces one that is.
+//! - A result that is not known never replaces one that is, and a sample no refutation.
 //! - Only a refutation has consequences: such a backup is never `latest`, and is no reason to delete another one. Its files may be
 //!   whole nevertheless, so it is not noted as damaged.
 
@@ -23,12 +23,12 @@ use crate::format::record::Status;
 use crate::format::start_proof::StartProof;
 use crate::id::BackupId;
 
-/// Proves whether a node starts from the backup in `path`; `None` if that took longer than `bounds` permit.
+/// Proves whether a node starts from the backup `id` in `path`; `None` if that took longer than `bounds` permit.
 ///
 /// # Errors
 /// As [`start_proof::prove`], except that a program without RocksDB does not know the result.
 pub(crate) fn prove(
-    path: &Path,
+    (id, path): (&BackupId, &Path),
     program: Option<&Path>,
     bounds: Bounds,
     control: &Control,
@@ -40,11 +40,20 @@ pub(crate) fn prove(
     };
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     let program = env!("CARGO_PKG_VERSION").to_owned();
-    Ok(verdict.map(|verdict| StartProof { verdict, at_ms, duration_ms, program }))
+    Ok(verdict.map(|verdict| StartProof { verdict, id: id.clone(), at_ms, duration_ms, program }))
 }
 
-/// Notes a proof in its backup, and logs it.
-pub(crate) fn note(catalog: &Catalog, id: &BackupId, proof: &StartProof) -> Result<()> {
+/// What is known of a backup after a new proof: that, or the earlier one that it does not replace.
+pub(crate) fn settled(catalog: &Catalog, proof: StartProof) -> Result<StartProof> {
+    Ok(match catalog.starts(&proof.id)? {
+        Some(earlier) if !proof.replaces(&earlier) => earlier,
+        _ => proof,
+    })
+}
+
+/// Notes a proof in its backup, and logs it. The caller has settled it with an earlier one.
+pub(crate) fn note(catalog: &Catalog, proof: &StartProof) -> Result<()> {
+    let id = &proof.id;
     match &proof.verdict {
         Verdict::Yes(start) => {
             log::debug!("start proved id={id} cut_height={} replay={}", start.cut_height, start.replay_sum());
@@ -52,9 +61,6 @@ pub(crate) fn note(catalog: &Catalog, id: &BackupId, proof: &StartProof) -> Resu
         }
         Verdict::No { reason } => log::error!("a node does not start from the backup id={id} reason={reason:?}"),
         Verdict::Unknown { reason } => log::debug!("start not proved id={id} reason={reason:?}"),
-    }
-    if matches!(proof.verdict, Verdict::Unknown { .. }) && catalog.starts(id)?.is_some() {
-        return Ok(());
     }
     let bytes = serde_json::to_vec(proof).expect("a proof has only string keys");
     let path = catalog.path(id);
@@ -73,8 +79,8 @@ pub(crate) fn prove_newest(catalog: &Catalog, program: Option<&Path>, control: &
     }
     let path = catalog.path(&newest.id);
     let proved = in_use::yielding(&path, control, || {
-        let proof = prove(&path, program, Bounds::of(Extent::BOUNDED), control)?;
-        proof.map(|proof| note(catalog, &newest.id, &proof)).transpose()
+        let proof = prove((&newest.id, &path), program, Bounds::of(Extent::BOUNDED), control)?;
+        proof.map(|proof| note(catalog, &proof)).transpose()
     })?;
     Ok(proved.flatten().map(|()| newest.id))
 }

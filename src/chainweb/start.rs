@@ -145,7 +145,22 @@ fn by_chain<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<u32, ChainSta
 impl Start {
     /// The blocks that are replayed, of all chains.
     pub fn replay_sum(&self) -> u64 {
-        self.chains.values().map(|chain| chain.replay).sum()
+        self.sum(|chain| chain.replay)
+    }
+
+    /// The blocks that are undone, of all chains.
+    pub fn rewind_sum(&self) -> u64 {
+        self.sum(|chain| chain.rewind)
+    }
+
+    /// The sum; a note that another program wrote may have any numbers.
+    fn sum(&self, of: fn(&ChainStart) -> u64) -> u64 {
+        self.chains.values().map(of).fold(0, u64::saturating_add)
+    }
+
+    /// Whether the payloads of all blocks that are replayed were checked.
+    pub fn is_whole(&self) -> bool {
+        self.payloads_checked >= self.replay_sum()
     }
 }
 
@@ -216,6 +231,8 @@ impl<D: Databases> Proof<'_, D> {
     /// Step 1.
     fn stand(&mut self, version: &Version, chain: u32) -> Result<Standing, Stopped<D>> {
         let Some(Ends { newest, lowest }) = self.databases.history(chain).map_err(Stop::Unread)? else {
+            let warning = format!("Pact of chain {chain} has no history: all blocks of the chain are replayed");
+            self.start.warnings.push(warning);
             return Ok(None);
         };
         let genesis = version.genesis_height(chain).unwrap_or(0);

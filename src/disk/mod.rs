@@ -34,7 +34,9 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 use rustix::io::Errno;
@@ -70,6 +72,11 @@ impl Owner {
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         let foreign = meta.uid() != uid.as_raw() || meta.gid() != gid.as_raw();
         Ok((uid.is_root() && foreign).then_some(Owner { uid: meta.uid(), gid: meta.gid() }))
+    }
+
+    /// Makes the process that the command starts run as this user, in this group only.
+    pub(crate) fn runs(self, command: &mut Command) {
+        command.uid(self.uid).gid(self.gid);
     }
 
     /// Whether a file already has the owner that our new files will have.

@@ -161,8 +161,8 @@ fn verify(making: &Making<'_>, path: &Path, record: &Record, sharers_count: &Cel
 fn prove_start(making: &Making<'_>, path: &Path, record: &Record) -> Result<()> {
     let bounds = Bounds { extent: Extent::BOUNDED, time_limit: Some(PROOF_LIMIT) };
     let control = making.copier.control;
-    let proved = start_proofs::prove(path, making.program(), bounds, control)
-        .and_then(|proof| proof.map_or(Ok(()), |proof| start_proofs::note(making.catalog, &record.id, &proof)));
+    let proved = start_proofs::prove((&record.id, path), making.program(), bounds, control)
+        .and_then(|proof| proof.map_or(Ok(()), |proof| start_proofs::note(making.catalog, &proof)));
     control.check()?;
     if let Err(e) = proved {
         log::warn!("start not proved id={} reason={:?}", record.id, e.chain());

@@ -388,3 +388,71 @@ fn a_planted_link_is_refused() {
         assert_eq!((tree(&scene.target()), names(&victim)), (before, vec!["passwd".to_owned()]));
     }
 }
+
+/// Where the directories of a target lead is as forbidden as the target itself.
+#[test]
+fn a_link_that_leads_into_a_backup_or_into_another_database_is_refused() {
+    let node = Node::new();
+    let service = node.start();
+    let [first, last] = [(); 2].map(|()| make_done(&service, PACT));
+    drop(service);
+    let backup = node.backups().join(first.as_str());
+    let other = scratch();
+    Node::create(other.path(), 1).close();
+    let before = (tree(&backup), tree(other.path()));
+    let target = node.root().join("target");
+    let cases = [
+        ("0/rocksDb", backup.join("0/rocksDb"), "lies in a backup"),
+        ("0/sqlite", backup.join("0/sqlite"), "lies in a backup"),
+        ("0", backup.join("0"), "lies in a backup"),
+        ("0/sqlite", other.path().join("db/0/rocksDb/deep"), "lies within a database"),
+        ("0", target.clone(), "leads to the target itself"),
+    ];
+    fs::create_dir(other.path().join("db/0/rocksDb/deep")).unwrap();
+    let before = (before.0, tree(other.path()));
+    for (name, to, words) in cases {
+        let _ = fs::remove_dir_all(&target);
+        fs::create_dir_all(target.join("0/rocksDb")).unwrap();
+        let link = target.join(name);
+        if link.exists() {
+            fs::remove_dir_all(&link).unwrap();
+        }
+        std::os::unix::fs::symlink(&to, &link).unwrap();
+        let options = RestoreOptions { target: &target, replace: true, copy: true, depth: Depth::Quick, program: None };
+        let restored = restore_backup(&node.backups(), last.as_str(), options, &Control::default()).unwrap_err();
+        let rehearsed = rehearse_restore(&node.backups(), last.as_str(), options, &Control::default()).unwrap_err();
+        for e in [restored, rehearsed] {
+            assert!(
+                e.kind() == Kind::Refused && e.chain().contains(words),
+                "{name} -> {}: {}",
+                to.display(),
+                e.chain()
+            );
+        }
+        assert_eq!((tree(&backup), tree(other.path())), before, "{name}");
+    }
+}
+
+/// The journal is beside RocksDB. What an interrupted restore left beside Pact is not removed while the other is not there.
+#[test]
+fn what_is_staged_for_pact_alone_is_kept_until_the_other_file_system_is_mounted() {
+    let scene = Scene::new();
+    scene.prepare();
+    let staged = scene.place().join("sqlite/.restoring-1600000000000");
+    fs::create_dir(&staged).unwrap();
+    fs::write(staged.join("pact-v1-chain-0.sqlite"), "new").unwrap();
+    for wanted in [Settle::Resume, Settle::Undo] {
+        let refused = settle_restore(&scene.target(), wanted).unwrap_err();
+        assert!(
+            refused.kind() == Kind::Refused && refused.chain().contains("mount the file system"),
+            "{}",
+            refused.chain()
+        );
+        assert!(staged.join("pact-v1-chain-0.sqlite").is_file());
+    }
+    // With both there and no journal, the restore had not begun to move anything.
+    fs::create_dir(scene.place().join("rocksDb/.restoring-1600000000000")).unwrap();
+    assert_eq!(settle_restore(&scene.target(), Settle::Resume).unwrap(), Settled::Nothing);
+    assert!(!staged.exists());
+    assert!(!scene.is_new("nothing was moved"));
+}

@@ -34,8 +34,11 @@ fn template(node: &Node, to: &Path) {
     for (from, name) in [(&done, DONE), (&done, RUNNING), (&failed, FAILED)] {
         let path = to.join(name);
         copy_tree(&node.backups().join(from.as_str()), &path);
-        let record = fs::read_to_string(path.join("backup.json")).unwrap();
-        fs::write(path.join("backup.json"), record.replace(from.as_str(), name)).unwrap();
+        for file in ["backup.json", "starts.json"].map(|file| path.join(file)).into_iter().filter(|file| file.exists())
+        {
+            let text = fs::read_to_string(&file).unwrap();
+            fs::write(file, text.replace(from.as_str(), name)).unwrap();
+        }
     }
     let running = to.join(RUNNING);
     fs::write(running.join("status"), "backup-in-progress").unwrap();

@@ -23,7 +23,7 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use tempfile::TempDir;
 
 use crate::fixture::{
-    Node, PACT, ROCKSDB, Tree, call, config, copy_tree, make_done, make_failed, names, scratch, tree, wait_until,
+    Node, PACT, ROCKSDB, Tree, call, config, copy_tree, make_done, make_failed, names, paths, scratch, tree, wait_until,
 };
 
 /// How long the calls of one case may take on a busy machine.
@@ -338,6 +338,56 @@ fn garbage_of_any_depth_goes() {
     in_time("the sweep", move || sweep_backups(&backups).map(|()| names(&backups)))
         .map(|left| assert_eq!(left, [""; 0]))
         .unwrap();
+}
+
+/// RocksDB follows links and creates what is missing: a drill by root opens the databases as the user who can put links there.
+#[test]
+fn a_link_among_the_files_of_a_drill_is_followed_with_the_rights_of_its_owner_only() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not root: no other user");
+        return;
+    }
+    let node = Node::new();
+    fs::set_permissions(node.root(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = node.root().join("program");
+    fs::copy(env!("CARGO_BIN_EXE_chainweb-backup"), &program).unwrap();
+    let service = node.start();
+    let id = make_done(&service, PACT);
+    drop(service);
+    let backups = node.backups();
+    let (place, _) = precious(node.root());
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o700)).unwrap();
+    let before = tree(&place);
+    for path in [vec![backups.clone()], paths(&backups)].concat() {
+        lchown(path, Some(NODE_USER), Some(NODE_USER)).unwrap();
+    }
+    let options = DrillOptions { program: Some(&program), ..DRILL };
+    let drill = || drill_backup(&backups, id.as_str(), options, &Control::default()).unwrap().1;
+    assert_eq!(drill().reason, None);
+    let copy = backups.join(format!(".drilling-{id}/restored/0"));
+    for name in ["rocksDb/LOCK", "rocksDb/LOG", "rocksDb/IDENTITY", "sqlite/pact-v1-chain-0.sqlite-wal"] {
+        let (link, to) = (copy.join(name), place.join("created"));
+        gate::at_point(&backups, move |point| {
+            if point == "drill-filled" {
+                let _ = fs::remove_file(&link);
+                symlink(&to, &link).unwrap();
+            }
+        });
+        let drilled = drill();
+        gate::forget_points(&backups);
+        assert_eq!(tree(&place), before, "{name}: {drilled:?}");
+    }
+    // A whole directory.
+    let (from, to) = (copy.join("rocksDb"), place.join("rocksDb"));
+    gate::at_point(&backups, move |point| {
+        if point == "drill-filled" {
+            fs::rename(&from, from.with_extension("moved")).unwrap();
+            symlink(&to, &from).unwrap();
+        }
+    });
+    let drilled = drill_backup(&backups, id.as_str(), options, &Control::default());
+    gate::forget_points(&backups);
+    assert_eq!(tree(&place), before, "{drilled:?}");
 }
 
 /// Only ENOENT is absence: what may not be read, or for which no descriptor is left, is an error.

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use chainweb_backup::chainweb::pact::History;
-use chainweb_backup::chainweb::start::{ChainStart, Start};
+use chainweb_backup::chainweb::start::Start;
 use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
     Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, PartRehearsal, Policy, Record, Rehearsal,
@@ -18,7 +18,7 @@ use chainweb_backup::{
     sum_backup, verify_backup,
 };
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::args::NAME;
@@ -171,15 +171,14 @@ fn tell_start(id: &str, proof: &StartProof) -> Result<i32> {
 
 /// What a node does when it starts: `at blocks 120-121, 3 to replay, 1 to rewind`.
 fn moves(start: &Start) -> String {
-    let sum = |of: fn(&ChainStart) -> u64| start.chains.values().map(of).sum::<u64>();
     let heights = || start.chains.values().map(|chain| chain.height);
     let (lowest, highest) = (heights().min().unwrap_or(0), heights().max().unwrap_or(0));
     let blocks = if lowest == highest { format!("block {lowest}") } else { format!("blocks {lowest}-{highest}") };
-    let rewind = match sum(|chain| chain.rewind) {
+    let rewind = match start.rewind_sum() {
         0 => String::new(),
         blocks => format!(", {blocks} to rewind"),
     };
-    format!("at {blocks}, {} to replay{rewind}", sum(|chain| chain.replay))
+    format!("at {blocks}, {} to replay{rewind}", start.replay_sum())
 }
 
 fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, control: &Control) -> Result<i32> {
@@ -215,9 +214,9 @@ fn drill(directory: &Path, id: &str, options: DrillOptions<'_>, control: &Contro
     Ok(if drill.passed { 0 } else { exit_code(Kind::Damaged) })
 }
 
-/// Does work that SIGTERM and SIGINT cancel.
+/// Does work that SIGTERM, SIGINT and a lost terminal cancel.
 fn stoppable<T>(control: &Control, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| Error::io("cannot handle signals", e))?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| Error::io("cannot handle signals", e))?;
     let handle = signals.handle();
     thread::scope(|scope| {
         let wait = move || {
@@ -414,7 +413,11 @@ fn notes(backup: &Details, record: &Record) -> String {
         Some(reason) => format!("drill FAILED {}: {reason}", utc(d.at_ms)),
     };
     let starts = backup.starts.as_ref().filter(|_| backup.status == Status::Done).map(|proof| match &proof.verdict {
-        chainweb::start::Verdict::Yes(start) => format!("starts {}", moves(start)),
+        chainweb::start::Verdict::Yes(start) => {
+            let said: Vec<String> =
+                std::iter::once(format!("starts {}", moves(start))).chain(start.warnings.clone()).collect();
+            said.join("; ")
+        }
         chainweb::start::Verdict::No { reason } => format!("DOES NOT START: {reason}"),
         chainweb::start::Verdict::Unknown { reason } => format!("start unknown: {reason}"),
     });
@@ -424,5 +427,7 @@ fn notes(backup: &Details, record: &Record) -> String {
     let all = [pinned, backup.verified.as_ref().map(verified), backup.drill.as_ref().map(drilled), starts, reason]
         .into_iter()
         .flatten();
-    all.chain(record.warnings.iter().cloned()).collect::<Vec<_>>().join("; ")
+    let text = all.chain(record.warnings.iter().cloned()).collect::<Vec<_>>().join("; ");
+    // Another program may have written a note: nothing in it draws on a terminal.
+    text.replace(char::is_control, " ")
 }

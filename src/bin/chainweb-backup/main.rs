@@ -33,6 +33,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(9);
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const WAIT_INTERVAL: Duration = Duration::from_millis(16);
 
+/// How often in a row the state of a backup may be unreadable before that is an error.
+const LOOKS_MAX: u32 = 20;
+
 fn main() -> ExitCode {
     // With this, a file at its size limit (`ulimit -f`) fails the write instead of killing the program.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
@@ -198,16 +201,24 @@ fn make(plan: MakePlan) -> Result<i32> {
     let terminal = io::stderr().is_terminal();
     // A small backup takes milliseconds: a long first pause would double its time.
     let (mut pause, longest) = (FIRST_PAUSE, if terminal { PROGRESS_INTERVAL } else { WAIT_INTERVAL });
+    let mut failed_count = 0;
     let details = loop {
-        match service.details(&id)? {
-            Some(d) if d.status == Status::InProgress => {
+        match service.details(&id) {
+            Ok(Some(d)) if d.status == Status::InProgress => {
                 if terminal {
                     progress_line(&d);
                 }
                 thread::sleep(pause);
                 pause = longest.min(pause * 2);
+                failed_count = 0;
             }
-            ended => break ended,
+            Ok(ended) => break ended,
+            // One reading that fails says nothing about the backup, which may be done.
+            Err(_) if failed_count < LOOKS_MAX => {
+                failed_count += 1;
+                thread::sleep(longest);
+            }
+            Err(e) => return Err(e),
         }
     };
     if terminal {

@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::config::STALL_LIMIT;
 use crate::control::Control;
+use crate::disk::Owner;
 use crate::error::{Error, IoContext, Kind, Result};
 
 /// How often a waiting parent checks whether the child has ended.
@@ -44,6 +45,8 @@ pub(crate) struct Question<'a> {
     /// Its other arguments.
     pub(crate) more: &'a [&'a str],
     pub(crate) time_limit: Duration,
+    /// The user as whom the child runs; `None` for that of this process.
+    pub(crate) as_user: Option<Owner>,
 }
 
 impl Question<'_> {
@@ -66,6 +69,7 @@ pub(crate) fn ask<T: DeserializeOwned>(program: &Path, question: &Question<'_>, 
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    question.as_user.iter().for_each(|user| user.runs(&mut command));
     let mut child = spawn(&mut command, control)?;
     let mut answer = Vec::new();
     let status = match wait(&mut child, question, control, &mut answer) {

@@ -23,9 +23,12 @@ pub(crate) mod options_file;
 pub(crate) mod pins;
 pub(crate) mod version_edit;
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::capture::rocksdb::chain_cut::{Heights, Tip};
 use crate::capture::rocksdb::child::Question;
@@ -34,19 +37,23 @@ use crate::capture::rocksdb::engine::Db;
 use crate::capture::rocksdb::live_directories::{can_link, is_immutable, total_bytes as directory_bytes};
 use crate::capture::rocksdb::pins::Pins;
 use crate::capture::source::{RocksSource, Sources, SqliteSource};
+use crate::capture::sqlite;
 use crate::capture::sqlite::finished::newest_block;
 use crate::chainweb::digest::Digest;
 use crate::chainweb::{SQLITE, chain_of};
 use crate::control::Control;
-use crate::disk;
 use crate::disk::copy::{self, Copier};
 use crate::disk::nofollow;
 use crate::disk::unsynced::{Batch, Unsynced};
+use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Inspected;
 
 /// How long the child that reads the heights may take; replaying a large WAL takes seconds.
 const HEIGHTS_TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long the child that opens the databases of a drill may take: RocksDB replays its WALs, SQLite too.
+const OPEN_TIME_LIMIT: Duration = Duration::from_secs(3600);
 
 /// How long the child that reads every block may take: a terabyte at 20 MB/s.
 const INSPECT_TIME_LIMIT: Duration = Duration::from_secs(14 * 60 * 60);
@@ -192,31 +199,48 @@ pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -
     match program {
         None => engine::read_cut(copy, &tips_beside(copy)?),
         Some(program) => {
-            let question = Question { word: "heights", copy, more: &[], time_limit: HEIGHTS_TIME_LIMIT };
+            let question = Question { word: "heights", copy, more: &[], time_limit: HEIGHTS_TIME_LIMIT, as_user: None };
             let said: Option<Heights> = child::ask(program, &question, control)?;
             Ok(said.unwrap_or(Heights::Cut(None)))
         }
     }
 }
 
-/// Opens the copy of a database in a drill as a node does; returns the height of its newest cut, if it has cuts. With a `program`,
-/// a child process does it (`program open DIR`).
+/// What the databases of a drill have after they were opened as a node opens them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Opened {
+    /// Of RocksDB, if there is one.
+    pub(crate) rocksdb: Option<Heights>,
+    /// The newest block of each Pact database, by the name of its file.
+    pub(crate) pact: BTreeMap<String, Option<(u64, Option<String>)>>,
+}
+
+/// Opens the RocksDB of a drill in `scratch`, and the Pact databases beside it, as a node does. With a `program`, a child process does
+/// it (`program open DIR`), as the user to whom the files belong: RocksDB follows links, and that user may put some in the place of the
+/// files.
 ///
 /// # Errors
-/// [`Kind::Damaged`] if RocksDB cannot open it.
-pub(crate) fn open_as_node(scratch: &Path, program: Option<&Path>, control: &Control) -> Result<Option<u64>> {
-    let opened = match program {
-        None => engine::open_as_node(scratch)?,
-        Some(program) => child::ask(
-            program,
-            &Question { word: "open", copy: scratch, more: &[], time_limit: HEIGHTS_TIME_LIMIT },
-            control,
-        )?,
-    };
-    match opened {
-        Heights::Cut(cut) => Ok(cut.map(|cut| cut.height)),
-        Heights::Damaged(fault) => Err(Error::new(Kind::Damaged, fault.to_string())),
+/// [`Kind::Damaged`] or [`Kind::Database`] if a database cannot be opened.
+pub(crate) fn open_as_node(
+    scratch: &Path,
+    program: Option<&Path>,
+    as_user: Option<Owner>,
+    control: &Control,
+) -> Result<Opened> {
+    let Some(program) = program else { return open_here(scratch) };
+    let question = Question { word: "open", copy: scratch, more: &[], time_limit: OPEN_TIME_LIMIT, as_user };
+    child::ask(program, &question, control)
+}
+
+fn open_here(scratch: &Path) -> Result<Opened> {
+    let has_rocksdb = nofollow::is_directory(scratch).context(|| format!("cannot look at {}", scratch.display()))?;
+    let rocksdb = has_rocksdb.then(|| engine::open_as_node(scratch)).transpose()?;
+    let mut pact = BTreeMap::new();
+    for database in SqliteSource::Foreign(scratch.with_file_name(SQLITE)).databases()? {
+        let name = database.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        pact.insert(name, sqlite::open_as_node(&database)?);
     }
+    Ok(Opened { rocksdb, pact })
 }
 
 /// The newest blocks of the Pact databases that lie beside a finished copy of RocksDB. A database that cannot be read is left
@@ -237,7 +261,8 @@ pub(crate) fn inspect(copy: &Path, program: Option<&Path>, control: &Control) ->
         None => engine::inspect(copy, control),
         Some(program) => {
             let limit = control.limit_bytes().unwrap_or(0).to_string();
-            let question = Question { word: "inspect", copy, more: &[&limit], time_limit: INSPECT_TIME_LIMIT };
+            let question =
+                Question { word: "inspect", copy, more: &[&limit], time_limit: INSPECT_TIME_LIMIT, as_user: None };
             child::ask(program, &question, control)
         }
     }
@@ -253,12 +278,13 @@ pub fn heights_json(directory: &Path) -> Result<String> {
     Ok(serde_json::to_string(&heights).expect("a cut has keys that JSON can spell"))
 }
 
-/// What the child process of a drill prints after it has opened the RocksDB in `directory` as a node does: as [`heights_json`].
+/// What the child process of a drill prints after it has opened the RocksDB in `directory`, and the Pact databases beside it, as a node
+/// does.
 ///
 /// # Errors
 /// Fails if there is no RocksDB in the directory, or this program was built without RocksDB.
 pub fn open_json(directory: &Path) -> Result<String> {
-    Ok(serde_json::to_string(&engine::open_as_node(directory)?).expect("a cut has keys that JSON can spell"))
+    Ok(serde_json::to_string(&open_here(directory)?).expect("it has keys that JSON can spell"))
 }
 
 /// What the child process of a deep verification prints: the number of keys and the damage, as JSON.
