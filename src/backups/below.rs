@@ -185,7 +185,8 @@ fn require_mounted(placement: &Placement) -> Result<()> {
             && !is_there(&placement.rocksdb.join(&name))?
         {
             let context = format!(
-                "a restore was interrupted, and {} has no part of it, but {} has: mount the file system of the former first. (If none                  is missing, the restore was finished: remove the latter)",
+                "a restore was interrupted, and {} has no part of it, but {} has: mount the file system of the former first. (If \
+                 none is missing, the restore was finished: remove the latter)",
                 placement.rocksdb.display(),
                 staging.display()
             );

@@ -70,6 +70,24 @@ check 'its command is ended' dead
 is 'its scratch directory is removed' "$(scratch)" 0
 rm up
 
+# SIGHUP, a lost terminal, ends it in the same way, unless it was started with nohup.
+chainweb-backup drill --backup-directory b latest --exec sh -c 'echo $$ >../../../group; : >../../../up; sleep 600 # {directory}' >out 2>err &
+pid=$! pids="$pids $pid"
+until [ -e up ]; do sleep 0.01; done
+kill -HUP "$pid"
+wait "$pid"
+is 'a drill without its terminal fails' "$?" 1
+check 'its command is ended' dead
+is 'its scratch directory is removed' "$(scratch)" 0
+rm up
+nohup chainweb-backup drill --backup-directory b latest --exec sh -c ': >../../../up; sleep 1 # {directory}' >out 2>err </dev/null &
+pid=$! pids="$pids $pid"
+until [ -e up ]; do sleep 0.01; done
+kill -HUP "$pid"
+wait "$pid"
+is 'with nohup it goes on' "$?" 0
+rm up
+
 # SIGKILL: the command still works there, so the directory stays until the command has ended.
 chainweb-backup drill --backup-directory b latest --exec sh -c 'echo $$ >../../../group; : >../../../up; sleep 600 # {directory}' >out 2>err &
 pid=$! pids="$pids $pid"

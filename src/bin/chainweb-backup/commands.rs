@@ -214,9 +214,21 @@ fn drill(directory: &Path, id: &str, options: DrillOptions<'_>, control: &Contro
     Ok(if drill.passed { 0 } else { exit_code(Kind::Damaged) })
 }
 
+/// Whether a signal is ignored, as `nohup` does with SIGHUP: then it stays so.
+#[expect(clippy::disallowed_methods, reason = "reads the state of this process from proc(5)")]
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
 /// Does work that SIGTERM, SIGINT and a lost terminal cancel.
 fn stoppable<T>(control: &Control, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| Error::io("cannot handle signals", e))?;
+    let failed = |e| Error::io("cannot handle signals", e);
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
+    if !is_ignored(SIGHUP) {
+        signals.add_signal(SIGHUP).map_err(failed)?;
+    }
     let handle = signals.handle();
     thread::scope(|scope| {
         let wait = move || {

@@ -38,7 +38,7 @@ const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
 /// What the child reads, and how long it may take if there is no limit of bytes per second.
 pub(crate) struct Question<'a> {
-    /// Its first argument: `heights`, `open` or `inspect`.
+    /// Its first argument: `heights`, `starts`, `open` or `inspect`.
     pub(crate) word: &'a str,
     /// The directory of the copy, its second argument.
     pub(crate) copy: &'a Path,

@@ -191,11 +191,16 @@ pub(crate) fn open_as_node(scratch: &Path) -> Result<Heights> {
 }
 
 fn newest_cut(db: &DB) -> std::result::Result<Option<Cut>, rocksdb::Error> {
+    Ok(newest_in(db, CUTS, CUTS_END)?.and_then(|(key, value)| Cut::parse(&key, &value)))
+}
+
+/// The entry with the greatest key that begins with `prefix` and is less than `end`.
+fn newest_in(db: &DB, prefix: &[u8], end: &[u8]) -> std::result::Result<Option<Entry>, rocksdb::Error> {
     let mut range = ReadOptions::default();
-    range.set_iterate_upper_bound(CUTS_END);
+    range.set_iterate_upper_bound(end);
     let newest = db.iterator_opt(IteratorMode::End, range).next().transpose()?;
-    let newest = newest.filter(|(key, _)| key.starts_with(CUTS));
-    Ok(newest.and_then(|(key, value)| Cut::parse(&key, &value)))
+    let newest = newest.filter(|(key, _)| key.starts_with(prefix));
+    Ok(newest.map(|(key, value)| (key.into_vec(), value.into_vec())))
 }
 
 /// Whether the database has the header of a block; `None` if it has no header of that chain at all.
@@ -233,11 +238,7 @@ impl Entries {
 
     /// The entry with the greatest key that begins with `prefix` and is less than `end`.
     pub(crate) fn newest_in(&self, prefix: &[u8], end: &[u8]) -> std::result::Result<Option<Entry>, Fault> {
-        let mut range = ReadOptions::default();
-        range.set_iterate_upper_bound(end);
-        let newest = self.copy.db.iterator_opt(IteratorMode::End, range).next().transpose();
-        let newest = newest.map_err(|e| reported(&e))?.filter(|(key, _)| key.starts_with(prefix));
-        Ok(newest.map(|(key, value)| (key.into_vec(), value.into_vec())))
+        newest_in(&self.copy.db, prefix, end).map_err(|e| reported(&e))
     }
 }
 
