@@ -294,8 +294,9 @@ pub(crate) struct Drill {
     /// Copy every byte; share no file with the backup
     #[arg(long)]
     pub(crate) copy: bool,
-    #[command(flatten)]
-    pub(crate) limit: Limit,
+    /// Limit reading and copying to SIZE per second [default: 32MB; 0: no limit]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
+    pub(crate) limit_bytes_per_second: Option<u64>,
     #[command(flatten)]
     pub(crate) common: Common,
 }

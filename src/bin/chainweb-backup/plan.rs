@@ -29,6 +29,11 @@ const LOW_LIMIT: u64 = 100_000;
 /// How long the command of a drill may run by default.
 const DRILL_LIMIT: Duration = Duration::from_secs(3600);
 
+/// How many bytes a second a drill copies by default: nothing waits for it, and what it writes delays the fsync of the node on the
+/// same disk. Measured on a virtual disk, the 99th percentile of the node's block times beside a drill was 7 times that without one
+/// at the speed of the disk, 1.5 times at 50 MB/s, and 1.3 times at 25 MB/s.
+const DRILL_BYTES_PER_SECOND: u64 = 32_000_000;
+
 /// This running program, even after its file was replaced by a newer one.
 pub const OURSELVES: &str = "/proc/self/exe";
 
@@ -312,16 +317,7 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
                 }
             }
         }
-        Command::Drill(typed) => {
-            let args::Drill { id, exec: command, exec_seconds, copy, limit, common } = typed;
-            let time_limit = exec_seconds.unwrap_or(DRILL_LIMIT);
-            if time_limit.is_zero() {
-                return Err("--exec-seconds 0 would end the command at once: write a number of seconds"
-                    .to_owned()
-                    .into());
-            }
-            reading(common, limit, Action::Drill { id, command, time_limit, copy })?
-        }
+        Command::Drill(typed) => drill(typed, around)?,
         Command::Sum(typed) => reading(typed.common, typed.limit, Action::Sum(typed.id))?,
         Command::Delete(typed) => manage(typed.common, Action::Delete(typed.ids))?,
         Command::Prune(typed) => {
@@ -513,6 +509,20 @@ fn serve(typed: Serve, around: &Around) -> Result<Plan, String> {
         warnings,
         notes,
     }))
+}
+
+fn drill(typed: args::Drill, around: &Around) -> Result<Plan, Exit> {
+    let args::Drill { id, exec: command, exec_seconds, copy, limit_bytes_per_second, common } = typed;
+    let time_limit = exec_seconds.unwrap_or(DRILL_LIMIT);
+    if time_limit.is_zero() {
+        return Err("--exec-seconds 0 would end the command at once: write a number of seconds".to_owned().into());
+    }
+    let action = Action::Drill { id, command, time_limit, copy };
+    let mut plan = manage(common, Some(Limit { limit_bytes_per_second }), action, around)?;
+    if let Plan::Manage { limit_bytes_per_second, .. } = &mut plan {
+        limit_bytes_per_second.get_or_insert(DRILL_BYTES_PER_SECOND);
+    }
+    Ok(plan)
 }
 
 /// A warning about a limit that is probably meant in another unit.

@@ -163,6 +163,9 @@ fn what_is_done_with_finished_backups() {
         assert_eq!(limit(&format!("{line} --limit-bytes-per-second 5MB"), configured), (Some(5_000_000), 0));
         assert_eq!(limit(&format!("{line} --limit-bytes-per-second 50"), configured), (Some(50), 1));
     }
+    assert_eq!(limit("drill latest", "backup: {}"), (Some(32_000_000), 0));
+    assert_eq!(limit("drill latest", configured), (Some(20_000_000), 0));
+    assert_eq!(limit("drill latest --limit-bytes-per-second 0", configured), (Some(0), 0));
     assert_eq!(action("delete 1 2"), Action::Delete(vec!["1".into(), "2".into()]));
     let policy = Policy { keep_last: 3, keep_daily: 7, keep_weekly: 0 };
     assert_eq!(action("prune --keep-last 3 --keep-daily 7 --dry-run"), Action::Prune { policy, dry_run: true });
