@@ -16,6 +16,7 @@
 #   scripts/soak.sh other-disk [N] [SEED]           N backups on another disk: node restores, blobs, ingestions, rot (500)
 #   scripts/soak.sh foreign [N] [SCENARIO...]       N live copies of writers of other RocksDB versions, for each (40)
 #   scripts/soak.sh places [N] [SEED]               N live copies of each layout: volumes, bind mount, links; kills; as root (200)
+#   scripts/soak.sh mounts [N] [SEED]               N times kill -9 in a restore onto volumes, bind mounts and links; as root (400)
 #   scripts/soak.sh starts [N] [SEED]               N start-up proofs, half of them of planted faults, beside the start itself (300)
 #   scripts/soak.sh hour [MINUTES]                  a backup a minute, with proof and drill: what the node's heights take (60)
 #   scripts/soak.sh timing [SSTS]                   the live copy beside RocksDB's checkpoint and cp -al (8000)
@@ -41,6 +42,7 @@ case ${1:-} in
   clone-life) exec sh "$ROOT/tests/soak/run.sh" clone-life "${2:-60}" ;;
   other-disk) exec sh "$ROOT/tests/soak/run.sh" other-disk "${2:-500}" "${3:-$(date +%s)}" ;;
   places) exec sh "$ROOT/tests/soak/places.sh" "${2:-200}" "${3:-$(date +%s)}" ;;
+  mounts) KILLS=${2:-400} CUTS=60 SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/21-mounts.sh" ;;
   starts) exec python3 "$ROOT/tests/soak/starts.py" "$BIN" "${2:-300}" "${3:-$(date +%s)}" ;;
   hour) exec python3 "$ROOT/tests/soak/hour.py" "$BIN" "${2:-60}" ;;
   live) shift && exec sh "$ROOT/tests/soak/run.sh" own "$@" ;;

@@ -157,8 +157,17 @@ settle() {
 
 one_kill() {
   problems='' replace=--replace
-  case $((round % 2)) in 0) shape=at ;; 1) shape=two ;; esac
-  case $((round / 2 % 3)) in 0) how=resume ;; 1) how=undo ;; 2) how=next ;; esac
+  case $((round % 8)) in
+    0) kind=ext4 shape=at ;;
+    1) kind=ext4 shape=two ;;
+    2) kind=tmpfs shape=at ;;
+    3) kind=tmpfs shape=two ;;
+    4) kind=bind shape=at ;;
+    5) kind=ext4 shape=rocksDb ;;
+    6) kind=none shape=linked ;;
+    7) kind=none shape=linked0 ;;
+  esac
+  case $((round / 8 % 3)) in 0) how=resume ;; 1) how=undo ;; 2) how=next ;; esac
   lay "$kind" "$shape" && old_in
   chainweb-backup restore --backup-directory node/backups latest --to "$target" --replace >killed.out 2>killed.err </dev/null &
   pid=$! pids=$! tries=0
@@ -231,7 +240,6 @@ awk -v seed="$SEED" -v n="$KILLS" 'BEGIN { srand(seed); rand(); while (n--) prin
 round=0
 exec 3<moments
 while read -r moment <&3; do
-  case $((round / 6 % 2)) in 0) kind=ext4 ;; 1) kind=tmpfs ;; esac
   one_kill "$moment"
   round=$((round + 1))
 done
