@@ -26,8 +26,8 @@
 //!           sqlite::finished sqlite::fold sqlite::history sqlite::locks sqlite::mod sqlite::online sqlite::raw_copy sqlite::wal
 //!           start_proof
 //! backups   finished backups, and how one becomes finished
-//!           below catalog commit damage details drill drill_command filling journal operations placement recover rehearsal reread
-//!           restore retention start_proofs sums sums_list verification verify
+//!           below catalog commit damage details drill drill_command filling journal operations placement prune recover rehearsal
+//!           reread restore retention start_proofs sums sums_list verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
 //!           answers fill job listing making metrics repair shared watchdog worker
 //! http      words in, words out
@@ -62,13 +62,15 @@ pub use backups::details::{Details, Listed, Progress, Unreadable};
 pub use backups::drill::{DrillOptions, drill_backup};
 pub use backups::operations::{
     Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_all_in, list_backups_in, pin_backup,
-    prune_backups, rehearse_restore, restore_backup, sum_backup, sweep_backups, verify_backup,
+    rehearse_restore, restore_backup, sum_backup, sweep_backups, unpin_backup, verify_backup,
 };
 pub use backups::placement::Way;
+pub use backups::prune::{prune_backups, rehearse_prune};
 pub use backups::rehearsal::{PartRehearsal, Rehearsal};
 pub use backups::restore::{RestoreOptions, Restored, settle_restore};
 pub use backups::retention::{Candidate, Policy, Verdict, judge};
 pub use backups::verification::Verification;
+pub use backups::verify::VerifyOptions;
 pub use capture::rocksdb::{heights_json, inspect_json, open_json};
 pub use capture::source::{RocksSource, Sources, SqliteSource, require_no_half_restore};
 pub use capture::start_proof::starts_json;

@@ -335,7 +335,7 @@ impl Exchange {
             disk::create_private_dir(&side.staging, owner)?;
             if has_new {
                 let part = Part { from, to: side.staging.clone() };
-                for item in filling::list(&part, filling.copy, owner)? {
+                for item in filling.list(&part)? {
                     let name = item.name().map(str::to_owned);
                     side.new.push(name.ok_or_else(|| {
                         Error::new(Kind::Damaged, format!("a file in {} has no plain name", whole.display()))

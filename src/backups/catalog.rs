@@ -209,7 +209,8 @@ impl Catalog {
         let path = self.path(id);
         let Some(meta) = look(&path)?.filter(Metadata::is_dir) else { return Ok(None) };
         let mut record = read_record(&path, id)?;
-        let Some(mut status) = status_of(&path, record.is_some())? else { return Ok(None) };
+        let status = if record.is_some() { status_of_ours(&path)? } else { read_status(&path)? };
+        let Some(mut status) = status else { return Ok(None) };
         if let Some(record) = &mut record {
             // The data of a finished backup was removed: the backup does not exist any more.
             if status == Status::Done && !look(&path.join(WHOLE))?.is_some_and(|whole| whole.is_dir()) {
@@ -218,7 +219,7 @@ impl Catalog {
             // The process that worked on it has ended, and no service has recovered it yet.
             if status == Status::InProgress && !Lock::is_held(&path.join(USE_FILE))? {
                 // The process may have finished it between the reading of the status and of the lock.
-                status = match status_of(&path, true)? {
+                status = match status_of_ours(&path)? {
                     None => return Ok(None),
                     Some(Status::InProgress) => Status::Failed,
                     Some(settled) => settled,
@@ -436,17 +437,18 @@ fn read_small(path: &Path, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// The status of a backup; `None` if it has none, or none that we know.
 pub(crate) fn read_status(path: &Path) -> Result<Option<Status>> {
     let bytes = read_small(&path.join(STATUS_FILE), MAX_STATUS_BYTES)?;
     Ok(bytes.and_then(|bytes| Status::parse(std::str::from_utf8(&bytes).ok()?)))
 }
 
-/// The status of a backup; `None` if it does not exist. Ours always have one, because it is only ever replaced: if it is missing
-/// or unknown, that is damage.
-fn status_of(path: &Path, is_ours: bool) -> Result<Option<Status>> {
+/// The status of a backup of ours; `None` if the backup does not exist. It always has one, because it is only ever replaced: if it is
+/// missing or unknown, that is damage.
+fn status_of_ours(path: &Path) -> Result<Option<Status>> {
     let status = read_status(path)?;
     // The backup may have been deleted after its record was read.
-    if status.is_some() || !is_ours || !is_there(&path.join(RECORD_FILE))? {
+    if status.is_some() || !is_there(&path.join(RECORD_FILE))? {
         return Ok(status);
     }
     let (file, whole) = (path.join(STATUS_FILE), path.join(WHOLE));

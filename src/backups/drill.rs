@@ -27,10 +27,11 @@ use std::time::{Duration, Instant};
 use crate::backups::catalog::{is_there, look, remove_drill};
 use crate::backups::drill_command::{self, Ended};
 use crate::backups::filling::{Filling, RESERVE_BYTES};
-use crate::backups::operations::{Held, hold};
+use crate::backups::operations::{Held, hold_sound};
 use crate::backups::restore;
 use crate::backups::sums;
 use crate::backups::verification::require_good;
+use crate::backups::verify::VerifyOptions;
 use crate::capture::rocksdb::chain_cut::Heights;
 use crate::capture::rocksdb::{self, Opened, engine};
 use crate::chainweb::{self, DIRECTORIES};
@@ -83,12 +84,13 @@ pub fn drill_backup(
         command => drill_command::require_directory(command)?,
     }
     let (at_ms, began) = (now_ms(), Instant::now());
-    let held = hold(directory, word, false)?;
-    require_good(&held.verify(Depth::Quick, options.program, &control.another())?)?;
+    let held = hold_sound(directory, word)?;
+    let verification = VerifyOptions { depth: Depth::Quick, program: options.program };
+    require_good(&held.verify(verification, &control.another())?)?;
     let whole = held.path.join(WHOLE);
     let scratch = Scratch::make(&held, &whole)?;
     fault_gate::point("drill-made", held.catalog.directory());
-    let used = scratch.fill(&whole, options.copy, control).and_then(|node| {
+    let used = scratch.fill(&whole, &options, control).and_then(|node| {
         fault_gate::point("drill-filled", held.catalog.directory());
         let before = states(&whole)?;
         let (use_began, used) = (Instant::now(), use_databases(&held, &scratch, &node, options, control)?);
@@ -214,11 +216,11 @@ impl Scratch {
     }
 
     /// Step 3; returns the database directory.
-    fn fill(&self, whole: &Path, copy: bool, control: &Control) -> Result<PathBuf> {
+    fn fill(&self, whole: &Path, options: &DrillOptions<'_>, control: &Control) -> Result<PathBuf> {
         let node = self.path.join(DRILL_NODE);
         disk::create_dir(&node, self.owner)?;
         control.set_reserve(RESERVE_BYTES);
-        let filling = Filling { copier: Copier { owner: self.owner, control }, copy };
+        let filling = Filling { copier: Copier { owner: self.owner, control }, copy: options.copy };
         restore::fill(whole, &chainweb::place_in(&node), filling).map(|_| node)
     }
 

@@ -69,33 +69,33 @@ impl Item {
     }
 }
 
-/// The files of one directory.
-pub(crate) fn list(part: &Part, copy: bool, owner: Option<Owner>) -> Result<Vec<Item>> {
-    let Part { from, to } = part;
-    let failed = || format!("cannot list {}", from.display());
-    let mut files = Vec::new();
-    for entry in nofollow::entries(from).context(failed)? {
-        let (name, stat) = entry.context(failed)?;
-        let (name, mode) = (PathBuf::from(name), stat.st_mode);
-        let text = name.to_string_lossy();
-        // The checksums belong to the backup, and are not restored.
-        if FileType::from_raw_mode(mode) != FileType::RegularFile || sums::is_ours(&text) {
-            continue;
-        }
-        let may_link = !copy && Owner::fits(owner, &stat) && mode & 0o200 != 0 && is_immutable(&text);
-        let bytes = stat.st_size.cast_unsigned();
-        files.push(Item { from: from.join(&name), to: to.join(&name), bytes, mode, may_link });
-    }
-    files.sort();
-    Ok(files)
-}
-
 impl Filling<'_> {
+    /// The files of one directory.
+    pub(crate) fn list(&self, Part { from, to }: &Part) -> Result<Vec<Item>> {
+        let failed = || format!("cannot list {}", from.display());
+        let mut files = Vec::new();
+        for entry in nofollow::entries(from).context(failed)? {
+            let (name, stat) = entry.context(failed)?;
+            let (name, mode) = (PathBuf::from(name), stat.st_mode);
+            let text = name.to_string_lossy();
+            // The checksums belong to the backup, and are not restored.
+            if FileType::from_raw_mode(mode) != FileType::RegularFile || sums::is_ours(&text) {
+                continue;
+            }
+            let may_link =
+                !self.copy && Owner::fits(self.copier.owner, &stat) && mode & 0o200 != 0 && is_immutable(&text);
+            let bytes = stat.st_size.cast_unsigned();
+            files.push(Item { from: from.join(&name), to: to.join(&name), bytes, mode, may_link });
+        }
+        files.sort();
+        Ok(files)
+    }
+
     /// Fills the directories of `parts`, which exist, are empty and belong to us. Their files are durable when this returns, but not
     /// yet the names in the directories.
     pub(crate) fn fill(&self, parts: &[Part]) -> Result<Counts> {
-        let Copier { owner, control } = self.copier;
-        let lists = parts.iter().map(|part| list(part, self.copy, owner)).collect::<Result<Vec<_>>>()?;
+        let control = self.copier.control;
+        let lists = parts.iter().map(|part| self.list(part)).collect::<Result<Vec<_>>>()?;
         let needed_bytes = |items: &[Item]| items.iter().filter(|i| !i.may_link).map(|i| i.bytes).sum::<u64>();
         control.set_total(lists.iter().map(|items| needed_bytes(items)).sum());
         let needs = parts.iter().zip(&lists).map(|(part, items)| (part.to.as_path(), needed_bytes(items)));

@@ -11,6 +11,7 @@ pub(crate) mod filling;
 pub(crate) mod journal;
 pub(crate) mod operations;
 pub(crate) mod placement;
+pub(crate) mod prune;
 pub(crate) mod recover;
 pub(crate) mod rehearsal;
 pub(crate) mod reread;

@@ -1,4 +1,4 @@
-//! An operator's commands on finished backups: list, verify, restore, delete, prune, pin. They work on a backup directory, with
+//! An operator's commands on finished backups: list, verify, restore, delete, pin. They work on a backup directory, with
 //! or without a service that runs there; each call is complete in itself and keeps no state.
 //!
 //! Invariants: only our own backups are ever changed. While a backup is verified or restored it is locked, so that no other
@@ -14,11 +14,10 @@ use crate::backups::details::{Details, Listed, Unreadable};
 use crate::backups::filling::Counts;
 use crate::backups::rehearsal::{self, Rehearsal};
 use crate::backups::restore::{self, Placed, RestoreOptions, Restored};
-use crate::backups::retention::{Candidate, Policy, Verdict, good_newest_first, judge};
 use crate::backups::start_proofs;
 use crate::backups::sums::{self, Completed};
 use crate::backups::verification::{Verification, require_good};
-use crate::backups::verify;
+use crate::backups::verify::{self, VerifyOptions};
 use crate::capture::in_use::{self, InUse};
 use crate::capture::start_proof::Bounds;
 use crate::chainweb::ROCKSDB;
@@ -27,7 +26,6 @@ use crate::clock::now_ms;
 use crate::config::Depth;
 use crate::control::Control;
 use crate::disk;
-use crate::disk::fault_gate;
 use crate::disk::nofollow;
 use crate::error::{Error, Kind, Result};
 use crate::fault::Fault;
@@ -96,8 +94,8 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn verify(&self, depth: Depth, program: Option<&Path>, control: &Control) -> Result<Verification> {
-        verify::verify(&self.path, self.found.record.as_ref(), depth, program, control)
+    pub(crate) fn verify(&self, options: VerifyOptions<'_>, control: &Control) -> Result<Verification> {
+        verify::verify(&self.path, self.found.record.as_ref(), options, control)
     }
 
     fn note(&self, depth: Depth, verification: &Verification) {
@@ -122,7 +120,7 @@ impl Held {
 }
 
 /// Notes the result of a verification in the backup.
-fn note(catalog: &Catalog, found: &Found, depth: Depth, verification: &Verification) {
+pub(crate) fn note(catalog: &Catalog, found: &Found, depth: Depth, verification: &Verification) {
     if found.record.is_none() {
         return;
     }
@@ -134,24 +132,26 @@ fn note(catalog: &Catalog, found: &Found, depth: Depth, verification: &Verificat
     }
 }
 
-/// Finds a finished backup by its identifier or by `latest`, and locks it. Unless `even_damaged`, `latest` passes over backups in
-/// which damage was found.
-pub(crate) fn hold(directory: &Path, word: &str, even_damaged: bool) -> Result<Held> {
-    let catalog = Catalog::view(directory)?;
-    let found = if word == LATEST {
-        let none = || Error::new(Kind::NotFound, format!("there is no good backup in {}", directory.display()));
-        let is_sound = |f: &Found| {
-            let doubt = || Ok(doubt(&catalog, f)?.or(refutation(&catalog, &f.id)?));
-            let doubt = if even_damaged { None } else { doubt().unwrap_or_else(|e: Error| Some(e.chain())) };
-            if let Some(why) = &doubt {
-                log::warn!("backup passed over id={} reason={why:?}", f.id);
-            }
-            doubt.is_none()
-        };
-        latest(&catalog, is_sound)?.ok_or_else(none)?
-    } else {
-        find(&catalog, word)?
+/// Finds a finished backup by its identifier or by `latest`, and locks it.
+fn hold_any(directory: &Path, word: &str) -> Result<Held> {
+    hold(Catalog::view(directory)?, word, &|_, _| true)
+}
+
+/// The same, but `latest` passes over backups in which damage was found.
+pub(crate) fn hold_sound(directory: &Path, word: &str) -> Result<Held> {
+    let is_sound = |catalog: &Catalog, found: &Found| {
+        let doubt = || Ok(doubt(catalog, found)?.or(refutation(catalog, &found.id)?));
+        let doubt = doubt().unwrap_or_else(|e: Error| Some(e.chain()));
+        if let Some(why) = &doubt {
+            log::warn!("backup passed over id={} reason={why:?}", found.id);
+        }
+        doubt.is_none()
     };
+    hold(Catalog::view(directory)?, word, &is_sound)
+}
+
+fn hold(catalog: Catalog, word: &str, is_fit: &dyn Fn(&Catalog, &Found) -> bool) -> Result<Held> {
+    let found = find_fit(&catalog, word, |found| is_fit(&catalog, found))?;
     require_done(&found)?;
     let path = catalog.path(&found.id);
     let in_use = share(&catalog, &found.id)?;
@@ -182,7 +182,7 @@ fn require_done(found: &Found) -> Result<()> {
 }
 
 /// Keeps a backup from being deleted, and fails if it does not exist any more.
-fn share(catalog: &Catalog, id: &BackupId) -> Result<InUse> {
+pub(crate) fn share(catalog: &Catalog, id: &BackupId) -> Result<InUse> {
     let shared = in_use::share(&catalog.path(id));
     // Another process may have deleted the backup before we had the lock.
     find(catalog, id.as_str())?;
@@ -200,16 +200,21 @@ fn doubt(catalog: &Catalog, found: &Found) -> Result<Option<String>> {
 }
 
 /// The reason why a node does not start from a backup, if a proof has found one.
-fn refutation(catalog: &Catalog, id: &BackupId) -> Result<Option<String>> {
+pub(crate) fn refutation(catalog: &Catalog, id: &BackupId) -> Result<Option<String>> {
     let starts = catalog.starts(id)?;
     Ok(starts.and_then(|starts| Some(format!("a node does not start from it: {}", starts.refutation()?))))
 }
 
 fn find(catalog: &Catalog, word: &str) -> Result<Found> {
+    find_fit(catalog, word, |_| true)
+}
+
+/// The backup with this identifier, or, for `latest`, the newest one that is fit.
+fn find_fit(catalog: &Catalog, word: &str, is_fit: impl Fn(&Found) -> bool) -> Result<Found> {
     if word == LATEST {
         let none =
             || Error::new(Kind::NotFound, format!("there is no good backup in {}", catalog.directory().display()));
-        return latest(catalog, |_| true)?.ok_or_else(none);
+        return latest(catalog, is_fit)?.ok_or_else(none);
     }
     let found = BackupId::parse(word).map(|id| catalog.find(&id)).transpose()?.flatten();
     let context =
@@ -221,8 +226,7 @@ fn is_in_use(id: &BackupId) -> Error {
     Error::new(Kind::Busy, format!("backup {id} is in use: it is being made, verified, restored or deleted"))
 }
 
-/// Verifies the backup `word`, an identifier or `latest`. With a `program`, RocksDB runs in a child process. The result is noted
-/// in the backup, if it can be written to.
+/// Verifies the backup `word`, an identifier or `latest`. The result is noted in the backup, if it can be written to.
 ///
 /// # Errors
 /// [`Kind::NotFound`], [`Kind::Refused`] for a backup that is not good, [`Kind::Busy`], [`Kind::Io`] if a file cannot be read.
@@ -230,12 +234,12 @@ fn is_in_use(id: &BackupId) -> Error {
 pub fn verify_backup(
     directory: &Path,
     word: &str,
-    depth: Depth,
-    program: Option<&Path>,
+    options: VerifyOptions<'_>,
     control: &Control,
 ) -> Result<(BackupId, Verification)> {
-    let held = hold(directory, word, true)?;
-    let mut verification = held.verify(depth, program, control)?;
+    let held = hold_any(directory, word)?;
+    let VerifyOptions { depth, program } = options;
+    let mut verification = held.verify(options, control)?;
     held.note(depth, &verification);
     if verification.faults.is_empty() {
         let extent = if depth == Depth::Deep { Extent::WHOLE } else { Extent::BOUNDED };
@@ -261,7 +265,7 @@ pub fn restore_backup(
 ) -> Result<(BackupId, Restored)> {
     let held = hold_for_restore(directory, word, options)?;
     let depth = options.depth;
-    let verification = held.verify(depth, options.program, &control.another())?;
+    let verification = held.verify(options.verification(), &control.another())?;
     if depth == Depth::Deep || !verification.faults.is_empty() {
         held.note(depth, &verification);
     }
@@ -287,7 +291,7 @@ pub fn rehearse_restore(
     control: &Control,
 ) -> Result<(BackupId, Rehearsal)> {
     let held = hold_for_restore(directory, word, options)?;
-    require_good(&held.verify(options.depth, options.program, &control.another())?)?;
+    require_good(&held.verify(options.verification(), &control.another())?)?;
     let mut rehearsal = rehearsal::rehearse(&held.path, held.found.record.as_ref(), options, control)?;
     rehearsal.starts = held.prove(options.program, Bounds::of(Extent::BOUNDED), control)?;
     Ok((held.found.id, rehearsal))
@@ -295,7 +299,7 @@ pub fn rehearse_restore(
 
 fn hold_for_restore(directory: &Path, word: &str, options: RestoreOptions<'_>) -> Result<Held> {
     restore::require_target(options.target, directory)?;
-    let held = hold(directory, word, false)?;
+    let held = hold_sound(directory, word)?;
     if options.depth != Depth::Deep
         && let Some(why) = doubt(&held.catalog, &held.found)?
     {
@@ -338,7 +342,7 @@ pub struct Summed {
 /// # Errors
 /// As [`verify_backup`]; [`Kind::Refused`] for a foreign backup.
 pub fn sum_backup(directory: &Path, word: &str, control: &Control) -> Result<(BackupId, Summed)> {
-    let id = hold(directory, word, true)?.found.id;
+    let id = hold_any(directory, word)?.found.id;
     let catalog = Catalog::manage(directory)?;
     require_ours(&find(&catalog, id.as_str())?)?;
     let path = catalog.path(&id);
@@ -422,7 +426,7 @@ fn require_unpinned(catalog: &Catalog, id: &BackupId) -> Result<()> {
     Ok(())
 }
 
-fn delete(catalog: &Catalog, found: &Found) -> Result<()> {
+pub(crate) fn delete(catalog: &Catalog, found: &Found) -> Result<()> {
     require_ours(found)?;
     require_unpinned(catalog, &found.id)?;
     if found.status == Status::InProgress {
@@ -435,112 +439,31 @@ fn delete(catalog: &Catalog, found: &Found) -> Result<()> {
     disk::sync_dir(catalog.directory())
 }
 
-/// Pins a backup, so that neither prune nor delete removes it, or unpins it.
+/// Pins a backup, so that neither prune nor delete removes it.
 ///
 /// # Errors
 /// [`Kind::NotFound`]; [`Kind::Refused`]: it is foreign.
-pub fn pin_backup(directory: &Path, word: &str, pinned: bool) -> Result<BackupId> {
+pub fn pin_backup(directory: &Path, word: &str) -> Result<BackupId> {
+    change_pin(directory, word, |catalog, id| match catalog.is_pinned(id)? {
+        true => Ok(()),
+        false => disk::write_new(&catalog.pin_path(id), b"", catalog.owner())?.sync().map(|_| ()),
+    })
+}
+
+/// Unpins a backup.
+///
+/// # Errors
+/// As [`pin_backup`].
+pub fn unpin_backup(directory: &Path, word: &str) -> Result<BackupId> {
+    change_pin(directory, word, |catalog, id| disk::remove_file(&catalog.pin_path(id)))
+}
+
+fn change_pin(directory: &Path, word: &str, change: impl Fn(&Catalog, &BackupId) -> Result<()>) -> Result<BackupId> {
     let catalog = Catalog::manage(directory)?;
     let found = find(&catalog, word)?;
     require_ours(&found)?;
     let _in_use = if found.status == Status::Done { Some(share(&catalog, &found.id)?) } else { None };
-    let path = catalog.pin_path(&found.id);
-    match (pinned, catalog.is_pinned(&found.id)?) {
-        (true, false) => drop(disk::write_new(&path, b"", catalog.owner())?.sync()?),
-        (false, true) => disk::remove_file(&path)?,
-        _ => return Ok(found.id),
-    }
+    change(&catalog, &found.id)?;
     disk::sync_dir(&catalog.path(&found.id))?;
     Ok(found.id)
-}
-
-/// Judges every backup by `policy`, and deletes those that it does not keep, unless `dry_run`. A backup that is in use, was pinned
-/// meanwhile or cannot be deleted is kept, and its verdict says so. Before any is deleted, the newest good backup is verified
-/// quickly; one with faults counts as damaged.
-///
-/// # Errors
-/// [`Kind::Usage`]: no such directory. [`Kind::Io`]: it cannot be listed.
-pub fn prune_backups(directory: &Path, policy: Policy, dry_run: bool) -> Result<Vec<(Candidate, Verdict)>> {
-    let catalog = if dry_run { Catalog::view(directory)? } else { Catalog::manage(directory)? };
-    let found: Vec<Found> = catalog.readable()?.collect();
-    let mut candidates = found.iter().map(|f| candidate(&catalog, f)).collect::<Result<Vec<Candidate>>>()?;
-    let mut verdicts = judge_verified(&catalog, &found, &mut candidates, policy, dry_run);
-    fault_gate::point("prune-judged", directory);
-    if !dry_run {
-        for (found, verdict) in found.iter().zip(&mut verdicts).filter(|(_, v)| **v == Verdict::Delete) {
-            if let Err(e) = delete(&catalog, found) {
-                *verdict = undeleted(&catalog, &found.id, &e);
-            }
-        }
-        catalog.sweep_or_warn();
-    }
-    Ok(candidates.into_iter().zip(verdicts).collect())
-}
-
-/// The verdicts, after a quick verification of the newest good backup: the others are deleted because it is kept. One with faults
-/// is marked as damaged, and the next newest is verified.
-fn judge_verified(
-    catalog: &Catalog,
-    found: &[Found],
-    candidates: &mut [Candidate],
-    policy: Policy,
-    dry_run: bool,
-) -> Vec<Verdict> {
-    let mut unread = Vec::new();
-    loop {
-        let mut verdicts = judge(candidates, policy);
-        unread.iter().for_each(|at: &usize| verdicts[*at] = Verdict::Keep("not verified"));
-        let newest_good = good_newest_first(candidates).first().copied();
-        // Each turn marks one more backup as damaged.
-        let Some(at) = newest_good.filter(|_| verdicts.contains(&Verdict::Delete)) else { return verdicts };
-        let backup = &found[at];
-        match verify_quickly(catalog, backup) {
-            Ok(verification) if verification.faults.is_empty() => return verdicts,
-            Ok(verification) => {
-                log::warn!("backup damaged id={} reason={:?}", backup.id, verification.faults[0].to_string());
-                if !dry_run {
-                    note(catalog, backup, Depth::Quick, &verification);
-                }
-            }
-            Err(e) if e.kind() == Kind::NotFound => {}
-            // It may be good, so it is kept; but no other backup is deleted because of it.
-            Err(e) => {
-                log::warn!("backup not verified id={} reason={:?}", backup.id, e.chain());
-                unread.push(at);
-            }
-        }
-        candidates[at].damaged = true;
-    }
-}
-
-fn verify_quickly(catalog: &Catalog, found: &Found) -> Result<Verification> {
-    let _in_use = share(catalog, &found.id)?;
-    verify::verify(&catalog.path(&found.id), found.record.as_ref(), Depth::Quick, None, &Control::default())
-}
-
-/// The verdict of a backup that could not be deleted. The others are deleted all the same.
-fn undeleted(catalog: &Catalog, id: &BackupId, why: &Error) -> Verdict {
-    if matches!(is_there(&catalog.path(id)), Ok(false)) {
-        return Verdict::Gone;
-    }
-    match why.kind() {
-        Kind::Busy => Verdict::Keep("in use"),
-        Kind::Refused => Verdict::Keep("pinned"),
-        _ => {
-            log::error!("backup not deleted id={id} reason={:?}", why.chain());
-            Verdict::Failed
-        }
-    }
-}
-
-fn candidate(catalog: &Catalog, found: &Found) -> Result<Candidate> {
-    Ok(Candidate {
-        id: found.id.clone(),
-        status: found.status,
-        foreign: found.record.is_none(),
-        pinned: catalog.is_pinned(&found.id)?,
-        damaged: catalog.is_damaged(&found.id)?,
-        refuted: refutation(catalog, &found.id)?.is_some(),
-        started_ms: found.started_ms,
-    })
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::backups::filling::{self, Part};
+use crate::backups::filling::{self, Filling, Part};
 use crate::backups::placement::{Placement, Way};
 use crate::backups::restore::{self, RestoreOptions};
 use crate::capture::source::resolve;
@@ -17,6 +17,7 @@ use crate::chainweb::pact::History;
 use crate::chainweb::{COMPACTED_FLAG, DIRECTORIES};
 use crate::control::Control;
 use crate::disk;
+use crate::disk::copy::Copier;
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Result};
 use crate::format::layout::{self, WHOLE};
@@ -80,7 +81,7 @@ pub(crate) fn rehearse(
 ) -> Result<Rehearsal> {
     let whole = backup.join(WHOLE);
     let placement = Placement::of(&resolve(options.target)?)?;
-    let owner = restore::owner_of(&placement)?;
+    let filling = Filling { copier: Copier { owner: restore::owner_of(&placement)?, control }, copy: options.copy };
     let mut parts = Vec::new();
     let mut needs = Vec::new();
     for (name, place) in DIRECTORIES.into_iter().zip([&placement.rocksdb, &placement.sqlite]) {
@@ -92,17 +93,16 @@ pub(crate) fn rehearse(
         let near = if placement.way() == Way::Whole { &placement.target } else { place };
         let near = restore::nearest_directory(near)?.to_owned();
         let part = Part { from, to: place.clone() };
-        let files = filling::list(&part, options.copy, owner)?;
-        let here = is_same_mount(&part.from, &near)?;
-        let is_linked = |item: &&filling::Item| here && item.may_link;
-        let bytes = |linked: bool| files.iter().filter(move |i| (here && i.may_link) == linked).map(|i| i.bytes).sum();
-        let linked_count = files.iter().filter(is_linked).count() as u64;
-        let copied_bytes = bytes(false);
+        let is_here = is_same_mount(&part.from, &near)?;
+        let (linked, copied): (Vec<_>, Vec<_>) =
+            filling.list(&part)?.into_iter().partition(|item| is_here && item.may_link);
+        let bytes = |items: &[filling::Item]| items.iter().map(|item| item.bytes).sum();
+        let copied_bytes = bytes(&copied);
         parts.push(PartRehearsal {
             directory: place.clone(),
-            linked_count,
-            linked_bytes: bytes(true),
-            copied_count: files.len() as u64 - linked_count,
+            linked_count: linked.len() as u64,
+            linked_bytes: bytes(&linked),
+            copied_count: copied.len() as u64,
             copied_bytes,
             may_clone: !options.copy && device(&part.from)? == device(&near)?,
             free_bytes: disk::free_bytes(&near)?.0,
@@ -111,9 +111,9 @@ pub(crate) fn rehearse(
     }
     let needs: Vec<(&Path, u64)> = needs.iter().map(|(path, bytes)| (path.as_path(), *bytes)).collect();
     let pact_history = restore::pact_history(&whole, record, options.program, control)?;
-    let obstacle = restore::require_free(&placement, options.replace)
-        .and_then(|()| restore::require_no_node(&placement.place))
-        .and_then(|()| filling::require_room(&needs));
+    let free = if options.replace { Ok(()) } else { restore::require_free(&placement) };
+    let obstacle =
+        free.and_then(|()| restore::require_no_node(&placement.place)).and_then(|()| filling::require_room(&needs));
     Ok(Rehearsal {
         database_directory: options.target.to_owned(),
         way: placement.way(),

@@ -22,6 +22,7 @@ use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::chainweb::{self, ROCKSDB};
 use crate::control::Control;
 use crate::disk::nofollow;
+use crate::disk::quiet_reader::PageCache;
 use crate::disk::sum::{self, Known};
 use crate::error::{Kind, Result};
 use crate::fault::Fault;
@@ -130,7 +131,7 @@ impl Base {
             self.files.doubt(number);
             return Ok(None);
         };
-        let why = match sum::of(&self.files.directory().join(name), true, control) {
+        let why = match sum::of(&self.files.directory().join(name), PageCache::Unchanged, control) {
             Ok(sum) if sum == known.sum => {
                 self.files.know(number, Known { read_ms: now_ms, ..known });
                 return Ok(None);

@@ -28,6 +28,7 @@ use crate::backups::below::{self, Settle, Settled};
 use crate::backups::catalog::lies_in_backup;
 use crate::backups::filling::{self, Counts, Filling, Part, RESERVE_BYTES};
 use crate::backups::placement::{Placement, Way};
+use crate::backups::verify::VerifyOptions;
 use crate::capture::node_locks::{self, NodeLocks};
 use crate::capture::rocksdb;
 use crate::capture::rocksdb::chain_cut::Heights;
@@ -111,6 +112,13 @@ pub struct RestoreOptions<'a> {
     pub program: Option<&'a Path>,
 }
 
+impl<'a> RestoreOptions<'a> {
+    /// How the backup is verified before.
+    pub(crate) fn verification(&self) -> VerifyOptions<'a> {
+        VerifyOptions { depth: self.depth, program: self.program }
+    }
+}
+
 /// The names of one restore in its target.
 struct Names {
     target: PathBuf,
@@ -176,7 +184,9 @@ pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, c
     }
     // Looked at again under the lock.
     let placement = Placement::of(target)?;
-    require_free(&placement, options.replace)?;
+    if !options.replace {
+        require_free(&placement)?;
+    }
     control.set_reserve(RESERVE_BYTES);
     let filling = Filling { copier: Copier { owner, control }, copy: options.copy };
     let (counts, replaced) = match placement.way() {
@@ -323,9 +333,9 @@ fn probe_exchange(names: &Names) -> Result<()> {
     })
 }
 
-/// Fails if there is a database that must not be replaced.
-pub(crate) fn require_free(placement: &Placement, replace: bool) -> Result<()> {
-    if replace || !placement.is_occupied()? {
+/// Fails if there is a database, for a restore that must not replace one.
+pub(crate) fn require_free(placement: &Placement) -> Result<()> {
+    if !placement.is_occupied()? {
         return Ok(());
     }
     let context = format!(

@@ -17,6 +17,7 @@ use crate::control::Control;
 use crate::disk;
 use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::off_heap;
+use crate::disk::quiet_reader::PageCache;
 use crate::disk::sum::{self, Sum};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Fault;
@@ -246,7 +247,7 @@ impl<'a> Directory<'a> {
         for (n, sum) in sums.iter_mut().enumerate().filter(|(_, sum)| sum.is_none()) {
             read_count += 1;
             // Quietly, because the page cache is for the node; linked files may be cached because the node reads them.
-            *sum = Some(sum::of(&self.path.join(self.file(n)), true, control)?);
+            *sum = Some(sum::of(&self.path.join(self.file(n)), PageCache::Unchanged, control)?);
         }
         let write = |to: &mut dyn Write| {
             let mut to = BufWriter::new(to);

@@ -42,7 +42,7 @@ use crate::config::{Depth, Verify};
 use crate::control::Control;
 use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::off_heap;
-use crate::disk::quiet_reader;
+use crate::disk::quiet_reader::{self, PageCache};
 use crate::disk::sum::{self, Sum};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Fault;
@@ -54,15 +54,24 @@ use crate::format::seal;
 /// The largest `manifest.json` that is read: of five million files.
 const MAX_SEALED_BYTES: u64 = 1024 * 1024 * 1024;
 
+/// How a backup is verified.
+#[derive(Debug, Clone, Copy)]
+pub struct VerifyOptions<'a> {
+    /// How thoroughly.
+    pub depth: Depth,
+    /// The program in whose child process RocksDB is opened; if absent, it is opened in this process.
+    pub program: Option<&'a Path>,
+}
+
 /// Verifies the backup in `path`, whose record is `record` unless it is foreign. An error means that a file could not be read;
 /// damage of the backup is in the result.
 pub(crate) fn verify(
     path: &Path,
     record: Option<&Record>,
-    depth: Depth,
-    program: Option<&Path>,
+    options: VerifyOptions<'_>,
     control: &Control,
 ) -> Result<Verification> {
+    let VerifyOptions { depth, program } = options;
     if depth == Depth::Deep {
         engine::require("deep verification")?;
     }
@@ -81,7 +90,7 @@ pub(crate) fn verify(
     if let Some(record) = record {
         check_seals(path, record, &mut result)?;
     }
-    let said = compare_with_manifest(path, record.is_some(), &files, &mut result)?;
+    let said = compare_with_manifest(path, record, &files, &mut result)?;
     if let (Some(said), Some(record)) = (&said, record) {
         compare_with_record(said, record, &mut result);
     }
@@ -100,8 +109,9 @@ pub(crate) fn verify(
             existing.compare_list_with_manifest(directory, &mut result)?;
         }
     } else {
-        let deep = Deep { existing: &existing, record, program, control };
-        deep.check(&databases, !blocking.is_empty(), &mut result)?;
+        let is_openable = blocking.is_empty();
+        let deep = Deep { existing: &existing, record, is_openable, program, control };
+        deep.check(&databases, &mut result)?;
     }
     Ok(result)
 }
@@ -110,13 +120,15 @@ pub(crate) fn verify(
 struct Deep<'a> {
     existing: &'a Existing<'a>,
     record: Option<&'a Record>,
+    /// Whether RocksDB can open it without harm: it would open a FIFO and wait for ever, or follow a link.
+    is_openable: bool,
     program: Option<&'a Path>,
     control: &'a Control,
 }
 
 impl Deep<'_> {
-    /// Reads every byte. If the backup `blocks`, RocksDB does not open it: it would open a FIFO and wait for ever, or follow a link.
-    fn check(&self, databases: &[&str], blocks: bool, result: &mut Verification) -> Result<()> {
+    /// Reads every byte.
+    fn check(&self, databases: &[&str], result: &mut Verification) -> Result<()> {
         let (agreed, mut suspects) = self.compare_sums_of_rocksdb(result)?;
         if let Some(said) = self.existing.said {
             self.compare_with_sums_of_manifest(said, &agreed, result)?;
@@ -124,7 +136,7 @@ impl Deep<'_> {
         self.check_pact(databases, result)?;
         // A CURRENT that is not ours may be huge, and RocksDB reads all of it into memory.
         let current = chainweb::path_in(ROCKSDB, "CURRENT");
-        if !blocks && !result.names(&current) && self.inspect_rocksdb(result)? {
+        if self.is_openable && !result.names(&current) && self.inspect_rocksdb(result)? {
             Existing::clear(&mut suspects, result);
         }
         result.faults_by_list(suspects);
@@ -137,8 +149,7 @@ impl Deep<'_> {
         let existing = self.existing;
         let mut agreed = vec![false; existing.files.count()];
         let (_, suspects) = existing.compare_with_list(ROCKSDB, result, &mut |at, place| {
-            // RocksDB reads its SSTs once more, but with a cache of its own; the page cache is for the node.
-            let sum = sum::of(place, is_immutable(existing.files.file(at).path), self.control)?;
+            let sum = sum::of(place, cache_after(existing.files.file(at).path), self.control)?;
             agreed[at] = existing.sum_of(at) == Some(sum);
             Ok(sum)
         })?;
@@ -188,7 +199,7 @@ impl Deep<'_> {
                 continue;
             }
             result.sums_count += 1;
-            if sum::of(&self.existing.path.join(name), is_immutable(name), self.control)? != expected {
+            if sum::of(&self.existing.path.join(name), cache_after(name), self.control)? != expected {
                 result.fault(name, "its checksum differs from the manifest's");
             }
         }
@@ -202,7 +213,7 @@ impl Deep<'_> {
         let mut damaged = Vec::new();
         let mut checked = vec![false; databases.len()];
         let (has_list, suspects) = existing.compare_with_list(SQLITE, result, &mut |at, place| {
-            let sum = sum::of(place, false, control)?;
+            let sum = sum::of(place, PageCache::Filled, control)?;
             let name = existing.files.file(at).path;
             if let Some(n) = databases.iter().position(|database| *database == name) {
                 checked[n] = true;
@@ -219,7 +230,7 @@ impl Deep<'_> {
             // If there is a list, files with a fault are not read.
             let is_left_out = has_list && result.names(name);
             if !is_checked && !is_left_out {
-                sum::of(&place, false, control)?;
+                sum::of(&place, PageCache::Filled, control)?;
                 let fault = finished::integrity_fault(&place, control)?;
                 quiet_reader::forget_cached(&place);
                 if let Some(why) = fault {
@@ -241,6 +252,12 @@ impl Deep<'_> {
         }
         Ok(())
     }
+}
+
+/// What the page cache has of a file after its checksum was computed: RocksDB reads its SSTs once more, but with a cache of its own,
+/// and the page cache is for the node.
+fn cache_after(path: &str) -> PageCache {
+    if is_immutable(path) { PageCache::Unchanged } else { PageCache::Filled }
 }
 
 /// Whether RocksDB would open a file of this path by itself.
@@ -269,7 +286,7 @@ struct Said {
 /// Compares the existing files with the manifest. `None` if there is no manifest of ours, which is a fault in a backup of ours.
 fn compare_with_manifest(
     path: &Path,
-    is_ours: bool,
+    record: Option<&Record>,
     files: &Manifest,
     result: &mut Verification,
 ) -> Result<Option<Said>> {
@@ -296,13 +313,13 @@ fn compare_with_manifest(
     let file = path.join(MANIFEST_FILE);
     let read = if_there(nofollow::open_regular(&file).and_then(|file| manifest::read_each(file, &mut compare)), &file)?;
     if read != Some(true) {
-        if is_ours || read.is_some() {
+        if record.is_some() || read.is_some() {
             let why = if read.is_some() { "it is damaged, or of an unknown format" } else { "it is missing" };
             result.fault(MANIFEST_FILE, why);
         }
         return Ok(None);
     }
-    if !is_ours {
+    if record.is_none() {
         let again = if_there(nofollow::read_small(&path.join(RECORD_FILE), MAX_RECORD_BYTES), &path.join(RECORD_FILE))?;
         let is_good = |record: Record| path.file_name().is_some_and(|name| name == record.id.as_str());
         if again.and_then(|bytes| Record::parse(&bytes)).is_some_and(is_good) {

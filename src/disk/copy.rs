@@ -80,7 +80,7 @@ pub(crate) fn copy(
         control: copier.control,
         watch,
         limit_bytes,
-        direct: direct && set_direct(&out, true).is_ok(),
+        direct: direct && write_directly(&out).is_ok(),
         reserves: direct,
         done: 0,
         end: 0,
@@ -190,7 +190,7 @@ impl Copying<'_> {
                 Err(e) => return Err(e),
             }
             if !self.direct || !rest.is_empty() {
-                set_direct(self.out, false)?;
+                write_through_cache(self.out)?;
                 self.direct = false;
             }
         }
@@ -244,9 +244,14 @@ fn is_on_disk(file: &File, start: u64, bytes: u64) -> bool {
     sys::cached(file.as_fd(), start, bytes).is_none_or(|cached| cached.unwritten_pages == 0)
 }
 
-fn set_direct(file: &File, direct: bool) -> io::Result<()> {
-    let flags = rustix::fs::fcntl_getfl(file)? & !OFlags::DIRECT;
-    Ok(rustix::fs::fcntl_setfl(file, if direct { flags | OFlags::DIRECT } else { flags })?)
+/// Lets writes go past the page cache from now on.
+fn write_directly(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_setfl(file, rustix::fs::fcntl_getfl(file)? | OFlags::DIRECT)?)
+}
+
+/// Lets writes go through the page cache from now on.
+fn write_through_cache(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_setfl(file, rustix::fs::fcntl_getfl(file)? & !OFlags::DIRECT)?)
 }
 
 /// Changes the allocation of the file from `start` to `end`; `Ok(false)` if the file cannot: a file of an ext4 that was once an

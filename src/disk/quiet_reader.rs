@@ -53,6 +53,15 @@ const AHEAD_BYTES: u64 = 2 * 1024 * 1024;
 /// the file are cached, each part costs one call.
 const GRAIN_BYTES: u64 = 64 * 1024;
 
+/// What the page cache has of a file after it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PageCache {
+    /// What it had before.
+    Unchanged,
+    /// The file, as far as it fits, for the next reader.
+    Filled,
+}
+
 /// Reads a file by position.
 pub(crate) struct QuietReader<'a> {
     fd: BorrowedFd<'a>,
@@ -68,6 +77,14 @@ pub(crate) struct QuietReader<'a> {
 }
 
 impl<'a> QuietReader<'a> {
+    /// Reads a file without a writer, from the beginning, and leaves the page cache so.
+    pub(crate) fn leaving(cache: PageCache, file: &'a File) -> QuietReader<'a> {
+        match cache {
+            PageCache::Unchanged => QuietReader::past_cache(file),
+            PageCache::Filled => QuietReader::into_cache(file),
+        }
+    }
+
     /// Reads a file without a writer, from the beginning. Its descriptor must not be used elsewhere meanwhile.
     pub(crate) fn past_cache(file: &'a File) -> QuietReader<'a> {
         QuietReader { direct: true, ..QuietReader::through_cache(file.as_fd()) }

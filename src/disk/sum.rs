@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::control::Control;
 use crate::disk::nofollow;
-use crate::disk::quiet_reader::{QuietReader, Sink, each_window};
+use crate::disk::quiet_reader::{PageCache, QuietReader, Sink, each_window};
 use crate::error::{IoContext, Result};
 
 /// A checksum. Text and JSON are its hexadecimal form.
@@ -68,15 +68,13 @@ impl<'de> Deserialize<'de> for Sum {
     }
 }
 
-/// Computes the checksum of a file. With `quiet` the page cache is the same afterwards; otherwise it keeps the file, as far as
-/// it fits, for the next reader.
-pub(crate) fn of(path: &Path, quiet: bool, control: &Control) -> Result<Sum> {
+/// Computes the checksum of a file; the page cache is `cache` afterwards.
+pub(crate) fn of(path: &Path, cache: PageCache, control: &Control) -> Result<Sum> {
     let failed = || format!("cannot read {}", path.display());
     let file = nofollow::open_regular(path).context(failed)?;
     let bytes = file.metadata().context(failed)?.len();
     let mut summing = Summing { state: State::new(), control };
-    let mut reader = if quiet { QuietReader::past_cache(&file) } else { QuietReader::into_cache(&file) };
-    each_window(&mut reader, bytes, &failed, &mut summing)?;
+    each_window(&mut QuietReader::leaving(cache, &file), bytes, &failed, &mut summing)?;
     Ok(finish(&summing.state))
 }
 

@@ -104,8 +104,22 @@ impl Outgoing {
     }
 }
 
+/// What a response has around its content.
+#[derive(Clone, Copy)]
+pub(crate) struct Framing {
+    /// Whether the body is sent; not in the answer to HEAD.
+    pub(crate) with_body: bool,
+    /// Whether the connection is kept.
+    pub(crate) keep_alive: bool,
+}
+
+impl Framing {
+    /// That of the last response on a connection.
+    pub(crate) const LAST: Framing = Framing { with_body: true, keep_alive: false };
+}
+
 /// Prepares a response to be sent. Panics, as its handler might, if the response cannot be sent.
-pub(crate) fn render(response: Response, with_body: bool, keep_alive: bool) -> Outgoing {
+pub(crate) fn render(response: Response, Framing { with_body, keep_alive }: Framing) -> Outgoing {
     // Only the listener sets the framing headers, and a line break would forge a second response.
     let framing = ["connection", "content-length", "transfer-encoding"];
     let sent = |name: &str, value: &str| {

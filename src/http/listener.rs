@@ -40,7 +40,7 @@ use rouille::{Request, Response, ResponseBody};
 use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, Kind, Result};
-use crate::http::head::{Head, Outgoing, Refusal, TOO_LARGE, parse, render};
+use crate::http::head::{Framing, Head, Outgoing, Refusal, TOO_LARGE, parse, render};
 
 /// Answers a request, always, on a thread with a stack of 256 KiB. A panic becomes a 500.
 pub type Handler = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
@@ -149,7 +149,7 @@ impl Listener {
             }
         };
         for _ in 0..RESERVE_COUNT {
-            if let Err(e) = connections.start_thread(true) {
+            if let Err(e) = connections.start_thread(Duty::Reserve) {
                 log("no thread for connections", e);
             }
         }
@@ -168,7 +168,7 @@ impl Listener {
                     continue;
                 }
             };
-            let Some(welcome) = connections.admit(cap) else { continue };
+            let Some(entry) = connections.admit(cap) else { continue };
             let connection = Connection {
                 peer,
                 buffer: Vec::new(),
@@ -177,10 +177,10 @@ impl Listener {
                 decorate: Arc::clone(&decorate),
                 slot: connections.register(&stream),
             };
-            if let Some((connection, cause)) = connections.serve(connection, welcome) {
+            if let Some((connection, cause)) = connections.serve(connection, entry) {
                 log("no thread for a connection", cause);
                 // A new socket accepts this many bytes without blocking. No lingering: the accept thread must continue.
-                connection.send(connection.own(OVERLOADED, true)).ok();
+                connection.send(connection.own(OVERLOADED, Framing::LAST)).ok();
             }
         }
         connections.finish(limits.deadline);
@@ -199,10 +199,35 @@ struct Connections {
 #[derive(Default)]
 struct State {
     slots: Vec<Slot>,
-    threadless: VecDeque<(Connection, bool)>, // and whether they are served or refused; their slots exist already
-    idle_count: usize,                        // threads in reserve without a connection
-    thread_cap: Option<usize>,                // connections for which there were threads, if threads are scarce
+    threadless: VecDeque<(Connection, Entry)>, // their slots exist already
+    idle_count: usize,                         // threads in reserve without a connection
+    thread_cap: Option<usize>,                 // connections for which there were threads, if threads are scarce
     ended: bool,
+}
+
+/// What a new connection gets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    Served,
+    Refused,
+}
+
+/// What a thread is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Duty {
+    /// The connections that wait for one now.
+    Waiting,
+    /// These, and all later ones.
+    Reserve,
+}
+
+/// Which connections may be waited for to make room.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Those that wait for their client, and are closed.
+    Idle,
+    /// Those inside the handler, too.
+    Working,
 }
 
 /// The state of a connection for the accept thread.
@@ -228,21 +253,20 @@ fn longest_waiting(slots: &mut [Slot]) -> Option<(Instant, &mut Slot)> {
 }
 
 impl Connections {
-    /// Makes room for one more connection: true to serve it, false to answer 503, `None` to close it at once.
-    fn admit(&self, cap: usize) -> Option<bool> {
+    /// Makes room for one more connection, or refuses it with a 503; `None` to close it at once.
+    fn admit(&self, cap: usize) -> Option<Entry> {
         let mut state = self.state.lock();
         let has_room = |state: &State| state.slots.len() < state.thread_cap.unwrap_or(cap).min(cap);
         // A handler may take long, but below the cap a thread will soon be free.
-        let is_patient = state.slots.len() < cap;
-        if self.make_room(&mut state, is_patient, has_room) {
-            return Some(true);
+        let patience = if state.slots.len() < cap { Patience::Working } else { Patience::Idle };
+        if self.make_room(&mut state, patience, has_room) {
+            return Some(Entry::Served);
         }
-        (state.slots.len() < cap + REFUSAL_COUNT).then_some(false)
+        (state.slots.len() < cap + REFUSAL_COUNT).then_some(Entry::Refused)
     }
 
-    /// Closes the connections that have waited longest until there is room; false if there is none within [`ROOM_WAIT`]. Waits
-    /// for connections inside the handler only if `is_patient`.
-    fn make_room(&self, state: &mut MutexGuard<State>, is_patient: bool, has_room: impl Fn(&State) -> bool) -> bool {
+    /// Closes the connections that have waited longest until there is room; false if there is none within [`ROOM_WAIT`].
+    fn make_room(&self, state: &mut MutexGuard<State>, patience: Patience, has_room: impl Fn(&State) -> bool) -> bool {
         let give_up = Instant::now() + ROOM_WAIT;
         while !has_room(state) {
             let now = Instant::now();
@@ -253,7 +277,7 @@ impl Connections {
                     slot.close();
                     give_up
                 }
-                None if is_patient => give_up,
+                None if patience == Patience::Working => give_up,
                 None => return false,
             };
             self.released.wait_until(state, wake);
@@ -273,14 +297,14 @@ impl Connections {
     }
 
     /// Finds a thread for a connection, or returns the connection and the reason.
-    fn serve(self: &Arc<Self>, connection: Connection, welcome: bool) -> Option<(Connection, io::Error)> {
+    fn serve(self: &Arc<Self>, connection: Connection, entry: Entry) -> Option<(Connection, io::Error)> {
         let mut state = self.state.lock();
-        state.threadless.push_back((connection, welcome));
+        state.threadless.push_back((connection, entry));
         if state.idle_count >= state.threadless.len() {
             self.handed.notify_one();
             return None;
         }
-        let started = MutexGuard::unlocked(&mut state, || self.start_thread(false));
+        let started = MutexGuard::unlocked(&mut state, || self.start_thread(Duty::Waiting));
         let cause = started.err()?;
         // Even if this connection gets a thread now, this number is too large beside the threads that a backup needs.
         let served_count = state.slots.len() - state.threadless.len();
@@ -288,29 +312,30 @@ impl Connections {
         // If it was taken meanwhile, it has a thread. Otherwise its slot is the last: only the accept thread adds slots.
         let (false, Some(slot)) = (state.threadless.is_empty(), state.slots.last_mut()) else { return None };
         slot.waits_since = None; // it waits for us
-        if welcome && self.make_room(&mut state, true, |state| state.threadless.is_empty()) {
+        if entry == Entry::Served && self.make_room(&mut state, Patience::Working, |state| state.threadless.is_empty())
+        {
             return None;
         }
         state.threadless.pop_back().map(|(connection, _)| (connection, cause))
     }
 
-    fn start_thread(self: &Arc<Self>, is_reserve: bool) -> io::Result<()> {
+    fn start_thread(self: &Arc<Self>, duty: Duty) -> io::Result<()> {
         let connections = Arc::clone(self);
         let thread = thread::Builder::new().name("http".to_owned()).stack_size(STACK_BYTES);
-        thread.spawn(move || connections.work(is_reserve)).map(|_| ())
+        thread.spawn(move || connections.work(duty)).map(|_| ())
     }
 
     /// The loop of a thread: serves the connections that wait for one; ends if there is none, unless it is in reserve.
-    fn work(&self, is_reserve: bool) {
+    fn work(&self, duty: Duty) {
         let mut state = self.state.lock();
         loop {
-            if let Some((connection, welcome)) = state.threadless.pop_front() {
+            if let Some((connection, entry)) = state.threadless.pop_front() {
                 self.released.notify_all();
                 MutexGuard::unlocked(&mut state, || {
                     // A panic that has not become a 500 ends the connection, not the thread.
-                    let _ = catch_unwind(AssertUnwindSafe(|| connection.serve(welcome)));
+                    let _ = catch_unwind(AssertUnwindSafe(|| connection.serve(entry)));
                 });
-            } else if is_reserve && !state.ended {
+            } else if duty == Duty::Reserve && !state.ended {
                 state.idle_count += 1;
                 self.handed.wait(&mut state);
                 state.idle_count -= 1;
@@ -377,14 +402,14 @@ struct Connection {
 }
 
 impl Connection {
-    fn serve(mut self, welcome: bool) {
+    fn serve(mut self, entry: Entry) {
         self.slot.stream.set_nodelay(true).ok(); // the next answer must not wait for an acknowledgement
-        let mut outcome = if welcome { Ok(true) } else { Err(Some(OVERLOADED)) };
+        let mut outcome = if entry == Entry::Served { Ok(true) } else { Err(Some(OVERLOADED)) };
         while let Ok(true) = outcome {
             outcome = self.exchange();
         }
         if let Err(Some(refusal)) = outcome {
-            outcome = self.send(self.own(refusal, true)).map(|()| false);
+            outcome = self.send(self.own(refusal, Framing::LAST)).map(|()| false);
         }
         if outcome.is_ok() {
             self.slot.stream.shutdown(Shutdown::Write).ok();
@@ -398,21 +423,20 @@ impl Connection {
         self.slot.turn(Some(Instant::now()))?;
         let (head, body) = self.receive()?;
         self.slot.turn(None)?;
-        let with_body = head.method != "HEAD";
+        let mut framing = Framing { with_body: head.method != "HEAD", keep_alive: false };
         let request = Request::fake_http_from(self.peer, head.method, head.url, head.headers, body);
-        let mut keep = false;
         // After a panic we use nothing again that it may have left inconsistent; the handler is responsible for its own state.
         let answer = catch_unwind(AssertUnwindSafe(|| {
             let response = (self.handler)(&request);
-            keep = head.keep_alive && !self.slot.connections.stopping.load(Ordering::SeqCst);
-            render(response, with_body, keep)
+            framing.keep_alive = head.keep_alive && !self.slot.connections.stopping.load(Ordering::SeqCst);
+            render(response, framing)
         }));
         let answer = answer.ok().or_else(|| {
             log::error!("handler panicked method={} url={:?}", request.method(), request.raw_url());
-            keep = false;
-            self.own((500, "internal error: see the log of the service"), with_body)
+            framing.keep_alive = false;
+            self.own((500, "internal error: see the log of the service"), framing)
         });
-        self.send(answer).map(|()| keep)
+        self.send(answer).map(|()| framing.keep_alive)
     }
 
     /// Reads one request; bytes after it are kept in the buffer.
@@ -477,10 +501,10 @@ impl Connection {
     }
 
     /// A response that the listener makes itself.
-    fn own(&self, (status_code, sentence): Refusal, with_body: bool) -> Option<Outgoing> {
+    fn own(&self, (status_code, sentence): Refusal, framing: Framing) -> Option<Outgoing> {
         let headers = vec![("Content-Type".into(), "text/plain;charset=utf-8".into())];
         let response = Response { status_code, headers, data: ResponseBody::from_string(sentence), upgrade: None };
-        catch_unwind(AssertUnwindSafe(|| render((self.decorate)(response, self.peer), with_body, false))).ok()
+        catch_unwind(AssertUnwindSafe(|| render((self.decorate)(response, self.peer), framing))).ok()
     }
 }
 

@@ -189,21 +189,23 @@ mod tests {
         let (answers, turns) = (Answers::default(), Turns::<u32>::default());
         let renderings_count = AtomicUsize::new(0);
         let (begun, all_ask) = (Barrier::new(2), Barrier::new(2));
-        let ask = |wait: bool| {
+        let ask = |before: &dyn Fn()| {
             turns.answer(7, |_| {
-                if wait {
-                    begun.wait();
-                    all_ask.wait();
-                }
+                before();
                 let number = renderings_count.fetch_add(1, SeqCst);
                 Ok::<_, ()>(answers.hold(answer(10, u8::try_from(number).expect("there are few"))))
             })
         };
         let bytes = |held: Result<Option<Held>, ()>| held.expect("no error").expect("there is room").as_ref()[0];
         thread::scope(|scope| {
-            let first = scope.spawn(|| bytes(ask(true)));
+            let first = scope.spawn(|| {
+                bytes(ask(&|| {
+                    begun.wait();
+                    all_ask.wait();
+                }))
+            });
             begun.wait();
-            let others: Vec<_> = (0..20).map(|_| scope.spawn(|| bytes(ask(false)))).collect();
+            let others: Vec<_> = (0..20).map(|_| scope.spawn(|| bytes(ask(&|| ())))).collect();
             while turns.waiting_count.load(SeqCst) < 21 {
                 thread::yield_now();
             }
@@ -213,6 +215,6 @@ mod tests {
             assert_eq!(others, [1; 20]);
         });
         assert!(turns.last.lock().is_none(), "nothing is kept");
-        assert_eq!(bytes(ask(false)), 2, "a later one is new");
+        assert_eq!(bytes(ask(&|| ())), 2, "a later one is new");
     }
 }

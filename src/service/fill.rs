@@ -32,6 +32,7 @@ use crate::chainweb::{self, ROCKSDB, SQLITE};
 use crate::control::{Control, Phase};
 use crate::disk;
 use crate::disk::copy::Copier;
+use crate::disk::quiet_reader::PageCache;
 use crate::disk::sum::{self, Known};
 use crate::disk::unsynced::{Batch, Links};
 use crate::error::{Error, Kind, Result};
@@ -213,7 +214,7 @@ fn sum_logs(manifest: &mut Manifest, partial: &Path, control: &Control) -> Resul
     let logs: Vec<String> = manifest.files().filter(|f| is_log(f.path)).map(|f| f.path.to_owned()).collect();
     for path in logs {
         let place = partial.join(chainweb::below_place(&path).unwrap_or(&path));
-        let sum = sum::of(&place, false, control)?;
+        let sum = sum::of(&place, PageCache::Filled, control)?;
         manifest.find(&path).into_iter().for_each(|at| manifest.know(at, Known { sum, read_ms: 0 }));
     }
     Ok(())

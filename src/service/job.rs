@@ -22,7 +22,7 @@ use crate::backups::commit::{self, Unfinished};
 use crate::backups::damage;
 use crate::backups::start_proofs;
 use crate::backups::verification::require_good;
-use crate::backups::verify;
+use crate::backups::verify::{self, VerifyOptions};
 use crate::capture::sqlite;
 use crate::capture::start_proof::Bounds;
 use crate::chainweb::PACT_EXTENSION;
@@ -140,7 +140,8 @@ fn fill_and_commit(shared: &Shared, backup: &mut Unfinished, control: &Control) 
 fn verify(making: &Making<'_>, path: &Path, record: &Record, sharers_count: &Cell<usize>) -> Result<()> {
     let catalog = making.catalog;
     let Some(depth) = making.config.verify else { return Ok(()) };
-    let verification = verify::verify(path, Some(record), depth, making.program(), making.copier.control)?;
+    let options = VerifyOptions { depth, program: making.program() };
+    let verification = verify::verify(path, Some(record), options, making.copier.control)?;
     let noted = damage::note_sharers(catalog, &record.id, &verification.shared_faults(), now_ms());
     // If its files are links to the node's, another capture would have the same.
     if record.rocksdb.as_ref().is_some_and(|rocksdb| rocksdb.oldest_read_ms.is_some()) {

@@ -12,12 +12,12 @@ use std::process::{Command, Stdio};
 use chainweb_backup::gate::{self, Plan};
 use chainweb_backup::rocksdb::{DB, Options};
 use chainweb_backup::{
-    Control, Depth, Error, Kind, RestoreOptions, Service, Settle, Settled, Sources, Way, rehearse_restore,
+    Control, Error, Kind, RestoreOptions, Service, Settle, Settled, Sources, Way, rehearse_restore,
     require_no_half_restore, restore_backup, settle_restore,
 };
 use tempfile::TempDir;
 
-use crate::fixture::{Node, PACT, config, copy_tree, make_done, names, scratch, tree};
+use crate::fixture::{Node, PACT, config, copy_tree, make_done, names, restore_to, scratch, tree};
 
 /// Set for the child: what it does (`restore`, `resume`, `undo`), and the operation before which it dies.
 const CHILD: &str = "CHAINWEB_BACKUP_BELOW_CHILD";
@@ -151,7 +151,7 @@ impl Scene {
     }
 
     fn options<'a>(&self, target: &'a Path) -> RestoreOptions<'a> {
-        RestoreOptions { target, replace: true, copy: false, depth: Depth::Quick, program: None }
+        RestoreOptions { replace: true, ..restore_to(target) }
     }
 
     fn restore(&self) -> Result<(), Error> {
@@ -174,7 +174,7 @@ impl Scene {
 }
 
 fn restore(root: &Path, target: &Path) -> Result<(), Error> {
-    let options = RestoreOptions { target, replace: true, copy: false, depth: Depth::Quick, program: None };
+    let options = RestoreOptions { replace: true, ..restore_to(target) };
     restore_backup(&root.join("backups"), "latest", options, &Control::default())
         .map(|(_, restored)| assert_eq!(restored.way, Way::Below))
 }
@@ -418,7 +418,7 @@ fn a_link_that_leads_into_a_backup_or_into_another_database_is_refused() {
             fs::remove_dir_all(&link).unwrap();
         }
         std::os::unix::fs::symlink(&to, &link).unwrap();
-        let options = RestoreOptions { target: &target, replace: true, copy: true, depth: Depth::Quick, program: None };
+        let options = RestoreOptions { replace: true, copy: true, ..restore_to(&target) };
         let restored = restore_backup(&node.backups(), last.as_str(), options, &Control::default()).unwrap_err();
         let rehearsed = rehearse_restore(&node.backups(), last.as_str(), options, &Control::default()).unwrap_err();
         for e in [restored, rehearsed] {

@@ -5,12 +5,12 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use chainweb_backup::{
-    BackupId, Control, Depth, Kind, Policy, RestoreOptions, Service, Status, Verdict, check_backup_in, find_backup,
-    list_all_in, list_backups_in, prune_backups, restore_backup, verify_backup,
+    BackupId, Control, Kind, Policy, RestoreOptions, Service, Status, Verdict, check_backup_in, find_backup,
+    list_all_in, list_backups_in, prune_backups, rehearse_prune, restore_backup, verify_backup,
 };
 
 use crate::fixture::{
-    Node, PACT, ROCKSDB, call, copy_tree, make_done, make_failed, names, paths, scratch, tree, whole,
+    Node, PACT, QUICK, ROCKSDB, call, copy_tree, make_done, make_failed, names, paths, restore_to, scratch, tree, whole,
 };
 
 /// Cases of the loop.
@@ -258,7 +258,7 @@ fn a_backup_that_cannot_be_read_is_listed_as_such() {
     fs::write(backups.join(good[1].as_str()).join("status"), "").unwrap();
     assert_eq!(find_backup(backups, "latest").unwrap(), good[0], "it passes over one that cannot be read");
     let policy = Policy { keep_last: 1, ..Policy::default() };
-    prune_backups(backups, policy, false).unwrap();
+    prune_backups(backups, policy).unwrap();
     for id in [DONE, good[0].as_str(), good[1].as_str()] {
         assert!(backups.join(id).join("0/rocksDb/CURRENT").is_file(), "prune deleted {id}");
     }
@@ -275,8 +275,7 @@ fn a_note_of_a_verification_that_cannot_be_read_may_have_named_damage() {
     for text in ["", "{", "{\"depth\":\"deep\"}", "null"] {
         fs::write(&note, text).unwrap();
         let target = node.root().join("restored");
-        let options =
-            RestoreOptions { target: &target, replace: false, copy: true, depth: Depth::Quick, program: None };
+        let options = RestoreOptions { copy: true, ..restore_to(&target) };
         let (restored, _) = restore_backup(&node.backups(), "latest", options, &Control::default()).unwrap();
         assert_eq!(restored, first, "{text:?}");
         fs::remove_dir_all(&target).unwrap();
@@ -284,14 +283,13 @@ fn a_note_of_a_verification_that_cannot_be_read_may_have_named_damage() {
         assert_eq!(refused.kind(), Kind::Damaged, "{text:?}");
         let policy = Policy { keep_last: 1, ..Policy::default() };
         assert!(
-            prune_backups(&node.backups(), policy, true)
+            rehearse_prune(&node.backups(), policy)
                 .unwrap()
                 .iter()
                 .any(|(b, v)| b.id == first && *v != Verdict::Delete)
         );
         // The next verification says it anew.
-        let (_, found) =
-            verify_backup(&node.backups(), last.as_str(), Depth::Quick, None, &Control::default()).unwrap();
+        let (_, found) = verify_backup(&node.backups(), last.as_str(), QUICK, &Control::default()).unwrap();
         assert_eq!(found.faults, []);
         let (restored, _) = restore_backup(&node.backups(), "latest", options, &Control::default()).unwrap();
         assert_eq!(restored, last, "{text:?}");

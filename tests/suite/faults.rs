@@ -6,11 +6,11 @@ use std::path::Path;
 
 use chainweb_backup::rocksdb::{DB, Options};
 use chainweb_backup::{
-    BackupId, Control, Depth, Policy, RestoreOptions, Service, Sources, Verdict, check_backup_in, list_backups_in,
-    prune_backups, restore_backup, sum_backup, verify_backup,
+    BackupId, Control, Depth, Policy, RestoreOptions, Service, Sources, Verdict, VerifyOptions, check_backup_in,
+    list_backups_in, prune_backups, rehearse_prune, restore_backup, sum_backup, verify_backup,
 };
 
-use crate::fixture::{Node, PACT, ROCKSDB, config, make_done, names, scratch};
+use crate::fixture::{DEEP, Node, PACT, QUICK, ROCKSDB, config, make_done, names, restore_to, scratch};
 
 /// Changes one byte in the middle of a file.
 pub fn flip(path: &Path) {
@@ -59,7 +59,7 @@ fn damage_in_one_sst_is_not_noted_for_another_whose_name_is_part_of_it() {
     fs::write(&own, bytes).unwrap();
     flip(&backups.join(first.as_str()).join("0/rocksDb").join(&long));
 
-    let (_, found) = verify_backup(&backups, first.as_str(), Depth::Deep, None, &Control::default()).unwrap();
+    let (_, found) = verify_backup(&backups, first.as_str(), DEEP, &Control::default()).unwrap();
     let expected = format!("0/rocksDb/{long}");
     assert!(!found.faults.is_empty() && found.faults.iter().all(|fault| fault.file == expected), "{:?}", found.faults);
     assert_eq!(noted(&backups, &second), Some(1), "one damaged file is shared, not two");
@@ -87,7 +87,8 @@ fn a_file_that_is_no_part_of_the_backup_is_a_note() {
     }
     extras.sort();
     let verify = |depth| {
-        let (_, mut found) = verify_backup(&backups, id.as_str(), depth, None, &none).unwrap();
+        let (_, mut found) =
+            verify_backup(&backups, id.as_str(), VerifyOptions { depth, program: None }, &none).unwrap();
         assert_eq!(found.faults, []);
         found.extras.sort();
         found.extras
@@ -115,10 +116,10 @@ fn a_file_that_is_no_part_of_the_backup_is_a_note() {
     verify(Depth::Deep);
 
     assert!(list_backups_in(&backups).unwrap()[0].verified.as_ref().is_some_and(|v| v.faults_count == 0));
-    let verdicts = prune_backups(&backups, Policy { keep_last: 1, ..Policy::default() }, true).unwrap();
+    let verdicts = rehearse_prune(&backups, Policy { keep_last: 1, ..Policy::default() }).unwrap();
     assert!(verdicts.iter().all(|(_, verdict)| matches!(verdict, Verdict::Keep(_))), "{verdicts:?}");
     let target = &node.root().join("restored");
-    let options = RestoreOptions { target, replace: false, copy: false, depth: Depth::Deep, program: None };
+    let options = RestoreOptions { depth: Depth::Deep, ..restore_to(target) };
     restore_backup(&backups, "latest", options, &none).unwrap();
 }
 
@@ -132,7 +133,7 @@ fn a_wal_that_is_no_part_of_the_backup_is_damage() {
     let whole = node.backups().join(id.as_str()).join("0");
     for name in ["rocksDb/999999.log", "sqlite/pact-v1-chain-0.sqlite-wal", "sqlite/pact-v1-chain-0.sqlite-journal"] {
         fs::write(whole.join(name), "something").unwrap();
-        let (_, found) = verify_backup(&node.backups(), id.as_str(), Depth::Quick, None, &Control::default()).unwrap();
+        let (_, found) = verify_backup(&node.backups(), id.as_str(), QUICK, &Control::default()).unwrap();
         assert_eq!(found.faults.iter().map(|f| f.file.clone()).collect::<Vec<_>>(), [format!("0/{name}")]);
         fs::remove_file(whole.join(name)).unwrap();
     }
@@ -147,7 +148,9 @@ fn a_defective_list_of_checksums_condemns_no_file() {
     let [first, second] = [0; 2].map(|_| make_done(&service, PACT));
     drop(service);
     let (backups, none) = (node.backups(), Control::default());
-    let verify = |id: &BackupId, depth| verify_backup(&backups, id.as_str(), depth, None, &none).unwrap().1;
+    let verify = |id: &BackupId, depth| {
+        verify_backup(&backups, id.as_str(), VerifyOptions { depth, program: None }, &none).unwrap().1
+    };
     sum_backup(&backups, second.as_str(), &none).unwrap();
     let whole = backups.join(second.as_str()).join("0");
     let inode =
@@ -182,10 +185,10 @@ fn a_defective_list_of_checksums_condemns_no_file() {
             assert_eq!(is_noted, is_seen_quickly || depth == Depth::Deep, "{what} {depth:?}: {:?}", found.notes);
         }
         assert_eq!((noted(&backups, &first), noted(&backups, &second)), (None, Some(0)), "{what}");
-        let verdicts = prune_backups(&backups, Policy { keep_last: 5, ..Policy::default() }, false).unwrap();
+        let verdicts = prune_backups(&backups, Policy { keep_last: 5, ..Policy::default() }).unwrap();
         assert!(verdicts.iter().all(|(_, verdict)| matches!(verdict, Verdict::Keep(_))), "{what}: {verdicts:?}");
         let target = &node.root().join("restored");
-        let options = RestoreOptions { target, replace: false, copy: false, depth: Depth::Quick, program: None };
+        let options = restore_to(target);
         assert_eq!(restore_backup(&backups, "latest", options, &none).unwrap().0, second, "{what}");
         fs::remove_dir_all(target).unwrap();
 

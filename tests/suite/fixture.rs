@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 use chainweb_backup::rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch};
 use chainweb_backup::rouille::{Request, Response};
 use chainweb_backup::rusqlite::{Connection, OpenFlags};
-use chainweb_backup::{BackupId, Config, MakeRequest, Record, Service, Sources, Status, Sums};
+use chainweb_backup::{
+    BackupId, Config, Depth, MakeRequest, Record, RestoreOptions, Service, Sources, Status, Sums, VerifyOptions,
+};
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -46,6 +48,15 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 pub const PACT: MakeRequest = MakeRequest { backup_pact: true };
 pub const ROCKSDB: MakeRequest = MakeRequest { backup_pact: false };
+
+/// Verifications in this process.
+pub const QUICK: VerifyOptions<'static> = VerifyOptions { depth: Depth::Quick, program: None };
+pub const DEEP: VerifyOptions<'static> = VerifyOptions { depth: Depth::Deep, program: None };
+
+/// The plain restore: into a target without a database, with links, after a quick verification in this process.
+pub fn restore_to(target: &Path) -> RestoreOptions<'_> {
+    RestoreOptions { target, replace: false, copy: false, depth: Depth::Quick, program: None }
+}
 
 /// A directory for one test: in memory where there is room, because thousands of small backups sync many times, otherwise
 /// (and with `TMPDIR` set) where temporary files are.

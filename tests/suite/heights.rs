@@ -4,20 +4,19 @@ use std::fs;
 
 use chainweb_backup::chainweb::pact::History;
 use chainweb_backup::{
-    BlockHeights, Control, Depth, PactPart, Record, RestoreOptions, Service, rehearse_restore, restore_backup,
-    verify_backup,
+    BlockHeights, Control, PactPart, Record, Service, rehearse_restore, restore_backup, verify_backup,
 };
 use data_encoding::HEXLOWER;
 use serde_json::Value;
 
-use crate::fixture::{BLOCKS, INSTANCE, Node, PACT, call, copy_tree, hash, make_done, record};
+use crate::fixture::{BLOCKS, DEEP, INSTANCE, Node, PACT, call, copy_tree, hash, make_done, record, restore_to};
 
 fn backup(service: &Service) -> Record {
     record(service, &make_done(service, PACT))
 }
 
 fn deep_faults(node: &Node) -> usize {
-    let (_, verification) = verify_backup(&node.backups(), "latest", Depth::Deep, None, &Control::default()).unwrap();
+    let (_, verification) = verify_backup(&node.backups(), "latest", DEEP, &Control::default()).unwrap();
     verification.faults.len()
 }
 
@@ -120,7 +119,7 @@ fn the_newest_block_is_found_in_every_form_of_the_tables() {
 
 fn judged(node: &Node, word: &str) -> (History, usize) {
     let target = node.root().join("elsewhere");
-    let options = RestoreOptions { target: &target, replace: false, copy: false, depth: Depth::Quick, program: None };
+    let options = restore_to(&target);
     let (_, told) = rehearse_restore(&node.backups(), word, options, &Control::default()).unwrap();
     (told.pact_history, told.flags.len())
 }
@@ -173,7 +172,7 @@ fn the_history_of_pact_is_judged_by_the_version_in_the_cut() {
     let compacted = make("mainnet01");
     assert_eq!(judged(&node, compacted.as_str()), (History::Compacted, 1));
     let target = node.root().join("restored");
-    let options = RestoreOptions { target: &target, replace: false, copy: false, depth: Depth::Quick, program: None };
+    let options = restore_to(&target);
     // A node does not start from it: the blocks of the cut are not there. By its identifier it is restored all the same.
     let (_, restored) = restore_backup(&node.backups(), compacted.as_str(), options, &Control::default()).unwrap();
     assert_eq!(restored.pact_history, History::Compacted);

@@ -16,14 +16,16 @@ use std::time::Duration;
 
 use chainweb_backup::{
     Config, Control, Depth, DrillOptions, Kind, Policy, RestoreOptions, Service, Settle, Sources, Status, Verdict,
-    cancel_backup, check_backup_in, delete_backup, drill_backup, gate, list_backups_in, pin_backup, prune_backups,
-    restore_backup, settle_restore, sum_backup, sweep_backups, verify_backup,
+    VerifyOptions, cancel_backup, check_backup_in, delete_backup, drill_backup, gate, list_backups_in, pin_backup,
+    prune_backups, rehearse_prune, restore_backup, settle_restore, sum_backup, sweep_backups, unpin_backup,
+    verify_backup,
 };
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use tempfile::TempDir;
 
 use crate::fixture::{
-    Node, PACT, ROCKSDB, Tree, call, config, copy_tree, make_done, make_failed, names, paths, scratch, tree, wait_until,
+    Node, PACT, ROCKSDB, Tree, call, config, copy_tree, make_done, make_failed, names, paths, restore_to, scratch,
+    tree, wait_until,
 };
 
 /// How long the calls of one case may take on a busy machine.
@@ -47,10 +49,6 @@ fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'sta
     let (done, wait) = mpsc::channel();
     std::thread::spawn(move || done.send(work()));
     wait.recv_timeout(DEADLINE).unwrap_or_else(|e| panic!("{what}: {e}"))
-}
-
-fn options(target: &Path, replace: bool, depth: Depth) -> RestoreOptions<'_> {
-    RestoreOptions { target, replace, copy: replace, depth, program: None }
 }
 
 /// Something precious, outside of what is ours.
@@ -79,7 +77,7 @@ fn what_a_planted_link_leads_to_is_not_deleted() {
     symlink(&place, backups.join(".deleting-1600000000009.1/link")).unwrap();
     symlink(place.join("secret"), backups.join(".deleting-1600000000009.1/deep/link")).unwrap();
     let policy = Policy { keep_last: 1, ..Policy::default() };
-    prune_backups(&backups, policy, false).unwrap();
+    prune_backups(&backups, policy).unwrap();
     assert_eq!(tree(&place), before);
     // What has our form is gone, as a link; what has not is nobody's business.
     assert_eq!(names(&backups), [".creating-1600000000008", ".creating-mine", ".deleting-x"]);
@@ -95,8 +93,7 @@ fn what_a_planted_link_leads_to_is_not_deleted() {
     for name in [".restoring-1", ".restoring-mine", ".exchanging-1"] {
         symlink(&place, target.join(name)).unwrap();
     }
-    let restored =
-        restore_backup(&backups, id.as_str(), options(&target, false, Depth::Quick), &Control::default()).unwrap();
+    let restored = restore_backup(&backups, id.as_str(), restore_to(&target), &Control::default()).unwrap();
     assert_eq!(restored.0, id);
     assert_eq!(tree(&place), before);
     assert_eq!(names(&target), [".restoring-mine", "0", "0.bak-1"]);
@@ -255,15 +252,16 @@ fn a_fifo_or_a_link_keeps_nothing_waiting() {
                 let kinds = [list_backups_in(&backups).err().map(|e| e.kind()), found.as_ref().err().map(|e| e.kind())];
                 assert_eq!(kinds, [is_lost.then_some(Kind::Damaged); 2], "{what}");
                 for depth in [Depth::Quick, Depth::Deep] {
-                    let verified = verify_backup(&backups, word, depth, None, &Control::default());
+                    let verified =
+                        verify_backup(&backups, word, VerifyOptions { depth, program: None }, &Control::default());
                     // What was done is never good behind a link, as far as a verification looks at it.
                     let looked_at = name.contains(".json") && name != "verified.json" || name.starts_with("0/");
                     let is_bad = verified.map_or(true, |(_, found)| !found.faults.is_empty());
                     assert!(is_bad || !looked_at || name.ends_with("BLAKE2SUMS"), "{what} {depth:?}");
                 }
                 let _ = sum_backup(&backups, word, &Control::default());
-                let _ = restore_backup(&backups, word, options(&target, false, Depth::Quick), &Control::default());
-                let _ = pin_backup(&backups, word, true);
+                let _ = restore_backup(&backups, word, restore_to(&target), &Control::default());
+                let _ = pin_backup(&backups, word);
                 let service = Service::start(Config { sums: chainweb_backup::Sums::All, ..config(&backups) }, sources);
                 let service = service.unwrap();
                 for url in [format!("/check-backup/{id}"), "/list-backups".to_owned(), "/metrics".to_owned()] {
@@ -277,7 +275,7 @@ fn a_fifo_or_a_link_keeps_nothing_waiting() {
                     assert!(is_right, "{what} {url} {status}");
                 }
                 service.finish();
-                let _ = pin_backup(&backups, word, false);
+                let _ = unpin_backup(&backups, word);
                 let _ = delete_backup(&backups, word);
             });
         }
@@ -301,7 +299,7 @@ fn what_others_leave_there_is_theirs() {
     let root = backups.join(GARBAGE);
     gate::arm(gate::Plan { root: root.clone(), fail_at: (1..100).collect(), ..gate::Plan::default() });
     let policy = Policy { keep_last: 1, ..Policy::default() };
-    let verdicts = prune_backups(&backups, policy, false).unwrap();
+    let verdicts = prune_backups(&backups, policy).unwrap();
     let verdicts: Vec<_> = verdicts.into_iter().map(|(backup, verdict)| (backup.id, verdict)).collect();
     assert_eq!(verdicts, [(new.clone(), Verdict::Keep("last good")), (old, Verdict::Delete)]);
     assert_eq!(delete_backup(&backups, new.as_str()).unwrap(), new);
@@ -645,12 +643,18 @@ fn operate(place: &Path, good: &str, random: &mut fastrand::Rng) {
         let word = random.choice([good, FAILED, FOREIGN, COMING, "latest"]).unwrap();
         match call_number {
             0 => count(0, list_backups_in(backups)),
-            1 => count(1, verify_backup(backups, word, depth, None, &control())),
+            1 => count(1, verify_backup(backups, word, VerifyOptions { depth, program: None }, &control())),
             2 => count(2, sum_backup(backups, word, &control())),
-            3 => count(3, prune_backups(backups, policy, random.bool())),
+            3 if random.bool() => count(3, rehearse_prune(backups, policy)),
+            3 => count(3, prune_backups(backups, policy)),
             4 => count(4, delete_backup(backups, word)),
-            5 => count(5, restore_backup(backups, word, options(target, random.bool(), depth), &control())),
-            6 => count(6, pin_backup(backups, word, random.bool())),
+            5 => {
+                let replace = random.bool();
+                let options = RestoreOptions { replace, copy: replace, depth, ..restore_to(target) };
+                count(5, restore_backup(backups, word, options, &control()));
+            }
+            6 if random.bool() => count(6, unpin_backup(backups, word)),
+            6 => count(6, pin_backup(backups, word)),
             // Of what is not being made it ends at once.
             7 if word == good => drop(cancel_backup(backups, Some(word))),
             8 => drill(place, word, good, random),
@@ -687,7 +691,12 @@ fn occupy(world: &World, random: &mut fastrand::Rng) {
     fs::create_dir(target.join("0/lost+found")).unwrap();
     let first = random.u64(1..150);
     gate::arm(gate::Plan { root: target.clone(), fail_at: (first..first + 500).collect(), ..gate::Plan::default() });
-    let _ = restore_backup(&backups, &world.good, options(&target, true, Depth::Quick), &Control::default());
+    let _ = restore_backup(
+        &backups,
+        &world.good,
+        RestoreOptions { replace: true, copy: true, ..restore_to(&target) },
+        &Control::default(),
+    );
     gate::disarm(&target);
 }
 

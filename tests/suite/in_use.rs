@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use chainweb_backup::{
-    BackupId, Control, Depth, Kind, Policy, RestoreOptions, Verdict, delete_backup, gate, pin_backup, prune_backups,
+    BackupId, Control, Kind, Policy, RestoreOptions, Verdict, delete_backup, gate, pin_backup, prune_backups,
     restore_backup, sum_backup,
 };
 
-use crate::fixture::{Node, PACT, ROCKSDB, make_done, names};
+use crate::fixture::{Node, PACT, ROCKSDB, make_done, names, restore_to};
 
 const KEEP_ONE: Policy = Policy { keep_last: 1, keep_daily: 0, keep_weekly: 0 };
 
@@ -20,7 +20,7 @@ const KEEP_ONE: Policy = Policy { keep_last: 1, keep_daily: 0, keep_weekly: 0 };
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn verdicts(backups: &Path) -> Vec<(BackupId, Verdict)> {
-    let judged = prune_backups(backups, KEEP_ONE, false).unwrap();
+    let judged = prune_backups(backups, KEEP_ONE).unwrap();
     judged.into_iter().map(|(backup, verdict)| (backup.id, verdict)).collect()
 }
 
@@ -53,7 +53,7 @@ fn a_backup_that_is_pinned_or_removed_while_others_are_pruned_does_not_stop_that
     let (backups, pinned, removed) = (node.backups(), second.clone(), third.clone());
     gate::at_point(&node.backups(), move |point| {
         if point == "prune-judged" {
-            pin_backup(&backups, pinned.as_str(), true).unwrap();
+            pin_backup(&backups, pinned.as_str()).unwrap();
             fs::remove_dir_all(backups.join(removed.as_str())).unwrap();
         }
     });
@@ -87,7 +87,7 @@ fn a_backup_without_a_lock_file_is_not_deleted_while_it_is_restored() {
             deletes.send(delete_backup(&backups, "latest").or_else(|_| delete_backup(&backups, id.as_str()))).unwrap();
         }
     });
-    let options = RestoreOptions { target: &target, replace: true, copy: false, depth: Depth::Quick, program: None };
+    let options = RestoreOptions { replace: true, ..restore_to(&target) };
     restore_backup(&node.backups(), "latest", options, &Control::default()).unwrap();
     gate::forget_points(&target);
     let error = deleted.recv_timeout(DEADLINE).unwrap().unwrap_err();

@@ -23,7 +23,9 @@ use chainweb_backup::rocksdb::{
     WriteBatch,
 };
 use chainweb_backup::testing::{is_immutable, live_copy};
-use chainweb_backup::{BackupId, Control, Depth, Error, Kind, Service, Sources, check_backup_in, gate, verify_backup};
+use chainweb_backup::{
+    BackupId, Control, Depth, Error, Kind, Service, Sources, VerifyOptions, check_backup_in, gate, verify_backup,
+};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
@@ -563,7 +565,11 @@ fn what_is_damaged_is_not_used_again() {
     fs::write(&path, bytes).unwrap();
 
     let faults_count = |id: &BackupId, depth| {
-        verify_backup(&backups, id.as_str(), depth, None, &Control::default()).unwrap().1.faults.len()
+        verify_backup(&backups, id.as_str(), VerifyOptions { depth, program: None }, &Control::default())
+            .unwrap()
+            .1
+            .faults
+            .len()
     };
     let noted = |id: &BackupId| {
         check_backup_in(&backups, id).unwrap().unwrap().verified.is_some_and(|verified| verified.faults_count > 0)

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use chainweb_backup::testing::{fragments, live_files, measure, records, wal_frames};
 use chainweb_backup::{
-    BackupId, Control, Depth, Kind, Limits, check_backup_in, list_backups_in, parse_file, sum_backup, verify_backup,
+    BackupId, Control, Depth, Kind, Limits, VerifyOptions, check_backup_in, list_backups_in, parse_file, sum_backup,
+    verify_backup,
 };
 
 use crate::client::Client;
-use crate::fixture::{Node, PACT, copy_tree, make_done, scratch};
+use crate::fixture::{DEEP, Node, PACT, copy_tree, make_done, scratch};
 use crate::listener::{healthy, server};
 
 /// Whether a loop goes on after `done` cases.
@@ -83,7 +84,7 @@ fn backup(to: &Path) -> String {
 }
 
 fn faults_count(backups: &Path, id: &str, depth: Depth) -> Option<usize> {
-    match verify_backup(backups, id, depth, None, &Control::default()) {
+    match verify_backup(backups, id, VerifyOptions { depth, program: None }, &Control::default()) {
         Ok((_, verification)) => Some(verification.faults.len()),
         // Nothing that could be verified: gone, not good, or its status is unknown.
         Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Refused | Kind::Damaged) => None,
@@ -142,7 +143,7 @@ fn changed_checksums_are_always_seen() {
         let mut bytes = good.clone();
         mutate(&mut bytes, &mut cases.random);
         fs::write(&path, &bytes).unwrap();
-        let (_, found) = verify_backup(backups.path(), &id, Depth::Deep, None, &Control::default()).unwrap();
+        let (_, found) = verify_backup(backups.path(), &id, DEEP, &Control::default()).unwrap();
         // A defect of the list alone is a note.
         if found.faults.is_empty() && found.notes.is_empty() {
             assert_eq!(same(&bytes), same(&good), "not seen: {}", String::from_utf8_lossy(&bytes));

@@ -15,7 +15,9 @@ use chainweb_backup::{
     sum_backup, verify_backup,
 };
 
-use crate::fixture::{Node, PACT, config, make_done, names, paths, scratch_on_disk, skip, tree};
+use crate::fixture::{
+    DEEP, Node, PACT, QUICK, config, make_done, names, paths, restore_to, scratch_on_disk, skip, tree,
+};
 
 /// Nothing that a test waits for takes longer.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -48,7 +50,7 @@ impl Scene {
     }
 
     fn options(&self) -> RestoreOptions<'_> {
-        RestoreOptions { target: &self.target, replace: true, copy: false, depth: Depth::Quick, program: None }
+        RestoreOptions { replace: true, ..restore_to(&self.target) }
     }
 
     fn restore(&self) -> Result<Restored, Error> {
@@ -285,7 +287,7 @@ fn the_limit_holds_for_sums_verifications_and_restores() {
     let took = seconds(&|control| drop(sum_backup(&backups, "latest", control).unwrap()));
     assert!(took > wanted, "sums of {bytes} bytes at {limit} a second took {took} s");
     let took = seconds(&|control| {
-        let (_, found) = verify_backup(&backups, "latest", Depth::Deep, None, control).unwrap();
+        let (_, found) = verify_backup(&backups, "latest", DEEP, control).unwrap();
         assert!(found.faults.is_empty(), "{:?}", found.faults);
     });
     assert!(took > wanted, "a verification of {bytes} bytes at {limit} a second took {took} s");
@@ -362,7 +364,7 @@ fn latest_is_a_backup_of_ours_if_there_is_one() {
     fs::write(directory.join("status"), "backup-done").unwrap();
     let latest = || find_backup(&backups, "latest").map_err(|e| e.kind());
     let verified = || {
-        let verified = verify_backup(&backups, "latest", Depth::Quick, None, &Control::default());
+        let verified = verify_backup(&backups, "latest", QUICK, &Control::default());
         verified.map(|(id, _)| id).map_err(|e| e.kind())
     };
     assert_eq!((latest(), verified()), (Ok(scene.id.clone()), Ok(scene.id.clone())));

@@ -7,11 +7,14 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use chainweb_backup::{
-    BackupId, Candidate, Control, Depth, Details, Policy, Status, Verdict, judge, list_backups_in, prune_backups,
-    verify_backup,
+    BackupId, Candidate, Control, Details, Error, Policy, Status, Verdict, judge, list_backups_in, prune_backups,
+    rehearse_prune, verify_backup,
 };
 
-use crate::fixture::{Node, PACT, ROCKSDB, call, make_done, names};
+use crate::fixture::{Node, PACT, QUICK, ROCKSDB, call, make_done, names};
+
+/// `prune_backups`, or what only rehearses it.
+type Prune = fn(&Path, Policy) -> Result<Vec<(Candidate, Verdict)>, Error>;
 
 const HISTORIES: u32 = 100_000;
 const DAY_MS: u64 = 86_400_000;
@@ -137,7 +140,7 @@ fn whatever_the_clock_said_the_last_backup_is_the_newest() {
     assert_eq!(ids(list_backups_in(&node.backups()).unwrap()), newest_first);
     assert_eq!(ids(service.list_backups().unwrap()), newest_first);
     let (latest, _) =
-        verify_backup(&node.backups(), "latest", Depth::Quick, None, &Control::default()).expect("it can be looked at");
+        verify_backup(&node.backups(), "latest", QUICK, &Control::default()).expect("it can be looked at");
     assert_eq!(latest, last);
     let metrics = call(&service, "GET", "/metrics", &[]).unwrap().body;
     let said = metrics.lines().find_map(|l| l.strip_prefix("chainweb_backup_last_success_timestamp_seconds ")).unwrap();
@@ -150,12 +153,12 @@ fn whatever_the_clock_said_the_last_backup_is_the_newest() {
         (Policy { keep_daily: 9, ..Policy::default() }, vec![&last, &third, &first]),
         (Policy { keep_last: 1, ..Policy::default() }, vec![&last]),
     ] {
-        let verdicts = prune_backups(&node.backups(), policy, true).unwrap();
+        let verdicts = rehearse_prune(&node.backups(), policy).unwrap();
         let ours = verdicts.iter().filter(|(b, _)| !b.foreign);
         let stay: Vec<&BackupId> = ours.filter(|(_, v)| *v != Verdict::Delete).map(|(b, _)| &b.id).collect();
         assert_eq!(stay, kept, "{policy:?}");
     }
-    prune_backups(&node.backups(), Policy { keep_weekly: 1, ..Policy::default() }, false).unwrap();
+    prune_backups(&node.backups(), Policy { keep_weekly: 1, ..Policy::default() }).unwrap();
     assert_eq!(ids(service.list_backups().unwrap()), [last, foreign]);
 }
 
@@ -172,8 +175,8 @@ fn a_newest_backup_that_was_damaged_by_hand_is_no_reason_to_delete_another() {
     let policy = Policy { keep_last: 1, ..Policy::default() };
     let node = Node::new();
     let backups = node.backups();
-    let prune = |dry_run| -> Vec<(BackupId, Verdict)> {
-        let judged = prune_backups(&backups, policy, dry_run).unwrap();
+    let verdicts = |prune: Prune| -> Vec<(BackupId, Verdict)> {
+        let judged = prune(&backups, policy).unwrap();
         judged.into_iter().map(|(backup, verdict)| (backup.id, verdict)).collect()
     };
     for damage in damages {
@@ -181,8 +184,8 @@ fn a_newest_backup_that_was_damaged_by_hand_is_no_reason_to_delete_another() {
         let [first, intact, third, last] = [(); 4].map(|()| make_done(&service, PACT));
         drop(service);
         [&third, &last].into_iter().for_each(|id| damage(&backups.join(id.as_str())));
-        let judged = prune(true);
-        assert_eq!(prune(false), judged);
+        let judged = verdicts(rehearse_prune);
+        assert_eq!(verdicts(prune_backups), judged);
         for (id, verdict) in judged {
             let is_kept = id == intact;
             assert_eq!(verdict, if is_kept { Verdict::Keep("last good") } else { Verdict::Delete }, "{id}");
@@ -194,8 +197,8 @@ fn a_newest_backup_that_was_damaged_by_hand_is_no_reason_to_delete_another() {
         let more = make_done(&service, PACT);
         drop(service);
         [&intact, &more].into_iter().for_each(|id| damage(&backups.join(id.as_str())));
-        for dry_run in [true, false] {
-            assert!(prune(dry_run).iter().all(|(_, verdict)| matches!(verdict, Verdict::Keep(_))));
+        for prune in [rehearse_prune as Prune, prune_backups] {
+            assert!(verdicts(prune).iter().all(|(_, verdict)| matches!(verdict, Verdict::Keep(_))));
         }
         assert_eq!(names(&backups).iter().filter(|name| !name.starts_with('.')).count(), 2);
         fs::remove_dir_all(&backups).unwrap();

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::faults::flip;
-use crate::fixture::{ROCKSDB, config, copy_tree, make_done, names, scratch_on_disk};
+use crate::fixture::{DEEP, ROCKSDB, config, copy_tree, make_done, names, scratch_on_disk};
 
 /// As much as is compared of the ends of files.
 const TAIL_BYTES: usize = 8 * 1024;
@@ -125,7 +125,7 @@ impl Stage {
             let sum = blake2b_simd::blake2b(&bytes).to_hex().to_string();
             assert!(entry["blake2b"].is_null() || entry["blake2b"] == sum, "{name}");
         }
-        let (_, found) = verify_backup(&self.backups(), id.as_str(), Depth::Deep, None, &Control::default()).unwrap();
+        let (_, found) = verify_backup(&self.backups(), id.as_str(), DEEP, &Control::default()).unwrap();
         assert_eq!(found.faults, [], "{id}");
     }
 
@@ -180,7 +180,7 @@ fn a_blob_file_that_only_looks_the_same_is_copied() {
     assert!(is_reused(&stage.files(&four)[&first_name]));
     assert!(stage.files(&four)[&first_name]["blake2b"].is_string());
     stage.check_files(&four);
-    let (_, found) = verify_backup(&stage.backups(), one.as_str(), Depth::Deep, None, &Control::default()).unwrap();
+    let (_, found) = verify_backup(&stage.backups(), one.as_str(), DEEP, &Control::default()).unwrap();
     assert_eq!(found.faults, [], "the first one has what it had");
 }
 

@@ -10,12 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use chainweb_backup::{
-    BackupId, Control, Depth, Kind, MakeRequest, Phase, Policy, Scope, Service, Sources, Status, check_backup_in,
+    BackupId, Control, Kind, MakeRequest, Phase, Policy, Scope, Service, Sources, Status, check_backup_in,
     delete_backup, list_backups_in, prune_backups, verify_backup,
 };
 
 use crate::fixture::{
-    BLOCKS, Node, PACT, ROCKSDB, Tree, call, config, make, make_done, make_failed, names, record, settled, tree,
+    BLOCKS, Node, PACT, QUICK, ROCKSDB, Tree, call, config, make, make_done, make_failed, names, record, settled, tree,
     wait_end, wait_until, whole,
 };
 
@@ -181,7 +181,7 @@ fn a_damaged_status_file_is_an_error_and_not_an_absence() {
         }
         let errors = [
             check_backup_in(&backups, &id).err(),
-            verify_backup(&backups, id.as_str(), Depth::Quick, None, &Control::default()).err(),
+            verify_backup(&backups, id.as_str(), QUICK, &Control::default()).err(),
             delete_backup(&backups, id.as_str()).err(),
             list_backups_in(&backups).err(),
             service.check_backup(&id).err(),
@@ -192,9 +192,9 @@ fn a_damaged_status_file_is_an_error_and_not_an_absence() {
         }
         let answer = call(&service, "GET", &format!("/check-backup/{id}"), &[]).unwrap();
         assert!(answer.status == 500 && answer.body.contains("status"), "{answer:?}");
-        let (latest, _) = verify_backup(&backups, "latest", Depth::Quick, None, &Control::default()).unwrap();
+        let (latest, _) = verify_backup(&backups, "latest", QUICK, &Control::default()).unwrap();
         assert_eq!(latest, older);
-        let judged = prune_backups(&backups, Policy { keep_last: 1, ..Policy::default() }, false).unwrap();
+        let judged = prune_backups(&backups, Policy { keep_last: 1, ..Policy::default() }).unwrap();
         assert_eq!(judged.into_iter().map(|(backup, _)| backup.id).collect::<Vec<_>>(), std::slice::from_ref(&older));
         assert!(backups.join(id.as_str()).join("0").exists());
     }

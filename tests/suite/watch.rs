@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use chainweb_backup::rusqlite::Connection;
 use chainweb_backup::{
-    BackupId, Config, Control, Depth, Kind, Phase, Service, Status, Sums, cancel_backup, check_backup_in, gate,
-    verify_backup,
+    BackupId, Config, Control, Depth, Kind, Phase, Service, Status, Sums, VerifyOptions, cancel_backup,
+    check_backup_in, gate, verify_backup,
 };
 
-use crate::fixture::{Node, PACT, ROCKSDB, call, make_done, make_failed, names, record, wait_until};
+use crate::fixture::{DEEP, Node, PACT, ROCKSDB, call, make_done, make_failed, names, record, wait_until};
 
 /// What a failed backup leaves.
 const FAILED: [&str; 3] = [".use", "backup.json", "status"];
@@ -176,7 +176,8 @@ fn a_child_without_progress_is_ended() {
         assert!(Command::new("/bin/sh").args(["-c", &script]).status().unwrap().success());
         let control = Control::default().with_stall_limit(Duration::from_secs(3));
         let started = Instant::now();
-        let verified = verify_backup(&node.backups(), id.as_str(), Depth::Deep, Some(&program), &control);
+        let verified =
+            verify_backup(&node.backups(), id.as_str(), VerifyOptions { program: Some(&program), ..DEEP }, &control);
         (verified.map(|(_, verification)| verification.faults), started.elapsed())
     };
     let (faults, took) = verify("exec sleep 60");
@@ -209,7 +210,7 @@ fn sums_are_written_while_idle() {
         let backup = node.backups().join(id.as_str());
         if sums == Sums::None {
             fs::write(backup.join("0/sqlite/.BLAKE2SUMS.tmp"), "half a l").unwrap();
-            let deep = verify_backup(&node.backups(), id.as_str(), Depth::Deep, None, &Control::default()).unwrap();
+            let deep = verify_backup(&node.backups(), id.as_str(), DEEP, &Control::default()).unwrap();
             assert_eq!(deep.1.faults, []);
         }
         // What is to do is done before it ends.

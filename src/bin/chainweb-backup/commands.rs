@@ -11,11 +11,11 @@ use chainweb_backup::chainweb::pact::History;
 use chainweb_backup::chainweb::start::Start;
 use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
-    Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, PartRehearsal, Policy, Record, Rehearsal,
-    RestoreOptions, Restored, Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict, Verified, Way,
-    cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup, find_backup, inspect_json, list_all_in,
-    pin_backup, prune_backups, rehearse_restore, require_no_half_restore, restore_backup, settle_restore, step_back,
-    sum_backup, verify_backup,
+    Candidate, Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, PartRehearsal, Record, Rehearsal,
+    RestoreOptions, Restored, Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict, Verified,
+    VerifyOptions, Way, cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup, find_backup,
+    inspect_json, list_all_in, pin_backup, prune_backups, rehearse_prune, rehearse_restore, require_no_half_restore,
+    restore_backup, settle_restore, step_back, sum_backup, unpin_backup, verify_backup,
 };
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -31,7 +31,7 @@ const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Runs an [`Action`] on a backup directory, within the limits of `control`; returns the exit code.
 pub fn run(directory: &Path, action: Action, control: &Control) -> Result<i32> {
     match action {
-        Action::List { json } => list(directory, json),
+        Action::List(output) => list(directory, output),
         Action::Check(id) => check(directory, &id),
         Action::Cancel(id) => {
             let (id, status) = cancel_backup(directory, id.as_deref())?;
@@ -41,10 +41,10 @@ pub fn run(directory: &Path, action: Action, control: &Control) -> Result<i32> {
             }
             Ok(i32::from(status == Status::Done))
         }
-        Action::Verify { id, deep } => verify(directory, &id, depth(deep), control),
-        Action::Restore { id, to, replace, copy, deep, dry_run } => {
+        Action::Verify { id, depth } => verify(directory, &id, depth, control),
+        Action::Restore { id, to, replace, copy, depth, dry_run } => {
             let program = Some(Path::new(OURSELVES));
-            let options = RestoreOptions { target: &to, replace, copy, depth: depth(deep), program };
+            let options = RestoreOptions { target: &to, replace, copy, depth, program };
             match dry_run {
                 None => restore(directory, &id, options, control),
                 Some(output) => rehearse(directory, &id, options, (control, output)),
@@ -67,16 +67,17 @@ pub fn run(directory: &Path, action: Action, control: &Control) -> Result<i32> {
             print(&format!("{id}: BLAKE2SUMS {done}, {} files read", summed.read_count))
         }
         Action::Delete(ids) => delete(directory, &ids),
-        Action::Prune { policy, dry_run } => prune(directory, policy, dry_run),
-        Action::Pin { id, pinned } => {
-            let id = pin_backup(directory, &id, pinned)?;
-            print(&format!("{id}: {}", if pinned { "pinned" } else { "no longer pinned" }))
+        Action::Prune { policy, dry_run: true } => {
+            tell_pruned(&rehearse_prune(directory, policy)?, "would be deleted").map(|()| 0)
         }
+        Action::Prune { policy, dry_run: false } => {
+            let judged = prune_backups(directory, policy)?;
+            tell_pruned(&judged, "deleted")?;
+            Ok(i32::from(judged.iter().any(|(_, verdict)| *verdict == Verdict::Failed)))
+        }
+        Action::Pin(id) => print(&format!("{}: pinned", pin_backup(directory, &id)?)),
+        Action::Unpin(id) => print(&format!("{}: no longer pinned", unpin_backup(directory, &id)?)),
     }
-}
-
-fn depth(deep: bool) -> Depth {
-    if deep { Depth::Deep } else { Depth::Quick }
 }
 
 /// Runs long work; on a terminal, with a progress line.
@@ -129,8 +130,8 @@ fn verify(directory: &Path, id: &str, depth: Depth, control: &Control) -> Result
     if depth == Depth::Deep {
         step_back();
     }
-    let program = Some(Path::new(OURSELVES));
-    let (id, found) = with_progress(control, || verify_backup(directory, id, depth, program, control))?;
+    let options = VerifyOptions { depth, program: Some(Path::new(OURSELVES)) };
+    let (id, found) = with_progress(control, || verify_backup(directory, id, options, control))?;
     for fault in &found.faults {
         say(&fault.to_string());
     }
@@ -330,19 +331,16 @@ fn delete(directory: &Path, ids: &[String]) -> Result<i32> {
     Ok(0)
 }
 
-fn prune(directory: &Path, policy: Policy, dry_run: bool) -> Result<i32> {
-    let deleted = if dry_run { "would be deleted" } else { "deleted" };
-    let mut failed = false;
-    for (backup, verdict) in prune_backups(directory, policy, dry_run)? {
-        failed |= verdict == Verdict::Failed;
-        match verdict {
-            Verdict::Keep(why) => print(&format!("{}: kept ({why})", backup.id))?,
-            Verdict::Delete => print(&format!("{}: {deleted}", backup.id))?,
-            Verdict::Gone => print(&format!("{}: already deleted by another process", backup.id))?,
-            Verdict::Failed => print(&format!("{}: not deleted", backup.id))?,
+fn tell_pruned(judged: &[(Candidate, Verdict)], deleted: &str) -> Result<()> {
+    judged.iter().try_for_each(|(Candidate { id, .. }, verdict)| {
+        let line = match verdict {
+            Verdict::Keep(why) => format!("{id}: kept ({why})"),
+            Verdict::Delete => format!("{id}: {deleted}"),
+            Verdict::Gone => format!("{id}: already deleted by another process"),
+            Verdict::Failed => format!("{id}: not deleted"),
         };
-    }
-    Ok(i32::from(failed))
+        print(&line).map(|_| ())
+    })
 }
 
 fn check(directory: &Path, id: &str) -> Result<i32> {
@@ -360,16 +358,15 @@ fn check(directory: &Path, id: &str) -> Result<i32> {
     })
 }
 
-fn list(directory: &Path, json: bool) -> Result<i32> {
+fn list(directory: &Path, output: Output) -> Result<i32> {
     let backups = list_all_in(directory)?;
     if let Some(Err(e)) = directory.parent().map(require_no_half_restore) {
         say(&format!("warning: {}", e.chain()));
     }
-    if json {
-        print(&serde_json::to_string_pretty(&backups).expect("details have only string keys"))?;
-    } else {
-        print_table(&backups)?;
-    }
+    match output {
+        Output::Json => print(&serde_json::to_string_pretty(&backups).expect("details have only string keys"))?,
+        Output::Text => print_table(&backups)?,
+    };
     let unreadable =
         |backup: &Listed| if let Listed::Unreadable(backup) = backup { Some(backup.clone()) } else { None };
     let unreadable: Vec<Unreadable> = backups.iter().filter_map(unreadable).collect();

@@ -101,11 +101,8 @@ pub enum Plan {
 /// A command on the backup directory. Identifiers are as typed, not parsed yet: never join one to a path.
 #[derive(Debug, PartialEq)]
 pub enum Action {
-    /// List the backups, as JSON or as a table.
-    List {
-        /// As JSON instead of a table.
-        json: bool,
-    },
+    /// List the backups.
+    List(Output),
     /// Print the status.
     Check(String),
     /// Cancel the running backup: this one, or any.
@@ -114,8 +111,8 @@ pub enum Action {
     Verify {
         /// An identifier, or `latest`.
         id: String,
-        /// Read every byte.
-        deep: bool,
+        /// How thoroughly.
+        depth: Depth,
     },
     /// Restore a backup into a database directory.
     Restore {
@@ -127,8 +124,8 @@ pub enum Action {
         replace: bool,
         /// Share no file with the backup.
         copy: bool,
-        /// Read every byte before.
-        deep: bool,
+        /// How thoroughly it is verified before.
+        depth: Depth,
         /// Print what would be done, do nothing.
         dry_run: Option<Output>,
     },
@@ -154,19 +151,16 @@ pub enum Action {
         /// Print the decisions, delete nothing.
         dry_run: bool,
     },
-    /// Protect a backup from being deleted, or end that.
-    Pin {
-        /// An identifier.
-        id: String,
-        /// Whether it is protected.
-        pinned: bool,
-    },
+    /// Protect a backup from being deleted.
+    Pin(String),
+    /// End that.
+    Unpin(String),
 }
 
 /// How a result is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
-    /// As lines.
+    /// As lines, or as a table.
     Text,
     /// As JSON.
     Json,
@@ -295,22 +289,26 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
             let Service { node, config, log_level, warnings, notes, .. } = made;
             Plan::Make(MakePlan { node, config, backup_pact, log_level, warnings, notes })
         }
-        Command::List(typed) => manage(typed.common, Action::List { json: typed.json })?,
+        Command::List(typed) => {
+            manage(typed.common, Action::List(if typed.json { Output::Json } else { Output::Text }))?
+        }
         Command::Check(typed) => manage(typed.common, Action::Check(typed.id))?,
         Command::Cancel(typed) => manage(typed.common, Action::Cancel(typed.id))?,
         Command::Verify(typed) => {
-            let action = Action::Verify { id: typed.id, deep: typed.deep };
+            let action = Action::Verify { id: typed.id, depth: depth(typed.deep) };
             reading(typed.common, typed.limit, action)?
         }
         Command::Restore(typed) => {
             let args::Restore { id, to, replace, copy, deep, dry_run, json, resume, undo, limit, common } = typed;
-            let output = match (dry_run, json) {
+            let dry_run = match (dry_run, json) {
                 (false, _) => None,
                 (true, false) => Some(Output::Text),
                 (true, true) => Some(Output::Json),
             };
             match id {
-                Some(id) => reading(common, limit, Action::Restore { id, to, replace, copy, deep, dry_run: output })?,
+                Some(id) => {
+                    reading(common, limit, Action::Restore { id, to, replace, copy, depth: depth(deep), dry_run })?
+                }
                 None => {
                     let wanted = if undo && !resume { Settle::Undo } else { Settle::Resume };
                     Plan::Settle { to, wanted, log_level: settings(common, around)?.log_level }
@@ -332,12 +330,16 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
             }
             manage(typed.common, Action::Prune { policy, dry_run: typed.dry_run })?
         }
-        Command::Pin(typed) => manage(typed.common, Action::Pin { id: typed.id, pinned: true })?,
-        Command::Unpin(typed) => manage(typed.common, Action::Pin { id: typed.id, pinned: false })?,
+        Command::Pin(typed) => manage(typed.common, Action::Pin(typed.id))?,
+        Command::Unpin(typed) => manage(typed.common, Action::Unpin(typed.id))?,
         Command::Help(typed) => return Err(Exit::shown(pages::help(typed.topic.as_deref())?)),
         Command::Completions(typed) => return Err(Exit::shown(pages::completions(typed.shell))),
         Command::Man(typed) => return Err(Exit::shown(pages::man(typed.command.as_deref())?)),
     })
+}
+
+fn depth(deep: bool) -> Depth {
+    if deep { Depth::Deep } else { Depth::Quick }
 }
 
 /// What flags, environment and files say to every command.

@@ -41,7 +41,7 @@ use crate::disk;
 use crate::disk::copy::{self, Copier};
 use crate::disk::nofollow;
 use crate::disk::off_heap;
-use crate::disk::quiet_reader::QuietReader;
+use crate::disk::quiet_reader::{PageCache, QuietReader};
 use crate::disk::sum::{self, Known, SummingReader};
 use crate::disk::unsynced::Batch;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -196,13 +196,13 @@ fn may_be_ingested(file: &LiveFile) -> bool {
 fn same_content(ours: &Path, known: Option<Known>, pinned: &Path, control: &Control) -> Result<Option<Known>> {
     let known = match known {
         Some(known) => known,
-        None => match sum::of(ours, true, control) {
+        None => match sum::of(ours, PageCache::Unchanged, control) {
             Ok(sum) => Known { sum, read_ms: 0 },
             Err(e) if e.kind() == Kind::Io => return Ok(None),
             Err(e) => return Err(e),
         },
     };
-    Ok((sum::of(pinned, true, control)? == known.sum).then_some(known))
+    Ok((sum::of(pinned, PageCache::Unchanged, control)? == known.sum).then_some(known))
 }
 
 /// The origin of a live file.

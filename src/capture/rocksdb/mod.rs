@@ -76,12 +76,14 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    fn live(live_copy::Copied { run, brought, unsynced, warnings }: live_copy::Copied, linked: bool) -> Capture {
-        Capture { way: "live-copy", live: Some(run), linked, brought, unsynced, warnings }
+    /// A capture without links.
+    fn live(live_copy::Copied { run, brought, unsynced, warnings }: live_copy::Copied) -> Capture {
+        Capture { way: "live-copy", live: Some(run), linked: false, brought, unsynced, warnings }
     }
 
-    fn checkpoint(brought: Brought, unsynced: Batch, linked: bool) -> Capture {
-        Capture { way: "checkpoint", live: None, linked, brought, unsynced, warnings: Vec::new() }
+    /// The same.
+    fn checkpoint(brought: Brought, unsynced: Batch) -> Capture {
+        Capture { way: "checkpoint", live: None, linked: false, brought, unsynced, warnings: Vec::new() }
     }
 
     /// The error if RocksDB does not open the copy: it names the source as the cause, if the source was damaged before.
@@ -125,7 +127,7 @@ pub(crate) fn capture(sources: &Sources, to: &Path, earlier: Option<&Earlier>, c
                 unsynced.add(Unsynced::open(&path)?)?;
             }
             disk::give(to, copier.owner)?;
-            Ok(Capture::checkpoint(Brought::default(), unsynced, linked))
+            Ok(Capture { linked, ..Capture::checkpoint(Brought::default(), unsynced) })
         }
         RocksSource::Handle(db) => {
             let pins = Pins::take(sources)?;
@@ -134,10 +136,10 @@ pub(crate) fn capture(sources: &Sources, to: &Path, earlier: Option<&Earlier>, c
             let cleared = pins.clear();
             let (brought, unsynced) = copied?;
             cleared?;
-            Ok(Capture::checkpoint(brought, unsynced, linked))
+            Ok(Capture::checkpoint(brought, unsynced))
         }
         RocksSource::Directory(database) if linked => {
-            Ok(Capture::live(live_copy::copy(database, to, to, None, copier)?, linked))
+            Ok(Capture { linked, ..Capture::live(live_copy::copy(database, to, to, None, copier)?) })
         }
         RocksSource::Directory(database) => {
             let pins = Pins::take(sources)?;
@@ -148,7 +150,7 @@ pub(crate) fn capture(sources: &Sources, to: &Path, earlier: Option<&Earlier>, c
             let cleared = pins.clear();
             let copied = copied?;
             cleared?;
-            Ok(Capture::live(copied, linked))
+            Ok(Capture::live(copied))
         }
     }
 }

@@ -148,21 +148,21 @@ impl<'a> Held<'a> {
     pub(crate) fn find(connection: &'a Connection, database: &Path) -> Result<Held<'a>> {
         let shm_path = beside(database, "-shm");
         let identities = [identity(database)?, identity(&shm_path)?];
-        let one = |identity, read_only: bool, path: &Path| -> Result<BorrowedFd<'a>> {
+        let one = |identity, mode: Option<OFlags>, path: &Path| -> Result<BorrowedFd<'a>> {
             let failed = || format!("cannot find the descriptor of {} that SQLite uses", path.display());
             let all = sys::descriptors_of(identity, connection).context(failed)?;
             // If a node embeds us, its own descriptors are open on the database too; ours is the read-only one.
             let fits = |fd: &BorrowedFd<'_>| {
                 let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::empty());
-                !read_only || flags & OFlags::RWMODE == OFlags::RDONLY
+                mode.is_none_or(|mode| flags & OFlags::RWMODE == mode)
             };
             all.into_iter().find(fits).ok_or_else(|| Error::new(Kind::Database, failed()))
         };
         let held = Held {
             connection,
             identities,
-            database: one(identities[0], true, database)?,
-            shm: one(identities[1], false, &shm_path)?,
+            database: one(identities[0], Some(OFlags::RDONLY), database)?,
+            shm: one(identities[1], None, &shm_path)?,
             read_locks: RefCell::new((SHM_READ0..SHM_READ0 + SHM_READ_LOCKS).collect()),
         };
         match held.missing(database)? {

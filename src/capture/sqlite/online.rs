@@ -45,13 +45,14 @@ pub(crate) fn copy(database: &Path, to: &Path, how: &How<'_>) -> Attempt<()> {
         .map_err(|e| unreadable(database, e))?;
     release(&source, database)?;
 
-    let mut copying = Copying { database, to, how, page_bytes, counted: 0 };
-    let mut unsynced = copying.make(&source, false)?;
+    let mut copying = Copying { database, to, how, page_bytes, is_pinned: false, counted: 0 };
+    let mut unsynced = copying.make(&source)?;
     if unsynced.is_none() {
         log::info!("pinned for its copy database={} reason=\"the node writes to it all the time\"", database.display());
         disk::remove_file(to)?;
         begin(&source, database, how.copier.control)?;
-        unsynced = copying.make(&source, true)?;
+        copying.is_pinned = true;
+        unsynced = copying.make(&source)?;
         release(&source, database)?;
         how.copier.control.throttle(copying.counted)?;
     }
@@ -74,13 +75,15 @@ struct Copying<'a> {
     to: &'a Path,
     how: &'a How<'a>,
     page_bytes: u64,
+    /// Whether a read transaction keeps the writer from changing the source.
+    is_pinned: bool,
     /// The bytes counted as progress: the most that any run has copied.
     counted: u64,
 }
 
 impl Copying<'_> {
     /// Makes the new file; `None`, with an unusable file left, if the source is written to again and again.
-    fn make(&mut self, source: &Connection, is_pinned: bool) -> Result<Option<Unsynced>> {
+    fn make(&mut self, source: &Connection) -> Result<Option<Unsynced>> {
         let to = self.to;
         let failed =
             |e: rusqlite::Error| Error::new(Kind::Database, format!("cannot write {}", to.display())).because(e);
@@ -89,7 +92,7 @@ impl Copying<'_> {
         let mut target = Connection::open(to).map_err(failed)?;
         // The file is not part of a backup before it is whole and synced, so it needs no journal and no sync before that.
         target.execute_batch("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF").map_err(failed)?;
-        let ends = self.run(source, &mut target, is_pinned)?;
+        let ends = self.run(source, &mut target)?;
         let closed = target.close();
         if !ends {
             return Ok(None);
@@ -99,7 +102,7 @@ impl Copying<'_> {
     }
 
     /// Makes all steps; `Ok(false)` if the source is written to again and again.
-    fn run(&mut self, source: &Connection, target: &mut Connection, is_pinned: bool) -> Result<bool> {
+    fn run(&mut self, source: &Connection, target: &mut Connection) -> Result<bool> {
         let failed = |e| unreadable(self.database, e);
         let control = self.how.copier.control;
         let step_pages = i32::try_from(STEP_BYTES / self.page_bytes).unwrap_or(1).max(1);
@@ -111,7 +114,7 @@ impl Copying<'_> {
                 disk::require_room(self.to, control.reserve_bytes())?;
             }
             steps = steps.wrapping_add(1);
-            fault_gate::point(if is_pinned { "online-pinned-step" } else { "online-step" }, self.database);
+            fault_gate::point(if self.is_pinned { "online-pinned-step" } else { "online-step" }, self.database);
             let result = backup.step(step_pages).map_err(failed)?;
             let now = self.done_bytes(&backup.progress());
             let is_again = now <= done && !matches!(result, StepResult::Busy | StepResult::Locked);
@@ -133,7 +136,7 @@ impl Copying<'_> {
                     sleep(BUSY_PAUSE);
                 }
             }
-            if !is_pinned {
+            if !self.is_pinned {
                 control.throttle(moved)?;
             }
         }

@@ -40,6 +40,7 @@ pub(crate) type Salts = [u8; 8];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Header {
     bytes: [u8; HEADER_BYTES],
+    words: Words,
     page_bytes: usize,
 }
 
@@ -49,11 +50,12 @@ impl Header {
         let bytes: [u8; HEADER_BYTES] = bytes.get(..HEADER_BYTES)?.try_into().ok()?;
         let magic = be(&bytes[0..4]);
         let page_bytes = usize::try_from(be(&bytes[8..12])).ok()?;
+        let words = if magic & 1 == 1 { Words::BigEndian } else { Words::LittleEndian };
         let sane = magic & !1 == 0x377f_0682 && page_bytes.is_power_of_two() && (512..=65536).contains(&page_bytes);
-        if !sane || checksum(magic & 1 == 1, [0, 0], &bytes[..24]) != [be(&bytes[24..28]), be(&bytes[28..32])] {
+        if !sane || checksum(words, [0, 0], &bytes[..24]) != [be(&bytes[24..28]), be(&bytes[28..32])] {
             return None;
         }
-        Some(Header { bytes, page_bytes })
+        Some(Header { bytes, words, page_bytes })
     }
 
     /// The bytes of the header in the file.
@@ -81,7 +83,7 @@ impl Header {
     /// Begins to follow the frames; stops after `frames` frames at the latest.
     pub(crate) fn scan(&self, frames: u64) -> Scan {
         Scan {
-            big_endian: self.bytes[3] & 1 == 1,
+            words: self.words,
             salts: self.salts(),
             chain: [be(&self.bytes[24..28]), be(&self.bytes[28..32])],
             frame: Vec::with_capacity(self.frame_bytes()),
@@ -97,7 +99,7 @@ impl Header {
 /// Follows the chain of checksums through the frames of a WAL, which it takes in pieces of any size.
 #[derive(Debug)]
 pub(crate) struct Scan {
-    big_endian: bool,
+    words: Words,
     salts: Salts,
     chain: [u32; 2],
     /// The first bytes of the next frame, if it is incomplete.
@@ -131,7 +133,7 @@ impl Scan {
 
     fn take_frame(&mut self, frame: &[u8]) {
         let (head, page) = frame.split_at(FRAME_HEADER_BYTES);
-        let chain = checksum(self.big_endian, checksum(self.big_endian, self.chain, &head[..8]), page);
+        let chain = checksum(self.words, checksum(self.words, self.chain, &head[..8]), page);
         if head[8..16] != self.salts || chain != [be(&head[16..20]), be(&head[20..24])] {
             self.ended = true;
             return;
@@ -184,7 +186,7 @@ impl Index {
         let backfilled = u64::from(ne(&bytes[96..100]));
         let mut headers = bytes[..2 * INDEX_HEADER_BYTES].chunks_exact(INDEX_HEADER_BYTES);
         headers.find_map(|header| {
-            let sums = checksum(cfg!(target_endian = "big"), [0, 0], &header[..INDEX_SUMMED_BYTES]);
+            let sums = checksum(Words::NATIVE, [0, 0], &header[..INDEX_SUMMED_BYTES]);
             if header[12] == 0 || sums != [ne(&header[40..44]), ne(&header[44..48])] {
                 return None;
             }
@@ -212,11 +214,25 @@ fn be(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |value, byte| value << 8 | u32::from(*byte))
 }
 
+/// The byte order of the words that a checksum adds up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Words {
+    BigEndian,
+    LittleEndian,
+}
+
+impl Words {
+    const NATIVE: Words = if cfg!(target_endian = "big") { Words::BigEndian } else { Words::LittleEndian };
+}
+
 /// SQLite's checksum over whole pairs of words.
-fn checksum(big_endian: bool, [mut a, mut b]: [u32; 2], bytes: &[u8]) -> [u32; 2] {
+fn checksum(words: Words, [mut a, mut b]: [u32; 2], bytes: &[u8]) -> [u32; 2] {
     let word = |w: &[u8]| {
         let w = [w[0], w[1], w[2], w[3]];
-        if big_endian { u32::from_be_bytes(w) } else { u32::from_le_bytes(w) }
+        match words {
+            Words::BigEndian => u32::from_be_bytes(w),
+            Words::LittleEndian => u32::from_le_bytes(w),
+        }
     };
     for pair in bytes.chunks_exact(8) {
         a = a.wrapping_add(word(&pair[..4])).wrapping_add(b);

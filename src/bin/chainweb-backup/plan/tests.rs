@@ -112,7 +112,7 @@ fn the_other_commands() {
     // The daemon's variables are set where the other commands run too; only `serve` judges the switch.
     let env = &[("BACKUP_DIR", "/b"), ("ENABLE_BACKUP_API", "maybe")];
     let (backup_directory, log_level) = (PathBuf::from("/b"), LevelFilter::Info);
-    let action = Action::List { json: true };
+    let action = Action::List(Output::Json);
     let list = Plan::Manage {
         backup_directory: "/b".into(),
         action,
@@ -142,12 +142,24 @@ fn what_is_done_with_finished_backups() {
         Ok(Plan::Manage { action, .. }) => action,
         other => panic!("{line}: {other:?}"),
     };
-    assert_eq!(action("verify latest --deep"), Action::Verify { id: "latest".into(), deep: true });
-    let restore =
-        Action::Restore { id: "1".into(), to: "/n".into(), replace: true, copy: false, deep: false, dry_run: None };
+    assert_eq!(action("verify latest --deep"), Action::Verify { id: "latest".into(), depth: Depth::Deep });
+    let restore = Action::Restore {
+        id: "1".into(),
+        to: "/n".into(),
+        replace: true,
+        copy: false,
+        depth: Depth::Quick,
+        dry_run: None,
+    };
     assert_eq!(action("restore 1 --to /n --replace"), restore);
-    let copy =
-        Action::Restore { id: "1".into(), to: "/n".into(), replace: false, copy: true, deep: true, dry_run: None };
+    let copy = Action::Restore {
+        id: "1".into(),
+        to: "/n".into(),
+        replace: false,
+        copy: true,
+        depth: Depth::Deep,
+        dry_run: None,
+    };
     assert_eq!(action("restore 1 --to /n --copy --deep"), copy);
     let limit = |line: &str, file: &str| match run(
         &format!("{line} --backup-directory /b --config-file f"),
@@ -169,7 +181,7 @@ fn what_is_done_with_finished_backups() {
     assert_eq!(action("delete 1 2"), Action::Delete(vec!["1".into(), "2".into()]));
     let policy = Policy { keep_last: 3, keep_daily: 7, keep_weekly: 0 };
     assert_eq!(action("prune --keep-last 3 --keep-daily 7 --dry-run"), Action::Prune { policy, dry_run: true });
-    assert_eq!(action("unpin 1"), Action::Pin { id: "1".into(), pinned: false });
+    assert_eq!(action("unpin 1"), Action::Unpin("1".into()));
     assert_eq!(action("cancel"), Action::Cancel(None));
     assert_eq!(action("cancel 1"), Action::Cancel(Some("1".into())));
     assert_eq!(action("sum latest"), Action::Sum("latest".into()));

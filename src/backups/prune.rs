@@ -1,0 +1,111 @@
+//! Deletes the backups that a retention rule does not keep; `retention` has the rules.
+//!
+//! Invariant: before a backup is deleted, a good one that is kept is verified quickly.
+
+use std::path::Path;
+
+use crate::backups::catalog::{Catalog, Found, is_there};
+use crate::backups::operations::{delete, note, refutation, share};
+use crate::backups::retention::{Candidate, Policy, Verdict, good_newest_first, judge};
+use crate::backups::verification::Verification;
+use crate::backups::verify::{self, VerifyOptions};
+use crate::config::Depth;
+use crate::control::Control;
+use crate::disk::fault_gate;
+use crate::error::{Error, Kind, Result};
+use crate::id::BackupId;
+
+/// Every backup, newest first, with its verdict.
+type Judged = Vec<(Candidate, Verdict)>;
+
+/// Judges every backup by `policy`, and deletes those that it does not keep. A backup that is in use, was pinned meanwhile or cannot
+/// be deleted is kept, and its verdict says so. Before any is deleted, the newest good backup is verified quickly; one with faults
+/// counts as damaged.
+///
+/// # Errors
+/// [`Kind::Usage`]: no such directory. [`Kind::Io`]: it cannot be listed.
+pub fn prune_backups(directory: &Path, policy: Policy) -> Result<Vec<(Candidate, Verdict)>> {
+    let catalog = Catalog::manage(directory)?;
+    let note_quick = |found: &Found, verification: &Verification| note(&catalog, found, Depth::Quick, verification);
+    let (found, mut judged) = judge_all(&catalog, policy, &note_quick)?;
+    fault_gate::point("prune-judged", directory);
+    for (found, (_, verdict)) in found.iter().zip(&mut judged).filter(|(_, (_, v))| *v == Verdict::Delete) {
+        if let Err(e) = delete(&catalog, found) {
+            *verdict = undeleted(&catalog, &found.id, &e);
+        }
+    }
+    catalog.sweep_or_warn();
+    Ok(judged)
+}
+
+/// What [`prune_backups`] would do. Nothing is written.
+///
+/// # Errors
+/// As [`prune_backups`].
+pub fn rehearse_prune(directory: &Path, policy: Policy) -> Result<Vec<(Candidate, Verdict)>> {
+    Ok(judge_all(&Catalog::view(directory)?, policy, &|_, _| ())?.1)
+}
+
+/// Every backup, and its verdict after a quick verification of the newest good backup: the others are deleted because it is kept. One
+/// with faults is given to `note`, it counts as damaged, and the next newest is verified.
+fn judge_all(catalog: &Catalog, policy: Policy, note: &dyn Fn(&Found, &Verification)) -> Result<(Vec<Found>, Judged)> {
+    let found: Vec<Found> = catalog.readable()?.collect();
+    let mut candidates = found.iter().map(|f| candidate(catalog, f)).collect::<Result<Vec<Candidate>>>()?;
+    let mut unread = Vec::new();
+    let verdicts = loop {
+        let mut verdicts = judge(&candidates, policy);
+        unread.iter().for_each(|at: &usize| verdicts[*at] = Verdict::Keep("not verified"));
+        let newest_good = good_newest_first(&candidates).first().copied();
+        // Each turn marks one more backup as damaged.
+        let Some(at) = newest_good.filter(|_| verdicts.contains(&Verdict::Delete)) else { break verdicts };
+        let backup = &found[at];
+        match verify_quickly(catalog, backup) {
+            Ok(verification) if verification.faults.is_empty() => break verdicts,
+            Ok(verification) => {
+                log::warn!("backup damaged id={} reason={:?}", backup.id, verification.faults[0].to_string());
+                note(backup, &verification);
+            }
+            Err(e) if e.kind() == Kind::NotFound => {}
+            // It may be good, so it is kept; but no other backup is deleted because of it.
+            Err(e) => {
+                log::warn!("backup not verified id={} reason={:?}", backup.id, e.chain());
+                unread.push(at);
+            }
+        }
+        candidates[at].damaged = true;
+    };
+    Ok((found, candidates.into_iter().zip(verdicts).collect()))
+}
+
+fn verify_quickly(catalog: &Catalog, found: &Found) -> Result<Verification> {
+    let _in_use = share(catalog, &found.id)?;
+    let options = VerifyOptions { depth: Depth::Quick, program: None };
+    verify::verify(&catalog.path(&found.id), found.record.as_ref(), options, &Control::default())
+}
+
+/// The verdict of a backup that could not be deleted. The others are deleted all the same.
+fn undeleted(catalog: &Catalog, id: &BackupId, why: &Error) -> Verdict {
+    if matches!(is_there(&catalog.path(id)), Ok(false)) {
+        return Verdict::Gone;
+    }
+    match why.kind() {
+        Kind::Busy => Verdict::Keep("in use"),
+        Kind::Refused => Verdict::Keep("pinned"),
+        _ => {
+            log::error!("backup not deleted id={id} reason={:?}", why.chain());
+            Verdict::Failed
+        }
+    }
+}
+
+fn candidate(catalog: &Catalog, found: &Found) -> Result<Candidate> {
+    Ok(Candidate {
+        id: found.id.clone(),
+        status: found.status,
+        foreign: found.record.is_none(),
+        pinned: catalog.is_pinned(&found.id)?,
+        damaged: catalog.is_damaged(&found.id)?,
+        refuted: refutation(catalog, &found.id)?.is_some(),
+        started_ms: found.started_ms,
+    })
+}
