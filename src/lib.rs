@@ -33,8 +33,8 @@
 //! http      words in, words out
 //!           accept head listener routes
 //! ```
-//! The program is `src/bin/chainweb-backup`: `args` (what was typed), `plan` (what it means), `commands`, `pages` (help, completions),
-//! `terminal`.
+//! The program is `src/bin/chainweb-backup`: `args` (what was typed), `plan` (what it means), `action` and `commands` (what is done with
+//! backups), `pages` (help, completions), `terminal`.
 //!
 //! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere else.
 //! Only `capture::rocksdb::engine` names the `rocksdb` crate, only `capture::sqlite` names `rusqlite`, only `http` names `rouille`, only

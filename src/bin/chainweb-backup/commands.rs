@@ -21,8 +21,9 @@ use chainweb_backup::{
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::action::{Action, Output};
 use crate::args::NAME;
-use crate::plan::{Action, OURSELVES, Output};
+use crate::plan::OURSELVES;
 use crate::terminal::{PROGRESS_INTERVAL, draw, exit_code, print, say, size, utc};
 
 /// How often a child process shows that it makes progress.

@@ -1,6 +1,7 @@
 //! The program `chainweb-backup`: parse, run, report. Errors end here, as one line and an exit code.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod action;
 mod args;
 mod commands;
 mod pages;

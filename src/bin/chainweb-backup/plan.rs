@@ -16,6 +16,7 @@ use chainweb_backup::{
 };
 use log::LevelFilter;
 
+use crate::action::{Action, Output};
 use crate::args::{self, Child, Command, Common, Job, Limit, Serve, Typed};
 use crate::pages;
 use crate::places::{self, Found, Node};
@@ -96,74 +97,6 @@ pub enum Plan {
         /// The limit of bytes read per second.
         limit_bytes_per_second: Option<u64>,
     },
-}
-
-/// A command on the backup directory. Identifiers are as typed, not parsed yet: never join one to a path.
-#[derive(Debug, PartialEq)]
-pub enum Action {
-    /// List the backups.
-    List(Output),
-    /// Print the status.
-    Check(String),
-    /// Cancel the running backup: this one, or any.
-    Cancel(Option<String>),
-    /// Compare a backup with its manifest.
-    Verify {
-        /// An identifier, or `latest`.
-        id: String,
-        /// How thoroughly.
-        depth: Depth,
-    },
-    /// Restore a backup into a database directory.
-    Restore {
-        /// An identifier, or `latest`.
-        id: String,
-        /// The database directory.
-        to: PathBuf,
-        /// Rename an existing database first.
-        replace: bool,
-        /// Share no file with the backup.
-        copy: bool,
-        /// How thoroughly it is verified before.
-        depth: Depth,
-        /// Print what would be done, do nothing.
-        dry_run: Option<Output>,
-    },
-    /// Restore a backup into a scratch directory, and use it there.
-    Drill {
-        /// An identifier, or `latest`.
-        id: String,
-        /// The command that uses it; empty: this program.
-        command: Vec<OsString>,
-        /// How long the command may run.
-        time_limit: Duration,
-        /// Share no file with the backup.
-        copy: bool,
-    },
-    /// Write the checksums of a backup.
-    Sum(String),
-    /// Delete backups.
-    Delete(Vec<String>),
-    /// Delete the backups that no rule keeps.
-    Prune {
-        /// The rules.
-        policy: Policy,
-        /// Print the decisions, delete nothing.
-        dry_run: bool,
-    },
-    /// Protect a backup from being deleted.
-    Pin(String),
-    /// End that.
-    Unpin(String),
-}
-
-/// How a result is printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Output {
-    /// As lines, or as a table.
-    Text,
-    /// As JSON.
-    Json,
 }
 
 /// How to serve.
