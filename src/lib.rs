@@ -20,14 +20,14 @@
 //! format    our own names and durable formats
 //!           drill layout manifest record seal start_proof
 //! capture   a source becomes a directory of synced files
-//!           in_use modes node_locks rocksdb::chain_cut rocksdb::child rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
+//!           in_use links modes node_locks rocksdb::chain_cut rocksdb::child rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
 //!           rocksdb::live_directories rocksdb::live_files rocksdb::live_wals rocksdb::log_format rocksdb::mod
 //!           rocksdb::no_engine rocksdb::options_file rocksdb::pins rocksdb::version_edit source sqlite::attempt
 //!           sqlite::finished sqlite::fold sqlite::history sqlite::locks sqlite::mod sqlite::online sqlite::raw_copy sqlite::wal
 //!           start_proof
 //! backups   finished backups, and how one becomes finished
-//!           below catalog commit damage details drill drill_command filling journal operations placement prune recover rehearsal
-//!           reread restore retention start_proofs sums sums_list verification verify
+//!           below catalog commit damage details drill drill_command filling journal moving operations placement prune recover
+//!           rehearsal reread restore retention start_proofs sums sums_list verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
 //!           answers fill job listing making metrics repair shared watchdog worker
 //! http      words in, words out

@@ -29,7 +29,9 @@
 //! restart: that `.restoring-<time>` exists shows that the right file system is mounted.
 //!
 //! Invariants: no file that may be part of an old database is removed or overwritten; none is ever in `.restoring-<time>`. A file that
-//! appears while the exchange is half done (a log of a node that was refused) is kept as `<name>.later-<n>` if its name is taken.
+//! appears while the exchange is half done (a log of a node that was refused, a new database of a program that found none) is kept as
+//! `<name>.later-<n>` if its name is needed. So is what would be taken for the WAL or journal of a database that is put in place. For
+//! that, each database is moved before its own.
 //!
 //! # Limitations
 //! While the exchange is half done and no restore runs, programs that are no node (`sqlite3`) can open the Pact databases that are in
@@ -44,19 +46,18 @@ use rustix::fs::FileType;
 use crate::backups::catalog::is_there;
 use crate::backups::filling::{self, Counts, Filling, Part};
 use crate::backups::journal::{self, Journal, Names};
-use crate::backups::placement::{Placement, entries, is_fixed};
+use crate::backups::moving::{keep_later, move_and_keep, move_exactly, move_to};
+use crate::backups::placement::{Placement, Way, entries, is_fixed};
 use crate::capture::node_locks::NodeLocks;
-use crate::capture::source::{CURRENT, is_half_restored};
-use crate::chainweb::{DIRECTORIES, SQLITE};
+use crate::capture::source::{CURRENT, beside, is_half_restored};
+use crate::capture::sqlite::SUFFIXES;
+use crate::chainweb::{DIRECTORIES, SQLITE, is_pact_database};
 use crate::disk::fault_gate;
 use crate::disk::nofollow;
 use crate::disk::permissions;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::{self, RESTORE_JOURNAL, RESTORE_MARK};
-
-/// How many names are tried for a file that appeared.
-const LATER_MAX: u32 = 1000;
 
 /// How a half-done exchange is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +176,22 @@ pub(crate) fn settle(placement: &Placement, wanted: Settle) -> Result<Settled> {
     Ok(if progress == Progress::New { Settled::New } else { Settled::Old })
 }
 
+/// Fails as [`settle`] would because of what a restore left, or as the next exchange would because of what is in place. Nothing is
+/// changed.
+pub(crate) fn require_settleable(placement: &Placement) -> Result<()> {
+    match Exchange::interrupted(placement)? {
+        Some(_) => Ok(()),
+        None => require_mounted(placement),
+    }?;
+    match placement.way() {
+        Way::Whole => Ok(()),
+        Way::Below => {
+            let places = [&placement.rocksdb, &placement.sqlite];
+            places.into_iter().try_for_each(|place| Side::of(place, 0, Vec::new()).in_place().map(|_| ()))
+        }
+    }
+}
+
 /// Fails if new files for Pact are staged, and none for RocksDB: these are made first and removed last, so the journal of that restore is
 /// on a file system that is not mounted.
 fn require_mounted(placement: &Placement) -> Result<()> {
@@ -264,10 +281,20 @@ impl Side {
 
     /// Step 8.
     fn new_in(&self) -> Result<()> {
-        for name in self.staged()? {
-            move_exactly(&self.staging.join(name), &self.place.join(name))?;
-        }
+        let mut names = self.staged()?;
+        names.sort_unstable();
+        names.into_iter().try_for_each(|name| self.put(&self.staging, OsStr::new(name)))?;
         self.sync()
+    }
+
+    /// Moves a file into place. What has appeared there is kept under another name, also what SQLite would take for a part of the
+    /// database; the parts of its own come later, by the order of the names.
+    fn put(&self, from: &Path, name: &OsStr) -> Result<()> {
+        let (from, to) = (from.join(name), self.place.join(name));
+        if is_pact_database(&to) {
+            SUFFIXES.into_iter().try_for_each(|suffix| keep_later(&beside(&to, suffix)))?;
+        }
+        move_and_keep(&from, &to)
     }
 
     fn new_out(&self) -> Result<()> {
@@ -279,39 +306,13 @@ impl Side {
     }
 
     fn old_in(&self) -> Result<()> {
-        for (name, _) in entries(&self.aside)? {
-            let to = self.place.join(&name);
-            if name == OsStr::new(CURRENT) {
-                continue;
-            }
-            if is_there(&to)? {
-                move_to(&to, &self.place, &name.to_string_lossy())?;
-            }
-            move_exactly(&self.aside.join(&name), &to)?;
+        let mut names: Vec<_> = entries(&self.aside)?.into_iter().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        for name in names.iter().filter(|name| *name != CURRENT) {
+            self.put(&self.aside, name)?;
         }
         self.sync()
     }
-}
-
-/// Renames a file into a directory; under a free name, if its own is taken.
-fn move_to(from: &Path, directory: &Path, name: &str) -> Result<()> {
-    if disk::rename_new(from, &directory.join(name))? {
-        return Ok(());
-    }
-    for n in 1..=LATER_MAX {
-        if disk::rename_new(from, &directory.join(format!("{name}.later-{n}")))? {
-            return Ok(());
-        }
-    }
-    Err(taken(&directory.join(name)))
-}
-
-fn move_exactly(from: &Path, to: &Path) -> Result<()> {
-    if disk::rename_new(from, to)? { Ok(()) } else { Err(taken(to)) }
-}
-
-fn taken(path: &Path) -> Error {
-    Error::new(Kind::Refused, format!("{} appeared during the restore: move it away", path.display()))
 }
 
 impl Exchange {
@@ -335,12 +336,9 @@ impl Exchange {
             disk::create_private_dir(&side.staging, owner)?;
             if has_new {
                 let part = Part { from, to: side.staging.clone() };
-                for item in filling.list(&part)? {
-                    let name = item.name().map(str::to_owned);
-                    side.new.push(name.ok_or_else(|| {
-                        Error::new(Kind::Damaged, format!("a file in {} has no plain name", whole.display()))
-                    })?);
-                }
+                // No file of a database has another name than UTF-8 can write; one that has is a stranger's, and is left out.
+                let listed = filling.list(&part)?;
+                side.new.extend(listed.iter().filter_map(|item| item.name().map(str::to_owned)));
             }
             sides.push(side);
         }

@@ -153,16 +153,20 @@ impl Catalog {
         is_there(&self.pin_path(id))
     }
 
-    /// The last verification of the backup, if there was one. A note that cannot be read counts as damage until the next one.
+    /// The last verification of the backup, if there was one. A note that cannot be read, or is that of another backup, counts as
+    /// damage until the next one.
     pub(crate) fn verified(&self, id: &BackupId) -> Result<Option<Verified>> {
         let bytes = read_small(&self.path(id).join(VERIFIED_FILE), MAX_RECORD_BYTES)?;
-        Ok(bytes.map(|bytes| serde_json::from_slice(&bytes).unwrap_or_else(|_| Verified::unreadable())))
+        let is_own = |verified: &Verified| verified.id.as_ref().is_none_or(|of| of == id);
+        let own = |bytes: Vec<u8>| serde_json::from_slice(&bytes).ok().filter(is_own);
+        Ok(bytes.map(|bytes| own(bytes).unwrap_or_else(Verified::unreadable)))
     }
 
     /// The last drill of the backup, if there was one.
     pub(crate) fn drill(&self, id: &BackupId) -> Result<Option<Drill>> {
         let bytes = read_small(&self.path(id).join(DRILL_FILE), MAX_RECORD_BYTES)?;
-        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+        let drill = bytes.and_then(|bytes| serde_json::from_slice::<Drill>(&bytes).ok());
+        Ok(drill.filter(|drill| drill.id.as_ref().is_none_or(|of| of == id)))
     }
 
     /// The last start-up proof of the backup, if there was one.

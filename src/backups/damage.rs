@@ -29,11 +29,12 @@ pub(crate) fn note(catalog: &Catalog, id: &BackupId, depth: Depth, faults: &[Fau
     let tables: BTreeSet<String> = faults.iter().filter_map(|fault| fault.table().map(str::to_owned)).collect();
     let others_count = faults.iter().filter(|fault| fault.table().is_none()).count() as u64;
     let damaged = if others_count == 0 && tables.len() <= MAX_NAMES { tables } else { BTreeSet::new() };
-    write(catalog, id, &Verified { depth, at_ms, faults_count: faults.len() as u64, damaged })
+    write(catalog, id, Verified { id: None, depth, at_ms, faults_count: faults.len() as u64, damaged })
 }
 
-fn write(catalog: &Catalog, id: &BackupId, verified: &Verified) -> Result<()> {
-    let bytes = serde_json::to_vec(verified).expect("a verification has only string keys");
+fn write(catalog: &Catalog, id: &BackupId, verified: Verified) -> Result<()> {
+    let verified = Verified { id: Some(id.clone()), ..verified };
+    let bytes = serde_json::to_vec(&verified).expect("a verification has only string keys");
     disk::replace(&catalog.path(id), VERIFIED_FILE, &bytes, catalog.owner())
 }
 
@@ -64,7 +65,8 @@ fn add(catalog: &Catalog, id: &BackupId, names: &[&str], at_ms: u64) -> Result<(
     if known.is_none() || damaged.len() > MAX_NAMES {
         damaged.clear();
     }
-    write(catalog, id, &Verified { depth: Depth::Deep, at_ms, faults_count: before_count + new_count, damaged })
+    let faults_count = before_count + new_count;
+    write(catalog, id, Verified { id: None, depth: Depth::Deep, at_ms, faults_count, damaged })
 }
 
 /// Notes the same damage, for which there is evidence in the content, in every other backup in which a damaged SST is the same file, under a second name. Returns the number

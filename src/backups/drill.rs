@@ -104,6 +104,7 @@ pub fn drill_backup(
     }
     let reason = changed.map(|file| format!("{file} of the backup was changed: verify --deep the backup")).or(reason);
     let drill = Drill {
+        id: Some(held.found.id.clone()),
         passed: reason.is_none(),
         at_ms,
         used_ms: millis(use_time),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
+use crate::backups::placement::is_fixed;
 use crate::backups::sums;
 use crate::capture::rocksdb::live_directories::is_immutable;
 use crate::control::Control;
@@ -78,8 +79,8 @@ impl Filling<'_> {
             let (name, stat) = entry.context(failed)?;
             let (name, mode) = (PathBuf::from(name), stat.st_mode);
             let text = name.to_string_lossy();
-            // The checksums belong to the backup, and are not restored.
-            if FileType::from_raw_mode(mode) != FileType::RegularFile || sums::is_ours(&text) {
+            // The checksums belong to the backup, and are not restored; neither is what a node that was opened in it left.
+            if FileType::from_raw_mode(mode) != FileType::RegularFile || sums::is_ours(&text) || is_fixed(&text) {
                 continue;
             }
             let may_link =

@@ -9,6 +9,7 @@ pub(crate) mod drill;
 pub(crate) mod drill_command;
 pub(crate) mod filling;
 pub(crate) mod journal;
+pub(crate) mod moving;
 pub(crate) mod operations;
 pub(crate) mod placement;
 pub(crate) mod prune;

@@ -7,8 +7,7 @@
 //! a link in place of one of the three                        below, in the directories to which the links lead
 //! 0 has a directory beside the two (backups, pins)           below: that directory is not part of the database
 //! ```
-//! Invariants: nothing is changed here. The paths have no links. The node's user may have planted a link in place of `0` while we are
-//! root: a link is followed only if it belongs to root, to us or to the owner of the directory to which it leads.
+//! Invariants: nothing is changed here. The paths have no links; only trusted ones were followed (see `links`).
 
 use std::fs;
 use std::io;
@@ -19,7 +18,8 @@ use rustix::fs::FileType;
 use serde::Serialize;
 
 use crate::backups::catalog::lies_in_backup;
-use crate::capture::source::{CURRENT, LOCK, resolve};
+use crate::capture::links::follow_trusted;
+use crate::capture::source::{CURRENT, LOCK};
 use crate::chainweb::{DIRECTORIES, ROCKSDB, SQLITE};
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -55,7 +55,7 @@ impl Placement {
     pub(crate) fn of(target: &Path) -> Result<Placement> {
         let named = target.join(WHOLE);
         let mut because = reason(&named)?;
-        let place = resolve(&named)?;
+        let place = follow_trusted(target, Path::new(WHOLE))?;
         for name in DIRECTORIES {
             because = because.or(reason(&place.join(name))?);
         }
@@ -63,7 +63,8 @@ impl Placement {
             None => foreign_directory(&place)?.map(|path| format!("{} is not part of the database", path.display())),
             some => some,
         };
-        let (rocksdb, sqlite) = (resolve(&place.join(ROCKSDB))?, resolve(&place.join(SQLITE))?);
+        let [rocksdb, sqlite] = [ROCKSDB, SQLITE].map(|name| follow_trusted(&place, Path::new(name)));
+        let (rocksdb, sqlite) = (rocksdb?, sqlite?);
         if rocksdb == sqlite {
             let context = format!("{} and {SQLITE} are the same directory: correct the links", rocksdb.display());
             return Err(Error::new(Kind::Refused, context));
@@ -112,27 +113,12 @@ fn reason(path: &Path) -> Result<Option<String>> {
         meta => meta.context(|| format!("cannot look at {}", path.display()))?,
     };
     if meta.is_symlink() {
-        require_trusted(path, meta.uid())?;
         return Ok(Some(format!("{} is a link", path.display())));
     }
     let parent =
         path.parent().map(fs::metadata).transpose().context(|| format!("cannot look at {}", path.display()))?;
     let is_mount = nofollow::is_mount_point(path) || parent.is_some_and(|parent| parent.dev() != meta.dev());
     Ok(is_mount.then(|| format!("a file system is mounted at {}", path.display())))
-}
-
-fn require_trusted(link: &Path, owner: u32) -> Result<()> {
-    let leads_to = fs::metadata(link).context(|| format!("cannot follow the link {}", link.display()))?;
-    let ours = rustix::process::geteuid().as_raw();
-    if leads_to.is_dir() && (owner == 0 || owner == ours || owner == leads_to.uid()) {
-        return Ok(());
-    }
-    let context = format!(
-        "the link {} belongs to another user than the directory to which it leads, or leads to no directory: make it anew \
-         as root, or name the directory itself",
-        link.display()
-    );
-    Err(Error::new(Kind::Refused, context))
 }
 
 /// A directory in `0` that is not one of the databases'.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::backups::below;
 use crate::backups::filling::{self, Filling, Part};
 use crate::backups::placement::{Placement, Way};
 use crate::backups::restore::{self, RestoreOptions};
@@ -111,9 +112,12 @@ pub(crate) fn rehearse(
     }
     let needs: Vec<(&Path, u64)> = needs.iter().map(|(path, bytes)| (path.as_path(), *bytes)).collect();
     let pact_history = restore::pact_history(&whole, record, options.program, control)?;
-    let free = if options.replace { Ok(()) } else { restore::require_free(&placement) };
-    let obstacle =
-        free.and_then(|()| restore::require_no_node(&placement.place)).and_then(|()| filling::require_room(&needs));
+    // In the order of a restore, so that the exit code is the same.
+    let obstacle = restore::require_no_node(&placement.place)
+        .and_then(|()| restore::require_no_other(&placement.target))
+        .and_then(|()| below::require_settleable(&placement))
+        .and_then(|()| if options.replace { Ok(()) } else { restore::require_free(&placement) })
+        .and_then(|()| filling::require_room(&needs));
     Ok(Rehearsal {
         database_directory: options.target.to_owned(),
         way: placement.way(),

@@ -25,7 +25,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::backups::below::{self, Settle, Settled};
-use crate::backups::catalog::lies_in_backup;
+use crate::backups::catalog::{is_there, lies_in_backup, look};
 use crate::backups::filling::{self, Counts, Filling, Part, RESERVE_BYTES};
 use crate::backups::placement::{Placement, Way};
 use crate::backups::verify::VerifyOptions;
@@ -149,15 +149,23 @@ impl Names {
 
 /// Takes the lock of a target.
 fn lock_target(target: &Path) -> Result<Lock> {
-    Lock::try_take_directory(target)?.ok_or_else(|| {
-        Error::new(Kind::Busy, format!("another restore into {} is running; wait for its end", target.display()))
-    })
+    Lock::try_take_directory(target)?.ok_or_else(|| is_running(target))
+}
+
+/// Fails if another restore into the target is running.
+pub(crate) fn require_no_other(target: &Path) -> Result<()> {
+    let is_there = look(target)?.is_some_and(|meta| meta.is_dir());
+    if !is_there || Lock::try_share_directory(target)?.is_some() { Ok(()) } else { Err(is_running(target)) }
+}
+
+fn is_running(target: &Path) -> Error {
+    Error::new(Kind::Busy, format!("another restore into {} is running; wait for its end", target.display()))
 }
 
 /// Finishes or undoes an exchange that was interrupted in `target`, a database directory; says which database is in place now.
 ///
 /// # Errors
-/// [`Kind::Usage`]: no such directory. [`Kind::Busy`]: a restore is running. [`Kind::NodeRunning`]: a process has a database open.
+/// [`Kind::Usage`]: no such directory, or no database in it. [`Kind::Busy`]: a restore is running. [`Kind::NodeRunning`]: a process has a database open.
 /// [`Kind::Refused`]: a file system is not mounted. [`Kind::Damaged`]: the journal is. [`Kind::Io`].
 pub fn settle_restore(target: &Path, wanted: Settle) -> Result<Settled> {
     if !target.is_dir() {
@@ -167,7 +175,16 @@ pub fn settle_restore(target: &Path, wanted: Settle) -> Result<Settled> {
     let target = resolve(target)?;
     let _lock = lock_target(&target)?;
     clear(&target)?;
-    below::settle(&Placement::of(&target)?, wanted)
+    let placement = Placement::of(&target)?;
+    let settled = below::settle(&placement, wanted)?;
+    if settled == Settled::Nothing && !is_there(&placement.rocksdb.join(CURRENT))? {
+        let context = format!(
+            "no restore into {0} is half done, and there is no database in it: --to must name the database directory",
+            placement.target.display()
+        );
+        return Err(Error::new(Kind::Usage, context));
+    }
+    Ok(settled)
 }
 
 /// Steps 1 and 3 to 9; the caller has verified the backup in `backup` and has locked it.

@@ -27,7 +27,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Flock, FlockType, Pid};
 
-use crate::capture::source::{LOCK, SqliteSource, beside, doubtful_name, resolve};
+use crate::capture::links::follow_trusted;
+use crate::capture::source::{LOCK, SqliteSource, beside, doubtful_name};
 use crate::capture::sqlite::locks::{EXCLUSIVE, Range, SHARED, SHM_IN_USE};
 use crate::chainweb;
 use crate::disk::file_id::FileId;
@@ -122,7 +123,7 @@ impl NodeLocks {
     /// process is one of ours. A missing `LOCK` is created, as RocksDB does when it opens its database.
     pub(crate) fn take(place: &Path, owner: Option<Owner>) -> Result<NodeLocks> {
         let mut wanted = Vec::new();
-        let rocksdb = resolve(&place.join(chainweb::ROCKSDB))?;
+        let rocksdb = follow_trusted(place, Path::new(chainweb::ROCKSDB))?;
         if rocksdb.is_dir() {
             let lock = rocksdb.join(LOCK);
             if lock.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
@@ -223,7 +224,7 @@ fn opened_meanwhile(path: &Path) -> Error {
 }
 
 fn databases(place: &Path) -> Result<Vec<PathBuf>> {
-    databases_in(&resolve(&place.join(chainweb::SQLITE))?)
+    databases_in(&follow_trusted(place, Path::new(chainweb::SQLITE))?)
 }
 
 fn databases_in(directory: &Path) -> Result<Vec<PathBuf>> {

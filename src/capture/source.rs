@@ -2,10 +2,10 @@
 //!
 //! The sources are closed enums, so that one `match` shows every case.
 //!
-//! The operator may have put links on the way to the databases, and in place of `0` and the directories below it. A service
-//! resolves them once, at its start ([`Sources::resolved`]), and from then on uses only the paths without links: a link that the
-//! node's user plants later is not followed. Before each job they are resolved again, and if they lead elsewhere now, the job
-//! fails: its backup would be of a database that the node does not use any more.
+//! The operator may have put links on the way to the databases, and in place of `0` and the directories below it; the latter must be
+//! trusted (see `links`). A service resolves them once, at its start ([`Sources::resolved`]), and from then on uses only the paths
+//! without links: a link that the node's user plants later is not followed. Before each job they are resolved again, and if they lead
+//! elsewhere now, the job fails: its backup would be of a database that the node does not use any more.
 //!
 //! Invariant: nothing here changes a source.
 
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use rustix::fs::StatFs;
 use rustix::process::{Flock, FlockType};
 
+use crate::capture::links::follow_trusted;
 use crate::capture::rocksdb::engine::{self, Db};
 use crate::chainweb::{self, ROCKSDB};
 use crate::disk::file_id::FileId;
@@ -139,20 +140,29 @@ impl Sources {
         Err(Error::new(Kind::Refused, context))
     }
 
-    /// The same databases, by paths without links. What does not exist yet keeps its name.
+    /// The same databases, by paths without links. What does not exist yet keeps its name. Fails with [`Kind::Refused`] at a link
+    /// below the database directory that is not to be trusted.
     pub(crate) fn resolved(&self) -> Result<Sources> {
         Ok(Sources {
             database_directory: resolve(&self.database_directory)?,
             pin_directory: self.pin_directory.as_deref().map(resolve).transpose()?,
             rocksdb: match &self.rocksdb {
                 RocksSource::Handle(db) => RocksSource::Handle(Arc::clone(db)),
-                RocksSource::Directory(path) => RocksSource::Directory(resolve(path)?),
+                RocksSource::Directory(path) => RocksSource::Directory(self.resolve_trusted(path)?),
             },
             sqlite: match &self.sqlite {
-                SqliteSource::Embedded(path) => SqliteSource::Embedded(resolve(path)?),
-                SqliteSource::Foreign(path) => SqliteSource::Foreign(resolve(path)?),
+                SqliteSource::Embedded(path) => SqliteSource::Embedded(self.resolve_trusted(path)?),
+                SqliteSource::Foreign(path) => SqliteSource::Foreign(self.resolve_trusted(path)?),
             },
         })
+    }
+
+    /// A path without links; if it lies below the database directory, only trusted links are followed from there.
+    pub(crate) fn resolve_trusted(&self, path: &Path) -> Result<PathBuf> {
+        match path.strip_prefix(&self.database_directory) {
+            Ok(below) => follow_trusted(&resolve(&self.database_directory)?, below),
+            Err(_) => resolve(path),
+        }
     }
 
     fn paths(&self) -> [&Path; 4] {

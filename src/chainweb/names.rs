@@ -25,7 +25,7 @@ pub(crate) const DIRECTORIES: [&str; 2] = [ROCKSDB, SQLITE];
 pub(crate) const PACT_EXTENSION: &str = "sqlite";
 
 /// The part of a Pact database's name before the chain.
-const BEFORE_CHAIN: &str = "chain-";
+const BEFORE_CHAIN: &str = "pact-v1-chain-";
 
 /// Before each path of the API: `/chainweb/0.0/{chainwebVersion}/make-backup`.
 pub(crate) const API_PREFIX: &str = "/chainweb/0.0/";
@@ -111,7 +111,23 @@ pub(crate) fn is_pact_database(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == PACT_EXTENSION)
 }
 
-/// The chain of `pact-v1-chain-<n>.sqlite`.
+/// The chain of `pact-v1-chain-<n>.sqlite`. Only the node's own spelling counts: it never opens `pact-v1-chain-01.sqlite`.
 pub(crate) fn chain_of(database: &Path) -> Option<u32> {
-    database.file_stem()?.to_str()?.rsplit_once(BEFORE_CHAIN)?.1.parse().ok()
+    let digits = database.file_stem()?.to_str()?.strip_prefix(BEFORE_CHAIN)?;
+    digits.parse().ok().filter(|chain: &u32| chain.to_string() == digits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_nodes_own_spelling_names_a_chain() {
+        let chain = |name: &str| chain_of(Path::new(name));
+        assert_eq!((chain("d/pact-v1-chain-0.sqlite"), chain("pact-v1-chain-19.sqlite")), (Some(0), Some(19)));
+        for name in ["01", "+1", "-1", "", "1.old", "1-wal", "4294967296", "x"] {
+            assert_eq!(chain(&format!("pact-v1-chain-{name}.sqlite")), None, "{name}");
+        }
+        assert_eq!((chain("copy-of-pact-v1-chain-1.sqlite"), chain("chain-1.sqlite")), (None, None));
+    }
 }

@@ -4,9 +4,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::id::BackupId;
+
 /// The result of the last drill of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drill {
+    /// The backup: a result of another one is none. Absent in results of versions until 0.2.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<BackupId>,
     /// Whether the restored databases could be used, and the backup is unchanged.
     pub passed: bool,
     /// When it began, milliseconds since the epoch.

@@ -20,6 +20,9 @@ pub(crate) const FORMAT: &str = "chainweb-backup/1";
 /// The result of the last verification of a backup, or of the last deep one if a quick one after it found no fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
+    /// The backup: a note of another one counts as one that cannot be read. Absent in notes of versions until 0.2.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<BackupId>,
     /// How thorough it was.
     pub depth: Depth,
     /// Milliseconds since the epoch.
@@ -34,7 +37,7 @@ pub struct Verified {
 impl Verified {
     /// Stands for a note that cannot be read: it may have named damage, of any file.
     pub(crate) fn unreadable() -> Verified {
-        Verified { depth: Depth::Quick, at_ms: 0, faults_count: 1, damaged: BTreeSet::new() }
+        Verified { id: None, depth: Depth::Quick, at_ms: 0, faults_count: 1, damaged: BTreeSet::new() }
     }
 
     /// Whether every byte was read.

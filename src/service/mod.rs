@@ -91,7 +91,7 @@ impl Service {
         let (named, sources) = (sources.clone(), sources.resolved()?);
         named.log_links(&sources);
         verify::require_possible(config.verify)?;
-        let catalog = Catalog::open(&config.backup_directory, &sources.database_directory)?;
+        let catalog = Catalog::open(&named.resolve_trusted(&config.backup_directory)?, &sources.database_directory)?;
         let service_lock = match role {
             Role::Service => Some(catalog.lock_service()?),
             Role::Beside => None,

@@ -129,12 +129,15 @@ kept 'linked 0, backups on its disk' linked disk/backups --database-directory li
 status 'linked 0: the log' 0 chainweb-backup make --database-directory linked --backup-directory disk/backups
 has 'linked 0: it says where the link leads' err "$DIR/disk/0/rocksDb"
 # Another user's directory gets no pin directory uninvited.
-chown -h 12345:23456 linked/0 && chown 12345:23456 linked disk/0/rocksDb
+chown 12345:23456 linked disk/0/rocksDb
 rm -rf disk/0/.chainweb-backup-pin
 status 'linked 0 of another user' 1 chainweb-backup make --database-directory linked --backup-directory "$other/linked"
 has 'linked 0 of another user: the message' err 'a link leads to it, and it belongs to another user'
 is 'linked 0 of another user: nothing was made' "$(find disk -name .chainweb-backup-pin)" ''
-chown 0:0 linked disk/0/rocksDb
+chown -h 12345:23456 linked/0
+status 'linked 0 to another user' 1 chainweb-backup make --database-directory linked --backup-directory "$other/linked"
+has 'linked 0 to another user: the message' err 'belongs to another user than the directory to which it leads'
+chown -h 0:0 linked linked/0 disk/0/rocksDb
 stop TERM
 mkdir -p parts/0 disk/rocks disk/pact && ln -s "$DIR/disk/rocks" parts/0/rocksDb && ln -s "$DIR/disk/pact" parts/0/sqlite
 running parts

@@ -373,15 +373,26 @@ fn a_planted_link_is_refused() {
         return crate::fixture::skip("only root can give files away");
     }
     let scene = Scene::new();
-    for name in ["0", "0/rocksDb", "0/sqlite"] {
+    let links = ["0", "0/rocksDb", "0/sqlite"];
+    for (name, hops) in links.into_iter().flat_map(|name| [(name, false), (name, true)]) {
         let _ = fs::remove_dir_all(scene.target());
         fs::create_dir_all(scene.target().join(name).parent().unwrap()).unwrap();
         let victim = scene.root.join("victim");
         fs::create_dir_all(&victim).unwrap();
         fs::write(victim.join("passwd"), "root").unwrap();
         let link = scene.target().join(name);
-        std::os::unix::fs::symlink(&victim, &link).unwrap();
-        std::os::unix::fs::lchown(&link, Some(1234), Some(1234)).unwrap();
+        let planted = |to: &Path, link: &Path| {
+            std::os::unix::fs::symlink(to, link).unwrap();
+            std::os::unix::fs::lchown(link, Some(1234), Some(1234)).unwrap();
+        };
+        if hops {
+            // The first link is root's, and the one in its way is not.
+            let _ = fs::remove_file(scene.root.join("hop"));
+            planted(&victim, &scene.root.join("hop"));
+            std::os::unix::fs::symlink(scene.root.join("hop"), &link).unwrap();
+        } else {
+            planted(&victim, &link);
+        }
         let before = tree(&scene.target());
         let error = scene.restore().unwrap_err();
         assert!(error.kind() == Kind::Refused && error.chain().contains("another user"), "{}", error.chain());
@@ -455,4 +466,58 @@ fn what_is_staged_for_pact_alone_is_kept_until_the_other_file_system_is_mounted(
     assert_eq!(settle_restore(&scene.target(), Settle::Resume).unwrap(), Settled::Nothing);
     assert!(!staged.exists());
     assert!(!scene.is_new("nothing was moved"));
+}
+
+/// What another process makes between two steps is neither lost nor taken for a part of a database, also if the restore fails then.
+#[test]
+fn what_appears_during_the_exchange_is_kept_under_another_name() {
+    let scene = Scene::new();
+    let in_both = |name: &&String| scene.old.contains_key(*name) && !name.ends_with("CURRENT");
+    let mut made: Vec<String> = scene.new.keys().filter(in_both).cloned().collect();
+    made.extend(["-journal", "-wal", "-shm"].map(|suffix| format!("sqlite/pact-v1-chain-1.sqlite{suffix}")));
+    assert!(made.len() >= 6, "{made:?}");
+    for fails in [false, true] {
+        scene.prepare();
+        let (target, place, files) = (scene.target(), scene.place(), made.clone());
+        gate::at_point(&scene.target(), move |point| {
+            if point == "restore-exchanged" {
+                files.iter().for_each(|file| fs::write(place.join(file), file).unwrap());
+                if fails {
+                    gate::arm(Plan { root: target.clone(), fail_at: vec![1], ..Plan::default() });
+                }
+            }
+        });
+        let restored = scene.restore();
+        gate::forget_points(&scene.target());
+        if fails {
+            gate::disarm(&scene.target());
+        }
+        assert_eq!(restored.is_err(), fails, "{restored:?}");
+        assert_eq!(scene.is_new("a file appeared"), !fails);
+        for file in &made {
+            let kept = fs::read_to_string(scene.place().join(format!("{file}.later-1")));
+            assert_eq!(kept.ok().as_ref(), Some(file), "fails={fails}");
+        }
+        scene.is_tidy("a file appeared");
+    }
+}
+
+/// A node was started in the backup, or another program has left files there: they are no part of the database.
+#[test]
+fn what_a_node_left_in_a_backup_does_not_prevent_its_restore() {
+    let scene = Scene::new();
+    let backups = scene.root.join("backups");
+    let id = names(&backups).into_iter().find(|name| !name.starts_with('.')).unwrap();
+    let rocksdb = backups.join(id).join("0/rocksDb");
+    let odd = std::os::unix::ffi::OsStrExt::from_bytes(b"a\xffb");
+    fs::write(rocksdb.join::<&std::ffi::OsStr>(odd), "odd").unwrap();
+    for name in ["LOCK", "LOG", "LOG.old.1600000000000000", "000099.dbtmp", ".restore-journal.json"] {
+        fs::write(rocksdb.join(name), name).unwrap();
+    }
+    scene.prepare();
+    scene.restore().unwrap();
+    let mut now = files(&scene.place(), "");
+    assert_eq!(now.remove("rocksDb/000099.dbtmp"), Some(b"000099.dbtmp".to_vec()));
+    assert!(now == scene.new && scene.kept() == 1);
+    scene.is_tidy("a LOCK in the backup");
 }

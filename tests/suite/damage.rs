@@ -34,8 +34,8 @@ fn template(node: &Node, to: &Path) {
     for (from, name) in [(&done, DONE), (&done, RUNNING), (&failed, FAILED)] {
         let path = to.join(name);
         copy_tree(&node.backups().join(from.as_str()), &path);
-        for file in ["backup.json", "starts.json"].map(|file| path.join(file)).into_iter().filter(|file| file.exists())
-        {
+        let files = ["backup.json", "starts.json", "verified.json"].map(|file| path.join(file));
+        for file in files.into_iter().filter(|file| file.exists()) {
             let text = fs::read_to_string(&file).unwrap();
             fs::write(file, text.replace(from.as_str(), name)).unwrap();
         }

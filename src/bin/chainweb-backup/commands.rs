@@ -305,15 +305,32 @@ fn print_rehearsal(id: &str, rehearsal: &Rehearsal) -> Result<()> {
     rehearsal.starts.as_ref().map_or(Ok(()), |proof| tell_start(id, proof).map(|_| ()))
 }
 
-/// Finishes or undoes an interrupted restore.
+/// Finishes or undoes an interrupted restore. Succeeds only if the wanted database is in place because of that: a node is often
+/// started next.
 pub fn settle(target: &Path, wanted: Settle) -> Result<i32> {
     let place = chainweb::place_in(target);
     let place = place.display();
-    print(&match settle_restore(target, wanted)? {
-        Settled::Nothing => format!("no restore into {place} is half done"),
-        Settled::New => format!("{place} is restored, the previous database is beside it"),
-        Settled::Old => format!("the previous database is in {place} again"),
-    })
+    match (settle_restore(target, wanted)?, wanted) {
+        (Settled::New, Settle::Resume) => print(&format!("{place} is restored, the previous database is beside it")),
+        (Settled::Old, Settle::Undo) => print(&format!("the previous database is in {place} again")),
+        (Settled::Nothing, _) => {
+            let context = format!("no restore into {place} is half done: the database in it was not changed");
+            Err(Error::new(Kind::NotFound, context))
+        }
+        (Settled::Old, Settle::Resume) => {
+            let context = format!(
+                "the restore into {place} was interrupted before it exchanged a file: the previous database is in place; restore \
+                 again"
+            );
+            Err(Error::new(Kind::Refused, context))
+        }
+        (Settled::New, Settle::Undo) => {
+            let context = format!(
+                "the restore into {place} was finished: the new database is in place, and the previous one is beside it"
+            );
+            Err(Error::new(Kind::Refused, context))
+        }
+    }
 }
 
 /// A path quoted for a shell.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use data_encoding::HEXLOWER;
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-use rusqlite::types::Value;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use crate::chainweb::pact;
@@ -20,20 +20,22 @@ const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
 const PROGRESS_STEPS: i32 = 100_000;
 
 /// The newest block: its height, and its hash in hexadecimal. It is the highest row of the tables with a row for each block; if
-/// none of these has a row, the highest of the table with the state of the consensus. `None` if there is no row at all.
+/// none of these has a row, the highest of the table with the state of the consensus. `None` if there is no row at all. Rows whose
+/// height is no integer do not count, and a hash that is none is unknown: no node writes these, and a backup does not fail because of
+/// them.
 pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
     read(copy, |connection| {
-        let mut newest: Option<(i64, Value)> = None;
+        let mut newest: Option<(i64, Option<String>)> = None;
         for table in pact::HISTORIES {
             let row = highest_row(connection, table)?;
             // While a node copies one table to the other, the newer one ends lower.
-            let is_newer = |row: &(i64, Value)| newest.as_ref().is_none_or(|(height, _)| row.0 > *height);
+            let is_newer = |row: &(i64, Option<String>)| newest.as_ref().is_none_or(|(height, _)| row.0 > *height);
             newest = row.filter(is_newer).or(newest);
         }
         if newest.is_none() {
             newest = highest_row(connection, pact::CONSENSUS_STATE)?;
         }
-        Ok(newest.and_then(|(height, hash)| Some((u64::try_from(height).ok()?, hash_text(hash)))))
+        Ok(newest.and_then(|(height, hash)| Some((u64::try_from(height).ok()?, hash))))
     })
 }
 
@@ -43,8 +45,8 @@ pub(crate) fn oldest_height(copy: &Path) -> Result<Option<u64>> {
         let mut oldest: Option<u64> = None;
         for table in pact::HISTORIES {
             if has_table(connection, table)? {
-                let lowest = format!("SELECT min({}) FROM {table}", pact::HEIGHT);
-                let lowest: Option<i64> = connection.query_row(&lowest, [], |row| row.get(0))?;
+                let lowest = select(pact::HEIGHT, table, "ASC");
+                let lowest: Option<i64> = connection.query_row(&lowest, [], |row| row.get(0)).optional()?;
                 oldest = oldest.into_iter().chain(lowest.and_then(|height| u64::try_from(height).ok())).min();
             }
         }
@@ -86,13 +88,18 @@ pub(crate) fn open(copy: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// Height and hash of the highest row of a table; `None` if there is no such table, or no row.
-fn highest_row(connection: &Connection, table: &str) -> rusqlite::Result<Option<(i64, Value)>> {
+fn highest_row(connection: &Connection, table: &str) -> rusqlite::Result<Option<(i64, Option<String>)>> {
     if !has_table(connection, table)? {
         return Ok(None);
     }
-    let (height, hash) = (pact::HEIGHT, pact::HASH);
-    let highest = format!("SELECT {height}, {hash} FROM {table} ORDER BY {height} DESC LIMIT 1");
-    connection.query_row(&highest, [], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+    let highest = select(&format!("{}, {}", pact::HEIGHT, pact::HASH), table, "DESC");
+    connection.query_row(&highest, [], |row| Ok((row.get(0)?, hash_text(row.get_ref(1)?)))).optional()
+}
+
+/// Selects the first row in the order of the heights; the index of the heights has it.
+fn select(columns: &str, table: &str, order: &str) -> String {
+    let height = pact::HEIGHT;
+    format!("SELECT {columns} FROM {table} WHERE typeof({height}) = 'integer' ORDER BY {height} {order} LIMIT 1")
 }
 
 pub(crate) fn has_table(connection: &Connection, table: &str) -> rusqlite::Result<bool> {
@@ -100,10 +107,10 @@ pub(crate) fn has_table(connection: &Connection, table: &str) -> rusqlite::Resul
     connection.query_row(exists, [table], |row| row.get(0))
 }
 
-fn hash_text(hash: Value) -> Option<String> {
+fn hash_text(hash: ValueRef<'_>) -> Option<String> {
     match hash {
-        Value::Text(text) => Some(text),
-        Value::Blob(bytes) => Some(HEXLOWER.encode(&bytes)),
+        ValueRef::Text(text) => std::str::from_utf8(text).ok().map(str::to_owned),
+        ValueRef::Blob(bytes) => Some(HEXLOWER.encode(bytes)),
         _ => None,
     }
 }

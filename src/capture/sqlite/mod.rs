@@ -54,6 +54,9 @@ use crate::disk::quiet_reader::QuietReader;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::{Method, PactPart};
 
+/// How the names of the files end that SQLite keeps beside a database.
+pub(crate) const SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
+
 /// How often one database is tried.
 const MAX_ATTEMPTS: u32 = 3;
 
@@ -258,7 +261,7 @@ fn require_content(database: &Path, meta: &Metadata) -> Result<()> {
 /// Fails if a file beside the database cannot be one that SQLite made: a FIFO would hang, and a link that leads nowhere would seem
 /// to be no WAL at all.
 fn require_plain_companions(database: &Path) -> Result<()> {
-    for suffix in ["-wal", "-shm", "-journal"] {
+    for suffix in SUFFIXES {
         let path = beside(database, suffix);
         let found = nofollow::look(&path).context(|| format!("cannot look at {}", path.display()))?;
         if found.is_some_and(|meta| !meta.is_file()) {
