@@ -38,8 +38,18 @@ pub(crate) struct Part {
 pub(crate) struct Counts {
     /// Links to the backup's files.
     pub(crate) linked_count: u64,
-    /// Cloned or copied.
+    /// Clones, which share blocks with the backup's files.
+    pub(crate) cloned_count: u64,
+    /// Copies.
     pub(crate) copied_count: u64,
+}
+
+/// How a file is brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Means {
+    Link,
+    Clone,
+    Copy,
 }
 
 /// How files are brought.
@@ -92,25 +102,40 @@ impl Filling<'_> {
         Ok(files)
     }
 
+    /// Whether files of the backup's directory can be cloned into a directory; `near` is that or, if it is not made yet, one on its file
+    /// system.
+    pub(crate) fn can_clone(&self, files: &[Item], near: &Path) -> bool {
+        let tried = files.iter().find(|file| !self.copy && !file.may_link && file.bytes > 0);
+        tried.is_some_and(|file| {
+            nofollow::open_regular(&file.from).is_ok_and(|from| copy::can_clone(from.as_fd(), near))
+        })
+    }
+
+    /// The bytes that these files need on the disk: clones and links take nearly nothing.
+    fn needed_bytes(&self, files: &[Item], to: &Path) -> u64 {
+        if self.can_clone(files, to) { 0 } else { files.iter().filter(|i| !i.may_link).map(|i| i.bytes).sum() }
+    }
+
     /// Fills the directories of `parts`, which exist, are empty and belong to us. Their files are durable when this returns, but not
     /// yet the names in the directories.
     pub(crate) fn fill(&self, parts: &[Part]) -> Result<Counts> {
         let control = self.copier.control;
         let lists = parts.iter().map(|part| self.list(part)).collect::<Result<Vec<_>>>()?;
-        let needed_bytes = |items: &[Item]| items.iter().filter(|i| !i.may_link).map(|i| i.bytes).sum::<u64>();
-        control.set_total(lists.iter().map(|items| needed_bytes(items)).sum());
-        let needs = parts.iter().zip(&lists).map(|(part, items)| (part.to.as_path(), needed_bytes(items)));
+        control.set_total(lists.iter().flatten().filter(|item| !item.may_link).map(|item| item.bytes).sum());
+        let needs = parts.iter().zip(&lists).map(|(part, files)| (&*part.to, self.needed_bytes(files, &part.to)));
         require_room(&needs.collect::<Vec<_>>())?;
         let mut unsynced = Batch::default();
         let mut counts = Counts::default();
         let mut linked = Vec::new();
         for file in lists.iter().flatten() {
             control.check()?;
-            if self.bring(file, &mut unsynced)? {
-                counts.linked_count += 1;
-                linked.push(file.to.as_path());
-            } else {
-                counts.copied_count += 1;
+            match self.bring(file, &mut unsynced)? {
+                Means::Link => {
+                    counts.linked_count += 1;
+                    linked.push(file.to.as_path());
+                }
+                Means::Clone => counts.cloned_count += 1,
+                Means::Copy => counts.copied_count += 1,
             }
         }
         unsynced.sync()?;
@@ -118,20 +143,20 @@ impl Filling<'_> {
         Ok(counts)
     }
 
-    /// Links, clones or copies a file; returns whether it was linked.
-    fn bring(&self, Item { from, to, bytes, mode, may_link }: &Item, unsynced: &mut Batch) -> Result<bool> {
+    /// Links, clones or copies a file; returns which of them.
+    fn bring(&self, Item { from, to, bytes, mode, may_link }: &Item, unsynced: &mut Batch) -> Result<Means> {
         if *may_link && disk::link(from, to).is_ok() {
-            return Ok(true);
+            return Ok(Means::Link);
         }
         let file = nofollow::open_regular(from).context(|| format!("cannot open {}", from.display()))?;
         let cloned = if self.copy { None } else { copy::clone(self.copier, file.as_fd(), to, &|| Ok(()))? };
-        let copied = match cloned {
-            Some(cloned) => cloned,
-            None => copy::copy_still(self.copier, &file, *bytes, to)?,
+        let (brought, means) = match cloned {
+            Some(cloned) => (cloned, Means::Clone),
+            None => (copy::copy_still(self.copier, &file, *bytes, to)?, Means::Copy),
         };
         // A node must be able to write to it, even if its mode was changed in the backup.
-        copied.set_mode(mode | 0o600)?;
-        unsynced.add(copied).map(|()| false)
+        brought.set_mode(mode | 0o600)?;
+        unsynced.add(brought).map(|()| means)
     }
 }
 

@@ -273,9 +273,10 @@ pub fn restore_backup(
     let Held { path, found, .. } = &held;
     let pact_history = restore::pact_history(&path.join(WHOLE), found.record.as_ref(), options.program, control)?;
     let Placed { way, replaced, counts } = restore::restore(path, options, now_ms(), control)?;
-    let Counts { linked_count, copied_count } = counts;
+    let Counts { linked_count, cloned_count, copied_count } = counts;
     let database_directory = options.target.to_owned();
-    let restored = Restored { database_directory, way, replaced, linked_count, copied_count, pact_history };
+    let restored =
+        Restored { database_directory, way, replaced, linked_count, cloned_count, copied_count, pact_history };
     Ok((held.found.id, restored))
 }
 

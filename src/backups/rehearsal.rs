@@ -1,16 +1,15 @@
 //! Finds out what a restore would do, without doing it.
 //!
-//! Invariant: nothing is written. A file that may be linked is counted as linked if the backup and the place of the new file are on the
-//! same mount. Whether the file system permits links is not tried, so a restore may have to copy such a file.
+//! Invariant: nothing is written that has a name. A file that may be linked is counted as linked if the backup and the place of the new
+//! file are on the same mount. Whether the file system permits links is not tried, so a restore may have to copy such a file. Whether
+//! it can clone is tried, with a file without a name.
 
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::backups::below;
-use crate::backups::filling::{self, Filling, Part};
+use crate::backups::filling::{self, Filling, Item, Means, Part};
 use crate::backups::placement::{Placement, Way};
 use crate::backups::restore::{self, RestoreOptions};
 use crate::capture::source::resolve;
@@ -59,12 +58,14 @@ pub struct PartRehearsal {
     pub linked_count: u64,
     /// The sum of their sizes.
     pub linked_bytes: u64,
-    /// Files that would be copied, or cloned.
+    /// Files that would be clones, which share blocks with the backup's and take no space.
+    pub cloned_count: u64,
+    /// The sum of their sizes.
+    pub cloned_bytes: u64,
+    /// Files that would be copied.
     pub copied_count: u64,
     /// The sum of their sizes.
     pub copied_bytes: u64,
-    /// Whether they would be clones, which take no space, if the file system supports clones.
-    pub may_clone: bool,
     /// The free bytes of the file system of the directory.
     pub free_bytes: u64,
 }
@@ -94,18 +95,28 @@ pub(crate) fn rehearse(
         let near = if placement.way() == Way::Whole { &placement.target } else { place };
         let near = restore::nearest_directory(near)?.to_owned();
         let part = Part { from, to: place.clone() };
+        let files = filling.list(&part)?;
         let is_here = is_same_mount(&part.from, &near)?;
-        let (linked, copied): (Vec<_>, Vec<_>) =
-            filling.list(&part)?.into_iter().partition(|item| is_here && item.may_link);
-        let bytes = |items: &[filling::Item]| items.iter().map(|item| item.bytes).sum();
-        let copied_bytes = bytes(&copied);
+        let clones = filling.can_clone(&files, &near);
+        let means = |file: &Item| match (is_here && file.may_link, clones) {
+            (true, _) => Means::Link,
+            (false, true) => Means::Clone,
+            (false, false) => Means::Copy,
+        };
+        let sum = |by: Means| {
+            let of_these = files.iter().filter(|file| means(file) == by);
+            of_these.fold((0, 0), |(count, bytes), file| (count + 1, bytes + file.bytes))
+        };
+        let [(linked_count, linked_bytes), (cloned_count, cloned_bytes), (copied_count, copied_bytes)] =
+            [Means::Link, Means::Clone, Means::Copy].map(sum);
         parts.push(PartRehearsal {
             directory: place.clone(),
-            linked_count: linked.len() as u64,
-            linked_bytes: bytes(&linked),
-            copied_count: copied.len() as u64,
+            linked_count,
+            linked_bytes,
+            cloned_count,
+            cloned_bytes,
+            copied_count,
             copied_bytes,
-            may_clone: !options.copy && device(&part.from)? == device(&near)?,
             free_bytes: disk::free_bytes(&near)?.0,
         });
         needs.push((near, copied_bytes));
@@ -142,9 +153,4 @@ fn kept_in(placement: &Placement) -> Vec<String> {
 fn is_same_mount(a: &Path, b: &Path) -> Result<bool> {
     let mount = |path: &Path| nofollow::mount_of(path).context(|| format!("cannot look at {}", path.display()));
     Ok(mount(a)? == mount(b)?)
-}
-
-fn device(path: &Path) -> Result<u64> {
-    let meta = nofollow::look(path).and_then(|meta| meta.ok_or_else(|| io::ErrorKind::NotFound.into()));
-    Ok(meta.context(|| format!("cannot look at {}", path.display()))?.dev())
 }

@@ -63,7 +63,9 @@ pub struct Restored {
     pub replaced: Vec<PathBuf>,
     /// The number of files that are links to the backup's.
     pub linked_count: u64,
-    /// The number of files that were cloned or copied.
+    /// The number of files that are clones, which share blocks with the backup's.
+    pub cloned_count: u64,
+    /// The number of files that were copied.
     pub copied_count: u64,
     /// Whether Pact has all blocks; if compaction has removed some, the node must be told to accept that.
     pub pact_history: History,

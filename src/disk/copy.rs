@@ -22,10 +22,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Advice, FallocateFlags, OFlags};
+use rustix::fs::{Advice, FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::control::Control;
+use crate::disk::nofollow;
 use crate::disk::quiet_reader::{ALIGNMENT, QuietReader, Sink, each_window};
 use crate::disk::sys::{self, Flush};
 use crate::disk::unsynced::{PACE_BYTES, Unsynced, is_on_ext4_or_xfs};
@@ -48,6 +49,9 @@ const RESERVED_BYTES: u64 = 64 * 1024 * 1024;
 /// The smallest and the largest range of a clone; both are multiples of every block size.
 const MIN_CLONE_BYTES: u64 = 4 * 1024 * 1024;
 const MAX_CLONE_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// How much is cloned to find out whether that is possible; a multiple of every block size.
+const CLONE_TRIED_BYTES: u64 = 64 * 1024;
 
 /// How long a writer of the source may wait for the clone of one range.
 const MAX_STALL: Duration = Duration::from_millis(100);
@@ -307,6 +311,20 @@ pub(crate) fn clone(
     }
     let bytes = out.metadata().context(|| failed("look at", to))?.len();
     Ok(Some(Unsynced::of(out, to, bytes)))
+}
+
+/// Whether a clone of `from` can be made in `directory`. That is tried with a file without a name, so nothing is left there, and not
+/// even the times of the directory change.
+pub(crate) fn can_clone(from: BorrowedFd<'_>, directory: &Path) -> bool {
+    let unnamed = || -> io::Result<File> {
+        let directory = nofollow::open_directory(directory)?;
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&directory, ".", flags, Mode::RUSR | Mode::WUSR)?.into())
+    };
+    // A short file has less than this; it is cloned up to its end.
+    let bytes = rustix::fs::fstat(from).map_or(0, |stat| stat.st_size.cast_unsigned().min(CLONE_TRIED_BYTES));
+    let bytes = if bytes < CLONE_TRIED_BYTES { 0 } else { bytes };
+    unnamed().and_then(|to| sys::clone_range(from, &to, 0, bytes)).is_ok()
 }
 
 fn cannot_clone(e: &io::Error) -> bool {

@@ -114,9 +114,9 @@ layout() {
   cmp -s before.list after.list || problem 'dry-run wrote'
   grep -q '"way": "below"' dry.json || problem "the way is $(grep way dry.json)"
   restore >out 2>err </dev/null || problem "restore: $(cat err)"
-  set -- "$(sed -n 's/^restored.*(\([0-9]*\) files linked, \([0-9]*\) copied)$/\1 \2/p' out)"
-  [ "$1" = "$(sed -n 's/^.*: \([0-9]*\) files linked ([^)]*), \([0-9]*\) files copied.*$/\1 \2/p' dry |
-    awk '{ l += $1; c += $2 } END { print l, c }')" ] || problem "dry-run foretold $(grep linked dry | tr '\n' ' '), it was $1"
+  set -- "$(sed -n 's/^restored.*(\([0-9]*\) files linked, \([0-9]*\) cloned, \([0-9]*\) copied)$/\1 \2 \3/p' out)"
+  [ "$1" = "$(sed -n 's/^.*: \([0-9]*\) files linked ([^)]*), \([0-9]*\) files cloned ([^)]*), \([0-9]*\) files copied.*$/\1 \2 \3/p' dry |
+    awk '{ l += $1; n += $2; c += $3 } END { print l, n, c }')" ] || problem "dry-run foretold $(grep linked dry | tr '\n' ' '), it was $1"
   [ "$(which "$target/0")" = new ] || problem 'it is not the backup'
   demo-node verify "$target" >verified 2>&1 || problem "$(tail -n 1 verified)"
   check "$what: empty, restored" [ -z "$problems" ]

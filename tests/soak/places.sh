@@ -33,7 +33,7 @@ killed_at_random() {
 copied() {
   layout=$1 database=$2 other=$3 own=$4 turn=0
   shift 4
-  start node.log demo-node --database-directory "$database" --rate 200 --chains 2 --fill 3000000 --write-buffer-bytes 100000 \
+  start node.log demo-node --database-directory "$database" --rate 40 --chains 2 --fill 3000000 --write-buffer-bytes 100000 \
     --fork-percent 20 --disable-backup-api
   while [ "$turn" -lt "$copies" ]; do
     turn=$((turn + 1)) problems='' backups=$other

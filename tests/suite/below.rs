@@ -208,8 +208,8 @@ fn a_rehearsal_tells_the_restore_and_writes_nothing() {
         assert!(told.way == Way::Below && told.obstacle.is_none() && told.kept_in.len() == 2, "{told:?}");
         let (_, restored) = restore_backup(&backups, "latest", options, &Control::default()).unwrap();
         let sum = |count: fn(&chainweb_backup::PartRehearsal) -> u64| told.parts.iter().map(count).sum::<u64>();
-        let counts = (sum(|part| part.linked_count), sum(|part| part.copied_count));
-        assert_eq!(counts, (restored.linked_count, restored.copied_count));
+        let counts = (sum(|part| part.linked_count), sum(|part| part.cloned_count), sum(|part| part.copied_count));
+        assert_eq!(counts, (restored.linked_count, restored.cloned_count, restored.copied_count));
         assert_eq!(counts.0 == 0, copy);
     }
     let options = RestoreOptions { replace: false, ..scene.options(&target) };

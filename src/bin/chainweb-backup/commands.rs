@@ -11,11 +11,11 @@ use chainweb_backup::chainweb::pact::History;
 use chainweb_backup::chainweb::start::Start;
 use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
-    Candidate, Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, PartRehearsal, Record, Rehearsal,
-    RestoreOptions, Restored, Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict, Verified,
-    VerifyOptions, Way, cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup, find_backup,
-    inspect_json, list_all_in, pin_backup, prune_backups, rehearse_prune, rehearse_restore, require_no_half_restore,
-    restore_backup, settle_restore, step_back, sum_backup, unpin_backup, verify_backup,
+    Candidate, Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, Record, Rehearsal, RestoreOptions,
+    Restored, Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict, Verified, VerifyOptions, Way,
+    cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup, find_backup, inspect_json, list_all_in,
+    pin_backup, prune_backups, rehearse_prune, rehearse_restore, require_no_half_restore, restore_backup,
+    settle_restore, step_back, sum_backup, unpin_backup, verify_backup,
 };
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -185,9 +185,11 @@ fn moves(start: &Start) -> String {
 
 fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, control: &Control) -> Result<i32> {
     let (id, restored) = with_progress(control, || restore_backup(directory, id, options, control))?;
-    let Restored { database_directory, way, replaced, linked_count, copied_count, pact_history } = restored;
+    let Restored { database_directory, way, replaced, linked_count, cloned_count, copied_count, pact_history } =
+        restored;
+    let counts = format!("{linked_count} files linked, {cloned_count} cloned, {copied_count} copied");
     let place = chainweb::place_in(&database_directory);
-    print(&format!("restored {id} to {} ({linked_count} files linked, {copied_count} copied)", place.display()))?;
+    print(&format!("restored {id} to {} ({counts})", place.display()))?;
     let compacted = if pact_history == History::Compacted { format!(" {COMPACTED_FLAG}") } else { String::new() };
     print(&format!("start the node with: --database-directory {}{compacted}", quoted(&database_directory)))?;
     history_note(pact_history).iter().for_each(|note| say(note));
@@ -280,13 +282,13 @@ fn print_rehearsal(id: &str, rehearsal: &Rehearsal) -> Result<()> {
     let place = chainweb::place_in(&rehearsal.database_directory);
     print(&format!("would restore {id} to {}; nothing is written", place.display()))?;
     for part in &rehearsal.parts {
-        let PartRehearsal { directory, linked_count, linked_bytes, copied_count, copied_bytes, .. } = part;
-        let cloned = if part.may_clone { " (sharing blocks if the file system can)" } else { "" };
+        let counted = |count: u64, bytes: u64, how: &str| format!("{count} files {how} ({})", size(bytes));
         print(&format!(
-            "{}: {linked_count} files linked ({}), {copied_count} files copied ({}){cloned}, {} free",
-            directory.display(),
-            size(*linked_bytes),
-            size(*copied_bytes),
+            "{}: {}, {}, {}, {} free",
+            part.directory.display(),
+            counted(part.linked_count, part.linked_bytes, "linked"),
+            counted(part.cloned_count, part.cloned_bytes, "cloned"),
+            counted(part.copied_count, part.copied_bytes, "copied"),
             size(part.free_bytes)
         ))?;
     }
