@@ -138,19 +138,23 @@ layout() {
   [ -z "$problems" ] || echo "#${problems#;}"
 }
 
-# settle HOW: after a kill or a cut; leaves $word.
+# settle HOW: after a kill or a cut; leaves $word. Only if the wanted database is in place because of it, it succeeds.
 settle() {
-  is_half && half=$((half + 1)) && refused
+  was_half='' code=0
+  is_half && half=$((half + 1)) was_half=yes && refused
   case $1 in
     next) chainweb-backup restore --backup-directory node/backups latest --to "$target" --replace ;;
     *) chainweb-backup restore "--$1" --to "$target" ;;
-  esac >settled 2>err </dev/null || problem "$1: $(cat err)"
+  esac >settled 2>err || code=$?
   word=$(which "$target/0")
-  case $word in
-    new) [ "$(kept)" = old ] || problem 'the old one is lost' ;;
-    old) [ "$1" != next ] || problem 'the next restore did not restore' ;;
+  case $1$word in
+    nextnew | resumenew | undoold) ;;
+    resumeold | undonew) [ "$code" -ne 0 ] || problem "$1 succeeds" ;;
     *) problem "it is $word" ;;
   esac
+  [ "$code" -eq 0 ] || { [ "$1" != next ] && [ -z "$was_half" ] && grep -qE 'is half done|before it exchanged|was finished' err; } ||
+    problem "$1: $code, $(cat err)"
+  [ "$word" = old ] || [ "$(kept)" = old ] || problem 'the old one is lost'
   [ -z "$(left | sed 's/[^ ]*\.later-[^ ]*//g' | tr -d ' ')" ] || [ "$word$1" = oldresume ] || problem "left $(left)"
   demo-node verify "$target" >verified 2>&1 || problem "$(tail -n 1 verified)"
 }
