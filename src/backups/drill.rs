@@ -9,7 +9,7 @@
 //! 4  open RocksDB and every Pact database, read-write, and compare  the same; a command of the operator may still run, and holds
 //!    their newest blocks with the record; or run the operator's    the lock until it ends
 //!    command, most often the node itself
-//! 5  compare size, time, inode, mode and owner of every file of    the same
+//! 5  compare size, times, inode, mode and owner of every file of   the same
 //!    the backup with those before step 4
 //! 6  remove the directory, write drill.json                        a directory or nothing; drill.json of the last drill
 //! ```
@@ -17,6 +17,11 @@
 //! may write files that the node's own RocksDB cannot read. A drill that fails never changes the status of the backup: the cause
 //! may be the operator's command. The backup directory belongs to the node's user, who can put a link in place of the scratch
 //! directory at any moment, so filling it follows no link. A restore does: its target is the operator's.
+//!
+//! A command that writes to a file that it shares with the backup can set the time of the modification back, but not that of the change
+//! (ctime). That time is also another one if the file got a name more or less: RocksDB deletes an SST after a compaction, and backups
+//! that are made or deleted meanwhile link the same files. So a file with another time of the change but as many names as before is
+//! compared with its checksum; if it has none, or if that is too much to read, and no backup came or went, the drill has not passed.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -30,6 +35,7 @@ use crate::backups::filling::{Filling, RESERVE_BYTES};
 use crate::backups::operations::{Held, hold_sound};
 use crate::backups::restore;
 use crate::backups::sums;
+use crate::backups::sums_list;
 use crate::backups::verification::require_good;
 use crate::backups::verify::VerifyOptions;
 use crate::capture::rocksdb::chain_cut::Heights;
@@ -40,13 +46,20 @@ use crate::config::Depth;
 use crate::control::Control;
 use crate::disk::copy::Copier;
 use crate::disk::fault_gate;
+use crate::disk::holders;
 use crate::disk::lock::Lock;
+use crate::disk::quiet_reader::PageCache;
+use crate::disk::sum::{self, Sum};
 use crate::disk::{self, Owner, nofollow};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::drill::Drill;
-use crate::format::layout::{self, DRILL_FILE, DRILL_NODE, WHOLE};
+use crate::format::layout::{self, DRILL_FILE, DRILL_NODE, MANIFEST_FILE, WHOLE};
+use crate::format::manifest::{self, Entry};
 use crate::format::record::Record;
 use crate::id::BackupId;
+
+/// How many bytes are read at most, after a drill, to compare files with their checksums.
+const MAX_COMPARED_BYTES: u64 = 4 << 30;
 
 /// How often we try to make the scratch directory while the sweep removes one of an earlier drill.
 const MAX_TRIES: u32 = 10;
@@ -92,17 +105,17 @@ pub fn drill_backup(
     fault_gate::point("drill-made", held.catalog.directory());
     let used = scratch.fill(&whole, &options, control).and_then(|node| {
         fault_gate::point("drill-filled", held.catalog.directory());
-        let before = states(&whole)?;
+        let before = Before { states: states(&whole)?, others: others(&held)? };
         let (use_began, used) = (Instant::now(), use_databases(&held, &scratch, &node, options, control)?);
-        Ok((used, use_began.elapsed(), changed(&before, &states(&whole)?)))
+        Ok((used, use_began.elapsed(), before.changed(&held, &whole, control)?))
     });
     let removed = scratch.remove();
     let (Ended { reason, output }, use_time, changed) = used?;
     removed?;
-    if let Some(file) = &changed {
-        log::error!("backup changed by a drill id={} file={file}", held.found.id);
+    if let Some(why) = &changed {
+        log::error!("backup changed by a drill id={} reason={why:?}", held.found.id);
     }
-    let reason = changed.map(|file| format!("{file} of the backup was changed: verify --deep the backup")).or(reason);
+    let reason = changed.map(|why| format!("{why}: verify --deep the backup")).or(reason);
     let drill = Drill {
         id: Some(held.found.id.clone()),
         passed: reason.is_none(),
@@ -200,7 +213,11 @@ impl Scratch {
         let owner = Owner::following(whole)?;
         for _ in 0..MAX_TRIES {
             if remove_drill(&path, &|| true)?.is_none() {
-                let context = format!("another drill uses {}; wait for its end", path.display());
+                let who = holders::of(&path).unwrap_or_else(|| "its process is not known".to_owned());
+                let context = format!(
+                    "another drill of the backup, or the command of one that was killed, uses {}: {who}; wait for its end, or end it",
+                    path.display()
+                );
                 return Err(Error::new(Kind::Busy, context));
             }
             disk::create_private_dir(&path, owner)?;
@@ -240,8 +257,24 @@ struct State {
     owner: (u32, u32),
 }
 
-/// The states of all files of a backup, by their path below `0`.
-fn states(whole: &Path) -> Result<BTreeMap<String, State>> {
+/// The same, and what is another one also if the file got a name more or less.
+struct Found {
+    state: State,
+    changed: (i64, i64),
+    links: u64,
+}
+
+/// The files of a backup by their path, `0/rocksDb/000012.sst`.
+type Files = BTreeMap<String, Found>;
+
+/// What was there before the databases were used.
+struct Before {
+    states: Files,
+    others: Vec<BackupId>,
+}
+
+/// The states of all files of a backup.
+fn states(whole: &Path) -> Result<Files> {
     let mut states = BTreeMap::new();
     for directory in DIRECTORIES {
         let path = whole.join(directory);
@@ -259,14 +292,83 @@ fn states(whole: &Path) -> Result<BTreeMap<String, State>> {
                 mode: meta.mode(),
                 owner: (meta.uid(), meta.gid()),
             };
-            states.insert(chainweb::path_in(directory, &name.to_string_lossy()), state);
+            let found = Found { state, changed: (meta.ctime(), meta.ctime_nsec()), links: meta.nlink() };
+            states.insert(chainweb::path_in(directory, &name.to_string_lossy()), found);
         }
     }
     Ok(states)
 }
 
-/// The first file that is not as before. A new file is none: the service may write checksums meanwhile.
-fn changed(before: &BTreeMap<String, State>, after: &BTreeMap<String, State>) -> Option<String> {
-    let is_ours = |path: &str| path.rsplit('/').next().is_some_and(sums::is_ours);
-    before.iter().find(|(path, state)| !is_ours(path) && after.get(*path) != Some(state)).map(|(path, _)| path.clone())
+/// The other backups, sorted: a backup that comes or goes gives its files names, or takes them.
+fn others(held: &Held) -> Result<Vec<BackupId>> {
+    let mut ids = held.catalog.ids()?;
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+impl Before {
+    /// What shows that a file is not as before; `None` if nothing does. A new file is no change: the service may write checksums
+    /// meanwhile.
+    fn changed(&self, held: &Held, whole: &Path, control: &Control) -> Result<Option<String>> {
+        let after = states(whole)?;
+        let is_ours = |path: &str| path.rsplit('/').next().is_some_and(sums::is_ours);
+        let mut doubtful = Vec::new();
+        for (path, before) in self.states.iter().filter(|(path, _)| !is_ours(path)) {
+            match after.get(path) {
+                Some(now) if now.state == before.state => {
+                    if now.changed != before.changed && now.links == before.links {
+                        doubtful.push((path.as_str(), now.state.bytes));
+                    }
+                }
+                _ => return Ok(Some(format!("{path} of the backup was changed"))),
+            }
+        }
+        if doubtful.is_empty() {
+            return Ok(None);
+        }
+        let (mut known, mut left_bytes) = (known_sums(held, whole, &doubtful)?, MAX_COMPARED_BYTES);
+        let mut open = None;
+        for (path, bytes) in doubtful {
+            match known.remove(path) {
+                Some(expected) if bytes <= left_bytes => {
+                    left_bytes -= bytes;
+                    if sum::of(&held.path.join(path), PageCache::Unchanged, control)? != expected {
+                        return Ok(Some(format!("{path} of the backup was changed")));
+                    }
+                }
+                _ => open = open.or(Some(path)),
+            }
+        }
+        let came_or_went = others(held)? != self.others || held.catalog.running()?.is_some();
+        Ok(open
+            .filter(|_| !came_or_went)
+            .map(|path| format!("{path} of the backup may have been changed: it was written to, or linked")))
+    }
+}
+
+/// The checksums of these files, as far as they are known.
+fn known_sums<'a>(held: &Held, whole: &Path, wanted: &[(&'a str, u64)]) -> Result<BTreeMap<&'a str, Sum>> {
+    let mut known = BTreeMap::new();
+    let find = |path: &str| wanted.iter().map(|(wanted, _)| *wanted).find(|wanted| *wanted == path);
+    for directory in DIRECTORIES {
+        let listed = sums_list::each(&whole.join(directory), &mut |_, line| {
+            let (name, sum) = line.unzip();
+            let path = name.and_then(|name| find(&chainweb::path_in(directory, name)));
+            known.extend(path.zip(sum));
+            Ok(true)
+        });
+        match listed {
+            // A list that is none names no file.
+            Err(e) if e.kind() == Kind::Damaged => {}
+            listed => drop(listed?),
+        }
+    }
+    let path = held.path.join(MANIFEST_FILE);
+    if held.found.record.is_some() && is_there(&path)? {
+        let failed = || format!("cannot read {}", path.display());
+        let manifest = nofollow::open_regular(&path).context(failed)?;
+        let mut take = |entry: Entry<String>| known.extend(find(&entry.path).zip(entry.blake2b));
+        manifest::read_each(manifest, &mut take).context(failed)?;
+    }
+    Ok(known)
 }

@@ -18,6 +18,7 @@ pub mod fault_gate;
 #[cfg(not(feature = "gate"))]
 pub(crate) mod fault_gate;
 pub(crate) mod file_id;
+pub(crate) mod holders;
 pub(crate) mod lock;
 pub(crate) mod mounts;
 pub(crate) mod nofollow;

@@ -25,8 +25,8 @@ use crate::capture::rocksdb::live_files;
 use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::capture::rocksdb::{self, Capture};
 use crate::capture::source::{RocksSource, resolve};
-use crate::capture::sqlite;
 use crate::capture::sqlite::attempt::How;
+use crate::capture::sqlite::{self, lost_commits};
 use crate::chainweb::digest::Digest;
 use crate::chainweb::{self, ROCKSDB, SQLITE};
 use crate::control::{Control, Phase};
@@ -109,6 +109,7 @@ fn copy_pact(backup: &mut Unfinished, making: &Making<'_>, databases: &[PathBuf]
     for database in databases {
         let name = database.file_name().ok_or_else(|| nameless(database))?;
         let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), &how)?;
+        backup.record.warnings.extend(lost_commits::warning(&sources.sqlite, database, copier.control)?);
         log::debug!("copied database={} bytes={} height={:?}", part.file, part.bytes, part.block_height);
         backup.record.pact.push(part);
     }

@@ -97,13 +97,31 @@ wait "$pid" 2>/dev/null
 status 'a sweep' 0 chainweb-backup prune --backup-directory b --keep-last 5
 is 'keeps the directory of a command that runs' "$(scratch)" 1
 status 'and a drill waits for its end' 11 drill latest --exec true '{directory}'
+has 'the message names the process' err "process $(cat group) (s"
 kill -9 "-$(cat group)"
 while lives; do sleep 0.01; done
 status 'the next sweep' 0 chainweb-backup prune --backup-directory b --keep-last 5
 is 'removes it' "$(scratch)" 0
 
-# A command that writes to a file that it shares with the backup.
+# A command that gives a file that it shares with the backup another name, and removes its own: no change.
 sst=$(cd "b/$id/0/rocksDb" && find . -name '*.sst' | head -n 1)
+status 'a command that removes a linked file' 0 drill latest --exec sh -c "rm {directory}/0/rocksDb/$sst"
+status 'a command that links one' 0 drill latest --exec sh -c "ln {directory}/0/rocksDb/$sst {directory}/0/rocksDb/other; sleep 0.1"
+
+# A command that writes to such a file; it sets the time of the modification back.
+cp -p "b/$id/0/rocksDb/$sst" sst
+status 'a command that changes a linked file secretly' 13 drill latest --exec sh -c "cd {directory}/0/rocksDb; cp -p $sst /dev/shm/sst.$$;
+  printf x | dd of=$sst bs=1 seek=100 conv=notrunc; touch -r /dev/shm/sst.$$ $sst; rm /dev/shm/sst.$$"
+has 'is found out' err 'of the backup may have been changed'
+cat sst >"b/$id/0/rocksDb/$sst" && touch -r sst "b/$id/0/rocksDb/$sst"
+status 'checksums of all files' 0 chainweb-backup sum --backup-directory b "$id"
+status 'a command that links a file and removes the name' 0 drill latest --exec sh -c "cd {directory}/0/rocksDb; ln $sst x; rm x; sleep 0.1"
+status 'a command that changes a file with a checksum secretly' 13 drill latest --exec sh -c "cd {directory}/0/rocksDb; cp -p $sst /dev/shm/sst.$$;
+  printf x | dd of=$sst bs=1 seek=100 conv=notrunc; touch -r /dev/shm/sst.$$ $sst; rm /dev/shm/sst.$$"
+has 'is known to have changed' err 'of the backup was changed'
+cat sst >"b/$id/0/rocksDb/$sst" && touch -r sst "b/$id/0/rocksDb/$sst"
+
+# A command that writes to a file that it shares with the backup.
 status 'a command that changes a linked file' 13 drill latest --exec sh -c "echo x >>{directory}/0/rocksDb/$sst"
 has 'is found' err 'of the backup was changed'
 status 'verify finds it, too' 13 chainweb-backup verify --backup-directory b "$id"

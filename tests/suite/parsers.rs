@@ -27,6 +27,14 @@ fn fragment(kind: u8, payload: &[u8]) -> Vec<u8> {
     [&crc.to_le_bytes()[..], &length.to_le_bytes(), &body].concat()
 }
 
+/// A fragment of a reused log: its header has the number of the log, which its length does not count.
+fn recycled(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = fragment(kind, &[&[9, 0, 0, 0], payload].concat());
+    let length = u16::try_from(payload.len()).unwrap();
+    bytes[4..6].copy_from_slice(&length.to_le_bytes());
+    bytes
+}
+
 /// Writes records as RocksDB's `log::Writer` does.
 #[derive(Default)]
 struct Log {
@@ -191,7 +199,8 @@ fn recyclable(kind: u8) -> bool {
 #[test]
 fn types_of_fragments() {
     for kind in 0..=255_u8 {
-        let log = [fragment(1, b"one"), fragment(kind, b"two"), fragment(1, b"three")].concat();
+        let other = if recyclable(kind) { recycled(kind, b"two") } else { fragment(kind, b"two") };
+        let log = [fragment(1, b"one"), other, fragment(1, b"three")].concat();
         let (complete, found, end) = measure(&log);
         // What begins a record is none before its end has come, and what continues one cannot begin it.
         let good = matches!(kind, 1 | 9 | 10 | 128..=130 | 132..);
@@ -202,18 +211,34 @@ fn types_of_fragments() {
         assert_eq!(complete, if good { log.len() as u64 } else { 10 }, "type {kind}");
     }
     // A compressed log that is used again: the first record does not tell.
-    let log = [fragment(9, &[7, 0, 0, 0]), fragment(5, b"1234data")].concat();
+    let log = [fragment(9, &[7, 0, 0, 0]), recycled(5, b"data")].concat();
     assert!(measure(&log).1);
     // A log that is used again right now: the checksum is not yet that of what follows.
-    let mut log = fragment(5, b"1234data");
-    log[0] ^= 1;
-    assert!(measure(&log).1);
+    for before in [vec![], fragment(9, &[7, 0, 0, 0])] {
+        let mut log = [before.clone(), recycled(5, b"data")].concat();
+        log[before.len()] ^= 1;
+        assert!(measure(&log).1);
+    }
     // A compressed log.
     let log = [fragment(9, &[7, 0, 0, 0]), fragment(1, b"data")].concat();
     assert_eq!(measure(&log), (log.len() as u64, false, "clean"));
     // A record without an end does not count, also where the file ends behind a fragment.
     let log = [fragment(1, b"one"), fragment(2, b"two"), fragment(3, b"three")].concat();
     assert_eq!(measure(&log), (10, false, "clean"));
+}
+
+/// Any bytes may follow a record, after a power cut: they do not make the log one that is used again.
+#[test]
+fn random_bytes_behind_a_record_are_no_reused_log() {
+    let mut random = fastrand::Rng::with_seed(5);
+    for kind in [5, 6, 7, 8, 11, 131].repeat(200) {
+        let one = fragment(1, b"one");
+        let mut garbage: Vec<u8> = (0..random.usize(HEADER..300)).map(|_| random.u8(..)).collect();
+        garbage[6] = kind;
+        let (complete, again, end) = measure(&[one.clone(), garbage].concat());
+        assert_eq!((complete, again), (one.len() as u64, false), "type {kind}");
+        assert_ne!(end, "clean", "type {kind}");
+    }
 }
 
 /// What a writer that is killed never leaves, and RocksDB takes for damage wherever it is.

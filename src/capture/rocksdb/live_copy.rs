@@ -160,7 +160,10 @@ pub(crate) fn copy(
         wals.push(wal.copy(&source, &target)?);
         staging.drop_wal(&wal.name)?;
     }
-    let warnings = live_wals::settle(&wals, &versions, &source)?;
+    let mut warnings = live_wals::settle(&wals, &versions, &source)?;
+    if wals.is_empty() {
+        warnings.push(no_wal(&source, versions.oldest_wal()));
+    }
     let mut unsynced = Batch::default();
     wals.into_iter().try_for_each(|wal| unsynced.add(wal.unsynced))?;
     copy_metadata(&source, &instant, &target, &mut unsynced)?;
@@ -175,6 +178,16 @@ pub(crate) fn copy(
     // CURRENT comes last: a directory without it is not a database.
     unsynced.add(disk::write_new(&to.join("CURRENT"), instant.current.as_bytes(), copier.owner)?)?;
     Ok(Copied { run: Run { rounds_count, window: instant.window }, brought, unsynced, warnings })
+}
+
+/// A warning for a database that no process has open and that has no WAL. One that was opened ever has one, except a checkpoint.
+fn no_wal(source: &Source, oldest: u64) -> String {
+    let warning = format!(
+        "RocksDB has no WAL, and needs those from number {oldest} on: if they were removed, as some scripts remove *.log, what the \
+         node wrote last is missing (a checkpoint that no node has opened has none)"
+    );
+    log::warn!("wal is missing source={} warning={warning:?}", source.path.display());
+    warning
 }
 
 /// Refuses a database that another process has open and that has no WAL in its directory: an open database always has a WAL, so

@@ -18,6 +18,9 @@ const BLOCK_BYTES: usize = 32 * 1024;
 /// Size of a fragment's header.
 const HEADER_BYTES: usize = 7;
 
+/// Size of the header of a fragment of a reused log: with the number of its log, which its length does not count.
+const RECYCLABLE_HEADER_BYTES: usize = 11;
+
 /// How many bytes are summed at most in the search for whole fragments after a torn one: in arbitrary data, the header of a
 /// fragment may seem to begin at every byte.
 const MAX_SEARCHED_BYTES: usize = 16 * 1024 * 1024;
@@ -74,6 +77,8 @@ pub(crate) struct Fragments<R> {
     open_bytes: Option<usize>,
     /// Whether reading has ended at zeroes.
     zeroes: bool,
+    /// Whether a part of a record was read.
+    has_records: bool,
 }
 
 impl<R: Read> Fragments<R> {
@@ -86,7 +91,8 @@ impl<R: Read> Fragments<R> {
         let block_start = block_of(position);
         // The first read appends to the empty block that we hold now, so it begins at `block_start`.
         let at = (position - block_start) as usize;
-        Fragments { reader, block: Vec::new(), at, block_start, open_bytes: None, zeroes: false }
+        let has_records = position > 0;
+        Fragments { reader, block: Vec::new(), at, block_start, open_bytes: None, zeroes: false, has_records }
     }
 
     /// The next fragment, or why there is none. After an end there is nothing more to read.
@@ -111,9 +117,8 @@ impl<R: Read> Fragments<R> {
             self.zeroes = rest.iter().all(|byte| *byte == 0) && !self.more_follows()?;
             return Ok(Err(if self.zeroes && self.open_bytes.is_none() { End::Torn } else { End::Damaged }));
         }
-        if matches!(kind, 5..=8 | 11 | 131) {
-            // Its header is longer: it has the number of its log. The bytes after it are not read: they may belong to an
-            // older log, whose checksum may be half overwritten.
+        if is_of_reused_log(rest, length, kind, self.has_records) {
+            // The bytes after it are not read: they may belong to an older log.
             self.at = self.block.len();
             let end = self.block_start + self.at as u64;
             return Ok(Ok(Fragment { kind: FragmentKind::Recyclable, payload: 0..0, end }));
@@ -129,6 +134,7 @@ impl<R: Read> Fragments<R> {
             return Ok(Err(End::Damaged));
         }
         let Some(kind) = self.follow(kind, length) else { return Ok(Err(End::Damaged)) };
+        self.has_records |= kind != FragmentKind::Meta;
         let start = self.at + HEADER_BYTES;
         self.at = end;
         Ok(Ok(Fragment { kind, payload: start..end, end: self.block_start + end as u64 }))
@@ -170,6 +176,17 @@ impl<R: Read> Fragments<R> {
         self.block.clear();
         (&mut self.reader).take(BLOCK_BYTES as u64).read_to_end(&mut self.block).map(|_| ())
     }
+}
+
+/// Whether these bytes begin with a fragment of a reused log. At the beginning of a log its type decides: its checksum may be half
+/// overwritten. After a record of another kind the checksum must be right, too: any bytes may follow one that is torn.
+fn is_of_reused_log(rest: &[u8], length: usize, kind: u8, has_records: bool) -> bool {
+    let is_its_type = matches!(kind, 5..=8 | 11 | 131);
+    let summed = || {
+        let summed = rest.get(HEADER_BYTES - 1..RECYCLABLE_HEADER_BYTES + length);
+        summed.is_some_and(|summed| rest[..4] == masked_crc(summed).to_le_bytes())
+    };
+    is_its_type && (!has_records || summed())
 }
 
 /// Whether a whole fragment begins anywhere in the rest of a block.

@@ -24,6 +24,7 @@ pub(crate) mod finished;
 pub(crate) mod fold;
 pub(crate) mod history;
 pub(crate) mod locks;
+pub(crate) mod lost_commits;
 pub(crate) mod online;
 pub(crate) mod raw_copy;
 pub(crate) mod wal;

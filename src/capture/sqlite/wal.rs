@@ -80,6 +80,27 @@ impl Header {
         HEADER_BYTES as u64 + frames * self.frame_bytes() as u64
     }
 
+    /// Whether a frame has the salts of this WAL.
+    pub(crate) fn is_salted(&self, frame: &[u8]) -> bool {
+        frame[8..16] == self.salts()
+    }
+
+    /// The checksums that a frame names: those of the WAL up to its end.
+    pub(crate) fn chain_in(frame: &[u8]) -> [u32; 2] {
+        [be(&frame[16..20]), be(&frame[20..24])]
+    }
+
+    /// Whether a frame, with its page, is whole and follows one that names these checksums.
+    pub(crate) fn continues(&self, chain: [u32; 2], frame: &[u8]) -> bool {
+        let (head, page) = frame.split_at(FRAME_HEADER_BYTES);
+        checksum(self.words, checksum(self.words, chain, &head[..8]), page) == Header::chain_in(frame)
+    }
+
+    /// Whether a frame commits a transaction.
+    pub(crate) fn commits(frame: &[u8]) -> bool {
+        be(&frame[4..8]) != 0
+    }
+
     /// Begins to follow the frames; stops after `frames` frames at the latest.
     pub(crate) fn scan(&self, frames: u64) -> Scan {
         Scan {
