@@ -8,6 +8,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::chainweb::{self, ROCKSDB};
+#[cfg(any(feature = "engine", test))]
+use crate::database_files::immutable_number;
+use crate::database_files::is_immutable;
 
 /// A fault of one file of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,20 +43,16 @@ impl Fault {
 
     /// The name of the SST or blob file that it is in.
     pub(crate) fn table(&self) -> Option<&str> {
-        chainweb::name_in(ROCKSDB, &self.file).filter(|name| name.ends_with(".sst") || name.ends_with(".blob"))
+        chainweb::name_in(ROCKSDB, &self.file).filter(|name| is_immutable(name))
     }
 }
 
 /// The SST or blob file that an error message of RocksDB names: RocksDB does not report the file in any other way.
 #[cfg(any(feature = "engine", test))]
 pub(crate) fn table_in(sentence: &str) -> Option<String> {
-    let is_table = |name: &str| {
-        let digits = name.strip_suffix(".sst").or_else(|| name.strip_suffix(".blob"));
-        digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
-    };
     let words = sentence.split_whitespace().map(|word| word.trim_end_matches(['.', ',', ':', ';', ')', '\'', '"']));
     let mut names = words.map(|word| word.rsplit('/').next().unwrap_or(word));
-    names.rfind(|name| is_table(name)).map(str::to_owned)
+    names.rfind(|name| immutable_number(name).is_some()).map(str::to_owned)
 }
 
 #[cfg(test)]

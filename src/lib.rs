@@ -12,7 +12,7 @@
 //!           cut digest graph header merkle names number pact payload rules start stored tables
 //!           version
 //! words     no I/O
-//!           clock control error fault id
+//!           clock control database_files error fault id
 //! config    what was configured
 //!           file tree
 //! disk      every change that we make to the file system
@@ -46,6 +46,7 @@ pub mod chainweb;
 mod clock;
 mod config;
 mod control;
+mod database_files;
 mod disk;
 mod error;
 mod fault;

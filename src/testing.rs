@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::capture::rocksdb::live_copy;
-use crate::capture::rocksdb::live_directories;
 use crate::capture::rocksdb::log_format::{self, End, Fragments, Records};
 use crate::capture::rocksdb::version_edit::Versions;
 use crate::capture::source::SqliteSource;
@@ -17,6 +16,7 @@ use crate::capture::sqlite::attempt::How;
 use crate::capture::sqlite::wal::{HEADER_BYTES, Header, Index};
 use crate::config::PactMethod;
 use crate::control::Control;
+use crate::database_files;
 use crate::disk::copy::Copier;
 use crate::disk::sys;
 use crate::error::Result;
@@ -49,7 +49,7 @@ pub fn live_copy_warned(source: &Path, to: &Path) -> Result<Vec<String>> {
 
 /// Whether the live copy links this file instead of copying it.
 pub fn is_immutable(name: &str) -> bool {
-    live_directories::is_immutable(name)
+    database_files::is_immutable(name)
 }
 
 fn word(end: End) -> &'static str {
@@ -110,10 +110,7 @@ pub fn live_files_read(manifest: &[u8], lengths: &[usize]) -> std::result::Resul
     let mut versions = Versions::new();
     for length in lengths.iter().chain([&manifest.len()]) {
         let start = usize::try_from(log_format::block_of(versions.complete_bytes())).expect("it is in memory");
-        let end = versions.read(&manifest[start..*length]).expect("bytes in memory can be read")?;
-        if end == End::Damaged {
-            return Err("damaged".to_owned());
-        }
+        versions.read(&manifest[start..*length]).expect("bytes in memory can be read")?;
         versions.tables();
     }
     Ok(versions.into_live_files().into_iter().map(|f| (f.name(), f.bytes)).collect())

@@ -49,9 +49,9 @@ use crate::backups::journal::{self, Journal, Names};
 use crate::backups::moving::{keep_later, move_and_keep, move_exactly, move_to};
 use crate::backups::placement::{Placement, Way, entries, is_fixed};
 use crate::capture::node_locks::NodeLocks;
-use crate::capture::source::{CURRENT, beside, is_half_restored};
-use crate::capture::sqlite::SUFFIXES;
+use crate::capture::source::is_half_restored;
 use crate::chainweb::{DIRECTORIES, SQLITE, is_pact_database};
+use crate::database_files::{CURRENT, companions_of};
 use crate::disk::fault_gate;
 use crate::disk::nofollow;
 use crate::disk::permissions;
@@ -292,7 +292,7 @@ impl Side {
     fn put(&self, from: &Path, name: &OsStr) -> Result<()> {
         let (from, to) = (from.join(name), self.place.join(name));
         if is_pact_database(&to) {
-            SUFFIXES.into_iter().try_for_each(|suffix| keep_later(&beside(&to, suffix)))?;
+            companions_of(&to).iter().try_for_each(|companion| keep_later(companion))?;
         }
         move_and_keep(&from, &to)
     }

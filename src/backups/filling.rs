@@ -13,8 +13,8 @@ use rustix::fs::FileType;
 
 use crate::backups::placement::is_fixed;
 use crate::backups::sums;
-use crate::capture::rocksdb::live_directories::is_immutable;
 use crate::control::Control;
+use crate::database_files::is_immutable;
 use crate::disk::copy::{self, Copier};
 use crate::disk::nofollow;
 use crate::disk::unsynced::{Batch, Links};

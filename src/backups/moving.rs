@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::backups::catalog::is_there;
-use crate::capture::source::beside;
+use crate::database_files::beside;
 use crate::disk;
 use crate::error::{Error, Kind, Result};
 

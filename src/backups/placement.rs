@@ -19,8 +19,8 @@ use serde::Serialize;
 
 use crate::backups::catalog::lies_in_backup;
 use crate::capture::links::follow_trusted;
-use crate::capture::source::{CURRENT, LOCK};
 use crate::chainweb::{DIRECTORIES, ROCKSDB, SQLITE};
+use crate::database_files::{CURRENT, LOCK};
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::{RESTORE_JOURNAL, WHOLE};

@@ -21,6 +21,7 @@ use crate::capture::rocksdb::earlier_backup::{Brought, Earlier};
 use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::chainweb::{self, ROCKSDB};
 use crate::control::Control;
+use crate::database_files::immutable_number;
 use crate::disk::nofollow;
 use crate::disk::quiet_reader::PageCache;
 use crate::disk::sum::{self, Known};
@@ -51,7 +52,7 @@ impl Base {
                 && let Some(damaged) = damage::tables(catalog, &found.id)?
                 && let Some(mut base) = Base::open(catalog, &found)
             {
-                damaged.iter().filter_map(|name| LiveFile::number_in(name)).for_each(|n| base.files.give_up(n));
+                damaged.iter().filter_map(|name| immutable_number(name)).for_each(|n| base.files.give_up(n));
                 base.learn(catalog, record)?;
                 return Ok(Some(base));
             }
@@ -78,7 +79,7 @@ impl Base {
         let path = catalog.path(&self.id);
         let files = &mut self.files;
         let mut take = |file: Entry<String>| {
-            let number = chainweb::name_in(ROCKSDB, &file.path).and_then(LiveFile::number_in);
+            let number = chainweb::name_in(ROCKSDB, &file.path).and_then(immutable_number);
             if let (Some(number), Some(sum)) = (number, file.blake2b) {
                 let copied_ms = if file.method == Method::Copied { record.started_ms } else { 0 };
                 files.know(number, Known { sum, read_ms: file.read_ms.unwrap_or(copied_ms) });
@@ -126,7 +127,7 @@ impl Base {
 
     /// Reads one file again; returns its fault, if it has one.
     fn read(&mut self, name: &str, known: Option<Known>, now_ms: u64, control: &Control) -> Result<Option<Fault>> {
-        let Some(number) = LiveFile::number_in(name) else { return Ok(None) };
+        let Some(number) = immutable_number(name) else { return Ok(None) };
         let Some(known) = known else {
             self.files.doubt(number);
             return Ok(None);
@@ -153,7 +154,7 @@ impl Base {
 
     /// From now on a damaged file is not used; notes the damage.
     pub(crate) fn give_up(&mut self, fault: &Fault, catalog: &Catalog, now_ms: u64) {
-        let number = fault.table().and_then(LiveFile::number_in);
+        let number = fault.table().and_then(immutable_number);
         number.into_iter().for_each(|number| self.files.give_up(number));
         self.note(std::slice::from_ref(fault), catalog, now_ms);
     }

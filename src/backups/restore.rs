@@ -32,13 +32,14 @@ use crate::backups::verify::VerifyOptions;
 use crate::capture::node_locks::{self, NodeLocks};
 use crate::capture::rocksdb;
 use crate::capture::rocksdb::chain_cut::Heights;
-use crate::capture::source::{CURRENT, SqliteSource, is_same, require_no_file, resolve};
-use crate::capture::sqlite::finished::oldest_height;
+use crate::capture::source::{SqliteSource, is_same, require_no_file, resolve};
+use crate::capture::sqlite::history::lowest_height;
 use crate::chainweb::pact::History;
 use crate::chainweb::version::Version;
 use crate::chainweb::{DIRECTORIES, ROCKSDB, SQLITE, chain_of};
 use crate::config::Depth;
 use crate::control::Control;
+use crate::database_files::CURRENT;
 use crate::disk::copy::Copier;
 use crate::disk::fault_gate;
 use crate::disk::lock::Lock;
@@ -393,7 +394,7 @@ pub(crate) fn pact_history(
     control: &Control,
 ) -> Result<History> {
     let databases = SqliteSource::Foreign(whole.join(SQLITE)).databases()?;
-    let lowest = |database: &PathBuf| Ok((chain_of(database), oldest_height(database)?));
+    let lowest = |database: &PathBuf| Ok((chain_of(database), lowest_height(database)?));
     let lowest: Vec<(Option<u32>, Option<u64>)> = databases.iter().map(lowest).collect::<Result<_>>()?;
     let of_version = |name: Option<&str>| {
         let version = name.and_then(|name| Version::of_name(name).ok());

@@ -31,16 +31,13 @@ use crate::backups::verification::Verification;
 use crate::capture::rocksdb;
 use crate::capture::rocksdb::chain_cut::Heights;
 use crate::capture::rocksdb::engine;
-use crate::capture::rocksdb::live_directories::is_immutable;
 use crate::capture::rocksdb::live_files;
-use crate::capture::rocksdb::log_format::End;
-use crate::capture::rocksdb::options_file::{MAX_TEXT_BYTES, is_options};
-use crate::capture::rocksdb::version_edit::Versions;
-use crate::capture::sqlite::{self, finished};
+use crate::capture::sqlite::{self, finished, history};
 use crate::chainweb::{self, DIRECTORIES, ROCKSDB, SQLITE};
 use crate::config::{Depth, Verify};
 use crate::control::Control;
-use crate::disk::nofollow::{self, is_unfit};
+use crate::database_files::{self, CURRENT, is_immutable, is_of_rocksdb, is_replayed_by_sqlite, is_sst, wal_number};
+use crate::disk::nofollow;
 use crate::disk::off_heap;
 use crate::disk::quiet_reader::{self, PageCache};
 use crate::disk::sum::{self, Sum};
@@ -135,7 +132,7 @@ impl Deep<'_> {
         }
         self.check_pact(databases, result)?;
         // A CURRENT that is not ours may be huge, and RocksDB reads all of it into memory.
-        let current = chainweb::path_in(ROCKSDB, "CURRENT");
+        let current = chainweb::path_in(ROCKSDB, CURRENT);
         if self.is_openable && !result.names(&current) && self.inspect_rocksdb(result)? {
             Existing::clear(&mut suspects, result);
         }
@@ -240,7 +237,7 @@ impl Deep<'_> {
             }
             let part = self.record.and_then(|r| r.pact.iter().find(|part| name.ends_with(&format!("/{}", part.file))));
             if let Some(part) = part.filter(|_| result.faults.is_empty()) {
-                let height = finished::newest_block(&place)?.map(|(height, _)| height);
+                let height = history::newest_block(&place)?.map(|(height, _)| height);
                 if height != part.block_height {
                     let (height, expected) = (height.unwrap_or(0), part.block_height.unwrap_or(0));
                     result.fault(
@@ -260,14 +257,9 @@ fn cache_after(path: &str) -> PageCache {
     if is_immutable(path) { PageCache::Unchanged } else { PageCache::Filled }
 }
 
-/// Whether RocksDB would open a file of this path by itself.
+/// Whether RocksDB might open a file of this path by itself.
 fn is_rocksdbs(path: &str) -> bool {
-    let is_numbered = |name: &str| {
-        let ends = [".log", ".sst", ".blob"].iter().any(|end| name.ends_with(end));
-        ends || ["MANIFEST-", "OPTIONS-"].iter().any(|start| name.starts_with(start))
-    };
-    chainweb::name_in(ROCKSDB, path)
-        .is_some_and(|name| is_numbered(name) || matches!(name, "CURRENT" | "IDENTITY" | "LOCK" | "LOG"))
+    chainweb::name_in(ROCKSDB, path).is_some_and(database_files::may_be_opened)
 }
 
 /// A summary of a `manifest.json`.
@@ -311,7 +303,7 @@ fn compare_with_manifest(
         }
     };
     let file = path.join(MANIFEST_FILE);
-    let read = if_there(nofollow::open_regular(&file).and_then(|file| manifest::read_each(file, &mut compare)), &file)?;
+    let read = if_fit(nofollow::open_regular(&file).and_then(|file| manifest::read_each(file, &mut compare)), &file)?;
     if read != Some(true) {
         if record.is_some() || read.is_some() {
             let why = if read.is_some() { "it is damaged, or of an unknown format" } else { "it is missing" };
@@ -320,7 +312,7 @@ fn compare_with_manifest(
         return Ok(None);
     }
     if record.is_none() {
-        let again = if_there(nofollow::read_small(&path.join(RECORD_FILE), MAX_RECORD_BYTES), &path.join(RECORD_FILE))?;
+        let again = if_fit(nofollow::read_small(&path.join(RECORD_FILE), MAX_RECORD_BYTES), &path.join(RECORD_FILE))?;
         let is_good = |record: Record| path.file_name().is_some_and(|name| name == record.id.as_str());
         if again.and_then(|bytes| Record::parse(&bytes)).is_some_and(is_good) {
             let context =
@@ -346,25 +338,19 @@ fn compare_with_manifest(
 
 /// Whether RocksDB or SQLite would replay a file of this name.
 fn is_replayed(path: &str) -> bool {
-    let is_wal = |name: &str| name.strip_suffix(".log").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
-    chainweb::name_in(ROCKSDB, path).is_some_and(is_wal)
-        || chainweb::name_in(SQLITE, path).is_some_and(|name| name.ends_with("-wal") || name.ends_with("-journal"))
+    chainweb::name_in(ROCKSDB, path).is_some_and(|name| wal_number(name).is_some())
+        || chainweb::name_in(SQLITE, path).is_some_and(is_replayed_by_sqlite)
 }
 
 /// Whether a file of this name belongs to a node's database; for a backup without a manifest.
 fn is_of_a_database(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    let is_rocksdb = is_immutable(name) || is_options(name) || ["CURRENT", "IDENTITY"].contains(&name);
-    is_rocksdb || name.starts_with("MANIFEST-") || chainweb::is_pact_database(Path::new(name)) || is_replayed(path)
+    is_of_rocksdb(name) || chainweb::is_pact_database(Path::new(name)) || is_replayed(path)
 }
 
-/// `None` if a file does not exist, or cannot be one that we made. An error of reading is returned: it is not a fault of the
-/// backup.
-fn if_there<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
-    match read {
-        Err(e) if e.kind() == io::ErrorKind::NotFound || is_unfit(&e) => Ok(None),
-        other => other.map(Some).context(|| format!("cannot read {}", path.display())),
-    }
+/// As [`nofollow::if_fit`]. An error of reading is not a fault of the backup.
+fn if_fit<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
+    nofollow::if_fit(read).context(|| format!("cannot read {}", path.display()))
 }
 
 /// Checks the seals of our two files. A missing file is reported elsewhere.
@@ -374,7 +360,7 @@ fn check_seals(path: &Path, record: &Record, result: &mut Verification) -> Resul
             bytes if bytes > MAX_SEALED_BYTES => Ok(Some(false)),
             bytes => seal::is_whole(&file, bytes),
         };
-        let is_whole = if_there(nofollow::open_regular(&path.join(name)).and_then(is_whole), &path.join(name))?;
+        let is_whole = if_fit(nofollow::open_regular(&path.join(name)).and_then(is_whole), &path.join(name))?;
         if is_whole.is_some_and(|sealed| !sealed.unwrap_or(!record.must_be_sealed())) {
             result.fault(name, "it was changed or damaged: it does not match its seal");
         }
@@ -401,24 +387,10 @@ fn compare_with_record(said: &Said, record: &Record, result: &mut Verification) 
 
 /// Checks that CURRENT names a MANIFEST, and that the files named by the MANIFEST exist with their sizes.
 fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) -> Result<()> {
+    let named = live_files::read(directory)?;
+    result.faults.extend(named.faults.into_iter().map(Fault::of_rocksdb));
     let mut fault = |name: &str, why: &str| result.fault(chainweb::path_in(ROCKSDB, name), why);
-    let current =
-        if_there(nofollow::read_small(&directory.join("CURRENT"), MAX_TEXT_BYTES), &directory.join("CURRENT"))?;
-    let Some(name) = current.and_then(|c| live_files::manifest_in(&String::from_utf8(c).ok()?)) else {
-        fault("CURRENT", "it is missing or does not name a MANIFEST");
-        return Ok(());
-    };
-    let Some(manifest) = if_there(nofollow::open_regular(&directory.join(&name)), &directory.join(&name))? else {
-        fault(&name, "it is missing although CURRENT names it");
-        return Ok(());
-    };
-    let mut versions = Versions::new();
-    match versions.read(manifest).context(|| format!("cannot read {}", directory.join(&name).display()))? {
-        Ok(End::Clean | End::Torn) => {}
-        Ok(End::Damaged) => fault(&name, "it is damaged"),
-        Err(why) => fault(&name, &why),
-    }
-    for file in versions.into_live_files() {
+    for file in named.live {
         let name = file.name();
         match files.bytes_of(&chainweb::path_in(ROCKSDB, &name)) {
             None => fault(&name, "it is missing although the MANIFEST names it"),
@@ -508,7 +480,6 @@ impl Existing<'_> {
 
     /// Removes the SSTs from the `suspects`: RocksDB has read each of their blocks and found no damage, so the list is wrong.
     fn clear(suspects: &mut Vec<String>, result: &mut Verification) {
-        let is_sst = |file: &String| file.ends_with(".sst");
         let cleared: Vec<String> = suspects.extract_if(.., |file| is_sst(file)).collect();
         if let Some(first) = cleared.first() {
             let count = cleared.len();

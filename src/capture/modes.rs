@@ -8,8 +8,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::capture::source::{CURRENT, Sources};
+use crate::capture::source::Sources;
 use crate::chainweb::{self, ROCKSDB, SQLITE};
+use crate::database_files::CURRENT;
 use crate::disk::permissions;
 use crate::error::Result;
 use crate::format::manifest::Manifest;

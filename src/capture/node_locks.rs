@@ -28,9 +28,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Flock, FlockType, Pid};
 
 use crate::capture::links::follow_trusted;
-use crate::capture::source::{LOCK, SqliteSource, beside, doubtful_name};
+use crate::capture::source::{SqliteSource, doubtful_name};
 use crate::capture::sqlite::locks::{EXCLUSIVE, Range, SHARED, SHM_IN_USE};
 use crate::chainweb;
+use crate::database_files::{LOCK, shm_of};
 use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
 use crate::disk::sys;
@@ -89,7 +90,7 @@ pub(crate) fn user_of(place: &Path) -> Result<Option<User>> {
     let mut probes = vec![(place.join(chainweb::ROCKSDB).join(LOCK), LOCK_FILE)];
     for database in databases(place)? {
         // A process that uses a WAL locks a byte of the -shm, any other process the shared range.
-        probes.push((beside(&database, "-shm"), SHM_IN_USE));
+        probes.push((shm_of(&database), SHM_IN_USE));
         probes.push((database, SHARED));
     }
     for (path, range) in probes {

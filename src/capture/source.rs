@@ -22,16 +22,11 @@ use rustix::process::{Flock, FlockType};
 use crate::capture::links::follow_trusted;
 use crate::capture::rocksdb::engine::{self, Db};
 use crate::chainweb::{self, ROCKSDB};
+use crate::database_files::{CURRENT, LOCK};
 use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::layout::{PIN_DIRECTORY, RESTORE_MARK};
-
-/// The file that names RocksDB's MANIFEST.
-pub(crate) const CURRENT: &str = "CURRENT";
-
-/// The file that a RocksDB keeps locked as long as it is open.
-pub(crate) const LOCK: &str = "LOCK";
 
 /// File systems that may show a file from a cache, or show a file of another file system: magic numbers of statfs(2).
 const REFUSED_FILE_SYSTEMS: [(i64, &str); 9] = [
@@ -390,11 +385,4 @@ impl SqliteSource {
         files.sort_by_key(|p| (chainweb::chain_of(p), p.clone()));
         Ok(files)
     }
-}
-
-/// The file that SQLite keeps beside a database: `-wal`, `-shm`, `-journal`.
-pub(crate) fn beside(database: &Path, suffix: &str) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }

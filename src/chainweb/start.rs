@@ -24,6 +24,7 @@ use crate::chainweb::cut::{Cut, Tip};
 use crate::chainweb::digest::Digest;
 use crate::chainweb::header::Header;
 use crate::chainweb::names::COMPACTED_FLAG;
+use crate::chainweb::pact::History;
 use crate::chainweb::stored::{self, Block, Entry, Fault, Part, Stop, Tables};
 use crate::chainweb::tables::CUTS;
 use crate::chainweb::version::Version;
@@ -235,10 +236,10 @@ impl<D: Databases> Proof<'_, D> {
             self.start.warnings.push(warning);
             return Ok(None);
         };
-        let genesis = version.genesis_height(chain).unwrap_or(0);
-        if lowest != genesis && self.start.flags.is_empty() {
+        if History::of(Some(lowest), Some(chain), Some(version)) != History::Whole && self.start.flags.is_empty() {
             self.start.flags.push(COMPACTED_FLAG.to_owned());
         }
+        let genesis = version.genesis_height(chain).unwrap_or(0);
         let mut row = newest;
         let mut walked_count = 0;
         loop {

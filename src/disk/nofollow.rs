@@ -64,6 +64,14 @@ pub(crate) fn is_unfit(e: &io::Error) -> bool {
     e.get_ref().is_some_and(|inner| inner.is::<Unfit>())
 }
 
+/// `None` if a file does not exist, or cannot be one that we made.
+pub(crate) fn if_fit<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Err(e) if e.kind() == io::ErrorKind::NotFound || is_unfit(&e) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 /// Opens `path` with `flags`; fails with ELOOP or ENOTDIR if a component is a symbolic link.
 pub(crate) fn open(path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -20,9 +20,8 @@ use crate::backups::reread::Base;
 use crate::capture::modes;
 use crate::capture::rocksdb::chain_cut::{Cut, Standing, Tip};
 use crate::capture::rocksdb::engine;
-use crate::capture::rocksdb::live_directories::{can_link, is_immutable};
+use crate::capture::rocksdb::live_directories::can_link;
 use crate::capture::rocksdb::live_files;
-use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::capture::rocksdb::{self, Capture};
 use crate::capture::source::{RocksSource, resolve};
 use crate::capture::sqlite::attempt::How;
@@ -30,6 +29,7 @@ use crate::capture::sqlite::{self, lost_commits};
 use crate::chainweb::digest::Digest;
 use crate::chainweb::{self, ROCKSDB, SQLITE};
 use crate::control::{Control, Phase};
+use crate::database_files::{immutable_number, is_immutable};
 use crate::disk;
 use crate::disk::copy::Copier;
 use crate::disk::quiet_reader::PageCache;
@@ -235,7 +235,7 @@ fn know_tables(manifest: &mut Manifest, capture: &Capture, now_ms: u64) {
 
 /// The number of an SST or blob file of RocksDB.
 fn table_number(path: &str) -> Option<u64> {
-    chainweb::name_in(ROCKSDB, path).and_then(LiveFile::number_in)
+    chainweb::name_in(ROCKSDB, path).and_then(immutable_number)
 }
 
 /// Fails before the first byte is copied if the disk lacks the room.

@@ -13,9 +13,9 @@ use crate::backups::reread::Base;
 use crate::capture::rocksdb::chain_cut::{Cut, Heights};
 use crate::capture::rocksdb::engine;
 use crate::capture::rocksdb::live_files;
-use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::capture::rocksdb::{self, Capture};
 use crate::control::Phase;
+use crate::database_files::immutable_number;
 use crate::disk;
 use crate::error::{Error, Kind, Result};
 use crate::fault::Fault;
@@ -80,7 +80,7 @@ impl Capturing<'_, '_> {
     fn mend(&mut self, fault: &Fault, capture: &Capture, tries_count: u32) -> Result<()> {
         let Making { catalog, copier, started_ms, .. } = *self.making;
         let Some(base) = self.base.as_mut() else { return Ok(()) };
-        let number = fault.table().and_then(LiveFile::number_in);
+        let number = fault.table().and_then(immutable_number);
         let reused = number.filter(|number| capture.brought.find(*number).is_some_and(|came| came.reused));
         if let Some(number) = reused.filter(|_| tries_count <= MAX_NAMED) {
             if is_bad_there(base, number, fault, self.making)? {

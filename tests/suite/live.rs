@@ -372,7 +372,7 @@ fn what_is_refused_says_why() {
         bytes[20] ^= 1;
         fs::write(path, bytes).unwrap();
     };
-    refused("", &damage, "its MANIFEST is damaged");
+    refused("", &damage, "the MANIFEST is damaged");
     let future = |node: &Node| {
         // A record with one tag, 500, as a RocksDB of the future may write.
         let body = [1, 0xf4, 3];

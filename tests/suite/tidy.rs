@@ -104,7 +104,8 @@ fn code(file: &Path) -> String {
 /// The literals of a file, of texts and of bytes, as they are written; those of its unit tests are left out.
 fn literals(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(file).unwrap();
-    literals_in(text.split("#[cfg(test)]\nmod ").next().unwrap())
+    let tests = ["#[cfg(test)]\nmod ", "#[cfg(test)]\n#[allow(clippy::unwrap_used)]\nmod "];
+    literals_in(tests.iter().fold(&*text, |text, begin| text.split(begin).next().unwrap()))
 }
 
 fn literals_in(code: &str) -> Vec<String> {
@@ -297,6 +298,31 @@ fn each_name_of_the_node_stands_once() {
         spelt.extend(in_code.iter().flat_map(|part| code.matches(part)).map(|part| (file.clone(), part.to_owned())));
     }
     assert!(spelt.is_empty(), "{} literals spell what is in src/chainweb: {spelt:#?}", spelt.len());
+}
+
+#[test]
+fn each_name_of_the_files_of_rocksdb_and_sqlite_stands_once() {
+    let known = root().join("src/database_files.rs");
+    let names = literals(&known);
+    let whole: Vec<&String> = names.iter().filter(|name| !name.contains('{')).collect();
+    assert!(whole.len() > 12, "only {whole:?} are in database_files.rs");
+    // The name of a point of a test may end as that of a file of SQLite.
+    let ends = |literal: &str, mark: &str| match mark.strip_prefix('-') {
+        Some(_) => literal.ends_with(&format!("}}{mark}")),
+        None => literal.ends_with(mark),
+    };
+    let is_theirs = |literal: &String| {
+        whole.iter().any(|mark| {
+            literal == *mark
+                || (mark.starts_with(['.', '-']) && ends(literal, mark))
+                || (mark.ends_with('-') && literal.starts_with(mark.as_str()))
+        })
+    };
+    let mut spelt = Vec::new();
+    for file in sources().into_iter().filter(|file| *file != known && !file.ends_with("plan/tests.rs")) {
+        spelt.extend(literals(&file).into_iter().filter(is_theirs).map(|literal| (file.clone(), literal)));
+    }
+    assert!(spelt.is_empty(), "{} literals spell what is in database_files.rs: {spelt:#?}", spelt.len());
 }
 
 #[test]

@@ -20,6 +20,7 @@ use crate::capture::rocksdb::options_file;
 use crate::chainweb::stored::Entry;
 use crate::chainweb::tables::{CUTS, CUTS_END, OPENED, Table};
 use crate::control::Control;
+use crate::database_files::CURRENT;
 use crate::disk;
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -114,7 +115,7 @@ impl Copy {
             Ok(true) => Held::open(copy)?,
             _ => return Err(none()),
         };
-        if !directory.path.join("CURRENT").is_file() {
+        if !directory.path.join(CURRENT).is_file() {
             return Err(none());
         }
         let named = options_file::option_in(copy, "wal_recovery_mode");

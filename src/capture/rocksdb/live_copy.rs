@@ -42,6 +42,7 @@
 //! number, and in time from the end of the first pass through all live files, whose time depends on the disk. If the limit is
 //! reached, the error names the reason of the last failure.
 
+use std::cmp::Reverse;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -54,10 +55,10 @@ use crate::capture::rocksdb::earlier_backup::{Bringing, Brought, Earlier};
 use crate::capture::rocksdb::live_directories::{Pin, Source, Staging, WalPlace, fstat};
 use crate::capture::rocksdb::live_files::manifest_in;
 use crate::capture::rocksdb::live_wals::{self, Target, Wal};
-use crate::capture::rocksdb::log_format::{self, End};
-use crate::capture::rocksdb::options_file::is_options;
+use crate::capture::rocksdb::log_format;
 use crate::capture::rocksdb::version_edit::{LiveFile, Versions};
 use crate::control::Control;
+use crate::database_files::{self, CURRENT, IDENTITY, options_number};
 use crate::disk;
 use crate::disk::copy::{self, Copier};
 use crate::disk::fault_gate;
@@ -176,7 +177,7 @@ pub(crate) fn copy(
         brought = Bringing { pins, to, earlier, copier }.all(&live, &mut unsynced)?;
     }
     // CURRENT comes last: a directory without it is not a database.
-    unsynced.add(disk::write_new(&to.join("CURRENT"), instant.current.as_bytes(), copier.owner)?)?;
+    unsynced.add(disk::write_new(&to.join(CURRENT), instant.current.as_bytes(), copier.owner)?)?;
     Ok(Copied { run: Run { rounds_count, window: instant.window }, brought, unsynced, warnings })
 }
 
@@ -321,7 +322,7 @@ impl Loop<'_> {
 
 /// The error for a live file that does not exist.
 fn missing(source: &Source, file: &LiveFile) -> Result<Error> {
-    let level_db = format!("{:06}.ldb", file.number);
+    let level_db = database_files::level_db_table(file.number);
     let why = if source.stat(&level_db)?.is_some() {
         format!("its tables are those of a LevelDB ({level_db}), which this program does not copy")
     } else {
@@ -367,7 +368,7 @@ fn window(source: &Source, staging: &Staging) -> Attempt<Instantaneous> {
     if wals.is_empty() && source.holder()?.is_some() {
         return Err(again("another process has the database open, and there is no WAL in its directory"));
     }
-    wals.sort_by_key(|wal| std::cmp::Reverse(wal.number));
+    wals.sort_by_key(|wal| Reverse(wal.number));
     take_sizes(&mut wals)?;
     fault_gate::point("live-sized", &source.path);
     let manifest_bytes = stat.st_size.cast_unsigned();
@@ -414,11 +415,8 @@ fn parse_manifest(source: &Source, instant: &Instantaneous, versions: &mut Versi
     let start = log_format::block_of(versions.complete_bytes());
     let manifest = QuietReader::through_cache(instant.manifest.as_fd()).starting_at(start);
     let read = versions.read(manifest.take(instant.manifest_bytes - start));
-    match read.context(|| format!("cannot read the MANIFEST of {}", source.path.display()))? {
-        Ok(End::Clean | End::Torn) => Ok(()),
-        Ok(End::Damaged) => Err(source.refused("its MANIFEST is damaged")),
-        Err(why) => Err(source.refused(&why)),
-    }
+    read.context(|| format!("cannot read the MANIFEST of {}", source.path.display()))?
+        .map_err(|why| source.refused(&why))
 }
 
 /// Copies the MANIFEST up to its cut, the newest OPTIONS and IDENTITY.
@@ -432,20 +430,20 @@ fn copy_metadata(source: &Source, instant: &Instantaneous, target: &Target<'_>, 
         return Err(source.refused("its MANIFEST became shorter while it was read"));
     }
     unsynced.add(manifest)?;
-    let mut options = source.names(&is_options)?;
-    // A name with more digits has a larger number.
-    options.sort_by_key(|name| (name.len(), name.clone()));
+    let mut options = source.names(&|name| options_number(name).is_some())?;
+    options.sort_by_key(|name| Reverse(options_number(name)));
+    let mut copy_named = |name: &str| -> Result<bool> {
+        let Some(file) = source.open(name)? else { return Ok(false) };
+        let bytes = file.metadata().context(|| format!("cannot look at {name}"))?.len();
+        unsynced.add(copy(&file, bytes, name)?)?;
+        Ok(true)
+    };
     // The newest OPTIONS may be replaced meanwhile, so the second newest is tried too; the database also opens without one.
-    let mut copied_options = false;
-    for name in options.iter().rev().map(String::as_str).take(2).chain(["IDENTITY"]) {
-        if name != "IDENTITY" && copied_options {
-            continue;
-        }
-        if let Some(file) = source.open(name)? {
-            copied_options |= name != "IDENTITY";
-            let bytes = file.metadata().context(|| format!("cannot look at {name}"))?.len();
-            unsynced.add(copy(&file, bytes, name)?)?;
+    for name in options.iter().take(2) {
+        if copy_named(name)? {
+            break;
         }
     }
+    copy_named(IDENTITY)?;
     Ok(())
 }

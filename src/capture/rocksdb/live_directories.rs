@@ -16,9 +16,12 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType};
 
-use crate::capture::rocksdb::options_file::{MAX_TEXT_BYTES, is_options};
+use crate::capture::rocksdb::options_file::MAX_TEXT_BYTES;
 use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::capture::source::{doubtful_name, resolve};
+use crate::database_files::{
+    CURRENT, LOCK, immutable_number, is_immutable, is_of_another_engine, options_number, wal_number,
+};
 use crate::disk;
 use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
@@ -85,11 +88,11 @@ impl Source {
             return Err(self.refused(&why));
         }
         // Reads the directory only once: it may be large.
-        let names = self.names(&|name| is_options(name) || matches!(name, "titandb" | "blob_dir"))?;
-        if let Some(name) = names.iter().find(|name| !is_options(name)) {
+        let names = self.names(&|name| options_number(name).is_some() || is_of_another_engine(name))?;
+        if let Some(name) = names.iter().find(|name| is_of_another_engine(name)) {
             return Err(self.refused(&format!("its directory {name} holds data that is not in RocksDB's files")));
         }
-        let options = names.iter().max_by_key(|name| (name.len(), *name));
+        let options = names.iter().max_by_key(|name| options_number(name));
         let Some(mut file) = options.map(|name| self.open(name)).transpose()?.flatten() else {
             return Ok(WalPlace::Here);
         };
@@ -125,9 +128,9 @@ impl Source {
 
     /// The lock of the process that has the database open. This reads the lock on LOCK, and does not take it.
     pub(crate) fn holder(&self) -> Result<Option<Flock>> {
-        let Some(lock) = self.open("LOCK")? else { return Ok(None) };
+        let Some(lock) = self.open(LOCK)? else { return Ok(None) };
         let holder = rustix::process::fcntl_getlk(&lock, &Flock::from(FlockType::WriteLock));
-        holder.context(|| format!("cannot find out which process holds {}", self.path.join("LOCK").display()))
+        holder.context(|| format!("cannot find out which process holds {}", self.path.join(LOCK).display()))
     }
 
     /// Whether the `wal_dir` of OPTIONS is the database's own directory. That name is the one of the process that has the
@@ -154,7 +157,7 @@ impl Source {
             _ if !named.is_absolute() => true,
             Ok(found) if FileId::from(&found) == FileId::from(&own) => return Ok(WalPlace::Here),
             // If it is the directory of another database, the WALs there belong to that database.
-            Ok(_) => named.join("CURRENT").exists(),
+            Ok(_) => named.join(CURRENT).exists(),
             Err(Errno::NOENT | Errno::NOTDIR) => true,
             Err(errno) => return Err(Error::io(not_readable(named), errno.into())),
         };
@@ -187,10 +190,7 @@ impl Source {
     pub(crate) fn wal_numbers(&self) -> Result<Vec<(u64, String)>> {
         let mut wals = Vec::new();
         self.each_name(&mut |name| {
-            let digits = name.strip_suffix(".log").filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
-            if let Some(number) = digits.and_then(|digits| digits.parse().ok()) {
-                wals.push((number, name.to_owned()));
-            }
+            wals.extend(wal_number(name).map(|number| (number, name.to_owned())));
             Ok(())
         })?;
         Ok(wals)
@@ -220,7 +220,7 @@ impl Source {
     }
 
     pub(crate) fn read_current(&self) -> Result<Option<String>> {
-        let Some(mut file) = self.open("CURRENT")? else { return Ok(None) };
+        let Some(mut file) = self.open(CURRENT)? else { return Ok(None) };
         let mut text = Vec::new();
         (&mut file).take(MAX_TEXT_BYTES).read_to_end(&mut text).context(|| not_readable(&self.path))?;
         Ok(Some(String::from_utf8_lossy(&text).into_owned()))
@@ -350,14 +350,9 @@ impl Staging {
     /// Removes pins of earlier rounds that are not in `live`, which is sorted by number.
     pub(crate) fn keep_only(&self, live: &[LiveFile]) -> Result<()> {
         let is_live = |number: u64| live.binary_search_by_key(&number, |file| file.number).is_ok();
-        let is_left = |name: &str| is_immutable(name) && !LiveFile::number_in(name).is_some_and(is_live);
+        let is_left = |name: &str| is_immutable(name) && !immutable_number(name).is_some_and(is_live);
         self.names(&is_left)?.iter().try_for_each(|name| disk::remove_file(&self.path.join(name)))
     }
-}
-
-/// Whether a file of RocksDB never changes once it has its name, and so may be linked.
-pub(crate) fn is_immutable(name: &str) -> bool {
-    name.ends_with(".sst") || name.ends_with(".blob")
 }
 
 /// Whether hard links from the database's directory to `directory` work.
@@ -365,7 +360,7 @@ pub(crate) fn can_link(database: &Path, directory: &Path) -> Result<bool> {
     let probe = directory.join(PROBE);
     disk::remove_file(&probe)?;
     let database = &resolve(database)?;
-    match disk::link(&database.join("CURRENT"), &probe) {
+    match disk::link(&database.join(CURRENT), &probe) {
         Ok(()) => disk::remove_file(&probe).map(|()| true),
         Err(e) if e.kind() == io::ErrorKind::CrossesDevices => Ok(false),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(not_permitted(database, e)),

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 
 use crate::capture::rocksdb::log_format::{End, Record, Records};
+use crate::database_files;
 use crate::disk::off_heap;
 
 /// Tags with this bit are followed by a length and may be skipped.
@@ -63,12 +64,7 @@ pub(crate) struct LiveFile {
 
 impl LiveFile {
     pub(crate) fn name(&self) -> String {
-        format!("{:06}.{}", self.number, if self.state == State::Blob { "blob" } else { "sst" })
-    }
-
-    /// The number in the name of a file that may be live.
-    pub(crate) fn number_in(name: &str) -> Option<u64> {
-        name.strip_suffix(".sst").or_else(|| name.strip_suffix(".blob"))?.parse().ok()
+        if self.is_blob() { database_files::blob(self.number) } else { database_files::sst(self.number) }
     }
 
     /// Whether it is in level 0, whose files are deleted soonest.
@@ -154,14 +150,18 @@ impl Versions {
     }
 
     /// Reads the MANIFEST from [`Versions::complete_bytes`] on; `manifest` must be positioned at the beginning of the block
-    /// ([`block_of`](crate::capture::rocksdb::log_format::block_of)) that contains this offset. The inner error says why the
-    /// database cannot be backed up; after it, this must not be called again.
-    pub(crate) fn read(&mut self, manifest: impl Read) -> io::Result<Result<End, String>> {
+    /// ([`block_of`](crate::capture::rocksdb::log_format::block_of)) that contains this offset. A MANIFEST may end
+    /// within a record. The inner error says why the database cannot be backed up; after it, this must not be called again.
+    pub(crate) fn read(&mut self, manifest: impl Read) -> io::Result<Result<(), String>> {
+        let ending = |end| match end {
+            End::Clean | End::Torn => Ok(()),
+            End::Damaged => Err("the MANIFEST is damaged".to_owned()),
+        };
         let mut records = Records::from(manifest, self.complete_bytes);
         loop {
             let mut record = match records.next()? {
                 Ok(record) => record,
-                Err(end) => return Ok(Ok(end)),
+                Err(end) => return Ok(ending(end)),
             };
             let start = self.rows.len();
             let edit = self.decode(&mut record);
@@ -170,7 +170,7 @@ impl Versions {
                 self.rows.truncate(start);
             }
             if let Some(end) = end? {
-                return Ok(Ok(end));
+                return Ok(ending(end));
             }
             if let Err(why) = edit.and_then(|edit| self.take(edit)) {
                 return Ok(Err(why));

@@ -11,9 +11,9 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 
-use crate::capture::source::beside;
 use crate::capture::sqlite::attempt::{Attempt, Lost};
 use crate::control::Control;
+use crate::database_files::wal_of;
 use crate::disk;
 use crate::disk::fault_gate;
 use crate::error::{Error, Kind};
@@ -24,7 +24,7 @@ const INTERRUPT_FROM_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Applies the copied WAL, exactly `frames` frames, to the copied database. The result is not synced.
 pub(crate) fn fold(database: &Path, copy: &Path, frames: u64, control: &Control) -> Attempt<()> {
-    let wal = beside(copy, "-wal");
+    let wal = wal_of(copy);
     if frames > 0 {
         let failed = |e: rusqlite::Error| {
             let (kind, why) = match e.sqlite_error_code() {

@@ -18,9 +18,9 @@ use rusqlite::Connection;
 use rustix::fs::OFlags;
 use rustix::process::{Flock, FlockType};
 
-use crate::capture::source::beside;
 use crate::capture::sqlite::wal::{INDEX_BYTES, Index};
 use crate::control::Control;
+use crate::database_files::shm_of;
 use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
 use crate::disk::sys;
@@ -108,7 +108,7 @@ impl ReadLock {
 
 /// Whether another process uses the WAL of a database.
 pub(crate) fn has_other_user(database: &Path) -> Result<bool> {
-    is_locked_by_another(&beside(database, "-shm"), SHM_IN_USE)
+    is_locked_by_another(&shm_of(database), SHM_IN_USE)
 }
 
 fn is_locked_by_another(path: &Path, range: Range) -> Result<bool> {
@@ -146,7 +146,7 @@ pub(crate) struct Held<'a> {
 
 impl<'a> Held<'a> {
     pub(crate) fn find(connection: &'a Connection, database: &Path) -> Result<Held<'a>> {
-        let shm_path = beside(database, "-shm");
+        let shm_path = shm_of(database);
         let identities = [identity(database)?, identity(&shm_path)?];
         let one = |identity, mode: Option<OFlags>, path: &Path| -> Result<BorrowedFd<'a>> {
             let failed = || format!("cannot find the descriptor of {} that SQLite uses", path.display());
@@ -234,7 +234,7 @@ impl<'a> Held<'a> {
         if self.read_locks.borrow().is_empty() {
             return Ok(Some(Missing::ReadLock));
         }
-        let same_shm = identity(&beside(database, "-shm")).is_ok_and(|now| now == self.identities[1]);
+        let same_shm = identity(&shm_of(database)).is_ok_and(|now| now == self.identities[1]);
         Ok((!same_shm).then_some(Missing::Replaced))
     }
 }

@@ -34,19 +34,20 @@ use std::fs::Metadata;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::capture::source::{SqliteSource, beside, doubtful_name};
+use crate::capture::source::{SqliteSource, doubtful_name};
 use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost};
-use crate::capture::sqlite::finished::newest_block;
+use crate::capture::sqlite::history::newest_block;
 use crate::capture::sqlite::locks::{ReadLock, has_other_user};
 use crate::chainweb;
 use crate::config::PactMethod;
 use crate::control::Control;
+use crate::database_files::{companions_of, journal_of, wal_of};
 use crate::disk;
 use crate::disk::copy;
 use crate::disk::fault_gate;
@@ -54,9 +55,6 @@ use crate::disk::nofollow;
 use crate::disk::quiet_reader::QuietReader;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::{Method, PactPart};
-
-/// How the names of the files end that SQLite keeps beside a database.
-pub(crate) const SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// How often one database is tried.
 const MAX_ATTEMPTS: u32 = 3;
@@ -231,7 +229,7 @@ impl Shape {
 
 /// Whether there is a rollback journal that SQLite would play back: one whose first byte is not zero.
 fn has_hot_journal(database: &Path) -> Result<bool> {
-    let journal = beside(database, "-journal");
+    let journal = journal_of(database);
     let failed = || format!("cannot read {}", journal.display());
     match nofollow::open_of_node(&journal) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -262,8 +260,7 @@ fn require_content(database: &Path, meta: &Metadata) -> Result<()> {
 /// Fails if a file beside the database cannot be one that SQLite made: a FIFO would hang, and a link that leads nowhere would seem
 /// to be no WAL at all.
 fn require_plain_companions(database: &Path) -> Result<()> {
-    for suffix in SUFFIXES {
-        let path = beside(database, suffix);
+    for path in companions_of(database) {
         let found = nofollow::look(&path).context(|| format!("cannot look at {}", path.display()))?;
         if found.is_some_and(|meta| !meta.is_file()) {
             let why = format!("{} is not a regular file; stop the node and move it away", path.display());
@@ -281,10 +278,6 @@ fn refused(database: &Path, why: &str) -> Error {
 fn look(database: &Path) -> Result<Metadata> {
     let meta = database.symlink_metadata().context(|| format!("cannot look at {}", database.display()))?;
     if meta.is_file() { Ok(meta) } else { Err(refused(database, "it is not a regular file")) }
-}
-
-fn wal_of(database: &Path) -> PathBuf {
-    beside(database, "-wal")
 }
 
 /// Copies a database in WAL mode that has no `-wal`. The copy is valid if there is no `-wal` at the end either: the lock makes

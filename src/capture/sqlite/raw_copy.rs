@@ -39,13 +39,13 @@ use std::time::{Duration, Instant};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use crate::capture::source::beside;
 use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost};
 use crate::capture::sqlite::fold::fold;
 use crate::capture::sqlite::locks::{BUSY_TIMEOUT, Held, LOCKED, Missing, ReadLock};
 use crate::capture::sqlite::wal::{HEADER_BYTES, Header, Scan};
 use crate::config::PactMethod;
 use crate::control::Control;
+use crate::database_files::wal_of;
 use crate::disk;
 use crate::disk::copy;
 use crate::disk::fault_gate;
@@ -126,7 +126,7 @@ fn copy_held(
     fault_gate::point("raw-database-copied", database);
     let mut whole = true;
     if let Some(extent) = &extent {
-        whole = watch.judge(extent.copy(&beside(to, "-wal"), how, &watch))?;
+        whole = watch.judge(extent.copy(&wal_of(to), how, &watch))?;
     }
     fault_gate::point("raw-wal-copied", database);
     let now = extent.as_ref().map_or(Ok(None), |extent| read_header(&extent.wal, &extent.path))?;
@@ -149,7 +149,7 @@ fn copy_held(
     if !reads_database_only {
         return Err(Lost::Raced("the WAL was restarted although a read transaction held it".to_owned()));
     }
-    disk::remove_file(&beside(to, "-wal"))?;
+    disk::remove_file(&wal_of(to))?;
     Ok((method, unsynced, 0))
 }
 
@@ -187,7 +187,7 @@ impl Extent {
         if shared && index.is_none() {
             return Err(Lost::Raced("its WAL index cannot be read".to_owned()));
         }
-        let path = beside(database, "-wal");
+        let path = wal_of(database);
         let wal = nofollow::open_of_node(&path).context(|| format!("cannot open {}", path.display()))?;
         let header = read_header(&wal, &path)?;
         let Some(index) = index else {

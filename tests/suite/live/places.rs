@@ -198,7 +198,7 @@ fn a_manifest_whose_last_checksum_is_wrong() {
     let mut bytes = good.clone();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&manifest, &bytes).unwrap();
-    refused(node.root.path(), "its MANIFEST is damaged");
+    refused(node.root.path(), "the MANIFEST is damaged");
     assert!(DB::open_for_read_only(&Options::default(), &path, false).is_err());
     // One that ends within a record is what a crash leaves.
     fs::write(&manifest, &good[..good.len() - 1]).unwrap();
