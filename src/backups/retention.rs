@@ -5,8 +5,7 @@
 //!
 //! Invariants, for every input: foreign, pinned and running backups and the newest good backup are kept. Only good backups count
 //! for a rule; one in which a verification found damage, or from which a node does not start, is not good, and is kept only if there
-//! is no good one. Without a
-//! rule no backup is deleted. Judging the kept backups again deletes no further one.
+//! is no good one. Without a rule no backup is deleted. Judging the kept backups again deletes no further one.
 
 use std::collections::BTreeSet;
 

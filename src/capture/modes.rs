@@ -1,8 +1,8 @@
-//! Gives a backup's files and directories the permissions of the node's: a file that only the node's user may read is readable
-//! only for that user in the backup, too.
+//! Gives a backup's files and directories the permissions that they have in the node's directory: if only the node's user may read a
+//! file there, only that user may read it in the backup.
 //!
 //! Until [`keep`] has done that, no other user may enter the directory of the unfinished backup. Invariant: a linked file is not
-//! changed: it is the node's own file and has its mode.
+//! changed, because it is the node's own file and has its mode.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

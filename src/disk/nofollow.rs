@@ -4,13 +4,13 @@
 //! # Threats
 //! The backup directory and the files in it belong to the node's user, and the service may be root. So an attacker who has
 //! become the node's user may have planted anything there: symbolic links, also in place of a directory; FIFOs, on which
-//! `open` or `read` would wait for ever; sockets, devices, files of a terabyte, trees of any depth. He can change them at any
-//! moment, also between two of our calls.
-//! - He can destroy, change and forge backups: they are his files. The only proof against that is `verify --deep` on a machine
-//!   that he does not control.
-//! - He can make a backup, a restore or a deletion fail, with a message that names the path.
-//! - He cannot make us read, create, write, change the owner of, rename or remove anything outside the backup directory, the
-//!   pin directory and the target of a restore, and he cannot make us wait.
+//! `open` or `read` would wait for ever; sockets, devices, files of a terabyte, trees of any depth. These can change at any moment,
+//! also between two of our calls.
+//! - The attacker can destroy, change and forge backups: they are files of the node's user. The only proof against that is
+//!   `verify --deep` on a machine that the attacker does not control.
+//! - The attacker can make a backup, a restore or a deletion fail, with a message that names the path.
+//! - The attacker cannot make us read, create, write, change the owner of, rename or remove anything outside the backup directory,
+//!   the pin directory and the target of a restore, nor make us wait.
 //!
 //! # How
 //! - The operator may have put links on the way to the backup directory: they are resolved once, when it is opened. Below it

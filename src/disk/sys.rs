@@ -46,17 +46,7 @@ pub(crate) fn descriptors_of<K>(file: FileId, _keeper: &K) -> io::Result<Vec<Bor
 /// # Errors
 /// `EACCES` or `EAGAIN` if another process has a write lock there.
 pub(crate) fn read_lock(file: &File, first: i64, bytes: i64) -> io::Result<()> {
-    let lock = libc::flock {
-        l_type: libc::F_RDLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: first,
-        l_len: bytes,
-        l_pid: 0,
-    };
-    // SAFETY: the descriptor is open while `file` is borrowed; F_SETLK (fcntl(2)) reads one `flock`, which lives until the
-    // call returns, and writes to no memory of ours.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_lock(file, libc::F_SETLK, libc::F_RDLCK, first, bytes)
 }
 
 /// Makes `bytes` bytes of `to` share the blocks of `from`, at the same offset in both; 0 bytes mean up to the end.
@@ -211,6 +201,11 @@ pub(crate) fn release(file: &File) {
 }
 
 fn lock_open_file(file: &File, kind: libc::c_int, first: i64, bytes: i64) -> io::Result<()> {
+    set_lock(file, libc::F_OFD_SETLK, kind, first, bytes)
+}
+
+/// Sets a lock of the process (`F_SETLK`) or of the open file (`F_OFD_SETLK`), and does not wait.
+fn set_lock(file: &File, command: libc::c_int, kind: libc::c_int, first: i64, bytes: i64) -> io::Result<()> {
     let lock = libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -218,9 +213,9 @@ fn lock_open_file(file: &File, kind: libc::c_int, first: i64, bytes: i64) -> io:
         l_len: bytes,
         l_pid: 0,
     };
-    // SAFETY: the descriptor is open while `file` is borrowed; F_OFD_SETLK (fcntl_locking(2)) reads one `flock`, which lives
-    // until the call returns, and writes to no memory of ours.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    // SAFETY: the descriptor is open while `file` is borrowed; both commands (fcntl(2), fcntl_locking(2)) read one `flock`, which
+    // lives until the call returns, and write to no memory of ours.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw const lock) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -13,7 +13,7 @@
 //! writer of the file, or `recover`, removes that.
 //!
 //! Invariant: no other source file spells one of these names; `tidy` checks that. The names of the node's files are in `chainweb`, those
-//! of RocksDB and SQLite in the folders that read them.
+//! of RocksDB and SQLite in `database_files`.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};

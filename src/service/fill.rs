@@ -3,8 +3,8 @@
 //! Order of capture: the Pact databases first, one after the other, RocksDB last. Every Pact database is then at or behind
 //! RocksDB, which the node repairs by replaying blocks; nothing is held open longer than one database takes. A node may
 //! commit Pact a moment before the block reaches RocksDB: so the blocks are compared in the finished copies, and RocksDB is
-//! captured again while Pact is ahead by a block or two and less each time. A distance that is larger, or does not shrink, will
-//! not pass by itself: it is a warning. On another file system, the capture that is discarded is the next one's earlier
+//! captured again while Pact is ahead by a block or two and less each time. A larger distance, or one that does not shrink, will
+//! not go away: it becomes a warning. On another file system, the capture that is discarded is the next one's earlier
 //! backup, kept aside in `0.partial` until then: nothing is copied twice.
 //!
 //! Invariants: when this returns, every file is synced, links too, or is in the batch that is returned. The first error ends

@@ -102,7 +102,7 @@ has 'it names the remedy' err --service-port
 status 'make beside a service is 0' 0 chainweb-backup make --database-directory node
 http GET "/check-backup/$(cat out)"
 is 'the service knows that backup' "$(cat body)" backup-done
-# One job at a time, across processes: whoever holds the lock is it.
+# One job at a time, also across processes: the one that holds the lock.
 flock --no-fork node/backups/.lock sleep 1000 &
 holder=$!
 sleep 0.3
@@ -122,6 +122,6 @@ if [ "$(id -u)" -eq 0 ]; then
     --backup-directory "$DIR/locked"
   has 'it names the remedy' err --backup-directory
 else
-  skip 'a backup directory that cannot be written is 1' 'only root can become somebody else'
+  skip 'a backup directory that cannot be written is 1' 'only root can become another user'
 fi
 end

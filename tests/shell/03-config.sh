@@ -3,13 +3,13 @@
 . "$(dirname -- "$0")/lib.sh"
 
 node node --chains 2
-# A real node's file, unchanged but for where things are.
+# The file of a real node; only its directories are changed.
 sed "s|/var/lib/chainweb-node/mainnet01|$DIR/node|" "$ROOT/tests/data/node-config.yaml" >plain.yaml
 awk '/^  backup:/ { backup = 1 } backup && /enabled: false/ { sub(/false/, "true"); backup = 0 } { print }' plain.yaml |
   sed "s|directory: null|directory: $DIR/from-file|" >on.yaml
 is 'two lines differ' "$(diff plain.yaml on.yaml | grep -c '^>')" 2
 
-# serves NAME [FLAG...]: leaves the code of a POST in $code, and the service stopped when its job is done.
+# serves NAME [FLAG...]: starts a service, leaves the code of a POST in $code, and stops the service when the job is done.
 serves() {
   log=$1.log
   shift
@@ -20,7 +20,7 @@ serves() {
   http GET /chainweb/0.0/mainnet01/health-check
   stop TERM
   code=$posted
-  # Shells differ in whether what stands before the call of a function stays.
+  # In some shells a variable before the call of a function keeps its value afterwards.
   unset BACKUP_DIR ENABLE_BACKUP_API
 }
 
@@ -95,7 +95,7 @@ refused 'a version with a blank' 'chainwebVersion: main net' 'without blanks'
 status 'a negative number is 2' 2 chainweb-backup prune --backup-directory node/backups --keep-last -1
 has 'it says what to write' err '`-1` is not a number of backups: write a whole number'
 
-# A configuration that can no longer be read changes nothing: gone, no file, broken, or empty because it is being written.
+# A configuration file that cannot be read any more changes nothing: it is gone, is no file, is broken, or is being written.
 limit() {
   http GET /metrics
   sed -n 's/^chainweb_backup_limit_bytes_per_second //p' body
@@ -123,7 +123,7 @@ stop TERM
 status 'help is 0' 0 chainweb-backup --help
 status 'version is 0' 0 chainweb-backup --version
 
-# An ENTRYPOINT holds flags before the command, the command line of the container those after it.
+# An ENTRYPOINT has the flags before the command, the command line of the container those after it.
 entrypoint() { chainweb-backup --database-directory node --log-level warn "$@"; }
 status 'make after the flags of an ENTRYPOINT is 0' 0 entrypoint make --backup-directory entry
 is 'and makes a backup' "$(made_in entry)" 1
@@ -177,7 +177,7 @@ for shell in bash zsh fish; do
     skip "$shell reads them" "no $shell"
   fi
 done
-# completed WORD...: what bash completes the last word to.
+# completed WORD...: the completions of bash for the last word.
 completed() {
   bash -c '. ./completions.bash && COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) &&
     "$(complete -p chainweb-backup | sed "s/.*-F \([^ ]*\) .*/\1/")" chainweb-backup "${@:$#}" "${@:$#-1:1}" && echo "${COMPREPLY[@]}"' bash "$@" 2>&1

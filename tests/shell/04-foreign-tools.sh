@@ -1,6 +1,6 @@
 #!/bin/sh
-# Databases that other programs made (Debian's RocksDB 7.8 and the sqlite3 command line), backed up by `serve` through curl,
-# opened from a copy of the backup by those same programs, with the same contents. The source stays as it was.
+# Databases that other programs made (Debian's RocksDB 7.8 and the sqlite3 command line) are backed up by `serve` through curl. Those
+# programs find the same content in a copy of the backup. The source is not changed.
 . "$(dirname -- "$0")/lib.sh"
 
 for tool in db_bench ldb sst_dump sqlite3; do
@@ -17,7 +17,7 @@ check 'and with another compression' bench --benchmarks=overwrite --use_existing
 check 'and another' bench --benchmarks=overwrite --use_existing_db=1 --compression_type=lz4
 check 'ldb makes a column family' [ "$(ldb --db="$rocks" create_column_family extra)" = OK ]
 check 'ldb writes to it' [ "$(ldb --db="$rocks" --column_family=extra put there too)" = OK ]
-# What ldb puts last is in the WAL only.
+# The last key that ldb puts is in the WAL only.
 check 'ldb writes a key' [ "$(ldb --db="$rocks" put newest key)" = OK ]
 check 'there are several SSTs' [ "$(ls "$rocks" | grep -c '\.sst$')" -ge 4 ]
 check 'there is a WAL with something in it' [ -n "$(find "$rocks" -name '*.log' -size +0)" ]
@@ -48,7 +48,7 @@ exec 3>&-
 check 'the crash left a -wal' [ -s "$pact/pact-v1-chain-2.sqlite-wal" ]
 check 'and the others have none' [ "$(ls "$pact" | grep -c -- -wal)" = 1 ]
 
-# What the tools say of copies, for they write to what they open.
+# What the tools find in copies: they write to the databases that they open.
 say() {
   rm -rf opened
   cp -a "$1" opened
@@ -112,14 +112,14 @@ for copy in "backups/$same" other/*; do
   is "$copy: no -wal and no -shm" "$(ls "$copy/0/sqlite" | grep -c -- '-[ws]')" 0
 done
 
-# The tools can tell: one flipped byte is found.
+# The tools find one flipped byte.
 sst=$(find "backups/$same/0/rocksDb" -name '*.sst' | head -n 1)
 cp "$sst" bad.sst
 printf 'XYZXYZ' | dd of=bad.sst bs=1 seek=500 conv=notrunc 2>/dev/null
 sst_dump --file=bad.sst --command=verify --verify_checksum >bad.out 2>&1
 has 'sst_dump notices a flipped byte' bad.out orrupt
 
-# Beside a RocksDB 7.8 that keeps writing: what is copied opens, and is consistent.
+# Beside a RocksDB 7.8 that keeps writing: each copy can be opened and is consistent.
 mkdir -p busy/0
 busy() {
   db_bench --db=busy/0/rocksDb --num=60000 --write_buffer_size=300000 --target_file_size_base=300000 "$@"

@@ -1,4 +1,4 @@
 #!/bin/sh
-# Full backups of a node that keeps writing, forks included: each verifies, and Pact is never ahead.
+# Full backups of a node that keeps writing, with forks: each is good, and Pact is never ahead.
 soak=$(dirname -- "$0")/../../scripts/soak.sh
 exec sh "$soak" backups 5

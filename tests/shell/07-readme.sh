@@ -1,6 +1,6 @@
 #!/bin/sh
-# The commands of the README and of the manual, as they stand there, against a running node; and what these pages say of
-# flags, routes, metrics, messages and the library.
+# Runs the commands of the README and of the manual as they are, against a running node; and checks what these pages say about flags,
+# routes, metrics, messages and the library.
 # A block of sh that is to be run has `<!-- test -->` on the line before it. Each must run on its own, as it is pasted.
 . "$(dirname -- "$0")/lib.sh"
 readme=$ROOT/README.md
@@ -16,7 +16,7 @@ block() {
     inside && shown { print }' "$1"
 }
 
-# here: a block from the standard input with the places of this machine; everything else is as it stands there.
+# here: a block from the standard input, with the directories of this test in place of those in the block.
 here() {
   sed -e "s|^API=.*|API=http://$address|" -e "s|^BACKUPS=[^ ]*|BACKUPS=$DIR/node/backups|" -e "s|^RESTORED=.*|RESTORED=$DIR/restored|" \
     -e "s|/usr/local/bin/||; s|/etc/chainweb-node/config.yaml|$DIR/config.yaml|" \
@@ -83,7 +83,7 @@ http GET "/check-backup/$id"
 is 'rm -rf while the service runs is a 404' "$code" 404
 stop TERM
 
-# What starts a service, and the units of systemd: the commands that are in no block to be run.
+# Commands that are in no block to be run: those that start a service, and the units of systemd.
 block "$manual/configuration.md" yaml 1 | here >config.yaml
 { grep -h '^chainweb-backup serve' "$readme" && sed -n 's/^ExecStart=\(.* serve .*\)/\1/p' "$manual/commands.md"; } | here >serves
 is 'there are two ways to start a service' "$(wc -l <serves)" 2
@@ -107,7 +107,7 @@ for build in 'cargo build --release --locked --bins' 'cargo build --release --lo
   has "the scripts build as the README does: $build" "$ROOT/scripts/lib.sh" "$build"
 done
 
-# Routes, flags, metrics, exit codes, messages: those that there are, and no others.
+# The pages name all routes, flags, metrics, exit codes and messages, and no others.
 find "$ROOT/src" -name '*.rs' >sources
 routes=$(xargs grep -l 'pub const ROUTES' <sources)
 sed -n '/pub const ROUTES/,/];/p' "$routes" | grep -o '"[A-Z]* /[^"]*"' | tr -d '"' >routes
@@ -145,7 +145,7 @@ cat "$readme" "$manual"/*.md | grep -o 'chainweb_backup_[a-z_]*[a-z]' | sed 's/^
 check 'metrics are named' [ -s named ]
 is 'every metric of the pages is one of ours' "$(grep -vxF -f metrics named)" ''
 
-# A message of the README is in the source, but for what is filled in: after a colon, around `…`, a number.
+# A message of the README is in the source, except for its variable parts: after a colon, around `…`, numbers.
 xargs cat <sources | tr -d '\\\n' | tr -s ' ' >source
 sed -n '/^| message |/,/^$/p' "$readme" | sed -n 's/^| `\([^|]*\)` |.*/\1/p' | sed 's/…/\n/g; s/: Resource .*//; s/: the node was/:\nthe node was/; s/all [0-9]* attempts/attempts/' |
   sed 's/^ *//; s/ *$//; /^.\{0,5\}$/d' >messages
@@ -160,6 +160,6 @@ while read -r topic; do
 done <<END
 $(cd "$manual" && ls | sed 's/\.md$//')
 END
-# What is not marked `ignore` is compiled with the documentation of the crate.
+# A block without the mark `ignore` is compiled with the documentation of the crate.
 is 'the example of embedding is compiled' "$(grep '^```rust' "$manual/embedding.md")" '```rust,no_run'
 end

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Who owns what: run by root, all that is created belongs to the owner of the database; linked files stay as they are.
+# Owners: if root runs the program, everything that it creates belongs to the owner of the database; linked files keep their owner.
 . "$(dirname -- "$0")/lib.sh"
 [ "$(id -u)" -eq 0 ] || { echo '1..0 # SKIP only root can give files away' && exit 0; }
 
@@ -14,7 +14,7 @@ everything >before
 SHM=$(mktemp -d /dev/shm/chainweb-backup-test.XXXXXX 2>/dev/null) || SHM=''
 chmod 755 . $SHM
 
-# foreign DIRECTORY: what in it does not belong to the owner of the database, links to the node's own files aside.
+# foreign DIRECTORY: the files in it that do not belong to the owner of the database, except links to the node's own files.
 foreign() {
   find "$1" \( ! -uid 12345 -o ! -gid 23456 \) ! -samefile "$sst"
 }
@@ -41,7 +41,7 @@ is 'embedded: everything follows the owner, but what the node itself writes as r
   "$(foreign "node/backups/$id" | grep -v -e '\.sst$' -e '/OPTIONS-[0-9]*$')" ''
 stop TERM
 
-# The node's own user can do it all as well.
+# The node's own user can do all of it, too.
 chown -R 12345:23456 node
 cp "$(command -v chainweb-backup)" program && chmod 755 program
 user='setpriv --reuid=12345 --regid=23456 --clear-groups'
@@ -49,7 +49,7 @@ status 'the owner makes a backup itself' 0 $user "$DIR/program" make --backup-pa
 id=$(cat out)
 status 'that one verifies' 0 demo-node verify "node/backups/$id"
 status 'and removes it' 0 $user rm -rf "$DIR/node/backups/$id"
-# Another user cannot, and is told why.
+# Another user cannot, and the message says why.
 status 'another user is refused' 1 setpriv --reuid=54321 --regid=54321 --clear-groups "$DIR/program" make \
   --database-directory "$DIR/node" --backup-directory "$DIR/theirs"
 sed 's/^/# /' err

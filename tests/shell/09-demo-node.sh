@@ -1,6 +1,6 @@
 #!/bin/sh
-# demo-node verify accepts what is whole and rejects every planted fault with the right words: otherwise it proves nothing
-# elsewhere. And the demo node starts on each as a real node does, and says how many blocks it rewound and replayed.
+# demo-node verify accepts a whole database and rejects every planted fault with the right message: without this test it would prove
+# nothing in the others. The demo node starts on each database as a real node does, and reports the rewound and replayed blocks.
 . "$(dirname -- "$0")/lib.sh"
 
 node node --chains 4 --fork-percent 30
@@ -18,7 +18,7 @@ is 'a backup of the running node' "$word" backup-done
 stop TERM
 status 'verify accepts the backup' 0 demo-node verify "node/backups/$id"
 
-# words FAULT: what verify says of it.
+# words FAULT: the message of verify.
 words() {
   case $1 in
     missing-block) echo 'is missing from RocksDB' ;;
@@ -69,7 +69,7 @@ damaged() {
   demo-node plant --fault "$fault" "$@" damaged >planted 2>&1 || cat planted
 }
 
-# start_on NAME WANTED: starts on it and stops; WANTED is skipped cuts, then replayed,rewound of the chains 0 and 1.
+# start_on NAME WANTED: starts on that database and stops. WANTED: the skipped cuts, then replayed,rewound of the chains 0 and 1.
 start_on() {
   what=$1 moves=$2
   rm -f report
@@ -79,13 +79,13 @@ start_on() {
   status "$what: and is whole then" 0 demo-node verify damaged
 }
 
-# moved: from the report of the start.
+# moved: the same from the report of the start.
 moved() {
   sed -n 's/.*"skipped_cuts":\([0-9]*\).*/\1/p' report | tr '\n' ' '
   grep -o '"replayed":[0-9]*,"rewound":[0-9]*' report | head -n 2 | sed 's/"[a-z]*"://g' | tr '\n' ' '
 }
 
-# refused NAME WORDS: does not start on it.
+# refused NAME WORDS: the node does not start on that database, with this message.
 refused() {
   status "$1: the node does not start" 1 demo-node --database-directory damaged --blocks 0 --exit-when-done --disable-backup-api \
     --service-port 0

@@ -6,7 +6,7 @@ node node --chains 3 --fill 12000000 --write-buffer-bytes 500000
 for _ in 1 2 3 4; do
   chainweb-backup make --backup-pact --database-directory node --log-level warn >>ids 2>>make.log
 done
-# The exit code says how the backup went, whatever became of its identifier.
+# The exit code is that of the backup, even if its identifier could not be printed.
 status 'make with a full standard output is 0' 0 sh -c 'chainweb-backup make --database-directory node >/dev/full'
 has 'it says the identifier all the same' err 'could not be printed'
 chainweb-backup delete --backup-directory node/backups "$(ls node/backups | tail -n 1)" >deleted
@@ -40,7 +40,7 @@ at='--backup-directory node/backups'
   start run.log demo-node --database-directory restored --disable-backup-api
   status 'restore under a running node is 14' 14 chainweb-backup restore $at "$first" --to restored --replace
   stop TERM
-  # A slow backup of the stopped node that was restored: it holds the databases, and no node does.
+  # A slow backup of the restored database, which no node has open: the backup has it open.
   chainweb-backup make --backup-pact --database-directory restored --backup-directory slow --limit-bytes-per-second 1000 \
     >slow.out 2>slow.err </dev/null &
   pids="$pids $!" tries=0
@@ -77,7 +77,7 @@ at='--backup-directory node/backups'
   has 'it warns' err 'Pact is compacted'
   rm -rf compacted
 
-  # The rings of the demo node are of no version that the program knows.
+  # The program does not know the version of the demo node's rings.
   node ring --chains 2
   status 'a backup of an unknown version is 0' 0 chainweb-backup make --backup-pact --database-directory ring --log-level warn
   status 'restore of whole Pact databases is 0' 0 chainweb-backup restore --backup-directory ring/backups latest --to ringed
@@ -109,7 +109,7 @@ at='--backup-directory node/backups'
   status 'delete of none is 10' 10 chainweb-backup delete $at "$first"
   stop TERM
 
-  # Damage that was found is remembered: a WAL that ends early looks whole to RocksDB, and to a quick verification.
+  # Known damage is remembered: RocksDB, and a quick verification, take a WAL that ends early for a whole one.
   third=$(sed -n 3p ids)
   mkdir copy && cp -a "node/backups/$third" "node/backups/$last" copy/
   printf XYZ | dd of="$(ls "copy/$last"/0/rocksDb/*.log | head -n 1)" bs=1 seek=8 conv=notrunc 2>dd
@@ -131,11 +131,11 @@ at='--backup-directory node/backups'
   status 'a restore of the latest is 0 beside one whose record is lost' 0 \
     chainweb-backup restore --backup-directory copy latest --to again
   has 'it takes the one before, too' out "restored $third"
-  # By hand, a whole backup as a database directory.
+  # A whole backup, used as a database directory by hand.
   cp -a "copy/$third" byhand
   status 'what was copied by hand can be backed up' 0 chainweb-backup make --database-directory byhand
   rm -rf copy again byhand
-  # By the time in its name, unless it was changed before: a copy of an old one is not the latest.
+  # A foreign backup is as old as its name says, or as its directory if that is older: a copy of an old one is not the latest.
   mkdir node/backups/1400000000000 && printf backup-done >node/backups/1400000000000/status
   status 'the latest is not the one that was copied last' 0 chainweb-backup verify $at latest
   has 'but that of the newest name' out "$last: good"

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Power cuts, rehearsed on a loop-mounted file system, during a backup, a restore (also over an old database), a delete, a
-# prune. After each one: an identifier that was handed out is known and terminal, what is called done is whole, a good
-# backup is not lost, a target is wholly there or not at all. CUTS says how many (30), SEED which moments.
+# Simulated power cuts on a loop-mounted file system, during a backup, a restore (also over an old database), a delete, a prune.
+# After each one: an identifier that was handed out is known and has ended, a backup that is done is whole, no good backup is lost, a
+# target has the whole database or none. CUTS is their number (30), SEED chooses the moments.
 #
-# Sources that nobody has synced are among them: a database, or a backup, that cp, tar or rsync brought there a moment ago.
-# Half of these cuts come right after the program has said that it is done. WITHOUT_CACHESTAT=1: on a kernel that cannot be asked
+# Some sources are not synced: a database, or a backup, that cp, tar or rsync brought there a moment ago. Half of these cuts are made
+# just after the program has ended with success. WITHOUT_CACHESTAT=1: on a kernel that cannot be asked
 # which pages are written.
 #
-# The file system's disk is an image on an xfs, the pool, and it is the pool that is shut down without writing its log: so
-# the disk loses also what it was sent, but not told to flush, as a real one with a cache does. What the pool had written
-# back by itself survives, in no order. From then on the file system above gets EIO for each write and flush.
+# The disk of the file system is an image on an xfs, the pool, which is shut down without writing its log. So the disk also loses data
+# that was sent to it without a flush, as a real disk with a cache does. Data that the pool has written back by itself survives, in
+# any order. After the cut the file system gets EIO for each write and flush.
 . "$(dirname -- "$0")/lib.sh"
 
 CUTS=${CUTS:-30} SEED=${SEED:-$(date +%s)}
@@ -29,7 +29,7 @@ serve() {
   start serve.log chainweb-backup serve --database-directory "$mount_point/node" --enable-backup-api --reserve-bytes 1MiB
 }
 
-# program COMMAND...: the program under test, on the kernel that was asked for.
+# program COMMAND...: the program under test, with or without cachestat(2).
 program() {
   if [ -n "${WITHOUT_CACHESTAT:-}" ]; then LD_PRELOAD=$DIR/no-cachestat.so chainweb-backup "$@"; else chainweb-backup "$@"; fi
 }
@@ -38,7 +38,7 @@ if [ -n "${WITHOUT_CACHESTAT:-}" ]; then
   cc -shared -fPIC -O2 -o no-cachestat.so "$ROOT/tests/shell/no-cachestat.c" -ldl || { echo 'Bail out! no compiler' && exit 1; }
 fi
 
-# bring FROM TO: copies what is in a directory, and syncs nothing.
+# bring FROM TO: copies the content of a directory, and syncs nothing.
 bring() {
   mkdir -p "$2"
   case $((round / 3 % 3)) in
@@ -55,7 +55,7 @@ prepare() {
     truncate -s 1G "$disk" && "mkfs.$kind" -q "$disk" && mount -o loop "$disk" "$mount_point"
 }
 
-# cut: no power, then power again.
+# cut: takes the power away, and gives it back.
 cut() {
   xfs_io -x -c shutdown pool >cut.log 2>&1 || problem "no shutdown: $(cat cut.log)"
   for pid in $pids; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
@@ -73,14 +73,14 @@ cut() {
     problem "the file system did not come back: $(cat umount.log)"
 }
 
-# good ID [DIRECTORY]: says nothing, or what is wrong with a backup that is called done.
+# good ID [DIRECTORY]: prints what is wrong with a backup whose status is done; nothing if it is good.
 good() {
   chainweb-backup verify --backup-directory "${2:-$mount_point/node/backups}" "$1" --deep >verified 2>&1 &&
     demo-node verify "${2:-$mount_point/node/backups}/$1" >verified 2>&1 && return
   tail -n 1 verified
 }
 
-# judge_backup DIRECTORY: the backup whose identifier is in the file answer, where there is one; leaves $id and $word.
+# judge_backup DIRECTORY: checks the backup whose identifier is in the file answer, if there is one; leaves $id and $word.
 judge_backup() {
   id=$(head -n 1 answer)
   [ -n "$id" ] || return
@@ -96,8 +96,8 @@ judge_backup() {
   esac
 }
 
-# make_of_fresh: a backup of a database that was brought here a moment ago, which nobody has open, or the node that is embedded
-# in or beside the program; until it is done, or less.
+# make_of_fresh: makes a backup of a database that was brought here a moment ago. No process has it open, or a node in or beside the
+# program has. Ends when the backup is done, or earlier.
 make_of_fresh() {
   bring "$mount_point/node/0" "$fresh/0"
   case $(((round / 10 + round) % 3)) in
@@ -120,7 +120,7 @@ make_of_fresh() {
   esac
 }
 
-# restore_of_fresh: a restore of a backup that was brought here a moment ago.
+# restore_of_fresh: restores a backup that was brought here a moment ago.
 restore_of_fresh() {
   bring "$backups/$keeper" "$fresh_backups/$keeper"
   program restore --backup-directory "$fresh_backups" "$keeper" --to "$mount_point/restored" >restore.log 2>&1 &
@@ -162,7 +162,7 @@ one_cut() {
       victim=$id
       backup '?backupPact'
       survivor=$id
-      # The pinned keeper counts for nobody.
+      # The pinned keeper does not count.
       chainweb-backup prune --backup-directory "$backups" --keep-last 1 >prune.log 2>&1 &
       moment=$(random_ms "$((SEED + round))" 25)
       ;;
@@ -215,7 +215,7 @@ one_cut() {
   http GET "/check-backup/$keeper"
   fault=$(good "$keeper")
   [ "$code $(cat body)$fault" = '200 backup-done' ] || problem "a good backup was lost: $code $(cat body) $fault"
-  # Only the keeper stays, so that the file system does not fill up. The next cut must not bring the others back.
+  # All but the keeper are deleted, so that the file system does not fill up. The next cut must not bring them back.
   for old in $(ls "$backups"); do
     [ "$old" = "$keeper" ] || rm -rf "${backups:?}/$old"
   done

@@ -1,25 +1,25 @@
 #!/bin/sh
-# Disks that fail: whatever call of libc returns an error, whenever the disk is full or loses what it was given, no backup is
-# falsely called done, no good backup is lost, and the next backup puts everything in order.
+# Disks that fail: a call of libc returns an error, the disk is full, or it loses data. No backup is falsely called done, no good
+# backup is lost, and the next backup settles everything.
 #
 # The faults:
-#   shim    errno-shim.c, by LD_PRELOAD, lets the N-th call of a group fail (`EIO`), or do half of its bytes (`half`), or lets
-#           that and all later ones fail (`EIO+`). It sees what SQLite, RocksDB and Rust's std call; it cannot see rustix,
-#           which makes raw system calls (renameat2, the linkat of the live copy, fallocate, statfs): those, as the whole order
-#           of our own operations, are swept by the crate's fault gate. The child that reads the heights inherits it.
-#   full    the backup directory lies on a small ext4 or xfs, which a ballast file fills: to so many levels before the
-#           backup begins, and to so many while it copies.
-#   thin    ext4 on a sparse image whose own file system runs out, for a moment or to the end: only fsync tells, and only
-#           once. The file system is mounted anew before anything is looked at, so nothing comes from the page cache.
+#   shim    errno-shim.c, by LD_PRELOAD, makes the N-th call of a group fail (`EIO`), or process half of its bytes (`half`), or
+#           makes that call and all later ones fail (`EIO+`). It sees the calls of SQLite, RocksDB and Rust's std, not those of
+#           rustix, which makes raw system calls (renameat2, the linkat of the live copy, fallocate, statfs): the crate's fault
+#           gate tests these, and the order of our own operations. The child that reads the heights inherits the shim.
+#   full    the backup directory is on a small ext4 or xfs, which a ballast file fills to each of LEVELS levels, before the
+#           backup begins and while it copies.
+#   thin    ext4 on a sparse image whose own file system is full, for a moment or from then on: only fsync reports that, and only
+#           once. The file system is mounted again before it is checked, so that nothing comes from the page cache.
 #
 # Invariants, after each fault of a `make --backup-pact`:
 #   - exit 0 if and only if the status is backup-done, and then `verify --deep` and `demo-node verify` find it good; an error
 #     of sync or pace (sync_file_range takes the error of a write away from fsync) is never followed by a 0
-#   - else the status is backup-failed, with a reason, or there is no new backup; the standard error names the fault. Where
-#     *all* later calls fail too, or the file system is gone, the status may be left behind; the next start settles it
-#   - a failed backup holds only its record; `list` changes nothing; the older good backup still verifies deep
-#   - the next `make`, with a sound disk, succeeds and leaves nothing of the failed one but its record
-#   - the node's files are what they were (the running node's, whose are not, verify at the end)
+#   - else the status is backup-failed, with a reason, or there is no new backup; the standard error names the fault. If *all*
+#     later calls fail too, or the file system is gone, the status may be in progress; the next start settles it
+#   - a failed backup has only its record; `list` changes nothing; the older good backup still passes `verify --deep`
+#   - the next `make`, with a sound disk, succeeds, and of the failed backup only the record is left
+#   - the node's files are unchanged (a running node changes them; its database is verified at the end)
 # and of a `restore`: exit 0 and a good database, or an error and no database; the next restore succeeds.
 #
 # CASES    errors by the shim, spread over all calls (60; `all` for each call with each error)
@@ -44,12 +44,12 @@ wants() {
   case " $KINDS " in *" $1 "*) ;; *) return 1 ;; esac
 }
 
-# sums: every file of the node but SQLite's own -shm.
+# sums: the checksums of the node's files, except SQLite's -shm.
 sums() {
   find "$source/0" -type f ! -name '*-shm' -exec sha256sum {} + | sort
 }
 
-# snapshot: a running node removes the names that it had for linked files, which changes their number and %C.
+# snapshot: a running node removes its names of linked files, which changes their number of names and %C.
 snapshot() {
   changing=''
   case $source in */running) changing='*.sst' ;; esac
@@ -64,19 +64,19 @@ run() {
 }
 
 make_backup() {
-  # Checksums come after the commit: an error there costs them, not the backup.
+  # Checksums are written after the commit: after an error there they are missing, and the backup is good.
   sums=copied
   case ${group:-} in sync | pace) sums=none ;; esac
   run "$@" chainweb-backup make --backup-pact --reserve-bytes 0 --sums "$sums" \
     --database-directory "$source" --backup-directory "$place"
 }
 
-# others: the new backups, the records of failed ones too.
+# others: the new backups, with the records of failed ones.
 others() {
   find "$place" -mindepth 1 -maxdepth 1 ! -name '.*' ! -name "$keeper" -printf '%f\n'
 }
 
-# held ID: leaves in $held what a failed backup holds.
+# held ID: leaves the names in a failed backup in $held.
 only_record='.use backup.json status '
 held() {
   held=$(find "$place/$1" -mindepth 1 -maxdepth 1 -printf '%f\n' | sort | tr '\n' ' ')
@@ -87,15 +87,15 @@ garbage() {
     -o -name 0.partial -o -name '.*.tmp' -o -name status.failed -o -path '*-pin/*' ! -name .lock \) 2>/dev/null | tr '\n' ' '
 }
 
-# good ID: says nothing, or what is wrong with a backup.
+# good ID: prints what is wrong with a backup; nothing if it is good.
 good() {
   chainweb-backup verify --backup-directory "$place" "$1" --deep >verified 2>&1 &&
     demo-node verify --expect-chains 3 "$place/$1" >verified 2>&1 && return
   tr '\n' ' ' <verified
 }
 
-# names ERROR: what the messages of such an error have in common; or else the words of a library that does not tell what the
-# system said. (SQLite takes a -wal that it cannot read for a damaged one, and ignores that it cannot remove it.)
+# names ERROR: words that every message of such an error has, or those of a library that does not pass on the error of the system.
+# (SQLite treats a -wal that it cannot read as damaged, and ignores that it cannot remove it.)
 names() {
   case $1 in
     EIO*) echo 'Input/output error|IO error' ;;
@@ -108,7 +108,7 @@ names() {
   echo '-wal is left beside the copy|wal_dir not found'
 }
 
-# judge ERROR: of the make that just ended. Leaves $word.
+# judge ERROR: checks the make that has just ended. Leaves $word.
 judge() {
   errno=$1 result=$got
   said=$(cat err)
@@ -155,7 +155,7 @@ judge() {
   chainweb-backup list --backup-directory "$place" >/dev/null 2>&1 || problem 'list fails'
 }
 
-# settle: the same with a sound disk.
+# settle: makes a backup on a sound disk and checks it.
 settle() {
   fault=$(good "$keeper")
   [ -z "$fault" ] || problem "a good backup was lost: $fault"
@@ -192,7 +192,7 @@ verdict() {
   echo "$2 $3 $(echo "$word" | tr ' ' -) $([ -z "$problems" ] && echo held || echo broken)" >>tally
 }
 
-# use SOURCE PLACE: makes the good backup that must not be lost.
+# use SOURCE PLACE: makes the good backup that must not be lost in the cases that follow.
 use() {
   source=$1 place=$2
   [ "$source" = "$home/running" ] || sums >"$source.sums"
@@ -204,7 +204,7 @@ use() {
   exit 1
 }
 
-# errors GROUP: what can happen to its calls.
+# errors GROUP: the errors of its calls.
 errors() {
   case $1 in
     open) echo EMFILE ENOSPC EIO EACCES ENOSPC+ ;;
@@ -224,8 +224,8 @@ errors() {
   esac
 }
 
-# there NAME: leaves in $place the backups of a node, `here` with it or on another file system, and in $target where to
-# restore them: on the file system of the node.
+# there NAME: leaves the backup directory of a node in $place (`here` is on the node's file system), and the target of a restore,
+# which is on the node's file system, in $target.
 there() {
   place=$home/$1/backups target=$home/target
   [ "$where" = here ] || place=$DIR/backups.$1
@@ -256,14 +256,14 @@ fired() {
   grep -c ^fired shim.log 2>/dev/null
 }
 
-# plan TITLE: from a run in which nothing failed, a line for each call that may fail, with each error: TITLE GROUP ERROR N.
+# plan TITLE: after a run without errors, a line for each call and each error of it: TITLE GROUP ERROR N.
 plan() {
   awk '{ n[$2]++; n["all"]++ } END { for (g in n) print g, n[g] }' shim.log | sort | while read -r group calls; do
     for errno in $(errors "$group"); do echo "$1 $group $errno $calls"; done
   done
 }
 
-# choose COUNT: of each line of the plan its share of the calls, evenly, from a random one on.
+# choose COUNT: an even share of the calls of each line of the plan, from a random one on.
 choose() {
   awk -v wanted="$1" -v seed="$SEED" '
     { line[NR] = $0; calls[NR] = $NF }
@@ -310,7 +310,7 @@ shim_case() {
   verdict "$1 $2: $4 at call $5 of $3 (${what:-not reached}): exit $hit, $word" "shim-$3" "${fired:-0}"
 }
 
-# restore_case: `restore latest`, to where nothing is.
+# restore_case: `restore latest` into an empty place.
 restore_case() {
   problems='' group=$3
   rm -rf "$target"
@@ -352,7 +352,7 @@ free_bytes() {
   echo "$(($1 * $2))"
 }
 
-# leave_free BYTES: fills the file system up to there, as nearly as it can be done.
+# leave_free BYTES: fills the file system until about that much is free.
 leave_free() {
   step=0
   while more=$(($(free_bytes) - $1)) && [ "$more" -ge 4096 ] && [ "$step" -lt 12 ]; do
@@ -367,7 +367,7 @@ random() {
   awk -v seed="$((SEED + round))" -v max="$1" 'BEGIN { srand(seed); rand(); printf "%d", rand() * max }'
 }
 
-# needs: leaves in $needed what the next backup needs, by its own figures.
+# needs: leaves the bytes that the next backup needs, by its own message, in $needed.
 needs() {
   run chainweb-backup make --backup-pact --reserve-bytes 1000TiB --database-directory "$source" --backup-directory "$place"
   needed=$(sed -n 's/.*the backup needs \([0-9]*\) bytes.*/\1/p' err | head -n 1)
@@ -411,7 +411,7 @@ full_case() {
     "$((hit != 0))"
 }
 
-# requests KIB: the size of the largest write that the loop device of the mount makes; leaves the old one in $largest. If a file takes
+# requests KIB: sets the size of the largest write that the loop device of the mount makes; leaves the old one in $largest. If a file takes
 # only a part of a write, because its disk is full now, Linux 6.18 says that all of it was written (lo_complete_rq): a page is
 # written as a whole or not at all.
 requests() {
@@ -470,7 +470,7 @@ SHM=$(mktemp -d /dev/shm/chainweb-backup-test.XXXXXX 2>/dev/null) || SHM=''
 home=${SHM:-$DIR} # a sync costs nothing there
 node "$home/stopped" --chains 3 --fill 1000000 --write-buffer-bytes 100000
 node "$home/full" --chains 3 --fill 12000000 --write-buffer-bytes 1000000
-# Killed between two blocks, or else its Pact may be ahead, which is no fault of a backup.
+# The node is killed between two blocks: otherwise its Pact may be ahead, which is no fault of a backup.
 until demo-node verify "$home/crashed" >crashed.log 2>&1; do
   start crashed.log demo-node --database-directory "$home/crashed" --chains 3 --fill 600000 --write-buffer-bytes 100000 \
     --rate 4 --delay-ms 0 --disable-backup-api
@@ -508,7 +508,7 @@ if [ -n "$shim" ] && wants shim; then
       for old in $(others); do rm -rf "${place:?}/$old"; done
     done
   done
-  # One that chance seldom meets: SQLite, asked instead of us, would leave a -wal and a -shm beside a stopped node's database.
+  # A rare case: SQLite, if it is used in our place, would leave a -wal and a -shm beside the database of a stopped node.
   where=here
   for name in $sources; do
     there "$name"

@@ -1,12 +1,12 @@
 #!/bin/sh
-# What is damaged is found: {one bit flipped, cut short, deleted, swapped with another file of its class} x {each class of
-# file in a backup}. CASES says how many of each (2), SEED which. In each case:
-#   below 0/        --deep finds it (13). verify and restore find what is gone or has another size; more they do not promise
-#   BLAKE2SUMS      --deep notes it or takes it for damage, except where it was deleted: a backup need not have any. Without them --deep finds
-#                   what RocksDB's own checksums find, in SSTs, WAL and MANIFEST
-#   beside 0/       verify and restore are 0 only where the files are whole, and what is restored is the backup
-# A restore that is not 0 leaves nothing, and is not 0 any more once damage was found; looking changes nothing. The names and
-# the last line say what was seen.
+# Damage is found: {one bit flipped, cut short, deleted, swapped with another file of its class} x {each class of file in a backup}.
+# CASES is the number of each (2), SEED chooses them. In each case:
+#   below 0/        --deep finds it (13). verify and restore find a missing file and another size; they promise no more
+#   BLAKE2SUMS      --deep notes it or reports damage, except if the list was deleted: a backup need not have one. Without lists,
+#                   --deep finds what RocksDB's own checksums show, in SSTs, WAL and MANIFEST
+#   beside 0/       verify and restore are 0 only if the files are whole, and the restored database is the backup
+# A restore that is not 0 leaves nothing. After damage was found, no restore is 0. Looking changes nothing. The names and the last line
+# report the results.
 . "$(dirname -- "$0")/lib.sh"
 
 CASES=${CASES:-2} SEED=${SEED:-$(date +%s)}
@@ -36,7 +36,7 @@ pick() {
   awk -v at="$3" '{ line[NR] = $0 } END { print line[int(at * NR) + 1] }' picked
 }
 
-# part FRACTION NUMBER: a whole number from 0 on, below the given one.
+# part FRACTION NUMBER: a whole number from 0 to below the given one.
 part() {
   awk -v at="$1" -v of="$2" 'BEGIN { printf "%d", int(at * of) }'
 }
@@ -48,7 +48,7 @@ flip() {
   printf "\\$(printf %03o $((byte ^ (1 << $(part "$3" 8)))))" | dd of="$1" bs=1 seek="$at" conv=notrunc 2>dd.err
 }
 
-# swap BACKUP CLASS FILE FRACTION: the other one is of the same backup, or else of another node's backup.
+# swap BACKUP CLASS FILE FRACTION: the other file is of the same backup, or, if it has none, of the backup of another node.
 swap() {
   case $2 in
     sst | sqlite | sums)
@@ -60,12 +60,12 @@ swap() {
   esac
 }
 
-# listed BACKUP: its files with their sizes and contents, but for the note about the last verification.
+# listed BACKUP: its files with their sizes and contents, without the note about the last verification.
 listed() {
   (cd "$1" && find . -type f ! -name verified.json -exec b2sum {} + | sort -k 2)
 }
 
-# sizes BACKUP: what verify has to know without reading; BLAKE2SUMS is not in the manifest.
+# sizes BACKUP: what a quick verification compares; BLAKE2SUMS is not in the manifest.
 sizes() {
   (cd "$1" && find 0 -type f ! -name BLAKE2SUMS -printf '%p %s\n' | sort)
 }
@@ -74,7 +74,7 @@ data() {
   (cd "$1" && find . -type f ! -name BLAKE2SUMS -exec b2sum {} + | sort -k 2)
 }
 
-# claims BACKUPS: what `list` says of the only backup there.
+# claims BACKUPS: the row of the only backup there in `list`.
 claims() {
   chainweb-backup list --json --backup-directory "$1" >listed.all 2>err
   grep -vE '"(exclusive_bytes|verified)":' listed.all >listed.now
@@ -136,12 +136,12 @@ one_case() {
   case $class$kind in
     status* | backup.json* | manifest.json* | sumsdelete)
       case $quick in 0 | 1 | 10 | 13) ;; *) problem "verify is $quick" ;; esac
-      # The heights of the record and the checksums of the manifest are only compared by reading the files.
+      # The heights of the record and the checksums of the manifest are compared only if the files are read.
       [ "$quick" -eq "$deep" ] || [ "${class#*.}$quick$deep" = json013 ] ||
         problem "verify is $quick, verify --deep is $deep"
       [ "$restored$plain_restored" = wholewhole ] || [ "$deep" -ne 0 ] || problem 'what was restored is not the backup'
       ;;
-    # RocksDB finds no damage in a part of an SST that it does not need: then its checksum is noted as a wrong one of the list.
+    # RocksDB does not read some parts of an SST: after damage there, the list is noted as wrong.
     sst* | sums*) [ "$deep" -eq 13 ] || grep -q 'note: 0/.*BLAKE2SUMS: ' deep.err || problem "verify --deep is $deep" ;;
     *) [ "$deep" -eq 13 ] || problem "verify --deep is $deep" ;;
   esac
@@ -157,7 +157,7 @@ one_case() {
 
 node node --chains 4 --fill 12000000 --write-buffer-bytes 100000 --seed "$SEED"
 node node --write-buffer-bytes 100000 # its MANIFEST, OPTIONS and CURRENT get other numbers
-# Another one: nothing in it is the same, and its status is one that no good backup has.
+# Another backup: all its files differ, and its status is one that no good backup has.
 node other --chains 3 --fill 3000000 --write-buffer-bytes 300000 --seed "$((SEED + 1))"
 for from in node other; do
   chainweb-backup make --backup-pact --database-directory "$from" --log-level warn >>ids 2>make.log
@@ -202,7 +202,7 @@ for class in $classes; do
 done
 exec 3<&-
 
-# Sums that do not name every file prove nothing about the others, good or bad: they are noted, and sum mends them.
+# A list that does not name every file proves nothing about the others: it is noted, and sum mends it.
 for what in 'without its last line' 'empty' 'that names one file twice'; do
   rm -rf copy && mkdir copy && cp -a --reflink=auto "backups/$id" copy/
   sums=copy/$id/0/sqlite/BLAKE2SUMS
@@ -218,7 +218,7 @@ for what in 'without its last line' 'empty' 'that names one file twice'; do
   check 'and says so' grep -q 'mended: 0/sqlite/BLAKE2SUMS: ' err
   check 'and b2sum agrees' sh -c "cd 'copy/$id/0/sqlite' && b2sum --quiet --strict -c BLAKE2SUMS"
 done
-# Without sums there are still those of RocksDB's own formats.
+# Without lists there are still the checksums in RocksDB's own formats.
 for class in sst wal MANIFEST; do
   rm -rf copy && mkdir copy && cp -a --reflink=auto "backups/$id" copy/ && rm "copy/$id"/0/*/BLAKE2SUMS
   flip "copy/$id/$(pick "$class" "copy/$id" 0)" 0.1 0.5

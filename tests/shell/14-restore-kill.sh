@@ -1,9 +1,9 @@
 #!/bin/sh
-# kill -9 at random moments of a restore: the target's 0 is wholly old, wholly new, or was never there; what --replace keeps
-# aside is never lost; the next restore succeeds and leaves nothing of the killed one; the backup is as it was. KILLS says
-# how many (12), SEED which moments. By turns: on the backup's own file system (SSTs are linked) and on tmpfs, on an empty
-# target and on one with an old 0. Some kills wait until the new 0 is in its place: no random moment hits what follows.
-# And two restores at once into one target: who says 0 has left it whole.
+# kill -9 at random moments of a restore: the target's 0 is wholly old, wholly new, or was never there; the database that --replace
+# keeps is never lost; the next restore succeeds and leaves nothing of the killed one; the backup is unchanged. KILLS is the number
+# (12), SEED chooses the moments. In turn on the backup's own file system (SSTs are linked) and on tmpfs, on an empty target and on
+# one with an old 0. Some kills wait until the new 0 is in place, because random moments do not hit the short steps after that.
+# Then two restores into one target at once: if one of them ends with 0, the target is whole.
 . "$(dirname -- "$0")/lib.sh"
 
 KILLS=${KILLS:-12} SEED=${SEED:-$(date +%s)}
@@ -17,12 +17,12 @@ microseconds() {
   echo "$(($(date +%s%N) / 1000))"
 }
 
-# data DIRECTORY: what a restore brings, or all that is in it.
+# data DIRECTORY: the files that a restore brings.
 data() {
   (cd "$1" && find . -type f ! -name BLAKE2SUMS -exec b2sum {} + | sort -k 2)
 }
 
-# everything DIRECTORY: contents, owners and modes of a backup; links and times of access are not its own.
+# everything DIRECTORY: contents, owners and modes of a backup, without the numbers of names and the times of access.
 everything() {
   (cd "$1" && find . -printf '%p %y %s %m %U %G %T@\n' | sort && find . -type f -exec b2sum {} + | sort -k 2)
 }
@@ -34,7 +34,7 @@ which() {
   if cmp -s which.list new.list; then echo new; elif cmp -s which.list old.list; then echo old; else echo mixed; fi
 }
 
-# kept TARGET: how many whole old databases it holds, under whichever name.
+# kept TARGET: the number of whole old databases in it, under any name.
 kept() {
   for place in "$1"/0 "$1"/0.bak-* "$1"/.exchanging-*; do
     [ ! -d "$place" ] || which "$place"
@@ -46,7 +46,7 @@ beside() {
   find "$1" -mindepth 1 -maxdepth 1 ! -name 0 -printf '%f\n'
 }
 
-# prepare TARGET: as it is before a restore.
+# prepare TARGET: makes it as it is before a restore.
 prepare() {
   rm -rf "$1" && mkdir "$1"
   [ "$shape" = empty ] || cp -a old/0 "$1/0"
@@ -57,7 +57,7 @@ restore() {
   chainweb-backup restore --backup-directory node/backups latest --to "$1" $replace
 }
 
-# two_at_once: the first is stopped when all its files are there, the second when it removes them, if it does.
+# two_at_once: the first restore is stopped when all its files are there, the second one when it removes them, if it does.
 two_at_once() {
   problems='' target=$DIR/target shape=empty replace=''
   prepare "$target"
@@ -103,7 +103,7 @@ one_kill() {
   fi
   usual_us=$(cat "usual.$((round % 4))")
 
-  # Not through the function: that would be a shell of its own, which is what the signal would hit.
+  # Not by the function: the signal would hit the shell of the function.
   # shellcheck disable=SC2086 # no word or one
   chainweb-backup restore --backup-directory node/backups latest --to "$target" $replace >killed.out 2>killed.err </dev/null &
   pid=$! pids=$!
@@ -120,10 +120,10 @@ one_kill() {
   case $shape$word in emptyabsent | emptynew | oldold | oldnew) ;; *) problem "the target is $word" ;; esac
   [ "$word" = absent ] || demo-node verify "$target" >verified 2>&1 || problem "it does not verify: $(tail -n 1 verified)"
   [ "$shape" = empty ] || [ "$(kept "$target")" -eq 1 ] || problem 'the old one is lost'
-  # A restore that had ended before is no kill.
+  # A restore that had already ended does not count as a kill.
   [ "$got" -ne 0 ] || word="$word, not killed"
 
-  # Again, as an operator would.
+  # Restored again, as an operator would do.
   [ ! -e "$target/0" ] || replace=--replace
   restore "$target" >out 2>err </dev/null || problem "the next restore is $?: $(cat err)"
   is_now=$(which "$target/0")
@@ -150,7 +150,7 @@ status 'with its checksums' 0 chainweb-backup sum --database-directory node late
 data old/0 >old.list
 data "node/backups/$id/0" >new.list
 everything "node/backups/$id" >backup.list
-awk -v seed="$SEED" -v n="$KILLS" 'BEGIN { srand(seed); rand(); while (n--) printf "%.6f\n", rand() }' >moments
+fractions "$KILLS" "$SEED" >moments
 : >seen.empty
 : >seen.old
 round=0

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Golden backups: what every released version has written stays readable, verifiable and restorable for ever. A version
-# that changes the format adds an archive to tests/data and removes none.
+# Golden backups: backups of every released version can be read, verified and restored for ever. A version that changes the format
+# adds an archive to tests/data and removes none.
 #
-# The databases in the archives of 0.1.0 and 0.2.0 are of demo nodes with formats of their own, which those nodes found whole when
-# the archives were made. Of these the sums of all files are known, and what is restored must have them: see golden-sums.
+# The databases in the archives of 0.1.0 and 0.2.0 are of demo nodes with older formats, and those nodes found them whole when the
+# archives were made. The checksums of all their files are known, and the restored files must have them: see golden-sums.
 . "$(dirname -- "$0")/lib.sh"
 
-# sums_of DIRECTORY: of each file of the databases in it.
+# sums_of DIRECTORY: the checksums of the files of its databases.
 sums_of() {
   (cd "$1" && find 0 -type f ! -name LOG ! -name LOCK ! -name BLAKE2SUMS -exec sha256sum {} + | sort -k 2)
 }
@@ -35,7 +35,7 @@ for archive in "$ROOT"/tests/data/golden-*.tar.gz; do
       check "$version $id: and leaves it as it was" diff sums.known sums.restored
     else
       status "$version $id: a node's history is whole in it" 0 demo-node verify "restored-$version"
-      # The node goes on from there.
+      # The node continues from there.
       node "restored-$version"
       status "$version $id: and stays so" 0 demo-node verify "restored-$version"
     fi

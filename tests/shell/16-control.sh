@@ -1,6 +1,5 @@
 #!/bin/sh
-# What an operator does to a backup that is being made: slow it down, speed it up by SIGHUP, cancel it from another process;
-# and what the system does to it.
+# A backup that is being made is slowed down, accelerated by SIGHUP, cancelled from another process; and events in the system around it.
 . "$(dirname -- "$0")/lib.sh"
 
 node node --chains 2 --fill 6000000
@@ -64,7 +63,7 @@ config() {
   is 'and leaves its record only' "$(ls -A "node/backups/$(cat made)" | tr '\n' ' ')" '.use backup.json status '
   is 'and no garbage' "$(ls -A node/backups | grep -c -e deleting -e creating)" 0
 }
-# Nobody reads what it says, as after a lost connection; and a limit of the system for files.
+# No process reads its output, as after a lost connection; and a limit of the system for files.
 status 'without a standard error it is as always' 10 sh -c "exec chainweb-backup check $at 1 2>/dev/full"
 made_is=0
 chainweb-backup make --backup-pact --database-directory node 2>/dev/full >/dev/full </dev/null || made_is=$?
@@ -78,7 +77,7 @@ id=$(ls node/backups | tail -n 1)
   status 'it is known' 1 chainweb-backup check $at "$(cat made)"
   has 'and why' err 'File too large'
 
-  # What an interrupted backup has left is removed where the next one needs the room.
+  # The data of an interrupted backup is removed if the next backup needs the room.
   mkdir node/backups/.deleting-1600000000000.0 && head -c 100000000 /dev/urandom >node/backups/.deleting-1600000000000.0/left
   sync -f node/backups
   free=$(df -B1 --output=avail node/backups | tail -n 1)

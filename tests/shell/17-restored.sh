@@ -1,10 +1,10 @@
 #!/bin/sh
-# A restored backup of a node that kept writing is a database like any other: Debian's RocksDB 7.8 and sqlite3 read in it what
-# the node had, the demo node starts on it and writes on, and so do those tools. Each on the backup's own file system (SSTs are
-# links), on tmpfs, on xfs from elsewhere (copies) and on the backup's own xfs (the rest shares blocks). Whoever writes there, the
-# backup stays byte for byte what it was.
-# Those tools cannot read the SSTs of the demo node's newer RocksDB. So its first blocks stay in the WAL until ldb makes SSTs of
-# them, and the later ones stay in the WAL; --try_load_options=false passes over its options file.
+# A restored backup of a node that kept writing is a database like any other: Debian's RocksDB 7.8 and sqlite3 find the node's data in
+# it, and the demo node and those tools can write to it. On the backup's own file system (SSTs are links), on tmpfs, on another xfs
+# (copies) and on the backup's own xfs (the other files share blocks). No matter which program writes there, the backup does not
+# change by a byte.
+# Those tools cannot read the SSTs of the demo node's newer RocksDB. So its first blocks are in the WAL until ldb makes SSTs of them,
+# and the later ones are in the WAL only; with --try_load_options=false they ignore its options file.
 . "$(dirname -- "$0")/lib.sh"
 
 for tool in ldb sst_dump sqlite3 b2sum; do
@@ -40,24 +40,24 @@ names() {
   find "$1/0/rocksDb" -name '*.sst' -printf '%f\n' | sort
 }
 
-# blocks_are_good DIRECTORY: every SST of RocksDB is read, and none is found bad.
+# blocks_are_good DIRECTORY: reads every SST of RocksDB; no block may be bad.
 blocks_are_good() {
   sst_dump --file="$1/0/rocksDb" --command=verify --verify_checksum >sst.out 2>&1
   is "$where: sst_dump finds every SST good" "$(grep -c 'The file is ok' sst.out) $(grep -ci corrupt sst.out)" \
     "$(names "$1" | wc -l) 0"
 }
 
-# sound DIRECTORY: what SQLite says of every Pact database.
+# sound DIRECTORY: the result of SQLite's integrity check for every Pact database.
 sound() {
   for database in "$1"/0/sqlite/*.sqlite; do sqlite3 "$database" 'PRAGMA integrity_check' 2>&1; done | tr '\n' ' '
 }
 
-# data DIRECTORY: what a restore brings.
+# data DIRECTORY: the files that a restore brings.
 data() {
   (cd "$1/0" && find . -type f ! -name BLAKE2SUMS -exec b2sum {} + | sort -k 2)
 }
 
-# everything DIRECTORY: contents, owners, modes and times of a backup, but for what a verification leaves there.
+# everything DIRECTORY: contents, owners, modes and times of a backup, without the notes of a verification.
 everything() {
   (cd "$1" && find . -mindepth 1 ! -name verified.json -printf '%p %y %s %m %U %G %T@\n' | sort &&
     find . -type f ! -name verified.json -exec sha256sum {} + | sort -k 2)
@@ -69,7 +69,7 @@ unchanged() {
   check "$where: $1, and the backup is as it was" diff backup.list backup.now
 }
 
-# shared ONE OTHER: what is written to and is not the one directory's alone. Nobody ever writes to an SST.
+# shared ONE OTHER: the files that are written to and that both directories have. No program ever writes to an SST.
 shared() {
   find "$1/0" ! -type d \( ! -type f -o ! -name '*.sst' -links +1 \) -printf '%P is no file of its own\n'
   find "$1/0" "$2/0" -type f ! -name '*.sst' -printf '%D %i\n' | sort | uniq -d
@@ -95,7 +95,7 @@ restore() {
   is "$where: it shares no file that is written to" "$(shared "$1" "$backup")" ''
 }
 
-# opened WHERE BACKUP PARENT: restores it below the parent, twice: one is for the node, one for other tools to write to.
+# opened WHERE BACKUP PARENT: restores it twice below the parent: for the node, and for other tools that write to it.
 opened() {
   where=$1 backup=$2 read=$3/read written=$3/written
   everything "$backup" >backup.list
@@ -113,7 +113,7 @@ opened() {
       "xfs_io -r -c 'fiemap -v' '$read/0/sqlite/pact-v1-chain-0.sqlite' | grep -q ' 0x20[0-9a-f]*$'"
   fi
 
-  # Read by others first. Nobody else has opened it yet.
+  # The other tools read it first, before any other program has opened it.
   is "$where: it has no checksums of its own" "$(find "$read" -name BLAKE2SUMS)" ''
   for part in rocksDb sqlite; do
     check "$where: the backup's checksums hold for its $part" \
@@ -145,7 +145,7 @@ opened() {
   data "$read" >data.now
   check "$where: to read it changes nothing" diff data.before data.now
 
-  # The demo node writes on. It flushes and compacts what it finds.
+  # The demo node writes to it, and flushes and compacts what is there.
   status "$where: demo-node verify accepts it" 0 demo-node verify --expect-chains 3 "$read"
   before=$(height out)
   check "$where: the node had gone on" [ "$(height node.verified)" -gt "$before" ]
@@ -156,7 +156,7 @@ opened() {
   is "$where: sqlite3 finds Pact sound after that" "$(sound "$read")" 'ok ok ok '
   unchanged 'a node wrote to it'
 
-  # Others write to one of their own.
+  # The other tools write to the second one.
   restore "$written"
   is "$where: ldb puts a key" "$(ldb_of "$written" put "-BlockPayload\$other" 'by ldb')" OK
   ldb_of "$written" compact >compact.log
@@ -186,7 +186,7 @@ make_backup() {
   made=$2/$(cat out)
 }
 
-# A node with a history, in SSTs that everybody can read, and then one that keeps writing.
+# A node with a history, in SSTs that all of these tools can read; then one that keeps writing.
 node node --chains 3 --fill 3000000 --write-buffer-bytes 64000000
 ldb_of node compact --file_size=200000 --write_buffer_size=200000 >compact.log
 check 'ldb makes SSTs of its blocks' [ "$(names node | wc -l)" -ge 4 ]
@@ -227,7 +227,7 @@ fi
 data node >node.now
 check 'the node whose SSTs were linked is as it was' diff node.list node.now
 
-# The check can tell: one link is noticed, hard or symbolic.
+# The check finds a single link, hard or symbolic.
 from=$here/0/rocksDb
 for file in "$from"/CURRENT "$from"/MANIFEST-* "$from"/*.log "$here"/0/sqlite/pact-v1-chain-1.sqlite; do
   for how in -f -sf; do

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The program without RocksDB: live copies beside a running node, Pact, HTTP, quick verification and restores are as those
-# of the full one, which reads what it made; what needs RocksDB is refused in a sentence.
+# The program without RocksDB: live copies beside a running node, Pact, HTTP, quick verification and restores are the same as those of
+# the full program, which can read its backups. Commands that need RocksDB are refused, and the message says why.
 . "$(dirname -- "$0")/lib.sh"
 
 slim=$BIN/slim/chainweb-backup

@@ -1,15 +1,15 @@
 #!/bin/sh
 # restore --replace while the node of the target starts again and again, as under systemd's Restart=always, and while sqlite3
-# opens its Pact databases and waits for their locks. Each restore either says that the node runs, and has changed nothing, or
-# has exchanged the two databases while nothing had the old one open: then the old one is whole, and so is the new one, on which
-# the node has gone on by then. Once with a plain 0, which is exchanged in one step, and once with a 0 that has another directory, so
-# that the files are exchanged one level below. RESTORES says how many must succeed each time (5).
+# opens its Pact databases and waits for their locks. A restore either reports that the node runs, and has changed nothing, or has
+# exchanged the two databases while no process had the old one open: then the old one is whole, and so is the new one, on which the
+# node has started by then. Once with a plain 0, which is exchanged in one step, and once with a 0 that has another directory, so that
+# the files are exchanged one level below. RESTORES is the number that must succeed each time (5).
 . "$(dirname -- "$0")/lib.sh"
 
 command -v sqlite3 >/dev/null || { echo '1..0 # SKIP there is no sqlite3: install it' && exit 0; }
 RESTORES=${RESTORES:-5}
 
-# Both end once there is a file `stop`.
+# Both end when the file `stop` exists.
 start_again_and_again() {
   while [ ! -e stop ]; do
     demo-node --database-directory target --blocks 1 --rate 0 --delay-ms 0 --exit-when-done --disable-backup-api \
@@ -27,7 +27,7 @@ write_again_and_again() {
   done
 }
 
-# sound DIRECTORY: what SQLite says of every Pact database.
+# sound DIRECTORY: the result of SQLite's integrity check for every Pact database.
 sound() {
   for database in "$1"/0/sqlite/*.sqlite; do sqlite3 "$database" 'PRAGMA integrity_check(1)' 2>&1; done | sort -u
 }

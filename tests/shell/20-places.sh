@@ -1,7 +1,7 @@
 #!/bin/sh
-# Where a node may keep its databases, and where its backups may be: a volume at `0`, two volumes below it, bind mounts, symbolic
-# links, directories anywhere, the default directory. Each is written by a running node, backed up beside it and on another disk,
-# listed, restored, and its history is verified. Needs root, for mounts.
+# The places of a node's databases and of its backups: a volume at `0`, two volumes below it, bind mounts, symbolic links, any
+# directories, the default directory. In each place a node writes while it is backed up, beside it and on another disk; the backup is
+# listed and restored, and its history is verified. Needs root, for mounts.
 . "$(dirname -- "$0")/lib.sh"
 [ "$(id -u)" -eq 0 ] || { echo '1..0 # SKIP only root can mount' && exit 0; }
 mkdir trial && mount -t tmpfs tmpfs trial 2>mount.log || { echo "1..0 # SKIP nothing can be mounted: $(cat mount.log)" && exit 0; }
@@ -25,12 +25,12 @@ running() {
     --disable-backup-api
 }
 
-# pins DIRECTORY...: what is left in pin directories below these.
+# pins DIRECTORY...: the pins that are left below these.
 pins() {
   find "$@" -path '*/.chainweb-backup-pin/*' ! -name .lock 2>/dev/null
 }
 
-# kept NAME DATABASE BACKUPS ARGUMENT...: a backup of the running node, and all that is done with it.
+# kept NAME DATABASE BACKUPS ARGUMENT...: makes a backup of the running node, lists, verifies and restores it.
 kept() {
   label=$1 database=$2 backups=$3
   shift 3
@@ -51,7 +51,7 @@ kept() {
   status "$label: deleted" 0 chainweb-backup delete --backup-directory "$backups" latest
 }
 
-# pin_directory DATABASE: the places in which there is one.
+# pin_directory DATABASE: the places that have a pin directory.
 pin_directories() {
   find -L "$1" -maxdepth 3 -name .chainweb-backup-pin -printf '%P %m\n' 2>/dev/null | sort | tr '\n' ' '
 }
@@ -71,7 +71,7 @@ has 'volume at 0: the message names the option' err '--pin-directory volume cann
 for place in volume/0 volume/0/rocksDb volume/0/sqlite/b volume/0/.chainweb-backup-pin/b; do
   status "volume at 0: backups in $place are refused" 2 chainweb-backup make --database-directory volume --backup-directory "$place"
 done
-# What a crash left in any place is removed, whichever place is used now.
+# Pins that a crash has left are removed in every place, not only in the one that is used now.
 for place in volume volume/0 volume/0/rocksDb; do
   mkdir -p "$place/.chainweb-backup-pin/rocksDb" && chmod 700 "$place/.chainweb-backup-pin"
   echo left >"$place/.chainweb-backup-pin/rocksDb/000001.sst"
@@ -89,7 +89,7 @@ done
 is 'volume at 0, embedded: no pins are left' "$(pins volume)" ''
 stop TERM
 
-# Two volumes below `0`, as publishers of snapshots have them.
+# Two volumes below `0`, as publishers of databases have them.
 mounted tmpfs two/0/rocksDb
 mounted tmpfs two/0/sqlite
 running two
@@ -108,7 +108,7 @@ kept 'two volumes, the node was started again' two "$other/two2" --database-dire
 stop TERM
 status 'two volumes: the node is whole' 0 demo-node verify --expect-chains 2 two
 
-# A bind mount: the same device is not enough for a link.
+# A bind mount: hard links fail although the device is the same.
 mkdir -p real/0 bound/0
 mount --bind real/0 bound/0 && mounts="$DIR/bound/0 $mounts"
 running real
@@ -128,7 +128,7 @@ is 'linked 0: the pins were on its disk' "$(find disk -name .chainweb-backup-pin
 kept 'linked 0, backups on its disk' linked disk/backups --database-directory linked
 status 'linked 0: the log' 0 chainweb-backup make --database-directory linked --backup-directory disk/backups
 has 'linked 0: it says where the link leads' err "$DIR/disk/0/rocksDb"
-# Another user's directory gets no pin directory uninvited.
+# No pin directory is made in a directory of another user that was not named.
 chown 12345:23456 linked disk/0/rocksDb
 rm -rf disk/0/.chainweb-backup-pin
 status 'linked 0 of another user' 1 chainweb-backup make --database-directory linked --backup-directory "$other/linked"
@@ -159,7 +159,7 @@ stop_node=${pids##* }
 kill -TERM "$stop_node" && wait "$stop_node"
 pids=${pids% "$stop_node"}
 
-# Directories anywhere.
+# Databases in any directories.
 mkdir -p anywhere
 kept 'directories anywhere' parts "$other/anywhere" --rocksdb-directory disk/rocks --sqlite-directory disk/pact
 kept 'directories anywhere, same disk' parts disk/anywhere --rocksdb-directory disk/rocks --sqlite-directory disk/pact

@@ -1,9 +1,9 @@
 #!/bin/sh
-# restore onto mounts and links: each layout on each file system gets a backup, first into an empty place and then over an old
-# database; what is not part of the database stays; the demo node starts on the result. Then kill -9 at random moments: a half-done
-# exchange is opened by no node, `make` and `list` say so, and resume, undo or the next restore makes it wholly new or wholly old.
-# Power cuts: the file system below the volumes is shut down without writing its log. KILLS (24) and CUTS (12) say how many, SEED
-# which moments.
+# restore onto mounts and links: a backup is restored into each layout on each file system, first into an empty place and then over an
+# old database; files that are not part of the database are kept; the demo node starts on the result. Then kill -9 at random moments:
+# no node opens a half-done exchange, `make` and `list` report it, and resume, undo or the next restore makes it wholly new or wholly
+# old. Power cuts: the file system below the volumes is shut down without writing its log. KILLS (24) and CUTS (12) are the numbers,
+# SEED chooses the moments.
 . "$(dirname -- "$0")/lib.sh"
 
 KILLS=${KILLS:-24} CUTS=${CUTS:-12} SEED=${SEED:-$(date +%s)}
@@ -46,7 +46,7 @@ old_in() {
   cp -p old/0/rocksDb/* "$target/0/rocksDb/" && cp -p old/0/sqlite/* "$target/0/sqlite/"
 }
 
-# data DIRECTORY: the files of a database, but for what a refused node writes.
+# data DIRECTORY: the files of a database, without those that a refused node writes.
 data() {
   (cd "$1" && for part in rocksDb sqlite; do
     find -L "$part" -maxdepth 1 -type f ! -name BLAKE2SUMS ! -name LOCK ! -name 'LOG*' ! -name '.restore-journal.json*' \
@@ -70,7 +70,7 @@ kept() {
   done <kept.names | grep -x old
 }
 
-# left: what of ours lies there, but for old databases.
+# left: the names of ours that are there, except old databases.
 left() {
   find -L "$target" \( -name '.restor*' -o -name '.exchanging-*' -o -name '.*.tmp' -o -name '*.later-*' \) | tr '\n' ' '
 }
@@ -80,7 +80,7 @@ restore() {
   chainweb-backup restore --backup-directory node/backups latest --to "$target" $replace
 }
 
-# refused: no node opens what is half done, and trying it changes nothing.
+# refused: no node opens a half-done exchange, and the attempt changes nothing.
 refused() {
   find -L "$target/0" -type f ! -name 'LOG*' ! -name LOCK -exec b2sum {} + | sort -k 2 >before.list
   starts=$((starts + 1))
@@ -240,7 +240,7 @@ layout ext4 rocksDb
 for shape in linked linked0 pins; do layout none "$shape"; done
 unmount_all
 
-awk -v seed="$SEED" -v n="$KILLS" 'BEGIN { srand(seed); rand(); while (n--) printf "%.6f\n", rand() }' >moments
+fractions "$KILLS" "$SEED" >moments
 round=0
 exec 3<moments
 while read -r moment <&3; do
@@ -250,7 +250,7 @@ done
 exec 3<&-
 echo "# $half of $KILLS kills left it half done"
 half=0
-awk -v seed="$SEED" -v n="$CUTS" 'BEGIN { srand(seed + 1); rand(); while (n--) printf "%.6f\n", rand() }' >moments
+fractions "$CUTS" "$((SEED + 1))" >moments
 round=0
 exec 3<moments
 while read -r moment <&3; do

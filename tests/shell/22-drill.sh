@@ -1,5 +1,5 @@
 #!/bin/sh
-# A drill uses a backup in a scratch directory: it passes, fails with the reason, is ended, is killed; the backup is never changed.
+# A drill uses a backup in a scratch directory: it passes, fails with a reason, is ended, or is killed. The backup is never changed.
 
 . "$(dirname -- "$0")/lib.sh"
 
@@ -7,10 +7,10 @@ demo-node run --database-directory db --chains 3 --blocks 200 --write-buffer-byt
 status 'a backup' 0 chainweb-backup make --database-directory db --backup-directory b --backup-pact --log-level error
 id=$(cat out)
 drill() { chainweb-backup drill --backup-directory b "$@"; }
-# Sizes, times and names of the backup's own files, without their numbers of names.
+# Sizes, times and names of the backup's own files, without their numbers of hard links.
 state() { find "b/$id/0" -type f -printf '%p %s %T@ %i %m\n' | sort; }
 scratch() { find b -maxdepth 1 -name '.drilling-*' | wc -l; }
-# lives: whether a process of the command's group lives; one that nobody has waited for does not.
+# lives: whether a process of the command's group lives; a zombie does not.
 lives() {
   for stat in /proc/[0-9]*/stat; do cat "$stat" 2>/dev/null; done |
     awk -v group="$(cat group)" '$5 == group && $3 != "Z" { found = 1 } END { exit !found }'

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The start-up proof: made with each backup, shown everywhere, right about what the node then does; a backup from which a node does
-# not start is never `latest` and no reason to delete another one.
+# The start-up proof: it is made with each backup, shown by every command, and says what the node then does. A backup from which a node
+# does not start is never `latest`, and no other backup is deleted because of it.
 
 . "$(dirname -- "$0")/lib.sh"
 
@@ -55,7 +55,7 @@ make --backup-pact --verify none
 check 'without verification there is no proof' [ ! -e "b/$id/starts.json" ]
 rm -rf "b/$id"
 
-# The node's own database is at fault: the backup is what the node has, and says that a node does not start from it.
+# The node's own database has the fault: the backup is a copy of it, with the note that a node does not start from it.
 cp -a db whole
 demo-node plant --fault missing-outputs --height 20 --chain 1 db >planted
 rm db/0/sqlite/pact-v1-chain-1.sqlite
@@ -97,7 +97,7 @@ until [ -s "b/$id/starts.json" ] || [ "$tries" -ge 500 ]; do tries=$((tries + 1)
 has 'the idle service proves it' "b/$id/starts.json" 'the outputs of block 20'
 stop TERM
 
-# What a node does is what the proof has said: behind, ahead, compacted.
+# A node does what the proof says: with Pact behind, ahead, compacted.
 rm -rf db && cp -a whole db
 demo-node plant --fault pact-ahead db >planted
 make --backup-pact

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The runner of these tests ends one that hangs: it fails, its output and its processes are shown, and it unmounts what it has
-# mounted. One that does not end at SIGTERM is killed. The other tests still run.
+# The runner of these tests ends a test that hangs: the test fails, its output and its processes are shown, and its mounts are
+# removed. A test that does not end at SIGTERM is killed. The other tests still run.
 . "$(dirname -- "$0")/lib.sh"
 
 mkdir fake

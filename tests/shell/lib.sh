@@ -1,5 +1,5 @@
-# Sourced by each shell test. It runs in a directory of its own, which is kept and named when something failed, and
-# prints TAP. Programs get port 0 and an address file, and are never part of a pipe. POSIX sh, curl.
+# Sourced by each shell test. A test prints TAP, and runs in a directory of its own, which is kept and named if a check fails. Programs
+# get port 0 and an address file, and are never part of a pipe. Needs a POSIX sh and curl.
 
 set -u
 export LC_ALL=C
@@ -23,19 +23,19 @@ leave() {
 trap leave EXIT
 trap 'exit 130' INT TERM
 
-# unmount_all: what is in $mounts. mountpoint is not asked before: an xfs that was shut down answers it with EIO.
+# unmount_all: unmounts the directories in $mounts. It does not ask mountpoint first: for an xfs that was shut down that is EIO.
 unmount_all() {
   for mounted_at in $mounts; do umount "$mounted_at" 2>/dev/null || umount -l "$mounted_at" 2>/dev/null; done
   mounts=''
 }
 
-# end: the plan, at the end of a test.
+# end: prints the plan of TAP, at the end of a test.
 end() {
   echo "1..$count"
   exit "$((bad > 0))"
 }
 
-# check NAME COMMAND...: the test passes when the command succeeds.
+# check NAME COMMAND...: passes if the command succeeds.
 check() {
   name=$1 count=$((count + 1))
   shift
@@ -48,7 +48,7 @@ is() {
   [ "$2" = "$3" ] || printf '#  got: %s\n# want: %s\n' "$2" "$3"
 }
 
-# has NAME FILE TEXT: some line of the file has the text.
+# has NAME FILE TEXT: passes if a line of the file has the text.
 has() {
   check "$1" grep -qF -- "$3" "$2"
   grep -qF -- "$3" "$2" || { echo "# no '$3' in $2:" && head -n 5 "$2" | sed 's/^/#   /'; }
@@ -59,7 +59,8 @@ skip() {
   echo "ok $count - $1 # SKIP $2"
 }
 
-# status NAME WANTED COMMAND...: what it prints is in the files out and err. A program that does not end is ended, with 124.
+# status NAME WANTED COMMAND...: passes if that is its exit code; its output is in the files out and err. A program that hangs is ended,
+# with 124.
 status() {
   name=$1 wanted=$2 got=0
   shift 2
@@ -69,7 +70,7 @@ status() {
   is "$name" "$got" "$wanted"
 }
 
-# start LOG COMMAND...: in the background, until it has written the file `address`; leaves $pid and $address.
+# start LOG COMMAND...: starts it in the background, and waits for the file `address`; leaves $pid and $address.
 start() {
   log=$1
   shift
@@ -88,7 +89,7 @@ start() {
   address=$(cat address)
 }
 
-# stop SIGNAL: ends what was started last; leaves $got.
+# stop SIGNAL: ends the program that was started last; leaves $got.
 stop() {
   kill "-$1" "$pid" 2>/dev/null
   got=0
@@ -107,7 +108,7 @@ http() {
     code="curl failed: $(cat curl.err)"
 }
 
-# await ID: until its job has ended; leaves $word.
+# await ID: waits until its job has ended; leaves $word.
 await() {
   tries=0
   while http GET "/check-backup/$1" && word=$(cat body) && [ "$code $word" = '200 backup-in-progress' ]; do
@@ -117,14 +118,19 @@ await() {
   done
 }
 
-# backup [QUERY]: makes one by curl and waits for it; leaves $id and $word.
+# backup [QUERY]: makes a backup by curl and waits for it; leaves $id and $word.
 backup() {
   http POST "/make-backup${1:-}"
   id=$(cat body)
   await "$id"
 }
 
-# node DIRECTORY [FLAG...]: a stopped database with a history.
+# fractions N SEED: N random numbers from 0 to 1, one a line.
+fractions() {
+  awk -v n="$1" -v seed="$2" 'BEGIN { srand(seed); rand(); while (n--) printf "%.6f\n", rand() }'
+}
+
+# node DIRECTORY [FLAG...]: makes the database of a stopped node with a history.
 node() {
   directory=$1
   shift

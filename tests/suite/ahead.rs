@@ -1,4 +1,4 @@
-//! Pact ahead of RocksDB: what is seen of it, how often RocksDB is captured again, what the record says, and what that costs on
+//! Pact ahead of RocksDB: how it is noticed, how often RocksDB is captured again, what the record says, and what is copied on
 //! another file system.
 
 use std::fs;
@@ -23,7 +23,7 @@ fn captures_count(record: &Record) -> u32 {
     record.rocksdb.as_ref().unwrap().captures_count
 }
 
-/// The backup that is made while RocksDB gets blocks up to `height`, from the moment on when it was captured once.
+/// Makes a backup; after the first capture, RocksDB gets blocks up to `height`.
 fn made_while_rocksdb_grows(node: &Node, service: &Service, from: u64, height: u64) -> BackupId {
     let id = service.make_backup(PACT).unwrap();
     let captured = || service.details(&id).unwrap().unwrap().progress.is_some_and(|p| p.phase == Phase::Heights);
@@ -44,7 +44,7 @@ fn check_warning(record: &Record, captures: u32, what: &str) {
 
 #[test]
 fn rocksdb_is_captured_again_while_pact_is_a_little_ahead() {
-    // Far ahead is no matter of a moment.
+    // Five blocks ahead will not go away: RocksDB is captured once.
     let node = Node::ahead();
     let service = node.start();
     let id = make_done(&service, PACT);
@@ -53,7 +53,7 @@ fn rocksdb_is_captured_again_while_pact_is_a_little_ahead() {
     // Without Pact there is nothing to compare.
     let id = make_done(&service, ROCKSDB);
     assert_eq!(captures_count(&record(&service, &id)), 1);
-    // A little ahead, and it stays so.
+    // A little ahead, and RocksDB does not catch up.
     (BLOCKS + 1..=BLOCKS + 3).for_each(|height| node.rocksdb_block(height));
     let id = make_done(&service, PACT);
     check_warning(&record(&service, &id), 2, "2 blocks ahead");
@@ -65,7 +65,7 @@ fn rocksdb_is_captured_again_while_pact_is_a_little_ahead() {
     assert_eq!(whole(&node.backups().join(id.as_str())), (BLOCKS + 7, vec![BLOCKS + 5]));
 }
 
-/// A distance that shrinks is worth another capture, and another.
+/// As long as the distance shrinks, RocksDB is captured again.
 #[test]
 fn rocksdb_is_captured_as_long_as_the_distance_shrinks() {
     let mut node = Node::new();
@@ -75,7 +75,7 @@ fn rocksdb_is_captured_as_long_as_the_distance_shrinks() {
     check_warning(&record(&service, &id), 3, "1 blocks ahead");
 }
 
-/// Killed between its two commits and started again, a node goes on with another block of the same height.
+/// A node that was killed between its two commits may continue with another block of the same height.
 #[test]
 fn another_block_of_the_same_height_is_seen() {
     let node = Node::new();
@@ -92,8 +92,8 @@ fn another_block_of_the_same_height_is_seen() {
     assert_eq!((captures_count(&record(&service, &id)), record(&service, &id).warnings.len()), (1, 0));
 }
 
-/// With the tables and hashes of a real node: also below the cut, and a block of another branch that RocksDB does have is as
-/// good as any other.
+/// With the tables and hashes of a real node: also below the cut. A block of another branch is as good as any other if RocksDB has
+/// it.
 #[test]
 fn a_block_that_rocksdb_never_had_is_seen_at_every_height() {
     let node = Node::new();
@@ -110,7 +110,7 @@ fn a_block_that_rocksdb_never_had_is_seen_at_every_height() {
         let id = make_done(&service, PACT);
         record(&service, &id)
     };
-    // No header is there at all: only the cut is known.
+    // RocksDB has no header: only the cut is known.
     tip(HEX);
     assert_eq!(backup().warnings, [""; 0]);
     tip(OTHER);
@@ -119,13 +119,13 @@ fn a_block_that_rocksdb_never_had_is_seen_at_every_height() {
     check_warning(&backup(), 2, "on a block that rocksdb does not have");
     cut(BLOCKS + 2);
     check_warning(&backup(), 2, "on a block that rocksdb does not have");
-    // The block was abandoned, but RocksDB has it: a node goes back from there.
+    // The block was abandoned, but RocksDB has it: a node can rewind it.
     node.db().put(header(OTHER), "header").unwrap();
     let found = backup();
     assert_eq!((found.warnings.len(), captures_count(&found), found.replay_blocks), (0, 1, Some(2)));
 }
 
-/// Files of the RocksDB in a backup: name and how it came there.
+/// The files of the RocksDB in a backup: name, and how each was brought.
 fn methods(backup: &Path) -> Vec<(String, String)> {
     let manifest: Value = serde_json::from_slice(&fs::read(backup.join("manifest.json")).unwrap()).unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -133,7 +133,7 @@ fn methods(backup: &Path) -> Vec<(String, String)> {
     entries.filter(|(path, _)| path.ends_with(".sst")).collect()
 }
 
-/// The capture that is discarded is the next one's earlier backup: no SST is copied twice, and nothing is left of it.
+/// A capture that is discarded is the earlier backup of the next one: no SST is copied twice, and nothing of it is left.
 #[test]
 fn a_discarded_capture_is_used_on_another_file_system() {
     let mut node = Node::new();
@@ -162,7 +162,7 @@ fn a_discarded_capture_is_used_on_another_file_system() {
         for (path, _) in &tables {
             let names_count = backup.join(path).metadata().unwrap().nlink();
             assert_eq!(names_count, if expected == "copied" { 1 } else { 2 }, "{path}");
-            // Synced by the capture that is no more, or by the backup before: it is synced again where that is not known.
+            // It was synced by the discarded capture, or by the backup before; if that is not known, it is synced again.
             let partial = backup.join("0.partial").join(&path[2..]);
             let synced = log.iter().any(|(what, path)| *what == "fsync" && *path == partial);
             assert!(synced || expected == "reused", "{path} in {log:#?}");

@@ -1,6 +1,6 @@
-//! A restore one level below, into a `0` that cannot be exchanged as a whole: each operation fails once, also in pairs, and the process
-//! is killed before each one, also while it settles what a kill left. Afterwards the old or the new database is in place, all of it, or no
-//! node can open it; then it is finished or undone, and the other one is beside it or was never in place.
+//! A restore one level below, into a `0` that cannot be exchanged as a whole. Each operation fails once, also in pairs, and the process
+//! is killed before each one, also while it settles what an earlier kill left. Afterwards the old or the new database is in place and
+//! whole, or no node can open what is there; then the restore is finished or undone, and the other database is beside it.
 //!
 //! A kill needs a process of its own: this test executable again, as [`child`].
 
@@ -22,7 +22,7 @@ use crate::fixture::{Node, PACT, config, copy_tree, make_done, names, restore_to
 /// Set for the child: what it does (`restore`, `resume`, `undo`), and the operation before which it dies.
 const CHILD: &str = "CHAINWEB_BACKUP_BELOW_CHILD";
 
-/// No restore of these has more operations.
+/// More operations than any restore of these tests has.
 const MAX_GATES: u64 = 400;
 
 /// The files of a database with their content, by directory and name; without those that a refused node writes.
@@ -42,7 +42,7 @@ fn files(place: &Path, below: &str) -> Files {
     found
 }
 
-/// A backup, and what a target is made from.
+/// A backup, and the old database from which a target is made.
 struct Scene {
     _scratch: TempDir,
     root: PathBuf,
@@ -92,7 +92,7 @@ impl Scene {
         names(&self.place().join("rocksDb")).iter().filter(|name| is_old(name)).count()
     }
 
-    /// Fails unless the new or the old database is in place; whether it is the new one. With that, the old one is kept.
+    /// Fails unless the new or the old database is in place; returns whether it is the new one. If so, the old one must be kept beside it.
     fn is_new(&self, what: &str) -> bool {
         let now = files(&self.place(), "");
         assert!(self.place().join("mine/deep").is_dir() && self.place().join("sqlite/lost+found").is_dir(), "{what}");
@@ -105,7 +105,7 @@ impl Scene {
         false
     }
 
-    /// A database that is half exchanged: a node fails to open it, and changes none of its files.
+    /// Fails unless the database is half exchanged: a node cannot open it, and changes none of its files.
     fn refuse_node(&self, what: &str) {
         let stem = |(path, text): (PathBuf, String)| (!path.to_string_lossy().contains("LOG")).then_some((path, text));
         let look = || {
@@ -123,7 +123,7 @@ impl Scene {
         assert!(error.chain().contains("restore --resume --to"), "{what}: {}", error.chain());
     }
 
-    /// Finishes, undoes or restores again, by turns.
+    /// Finishes, undoes or restores again, in turn.
     fn settle(&self, turn: u64, what: &str) {
         let half = self.is_half();
         let is_new = match turn % 3 {
@@ -142,7 +142,7 @@ impl Scene {
         self.is_tidy(what);
     }
 
-    /// Fails if something of ours is left but for old databases.
+    /// Fails if a restore has left anything of ours except old databases.
     fn is_tidy(&self, what: &str) {
         for path in crate::fixture::paths(&self.target()) {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -158,7 +158,7 @@ impl Scene {
         restore(&self.root, &self.target())
     }
 
-    /// Runs one command in a process of its own; whether it was killed.
+    /// Runs one command in a process of its own; returns whether it was killed.
     fn killed(&self, command: &str, kill_at: u64) -> bool {
         let status = Command::new(std::env::current_exe().unwrap())
             .args(["below::child", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
@@ -179,7 +179,7 @@ fn restore(root: &Path, target: &Path) -> Result<(), Error> {
         .map(|(_, restored)| assert_eq!(restored.way, Way::Below))
 }
 
-/// The child: does what its environment says in its working directory, or dies.
+/// The child: does in its working directory what its environment says, or is killed.
 #[test]
 #[ignore = "no test: another one runs it as a process of its own"]
 fn child() {
@@ -217,7 +217,7 @@ fn a_rehearsal_tells_the_restore_and_writes_nothing() {
     assert_eq!(told.obstacle.map(|e| e.kind()), Some(Kind::NotEmpty));
 }
 
-/// Each error, and each error followed by one of those after it.
+/// Each operation fails alone, and then together with a later one.
 #[test]
 fn an_error_at_any_step_leaves_one_database_or_none_that_opens() {
     let scene = Scene::new();
@@ -262,7 +262,8 @@ fn an_error_at_any_step_leaves_one_database_or_none_that_opens() {
     assert!(errors > 50 && pairs > 100 && half > 10);
 }
 
-/// The process is killed before each operation, and then before some operations of what settles that; the other way is taken last.
+/// The process is killed before each operation, and then before some operations of the command that settles the restore; that is then
+/// settled in the other direction.
 #[test]
 fn a_kill_at_any_step_leaves_one_database_or_none_that_opens() {
     let scene = Scene::new();
@@ -286,7 +287,7 @@ fn a_kill_at_any_step_leaves_one_database_or_none_that_opens() {
                 let what = format!("{what}, then {command} at {n}");
                 let _ = fs::remove_dir_all(scene.target());
                 fs::create_dir(scene.target()).unwrap();
-                // The inodes are those of the journal only if the directories are the same: renamed, and filled from a copy.
+                // The journal has the inodes of these directories, so the directories are renamed, and filled from a copy.
                 let _ = fs::remove_dir_all(scene.target());
                 assert!(Command::new("cp").arg("-a").args([&crashed, &scene.target()]).status().unwrap().success());
                 renumber(&scene.place());
@@ -400,7 +401,7 @@ fn a_planted_link_is_refused() {
     }
 }
 
-/// Where the directories of a target lead is as forbidden as the target itself.
+/// A link in a target may not lead to a place that the target itself may not be in.
 #[test]
 fn a_link_that_leads_into_a_backup_or_into_another_database_is_refused() {
     let node = Node::new();
@@ -444,7 +445,8 @@ fn a_link_that_leads_into_a_backup_or_into_another_database_is_refused() {
     }
 }
 
-/// The journal is beside RocksDB. What an interrupted restore left beside Pact is not removed while the other is not there.
+/// The journal is beside RocksDB. While the file system of RocksDB is not mounted, what an interrupted restore left beside Pact is not
+/// removed.
 #[test]
 fn what_is_staged_for_pact_alone_is_kept_until_the_other_file_system_is_mounted() {
     let scene = Scene::new();
@@ -461,7 +463,7 @@ fn what_is_staged_for_pact_alone_is_kept_until_the_other_file_system_is_mounted(
         );
         assert!(staged.join("pact-v1-chain-0.sqlite").is_file());
     }
-    // With both there and no journal, the restore had not begun to move anything.
+    // Both are mounted and there is no journal: the restore had not moved anything.
     fs::create_dir(scene.place().join("rocksDb/.restoring-1600000000000")).unwrap();
     assert_eq!(settle_restore(&scene.target(), Settle::Resume).unwrap(), Settled::Nothing);
     assert!(!staged.exists());

@@ -1,12 +1,12 @@
 //! A raw HTTP/1.1 client for the tests: it sends the bytes it is given and reads answers by their Content-Length.
 //!
-//! Limitations: no chunked bodies, no redirects; whatever takes longer than ten seconds is an error.
+//! Limitations: no chunked bodies, no redirects; an answer that takes longer than ten seconds is an error.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// No answer within this is a failed test.
+/// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One answer of a server.
@@ -18,7 +18,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The value of a header, whatever the case of its name.
+    /// The value of a header; the case of its name does not matter.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
@@ -48,7 +48,7 @@ impl Client {
         self.stream.write_all(bytes.as_ref())
     }
 
-    /// The next answer to a GET or POST; `None` where the server closes instead.
+    /// The next answer to a GET or POST; `None` if the server closes the connection instead.
     pub fn reply(&mut self) -> io::Result<Option<Reply>> {
         self.reply_to("GET")
     }
@@ -82,7 +82,7 @@ impl Client {
         Ok(Some(reply))
     }
 
-    /// Whether the server says nothing more and closes; a reset counts.
+    /// Whether the server closes the connection without another byte; a reset counts.
     pub fn closed(&mut self) -> bool {
         match self.more() {
             Ok(count) => count == 0 && self.buffer.is_empty(),
@@ -98,7 +98,7 @@ impl Client {
     }
 }
 
-/// One request on a connection of its own; the error says why there is no answer.
+/// Sends one request on a new connection; the error says why there is no answer.
 pub fn request(to: SocketAddr, method: &str, path: &str, more: &[(&str, &str)], body: &[u8]) -> io::Result<Reply> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n");
     more.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
@@ -110,7 +110,7 @@ pub fn request(to: SocketAddr, method: &str, path: &str, more: &[(&str, &str)], 
     client.reply_to(method)?.ok_or_else(|| ErrorKind::UnexpectedEof.into())
 }
 
-/// The answer to a GET, which there must be.
+/// The answer to a GET. Fails if there is none.
 pub fn get(address: SocketAddr, path: &str) -> Reply {
     request(address, "GET", path, &[], b"").expect("the server answers")
 }

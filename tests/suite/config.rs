@@ -1,7 +1,7 @@
-//! Configuration files through the public API: what is read, what is refused and with which words.
+//! Configuration files through the public API: what is read, what is refused, and the messages.
 //!
-//! The node files in `tests/data` have the shape of what a node prints for itself; they must be accepted unchanged.
-//! Flags and environment are the program's, and tested beside its `plan`.
+//! The node's files in `tests/data` look like those that a node prints; they must be accepted unchanged. Flags and environment belong
+//! to the program and are tested beside its `plan`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ fn the_nodes_own_file_is_accepted_unchanged() {
         database_directory: Some(PathBuf::from("/var/lib/chainweb-node/mainnet01")),
         chainweb_version: Some("mainnet01".to_string()),
         api_enabled: Some(false),
-        // Everything else is null, or the node's: its `serviceApi` address is not ours, its keys raise no warning.
+        // Everything else is null or the node's: the address of its `serviceApi` is not ours, and its keys cause no warning.
         ..FileConfig::default()
     };
     assert_eq!(said(NODE_YAML), expected);
@@ -329,11 +329,11 @@ fn suggestions() {
         assert_eq!(suggest(typed, &keys), Some(meant), "{typed}");
     }
     assert_eq!(suggest("lits", &["serve", "make", "list", "check"]), Some("list"));
-    // An exact word wins over one that merely begins with it.
+    // An equal word is preferred to one that only begins with it.
     assert_eq!(suggest("api", &["apiPort", "api"]), Some("api"));
 }
 
-/// A node's file with pieces cut out, doubled and overwritten: near-valid text reaches deeper than noise does.
+/// A node's file with pieces cut out, doubled and overwritten: text that is almost valid reaches more of the parser than noise.
 fn mutated() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         Just("backup: ".to_string()),

@@ -1,5 +1,5 @@
-//! The real program against crowds of clients: what they can make it hold in memory, and what is left to a backup where
-//! threads are scarce.
+//! The real program against crowds of clients: how much memory they can make it use, and whether a backup still gets its threads if
+//! there are few.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,11 +17,11 @@ use crate::client::{Client, get, request};
 use crate::fixture::{Node, PACT, make_done, paths, plant_backups, wait_until};
 use crate::listener::healthy;
 
-/// What the service may have in memory, whatever clients do.
+/// The most memory that clients may make the service use.
 const MEMORY_BYTES: u64 = 32 * 1024 * 1024;
 /// As many connections as it serves at a time.
 const CLIENTS: usize = 64;
-/// Threads that the service starts with, for whatever purpose.
+/// All threads that the service has at its start.
 const THREADS: u64 = 7;
 
 /// The program as a service of a stopped node.
@@ -31,7 +31,7 @@ struct Serving {
 }
 
 impl Serving {
-    /// `command` runs the program, with whatever limits.
+    /// `command` runs the program, perhaps under limits.
     fn start(mut command: Command, node: &Node, flags: &[&str]) -> Serving {
         let address_file = node.root().join("address");
         let places = [("--database-directory", node.directory()), ("--backup-directory", node.backups())];
@@ -52,7 +52,7 @@ impl Serving {
         line.split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// The most that it ever had in memory.
+    /// The most memory that it has used so far.
     fn peak_bytes(&self) -> u64 {
         self.status("VmHWM") * 1024
     }
@@ -95,13 +95,13 @@ fn a_crowd_that_does_not_read_long_answers_costs_little_memory() {
     assert_eq!((page.status, list.len(), page.header("Link").is_some()), (200, 100, true));
     assert!(page.body.len() > 500_000, "{} bytes would not be many", page.body.len());
     assert!(get(address, "/metrics").text().contains("chainweb_backup_backups{status=\"backup-done\"} 2000\n"));
-    // The same page, different ones, and what looks at every backup.
+    // The same page, different pages, and answers for which every backup is read.
     for path in ["/list-backups", "/list-backups?limit=", "/metrics"] {
         let url = |n: usize| if path.ends_with('=') { format!("{path}{}", 400 + n) } else { path.to_owned() };
         let crowd: Vec<TcpStream> = (0..CLIENTS).map(|n| deaf(address, &url(n))).collect();
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_millis(700) {
-            // It may be one too many.
+            // The limit of the service may be reached by one more client.
             let _ = request(address, "GET", "/health-check", &[], b"");
             sleep(Duration::from_millis(50));
         }
@@ -116,12 +116,12 @@ fn a_crowd_that_does_not_read_long_answers_costs_little_memory() {
     drop(idle);
 }
 
-/// The program as a user that has nothing else running, and may have so many threads and processes. `None` where that cannot
-/// be done.
+/// The program as a user without other processes, who may have this many threads and processes. `None` if that is not possible
+/// here.
 fn limited(uid: u32, tasks_count: u64) -> Option<Command> {
     let can = Command::new("setpriv").arg(format!("--reuid={uid}")).arg("true").status().is_ok_and(|s| s.success());
     let mut command = Command::new("sh");
-    // By a descriptor: that user may not be allowed to walk to the program.
+    // By a descriptor: that user may not have access to the directories above the program.
     let script = "exec 3<\"$0\"; exec prlimit --nproc=\"$1\" setpriv --reuid=\"$2\" --regid=\"$2\" --clear-groups \
                   sh -c 'shift 2; exec /proc/self/fd/3 \"$@\"' sh \"$@\"";
     command.args(["-c", script]).arg(program()).args([tasks_count.to_string(), uid.to_string()]);

@@ -1,4 +1,4 @@
-//! Damage to our own metadata: the service starts, tells no lies, and takes no data away because of it.
+//! Damage to our own metadata: the service starts nevertheless, reports nothing wrong, and removes no data because of it.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -137,7 +137,7 @@ fn damaged_metadata_never_stops_the_service_and_never_costs_data() {
             whole(&backups.join(DONE));
         }
         if victim == RUNNING {
-            // All or nothing: taken for ours and settled, or for somebody else's and left alone.
+            // All or nothing: it is ours and settled, or foreign and unchanged.
             if path.join("0.partial").exists() {
                 assert_eq!(tree(&path), damaged, "{what}");
                 left_alone += 1;
@@ -153,14 +153,14 @@ fn damaged_metadata_never_stops_the_service_and_never_costs_data() {
     assert!(left_alone > 5 && failed > 5);
 }
 
-/// What a living process works on is not ours to settle, and what it has finished meanwhile is settled already.
+/// A backup that a living process works on is not settled, nor one that it has finished meanwhile.
 #[test]
 fn what_another_process_works_on_is_left_alone() {
     let node = Node::new();
     let place = scratch();
     let backups = place.path();
     template(&node, backups);
-    // Just failing: the status is there, and next come the reason and the data.
+    // It is failing at this moment: the status is written, the reason and the data are next.
     copy_tree(&backups.join(RUNNING).join("0.partial"), &backups.join(FAILED).join("0.partial"));
     let locks = [RUNNING, FAILED].map(|name| {
         let file = fs::File::open(backups.join(name).join(".use")).unwrap();
@@ -202,7 +202,7 @@ fn what_another_process_works_on_is_left_alone() {
     assert_eq!(names(&backups.join(FAILED)), [".use", "backup.json", "status"]);
 }
 
-/// Names that ought to be files and are directories, and files that may not be opened: settled as far as possible.
+/// Directories in place of files, and files that may not be opened: everything else is settled.
 #[test]
 fn what_cannot_be_settled_does_not_stop_the_rest() {
     let node = Node::new();
@@ -229,7 +229,7 @@ fn what_cannot_be_settled_does_not_stop_the_rest() {
     }
 }
 
-/// One backup that cannot be read neither hides the others nor counts as one of them.
+/// A backup that cannot be read does not hide the others, and does not count as good.
 #[test]
 fn a_backup_that_cannot_be_read_is_listed_as_such() {
     let node = Node::new();
@@ -264,7 +264,7 @@ fn a_backup_that_cannot_be_read_is_listed_as_such() {
     }
 }
 
-/// A verification noted damage, and then its note was damaged: the backup is not taken for one that was never verified.
+/// A note of damage was damaged itself: the backup is not treated as one that was never verified.
 #[test]
 fn a_note_of_a_verification_that_cannot_be_read_may_have_named_damage() {
     let node = Node::new();
@@ -288,7 +288,7 @@ fn a_note_of_a_verification_that_cannot_be_read_may_have_named_damage() {
                 .iter()
                 .any(|(b, v)| b.id == first && *v != Verdict::Delete)
         );
-        // The next verification says it anew.
+        // The next verification writes a new note.
         let (_, found) = verify_backup(&node.backups(), last.as_str(), QUICK, &Control::default()).unwrap();
         assert_eq!(found.faults, []);
         let (restored, _) = restore_backup(&node.backups(), "latest", options, &Control::default()).unwrap();

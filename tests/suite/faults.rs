@@ -1,4 +1,4 @@
-//! Faults name their file: damage in one file is noted for no other. Files that are no part of a backup are no fault.
+//! A fault names its file: damage in one file is not noted for another. A file that is not part of the backup is no fault.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
@@ -25,7 +25,7 @@ fn noted(backups: &Path, id: &BackupId) -> Option<u64> {
     check_backup_in(backups, id).unwrap().unwrap().verified.map(|verified| verified.faults_count)
 }
 
-/// The number of one SST ends with that of another: what is wrong with the one is noted in the backups that have the one.
+/// The number of one SST ends with that of another: a fault of the first is noted only in backups that have the first.
 #[test]
 fn damage_in_one_sst_is_not_noted_for_another_whose_name_is_part_of_it() {
     let scratch = scratch();
@@ -52,7 +52,7 @@ fn damage_in_one_sst_is_not_noted_for_another_whose_name_is_part_of_it() {
     let service = Service::start(config(&backups), Sources::directory(&directory)).unwrap();
     let [first, second, third] = [0; 3].map(|_| make_done(&service, ROCKSDB));
     drop(service);
-    // The third one has a copy of its own of what is damaged, and shares the other.
+    // The third backup has its own copy of the damaged SST, and shares the other one.
     let own = backups.join(third.as_str()).join("0/rocksDb").join(&long);
     let bytes = fs::read(&own).unwrap();
     fs::remove_file(&own).unwrap();
@@ -66,7 +66,7 @@ fn damage_in_one_sst_is_not_noted_for_another_whose_name_is_part_of_it() {
     assert_eq!(noted(&backups, &third), None, "it shares no damaged file");
 }
 
-/// What a publisher adds to a backup is named, and nothing else comes of it.
+/// A file that a publisher added to a backup is listed, and has no other effect.
 #[test]
 fn a_file_that_is_no_part_of_the_backup_is_a_note() {
     let node = Node::new();
@@ -107,7 +107,7 @@ fn a_file_that_is_no_part_of_the_backup_is_a_note() {
     }
     assert_eq!(verify(Depth::Deep).len(), extras.len() + 2);
 
-    // Sums that name it, as those of an earlier version do, prove nothing about it: it changes, it goes.
+    // Checksums of an earlier version name it. They prove nothing about it: it may change or be removed.
     let sums = whole.join("sqlite/BLAKE2SUMS");
     let line = format!("{}  snapshot_date\n", "0".repeat(128));
     fs::write(&sums, fs::read_to_string(&sums).unwrap() + &line).unwrap();
@@ -123,7 +123,7 @@ fn a_file_that_is_no_part_of_the_backup_is_a_note() {
     restore_backup(&backups, "latest", options, &none).unwrap();
 }
 
-/// But a WAL or journal with something in it is read by the next node: the backup is another one then.
+/// But a node would read a WAL or a journal that is not empty, and so have another database.
 #[test]
 fn a_wal_that_is_no_part_of_the_backup_is_damage() {
     let node = Node::new();
@@ -139,8 +139,8 @@ fn a_wal_that_is_no_part_of_the_backup_is_damage() {
     }
 }
 
-/// A list of checksums that a publisher's loop was writing, or a line of it that is wrong, says nothing about the files: no backup
-/// is damaged because of it, neither its own nor one that shares the files, and `sum` mends it.
+/// A list of checksums that is incomplete, or has a wrong line, proves nothing about the files: neither its own backup nor one that
+/// shares the files is damaged because of it, and `sum` mends the list.
 #[test]
 fn a_defective_list_of_checksums_condemns_no_file() {
     let node = Node::new();
@@ -193,7 +193,7 @@ fn a_defective_list_of_checksums_condemns_no_file() {
         fs::remove_dir_all(target).unwrap();
 
         if !is_seen_quickly {
-            // A line that only the content contradicts is not replaced: it may be the only evidence of damage.
+            // A line is not replaced if only the content contradicts it: it may be the only evidence of damage.
             assert_eq!(sum_backup(&backups, second.as_str(), &none).unwrap().1.written_count, 0, "{what}");
             fs::remove_file(&lists[0]).unwrap();
         }
@@ -205,7 +205,7 @@ fn a_defective_list_of_checksums_condemns_no_file() {
         assert_eq!((again.written_count, again.read_count), (0, 0), "{what}");
     }
 
-    // Of Pact nothing else is known: the file is damaged, in this backup only.
+    // For Pact there is no other evidence: the file is damaged, in this backup only.
     let line = format!("{}{}", "0".repeat(128), &good[1][128..]);
     fs::write(&lists[1], line).unwrap();
     assert_eq!(verify(&second, Depth::Deep).faults.len(), 1);

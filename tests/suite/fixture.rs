@@ -1,17 +1,17 @@
-//! A small node whose history is known, and the judgement over its backups: whole, settled, or the test fails.
+//! A small node with a known history, and the checks of its backups: a test fails unless they are whole and settled.
 //!
-//! Block `h` (from 1) is in RocksDB as [`KEYS`] keys, two SSTs and a WAL hold them, and in each Pact database as one row of
-//! `BlockHistory` and [`ROWS`] rows of a table. Everything about a block follows from its height, so a copy can be checked
-//! without asking the source. The databases stay open, as in a node that embeds the service.
+//! Block `h` (from 1) is in RocksDB as [`KEYS`] keys, which are in two SSTs and a WAL, and in each Pact database as one row of
+//! `BlockHistory` and [`ROWS`] rows of a table. Everything in a block follows from its height, so a copy can be checked
+//! without the source. The databases stay open, as in a node that embeds the service.
 //!
-//! While a node is open, its files are never opened here but by their libraries: that would drop the libraries' locks.
+//! While a node is open, only RocksDB and SQLite open its files here: closing any other descriptor would drop their locks.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -37,9 +37,9 @@ pub const BLOCKS: u64 = 30;
 const KEYS: u64 = 5;
 /// Rows of one block in a Pact database.
 const ROWS: u64 = 3;
-/// How the directories of the tests are called.
+/// How the names of the tests' directories begin.
 const SCRATCH: &str = "chainweb-backup-test-";
-/// Free memory from which on the tests use it for files: many times what they need.
+/// The tests use memory for their files if this much is free, which is many times what they need.
 const SCRATCH_BYTES: u64 = 1024 * 1024 * 1024;
 /// The node's memtable. RocksDB reserves that much for each WAL.
 const WRITE_BUFFER_BYTES: usize = 1024 * 1024;
@@ -58,8 +58,8 @@ pub fn restore_to(target: &Path) -> RestoreOptions<'_> {
     RestoreOptions { target, replace: false, copy: false, depth: Depth::Quick, program: None }
 }
 
-/// A directory for one test: in memory where there is room, because thousands of small backups sync many times, otherwise
-/// (and with `TMPDIR` set) where temporary files are.
+/// A directory for one test: in memory if there is room, because thousands of small backups sync many times; otherwise, and if `TMPDIR`
+/// is set, in the directory of temporary files.
 pub fn scratch() -> TempDir {
     let made = if std::env::var_os("TMPDIR").is_none() { scratch_in_memory() } else { None };
     made.unwrap_or_else(scratch_on_disk)
@@ -72,19 +72,49 @@ fn scratch_in_memory() -> Option<TempDir> {
     if room { tempfile::Builder::new().prefix(SCRATCH).tempdir_in(memory).ok() } else { None }
 }
 
-/// A directory where temporary files are.
+/// A directory in that of temporary files.
 pub fn scratch_on_disk() -> TempDir {
     tempfile::Builder::new().prefix(SCRATCH).tempdir().unwrap()
 }
 
-/// Tells that this test cannot be run here, past the capture of its output, and in the file that `scripts/test.sh` names, which
-/// counts what was left out.
+/// Reports that this test cannot be run here: on the terminal, although output is captured, and in the file that `scripts/test.sh`
+/// names, in which it counts these tests.
 pub fn skip(why: &str) {
     let line = format!("SKIPPED {}: {why}\n", std::thread::current().name().unwrap_or("a test"));
     std::io::stderr().write_all(line.as_bytes()).unwrap();
     if let Some(path) = std::env::var_os("CHAINWEB_BACKUP_SKIPS") {
         let file = fs::OpenOptions::new().append(true).create(true).open(path);
         file.unwrap().write_all(line.as_bytes()).unwrap();
+    }
+}
+
+/// A mount, until it is dropped.
+pub struct Mount(PathBuf);
+
+impl Mount {
+    /// The directory `from` under a second name; `None`, and a skipped test, if this user cannot mount.
+    pub fn bind(from: &Path, at: &Path) -> Option<Mount> {
+        Mount::new(Command::new("mount").arg("--bind").arg(from), at)
+    }
+
+    /// A file system of this size in memory; `None` as for [`Mount::bind`].
+    pub fn memory(bytes: u64, at: &Path) -> Option<Mount> {
+        Mount::new(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"]), at)
+    }
+
+    fn new(mount: &mut Command, at: &Path) -> Option<Mount> {
+        fs::create_dir_all(at).unwrap();
+        let is_mounted = mount.arg(at).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        if !is_mounted {
+            skip("cannot mount here");
+        }
+        is_mounted.then(|| Mount(at.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
@@ -146,7 +176,7 @@ impl Node {
         node
     }
 
-    /// Opens what [`Node::create`] left there, after a crash for one.
+    /// Opens the databases that [`Node::create`] made there, for example after a crash.
     pub fn open(root: &Path) -> Node {
         let count = fs::read_dir(root.join("db/0/sqlite")).unwrap().flatten().filter(|e| is_pact(&e.path())).count();
         Node::open_with(root, count as u64)
@@ -204,8 +234,8 @@ impl Node {
         config(&self.backups())
     }
 
-    /// As [`Node::config`], and a job stays in its phase `heights` until it is told to go on by [`Node::go_on`], or is
-    /// cancelled. What its record then says of the heights is nothing.
+    /// As [`Node::config`], but a job stays in its phase `heights` until [`Node::go_on`], or until it is cancelled. Its record then has
+    /// no heights.
     pub fn paused_config(&self) -> Config {
         let program = self.root.join("wait-and-say-null");
         // It never waits for ever. Written by another process: a descriptor of ours could be inherited by a child of
@@ -225,7 +255,7 @@ END"#;
         Config { heights_program: Some(program), ..self.config() }
     }
 
-    /// Lets every paused job go on from now on.
+    /// Lets every paused job, and every later one, continue.
     pub fn go_on(&self) {
         fs::write(self.root.join("go-on"), "").unwrap();
     }
@@ -286,7 +316,7 @@ END"#;
         node
     }
 
-    /// Fails unless the databases hold their history still.
+    /// Fails unless the databases still have their history.
     pub fn check(&self) {
         assert!(rocksdb_height(self.db()) >= BLOCKS, "the source lost blocks");
         self.pact.iter().for_each(|connection| assert!(pact_height(connection) >= BLOCKS, "the source lost blocks"));
@@ -294,7 +324,7 @@ END"#;
 }
 
 pub fn config(backups: &Path) -> Config {
-    // What is written while idle would be in the way of tests that look at every file.
+    // Without checksums: tests that compare every file would see the lists that are written between jobs.
     Config { api_enabled: true, reserve_bytes: Some(0), sums: Sums::None, ..Config::new(backups) }
 }
 
@@ -314,7 +344,7 @@ fn block_key(height: u64, n: u64) -> String {
     format!("block-{height:08}-{n}")
 }
 
-/// Values that do not compress away, so that sizes differ when content does.
+/// Values that do not compress, so that different contents have different sizes.
 fn block_value(height: u64, n: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(height * KEYS + n);
     (0..100).map(|_| random.u8(..)).collect()
@@ -346,7 +376,7 @@ fn row_data(height: u64, n: u64) -> Vec<u8> {
     block_value(height + 1_000_000, n)
 }
 
-/// The height of a RocksDB, all of whose blocks are there up to it.
+/// The height of a RocksDB. Fails unless it has all blocks up to there.
 pub fn rocksdb_height(db: &DB) -> u64 {
     let prefix = b"block-";
     let from = IteratorMode::From(prefix, Direction::Forward);
@@ -408,7 +438,7 @@ pub fn make_failed(service: &Service, request: MakeRequest) -> (BackupId, String
     (id, reason)
 }
 
-/// The status at the end of a job. Fails when the identifier is unknown at any moment.
+/// The status at the end of a job. Fails if the identifier is unknown at any moment.
 pub fn wait_end(service: &Service, id: &BackupId) -> Status {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -459,7 +489,7 @@ impl From<Response> for Answer {
     }
 }
 
-/// One request in process; `None` where the path is not ours.
+/// One request in this process; `None` if the path is not ours.
 pub fn call(service: &Service, method: &str, url: &str, headers: &[(&str, &str)]) -> Option<Answer> {
     let headers = headers.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let peer = "10.36.1.3:42988".parse().unwrap();
@@ -472,7 +502,7 @@ pub fn call_with_body(service: &Service, method: &str, url: &str, body: &[u8]) -
     service.handle(&Request::fake_http_from(peer, method, url, Vec::new(), body.to_vec())).map(Answer::from)
 }
 
-/// Puts good backups with these identifiers beside the good backup `like`, whose record is theirs but for `reason`.
+/// Puts good backups with these identifiers beside the good backup `like`. Their records are copies of its record, with this `reason`.
 pub fn plant_backups(backups: &Path, like: &BackupId, ids: impl Iterator<Item = u64>, reason: &str) {
     let record = fs::read_to_string(backups.join(like.as_str()).join("backup.json")).unwrap();
     let mut record: Value = serde_json::from_str(&record).unwrap();
@@ -486,7 +516,7 @@ pub fn plant_backups(backups: &Path, like: &BackupId, ids: impl Iterator<Item = 
     }
 }
 
-/// What a file system tree is made of: for each path its kind, and what must not change.
+/// A directory tree: for each path its kind, and the properties that must not change.
 pub type Tree = BTreeMap<PathBuf, String>;
 
 /// Everything below a directory with inode, mode, owner, size, time and content. Reads the files: not for an open node.
@@ -545,7 +575,7 @@ pub fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// Fails unless the backup in a directory says that it is done, and is. Heights of RocksDB and of each Pact database.
+/// Fails unless the backup in a directory has the status done and is whole. Returns the heights of RocksDB and of each Pact database.
 pub fn whole(backup: &Path) -> (u64, Vec<u64>) {
     assert_eq!(fs::read_to_string(backup.join("status")).unwrap(), "backup-done", "{}", backup.display());
     let json = |name: &str| -> Value { serde_json::from_slice(&fs::read(backup.join(name)).unwrap()).unwrap() };
@@ -615,7 +645,7 @@ pub fn settled(backups: &Path) {
         match fs::read_to_string(path.join("status")).unwrap().as_str() {
             "backup-done" => {
                 let mut there = names(&path);
-                // Of a backup whose start-up proof could not be written it is missing.
+                // It is missing if the start-up proof could not be written.
                 there.retain(|name| name != "starts.json");
                 assert_eq!(there, [".use", "0", "backup.json", "manifest.json", "status"], "{}", path.display());
                 let (height, heights) = whole(&path);

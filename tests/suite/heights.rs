@@ -1,4 +1,4 @@
-//! What is read from the newest cut, in which form soever Pact keeps its blocks, and how its history is judged.
+//! The heights: what is read from the newest cut, the newest block of Pact in every form of its tables, and whether Pact has all blocks.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ fn deep_faults(node: &Node) -> usize {
     verification.faults.len()
 }
 
-/// The height of a cut is a sum; the heights of its blocks are beside it.
+/// The height of a cut is a sum; the record has the heights of its blocks beside it.
 #[test]
 fn a_record_has_the_height_of_the_cut_and_those_of_its_blocks() {
     let node = Node::with_chains(3);
@@ -47,7 +47,7 @@ fn a_record_has_the_height_of_the_cut_and_those_of_its_blocks() {
     assert_eq!(listed["versions"]["chainweb"], "mainnet01");
 }
 
-/// What stands in the place of a cut and is none is said, and is no reason to fail.
+/// An entry of an unknown form in the table of cuts is a warning, and no reason to fail.
 #[test]
 fn a_cut_of_another_form_has_a_height_and_a_warning() {
     let node = Node::new();
@@ -124,7 +124,7 @@ fn judged(node: &Node, word: &str) -> (History, usize) {
     (told.pact_history, told.flags.len())
 }
 
-/// The backup as a node's own API would have made it.
+/// Makes the backup one that a node's own API could have made.
 fn without_record(node: &Node, id: &str, word: &str) {
     let to = node.backups().join(word);
     fs::create_dir_all(to.join("0")).unwrap();
@@ -157,7 +157,7 @@ fn the_history_of_pact_is_judged_by_the_version_in_the_cut() {
     ] {
         assert_eq!(judged(&node, make(instance).as_str()), expected, "{instance}");
     }
-    // Without a record, the cut in RocksDB has the name; without a cut, nothing has.
+    // Without a record, the cut in RocksDB names the version; without a cut, it is unknown.
     without_record(&node, mainnet.as_str(), "1500000000000");
     assert_eq!(judged(&node, "1500000000000"), (History::Whole, 0));
     node.without_cuts();
@@ -167,13 +167,13 @@ fn the_history_of_pact_is_judged_by_the_version_in_the_cut() {
     for word in [cutless.as_str(), "1500000000001"] {
         assert_eq!(judged(&node, word), (History::Unknown, 0), "{word}");
     }
-    // One block less, and a node of mainnet needs the flag.
+    // Without its first block, a node of mainnet needs the flag.
     node.pact()[10].execute("DELETE FROM BlockHistory WHERE blockheight = ?", [LATE.cast_signed()]).unwrap();
     let compacted = make("mainnet01");
     assert_eq!(judged(&node, compacted.as_str()), (History::Compacted, 1));
     let target = node.root().join("restored");
     let options = restore_to(&target);
-    // A node does not start from it: the blocks of the cut are not there. By its identifier it is restored all the same.
+    // A node does not start from it, because the blocks of the cut are missing. By its identifier it is restored nevertheless.
     let (_, restored) = restore_backup(&node.backups(), compacted.as_str(), options, &Control::default()).unwrap();
     assert_eq!(restored.pact_history, History::Compacted);
 }

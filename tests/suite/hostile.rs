@@ -1,7 +1,7 @@
 //! An attacker who has become the node's user plants links, FIFOs, sockets, devices and huge files under every name that we
-//! use: nothing outside of what is ours changes, and nothing waits for ever. What he may do is said in `nofollow`.
+//! use: nothing outside of our directories changes, and nothing waits for ever. `nofollow` says what the attacker can do.
 //!
-//! `CHAINWEB_BACKUP_TREES` is how many random trees are tried (`scripts/soak.sh hostile`), `CHAINWEB_BACKUP_SEED` which.
+//! `CHAINWEB_BACKUP_TREES` is the number of random trees (`scripts/soak.sh hostile`), `CHAINWEB_BACKUP_SEED` the first seed.
 
 use std::fs;
 use std::io;
@@ -51,7 +51,7 @@ fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'sta
     wait.recv_timeout(DEADLINE).unwrap_or_else(|e| panic!("{what}: {e}"))
 }
 
-/// Something precious, outside of what is ours.
+/// Files outside of our directories that must not change.
 fn precious(root: &Path) -> (PathBuf, Tree) {
     let place = root.join("precious");
     fs::create_dir_all(place.join("0/rocksDb")).unwrap();
@@ -79,7 +79,7 @@ fn what_a_planted_link_leads_to_is_not_deleted() {
     let policy = Policy { keep_last: 1, ..Policy::default() };
     prune_backups(&backups, policy).unwrap();
     assert_eq!(tree(&place), before);
-    // What has our form is gone, as a link; what has not is nobody's business.
+    // Links with a name of ours are gone; those with another name are not touched.
     assert_eq!(names(&backups), [".creating-1600000000008", ".creating-mine", ".deleting-x"]);
     symlink(&place, backups.join(GARBAGE)).unwrap();
     let service = node.start();
@@ -145,7 +145,7 @@ fn a_link_in_place_of_the_scratch_directory_of_a_drill_leads_nowhere() {
     }
 }
 
-/// Emptied as if it were full of pins, the node's own `0` would lose its RocksDB.
+/// If it were emptied as a pin directory is, the node would lose its RocksDB.
 #[test]
 fn a_pin_directory_that_is_a_link_is_refused() {
     let mut node = Node::new();
@@ -199,7 +199,7 @@ fn a_planted_lock_is_refused_and_what_it_leads_to_keeps_its_content() {
         }
     }
     let _ = fs::remove_file(backups.join(".lock"));
-    // A second name of a file of somebody else: the note is the only thing that is written to a file that was there.
+    // A second name of a foreign file: the note of a lock is the only data that is written to an existing file.
     fs::hard_link(place.join("secret"), backups.join(".lock")).unwrap();
     let service = node.start();
     let refused = service.make_backup(ROCKSDB).unwrap_err();
@@ -207,7 +207,7 @@ fn a_planted_lock_is_refused_and_what_it_leads_to_keeps_its_content() {
     assert_eq!(fs::read_to_string(place.join("secret")).unwrap(), "precious secret");
 }
 
-/// Everything that is read of a finished backup.
+/// A FIFO or a link in place of everything that is read of a finished backup.
 #[test]
 fn a_fifo_or_a_link_keeps_nothing_waiting() {
     let template = scratch();
@@ -246,7 +246,7 @@ fn a_fifo_or_a_link_keeps_nothing_waiting() {
             let (id, sources, what) = (id.clone(), node.embedded(), format!("{name} fifo={is_fifo}"));
             in_time(&what.clone(), move || {
                 let word = id.as_str();
-                // Without its status the backup exists, but cannot be described.
+                // Without its status the backup exists, but what it is is unknown.
                 let is_lost = name == "status";
                 let found = check_backup_in(&backups, &id);
                 let kinds = [list_backups_in(&backups).err().map(|e| e.kind()), found.as_ref().err().map(|e| e.kind())];
@@ -254,7 +254,7 @@ fn a_fifo_or_a_link_keeps_nothing_waiting() {
                 for depth in [Depth::Quick, Depth::Deep] {
                     let verified =
                         verify_backup(&backups, word, VerifyOptions { depth, program: None }, &Control::default());
-                    // What was done is never good behind a link, as far as a verification looks at it.
+                    // A finished backup is never good if a verification finds a link in it.
                     let looked_at = name.contains(".json") && name != "verified.json" || name.starts_with("0/");
                     let is_bad = verified.map_or(true, |(_, found)| !found.faults.is_empty());
                     assert!(is_bad || !looked_at || name.ends_with("BLAKE2SUMS"), "{what} {depth:?}");
@@ -305,22 +305,21 @@ fn what_others_leave_there_is_theirs() {
     assert_eq!(delete_backup(&backups, new.as_str()).unwrap(), new);
     assert!(!gate::disarm(&root).log.is_empty());
     let service = node.start();
-    // Of a birth that was cut off nothing is left; what holds more is somebody's.
+    // A directory of ours that was begun is removed; one with other files in it is foreign.
     let left = [".creating-1600000000007", ".creating-mine", ".deleting-note", ".lock", ".service"];
     wait_until("the sweep", || names(&backups) == left);
     drop(service);
     assert_eq!(names(&backups.join(".creating-mine")), ["0"]);
 }
 
-/// A directory in garbage on which something is mounted is not emptied, and deep garbage neither takes all descriptors nor
-/// the stack.
+/// A mounted directory in garbage is not emptied, and deep garbage uses up neither the descriptors nor the stack.
 #[test]
 fn garbage_of_any_depth_goes() {
     let place = scratch();
     let backups = place.path().join("backups");
     let mut deep = backups.join(GARBAGE);
     fs::create_dir_all(&deep).unwrap();
-    // Longer than any path may be: it is built from within.
+    // Deeper than the longest path: it is made step by step from within.
     let top = rustix::fs::open(&deep, rustix::fs::OFlags::RDONLY, Mode::empty()).unwrap();
     let mut at = top;
     for _ in 0..3_000 {
@@ -388,7 +387,7 @@ fn a_link_among_the_files_of_a_drill_is_followed_with_the_rights_of_its_owner_on
     assert_eq!(tree(&place), before, "{drilled:?}");
 }
 
-/// Only ENOENT is absence: what may not be read, or for which no descriptor is left, is an error.
+/// Only ENOENT means that a file does not exist: a missing permission or a lack of descriptors is an error.
 #[test]
 fn what_cannot_be_read_is_not_called_absent() {
     let node = Node::new();
@@ -434,7 +433,7 @@ fn what_cannot_be_read_is_not_called_absent() {
     assert_eq!(check_backup_in(&node.backups(), &id).unwrap().unwrap().status, Status::Done);
 }
 
-/// What all cases of the fuzz share.
+/// The backups that all random trees are made from.
 struct World {
     place: TempDir,
     template: TempDir,
@@ -442,12 +441,12 @@ struct World {
     names: Vec<String>,
 }
 
-/// Identifiers that a case may have: done, failed, somebody else's, one that is to come.
+/// The identifiers of a case: done, failed, foreign, one that is yet to be given out.
 const FAILED: &str = "1600000000003";
 const FOREIGN: &str = "1600000000004";
 const COMING: &str = "1600000000005";
 
-/// A restore follows links in place of these that root, or its own user, has made. The planted ones belong to the node's user.
+/// In place of these, a restore follows links that belong to root or to its own user. The planted links belong to the node's user.
 const FOLLOWED: [&str; 3] = ["target/0", "target/0/rocksDb", "target/0/sqlite"];
 
 impl World {
@@ -551,7 +550,7 @@ impl World {
     }
 }
 
-/// Makes a link of the node's user; it belongs to root at no moment at which it has its name.
+/// Makes a link of the node's user. It gets its name only after it belongs to that user.
 fn plant_link(to: &Path, path: &Path, place: &Path) -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return symlink(to, path);
@@ -564,7 +563,7 @@ fn plant_link(to: &Path, path: &Path, place: &Path) -> io::Result<()> {
 
 /// Puts something hostile at a path, if there is a directory for it.
 fn plant(path: &Path, place: &Path, random: &mut fastrand::Rng) -> Option<String> {
-    // What was planted before must not lead the test itself astray.
+    // The test itself must not follow what it planted before.
     if path.parent().is_none_or(|parent| parent.canonicalize().ok().as_deref() != Some(parent)) {
         return None;
     }
@@ -605,7 +604,7 @@ fn plant(path: &Path, place: &Path, random: &mut fastrand::Rng) -> Option<String
             mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device).map_err(Into::into)
         }
         8 => fs::File::create(path).and_then(|file| {
-            // What may be read as a whole, as data, is large; all else is huge.
+            // A file that we read whole as data is large; every other one is huge.
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             let is_small = ["status", ".json", "CURRENT", "BLAKE2SUMS", ".tmp"].iter().any(|end| name.ends_with(end));
             file.set_len(if is_small || name.starts_with('.') { 1 << 40 } else { 64 << 20 })
@@ -621,17 +620,17 @@ fn plant(path: &Path, place: &Path, random: &mut fastrand::Rng) -> Option<String
     made.is_ok().then(|| format!("{} kind {kind}", path.display()))
 }
 
-/// How often calls succeeded in spite of what was planted: a fuzz in which all fail at once shows nothing.
+/// How often calls succeeded among the planted files: if all of them failed at once, the test would show nothing.
 static SUCCESSES: [AtomicU64; CALLS.len()] = [const { AtomicU64::new(0) }; CALLS.len()];
 
-/// What is counted there.
+/// The calls that are counted.
 const CALLS: [&str; 10] = ["list", "verify", "sum", "prune", "delete", "restore", "pin", "make", "drill", "settle"];
 
 fn count<T, E>(call_number: usize, result: Result<T, E>) {
     SUCCESSES[call_number].fetch_add(u64::from(result.is_ok()), Relaxed);
 }
 
-/// Every call of ours on what was planted. What they answer matters less than that they do, and change nothing else.
+/// Calls each of our functions on a planted tree. They must return, and change nothing outside; their results do not matter.
 fn operate(place: &Path, good: &str, random: &mut fastrand::Rng) {
     let (backups, target) = (&place.join("backups"), &place.join("target"));
     let control = Control::default;
@@ -655,7 +654,7 @@ fn operate(place: &Path, good: &str, random: &mut fastrand::Rng) {
             }
             6 if random.bool() => count(6, unpin_backup(backups, word)),
             6 => count(6, pin_backup(backups, word)),
-            // Of what is not being made it ends at once.
+            // No job makes this backup, so the call returns at once.
             7 if word == good => drop(cancel_backup(backups, Some(word))),
             8 => drill(place, word, good, random),
             9 => count(9, settle_restore(target, if random.bool() { Settle::Resume } else { Settle::Undo })),
@@ -664,7 +663,7 @@ fn operate(place: &Path, good: &str, random: &mut fastrand::Rng) {
     }
 }
 
-/// A drill; in every second one something takes the place of a directory of it, as soon as that is made.
+/// A drill; in every second one, something replaces its directory as soon as that is made.
 fn drill(place: &Path, word: &str, good: &str, random: &mut fastrand::Rng) {
     let (backups, mut planting) = (place.join("backups"), random.fork());
     if random.bool() {
@@ -723,7 +722,7 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// One tree: planted, sometimes planted anew while our calls run, and then everything outside is as it was.
+/// Plants one tree, sometimes again while our calls run; afterwards everything outside is unchanged.
 fn case(world: &World, seed: u64) -> usize {
     let mut random = fastrand::Rng::with_seed(seed);
     let place = world.place.path();
@@ -732,7 +731,7 @@ fn case(world: &World, seed: u64) -> usize {
         let _ = fs::remove_file(old);
         let _ = fs::remove_dir_all(old);
     }
-    // A link of the node's user to its own directory is followed: then there is a database in `db`.
+    // A link of the node's user to its own directory is followed, and leads to a database in `db`.
     for name in names(&place.join("db")).iter().filter(|name| *name != "0") {
         let path = place.join("db").join(name);
         let _ = fs::remove_file(&path);
@@ -762,7 +761,7 @@ fn case(world: &World, seed: u64) -> usize {
         let race = move || {
             while races && !stop.load(Relaxed) {
                 let name = racing.choice(&world.names).unwrap();
-                // What a library opens by path is looked at before, and not exchanged in the moment between: see `nofollow`.
+                // Files that a library opens by path are not replaced between our look and its opening: see `nofollow`.
                 let is_opened_by_path =
                     ["/0/rocksDb/", "/0/sqlite/", "/restored"].iter().any(|part| name.contains(part));
                 if name.starts_with("backups/") && !is_opened_by_path {

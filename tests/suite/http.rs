@@ -1,4 +1,4 @@
-//! The endpoints, in process through [`Service::handle`]: routes, methods, parameters, headers, and clients that mean ill.
+//! The endpoints, in this process through [`Service::handle`]: routes, methods, parameters, headers, hostile clients.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,9 +25,9 @@ fn start(node: &Node, change: impl FnOnce(&mut Config)) -> Service {
     Service::start(config, node.embedded()).unwrap()
 }
 
-/// An answer with the headers of the contract, in their form; the path must be ours.
+/// The answer of a path of ours. Fails unless it has the headers of the contract in their form.
 fn ask(service: &Service, method: &str, url: &str, headers: &[(&str, &str)]) -> Answer {
-    let answer = call(service, method, url, headers).unwrap_or_else(|| panic!("{method} {url} is nobody's"));
+    let answer = call(service, method, url, headers).unwrap_or_else(|| panic!("{method} {url} is not a path of ours"));
     check_headers(&answer, "unknown");
     answer
 }
@@ -46,7 +46,7 @@ fn check_headers(answer: &Answer, version: &str) {
     }
 }
 
-/// Method and path of every route, with an identifier for the one that has one.
+/// The method and the path of every route; a path with an identifier has one.
 fn routes(id: &str) -> Vec<(&'static str, String)> {
     let split = ROUTES.iter().map(|route| route.split_once(' ').unwrap());
     split.map(|(method, path)| (method, path.replace("{backupId}", id))).collect()
@@ -272,7 +272,7 @@ fn with_accept_json_a_check_tells_the_whole_record() {
     assert_eq!((answer.status, answer.body.as_str()), (404, "no such backup"));
 }
 
-/// `curl -d backupPact=true` would be a backup without Pact.
+/// `curl -d backupPact=true` would otherwise make a backup without Pact.
 #[test]
 fn a_body_that_says_something_is_refused() {
     let node = Node::new();
@@ -368,7 +368,7 @@ fn the_list_comes_in_pages() {
     assert_eq!(page(&format!("before={}&limit=002", all[6])), all[7..9]);
     assert_eq!(page(&format!("before={}", all[250])), [""; 0]);
 
-    // What was removed by hand is gone at once, and one that is gone still has its place.
+    // A backup that was removed by hand is not listed any more; a page can still begin after it.
     fs::remove_dir_all(node.backups().join(&all[3])).unwrap();
     assert_eq!(page("limit=4"), [&all[..3], &all[4..5]].concat());
     assert_eq!(page(&format!("limit=2&before={}", all[3])), all[4..6]);
@@ -399,7 +399,7 @@ fn the_list_comes_in_pages() {
     }
 }
 
-/// As many long answers as there is memory for, and after that a 503 that says when to come again.
+/// As many long answers as there is memory for; the next one is a 503 that says when to try again.
 #[test]
 fn answers_that_clients_do_not_read_are_bounded() {
     let node = Node::new();
@@ -521,13 +521,13 @@ fn a_page_of_another_site_cannot_start_a_backup() {
     for headers in accepted {
         assert_eq!(ask(&service, "POST", "/make-backup", headers).status, 200, "{headers:?}");
     }
-    // Reading is no secret, and browsers keep it from other sites by themselves.
+    // Reading is permitted: browsers do not show the answer to another site.
     for url in ["/health-check", "/list-backups"] {
         assert_eq!(ask(&service, "GET", url, &[("Origin", "http://evil.example")]).status, 200);
     }
 }
 
-/// What somebody may send in place of an identifier who wants to see other directories.
+/// Identifiers that an attacker might send to reach other directories.
 fn hostile_ids() -> Vec<String> {
     let up = ["..", ".", "%2e%2e", "%2E.", "..%2f", "%2f", "%252e%252e", "%c0%ae%c0%ae", "..%5c", "..\\", "%00", "..;"];
     let tails = [
@@ -619,7 +619,7 @@ fn ten_thousand_hostile_identifiers_are_404_and_touch_nothing() {
     let service = node.start();
     let id = make_done(&service, ROCKSDB);
     service.finish();
-    // Outside, and all that a backup needs to be found.
+    // A directory outside that looks like a backup.
     let outside = node.root().join("outside");
     fs::create_dir_all(outside.join("0/rocksDb")).unwrap();
     fs::write(outside.join("status"), "backup-done").unwrap();
@@ -630,7 +630,7 @@ fn ten_thousand_hostile_identifiers_are_404_and_touch_nothing() {
         for prefix in ["", PREFIX] {
             let url = format!("{prefix}/check-backup/{hostile}");
             for method in ["GET", "HEAD"] {
-                // With a slash in it, it is another path and so not ours.
+                // With a slash it is another path, which is not ours.
                 let Some(answer) = call(&service, method, &url, &[]) else {
                     assert!(hostile.contains('/'), "{url}");
                     continue;

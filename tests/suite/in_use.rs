@@ -1,5 +1,5 @@
-//! Work on one backup by several processes at once: what is deleted meanwhile is gone, what is used is kept, and what can wait
-//! gives way.
+//! Several processes work on one backup at once: a backup that is in use is not deleted, one that is deleted is gone for all, and work
+//! that can wait gives way.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::fixture::{Node, PACT, ROCKSDB, make_done, names, restore_to};
 
 const KEEP_ONE: Policy = Policy { keep_last: 1, keep_daily: 0, keep_weekly: 0 };
 
-/// Nothing that a test waits for takes longer.
+/// How long a test waits at most.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn verdicts(backups: &Path) -> Vec<(BackupId, Verdict)> {
@@ -101,7 +101,7 @@ fn checksums_give_way_to_a_delete() {
     let id = make_done(&service, PACT);
     drop(service);
     let backups = node.backups();
-    // It would take a day.
+    // At this limit the checksums would take a day.
     let control = Control::with_limit(Some(1));
     thread::scope(|scope| {
         let summing = scope.spawn(|| sum_backup(&backups, id.as_str(), &control));

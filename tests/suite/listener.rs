@@ -1,8 +1,8 @@
-//! The listener against clients that are right, wrong, slow and hostile: on 127.0.0.1, bounded in number and time.
+//! The listener and its clients: correct, wrong, slow and hostile ones, on 127.0.0.1, limited in number and time.
 //!
-//! What can be seen from inside runs in this process. What needs the memory, the threads, the descriptors or the
-//! resource limits of a process of its own runs in a *child*: this test binary again, as [`child`], which is told its
-//! limits by an environment variable and ends when its standard input does.
+//! Most tests run the listener in this process. A test that needs the memory, the threads, the descriptors or the resource limits of a
+//! process of its own runs it in a *child*: this test binary again, as [`child`], which gets its limits by an environment variable
+//! and ends when its standard input does.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,13 +20,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::client::{Client, get, request};
 use crate::fixture::skip;
 
-/// Set for the child: what it is told, see [`child`].
+/// Set for the child: its limits, see [`child`].
 const CHILD: &str = "CHAINWEB_BACKUP_LISTENER_CHILD";
-/// A deadline short enough to be waited for, and long enough for a busy machine to do in it what takes no time.
+/// A deadline: short enough for a test to wait for it, long enough for quick work on a busy machine.
 const SHORT: Duration = Duration::from_secs(1);
-/// Clearly less than a connection waits for the place of another (500 ms).
+/// Clearly less than a connection waits for room (500 ms).
 const BRIEF: Duration = Duration::from_millis(150);
-/// What an attack may cost the server in memory.
+/// By how much an attack may increase the memory of the server.
 const GROWTH_BYTES: u64 = 20 * 1024 * 1024;
 const HEALTH: &str = "GET /health-check HTTP/1.1\r\nHost: h\r\n\r\n";
 
@@ -85,7 +85,7 @@ pub fn server(limits: Limits) -> Server {
 }
 
 impl Server {
-    /// Stops it and says how long that took.
+    /// Stops it and returns how long that took.
     pub fn stop(&mut self) -> Duration {
         let begin = Instant::now();
         self.stopper.stop();
@@ -102,7 +102,8 @@ impl Drop for Server {
     }
 }
 
-/// The server process of the others, which is told its limits in words such as `deadline_ms=300 nofile=64`. Lines on its standard input change the limits of the process while it runs.
+/// The server process. Words such as `deadline_ms=300 nofile=64` are its limits; lines on its standard input change the limits of the
+/// process while it runs.
 #[test]
 #[ignore = "no test: another one runs it as a process of its own"]
 fn child() {
@@ -123,7 +124,7 @@ fn child() {
     server.stop();
 }
 
-/// `nofile=64`, `nproc=1`; `all` for as many as are allowed.
+/// `nofile=64`, `nproc=1`; `all` is the largest value that is permitted.
 fn limit_process(word: &str) {
     let (resource, value) = match word.split_once('=').expect("a word with a value") {
         ("nofile", value) => (Resource::Nofile, value),
@@ -142,12 +143,12 @@ struct Child {
     address: SocketAddr,
 }
 
-/// Starts one; `nobody` makes it that user where we are root. `None` where that is not possible.
+/// Starts one; with `nobody`, as that user if we are root. `None` if that is not possible.
 fn start(words: &str, nobody: bool) -> Option<Child> {
     let exe = std::env::current_exe().expect("the test binary has a path");
     let name = concat!(module_path!(), "::child").split_once("::").expect("a crate and a path").1;
     let mut command = match nobody && rustix::process::getuid().is_root() {
-        // By a descriptor: nobody may not be allowed to walk to the binary.
+        // By a descriptor: the user nobody may not have access to the directories above the binary.
         true => {
             let mut command = Command::new("sh");
             let script =
@@ -190,7 +191,7 @@ impl Child {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("the child lives").count()
     }
 
-    /// Context switches of all its threads: what it woke up for.
+    /// The context switches of all its threads: how often one woke up.
     fn switches(&self) -> u64 {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).expect("the child lives");
         let texts = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("status")).ok());
@@ -209,18 +210,18 @@ impl Child {
         assert!(lines.any(|line| line.contains("told")), "the child lives");
     }
 
-    /// Says what an attack costs, and fails where it is too much.
+    /// Prints what an attack costs, and fails if that is too much.
     fn within_bounds(&self, what: &str, rss_before: u64) {
         let (rss, threads) = (self.rss_bytes(), self.status("Threads"));
         let growth = rss.saturating_sub(rss_before);
         eprintln!("{what}: threads={threads} rss_growth_kib={} descriptors={}", growth / 1024, self.descriptors());
         assert!(growth < GROWTH_BYTES, "{what}: memory grew by {growth} bytes");
-        // The cap, those that are told so, two in reserve that may be idle beside them, and those of the test itself. On a busy
-        // machine some that have served their last connection are still there for a moment.
+        // The cap, the refused ones, two in reserve that may be idle beside them, and those of the test itself. On a busy machine some
+        // threads that have served their last connection still exist for a moment.
         eventually(what, || self.status("Threads") <= 64 + 8 + 2 + 4);
     }
 
-    /// It must be alive, and end of itself.
+    /// Fails unless it is alive and then ends by itself.
     fn finish(mut self) {
         assert_eq!(get(self.address, "/health-check").status, 200);
         drop(self.process.stdin.take());
@@ -230,7 +231,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // After a failed assertion; otherwise it has ended already, which makes both calls fail.
+        // This is for a failed assertion; otherwise it has ended already, and both calls fail.
         self.process.kill().ok();
         self.process.wait().ok();
     }
@@ -240,7 +241,7 @@ pub fn healthy(address: SocketAddr) -> bool {
     request(address, "GET", "/health-check", &[], b"").is_ok_and(|reply| reply.status == 200)
 }
 
-/// Waits until it is so, on a busy machine too.
+/// Waits until something holds, long enough for a busy machine.
 fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     let give_up = Instant::now() + Duration::from_secs(30);
     while !so() {
@@ -268,7 +269,7 @@ fn speaks_http() {
     let server = server(Limits::default());
     let mut client = Client::connect(server.address).expect("connect");
 
-    // Keep-alive, by version and by header; each answer has a length and says who we are.
+    // Keep-alive, by version and by header; each answer has its length and the name of the server.
     client.send(HEALTH).expect("send");
     let reply = client.reply().expect("read").expect("an answer");
     assert_eq!((reply.status, reply.text().as_str()), (200, "Health check OK."));
@@ -297,7 +298,7 @@ fn speaks_http() {
     assert_eq!(client.reply().expect("read").expect("an answer").header("Connection"), Some("close"));
     assert!(client.closed());
 
-    // Targets: as sent, or what follows the authority.
+    // Targets: as they were sent, or the part after the authority.
     for (target, path) in [
         ("/url?a=%2f&b", "/url?a=%2f&b"),
         ("http://127.0.0.1:1/url?x", "/url?x"),
@@ -376,7 +377,7 @@ fn refuses_what_is_wrong() {
     }
     assert_eq!(get(server.address, "/count").text(), "1", "none of them reached the handler");
 
-    // Whoever is still sending when it is refused can read why: no reset for a while.
+    // A client that is still sending when it is refused can read the reason: there is no reset for a while.
     let mut client = Client::connect(server.address).expect("connect");
     client.send(with("Content-Length: 100000")).expect("send");
     for _ in 0..5 {
@@ -419,7 +420,7 @@ fn keeps_its_deadlines() {
     let server = server(Limits { deadline: SHORT, ..Limits::default() });
     let bounded = |begin: Instant| assert!((SHORT..SHORT * 8).contains(&begin.elapsed()), "{:?}", begin.elapsed());
 
-    // Nothing, first and after an answer: closed without a word.
+    // No byte, at first and after an answer: closed without an answer.
     let begin = Instant::now();
     assert_eq!(last_word(server.address, ""), None);
     bounded(begin);
@@ -430,7 +431,7 @@ fn keeps_its_deadlines() {
     assert!(client.closed());
     bounded(begin);
 
-    // A byte now and then extends nothing.
+    // A byte now and then does not extend the deadline.
     for start in ["G", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n"] {
         let begin = Instant::now();
         let mut client = Client::connect(server.address).expect("connect");
@@ -441,7 +442,7 @@ fn keeps_its_deadlines() {
         assert!(begin.elapsed() < SHORT * 4, "the server cut it off");
     }
 
-    // Nor does reading a little now and then: 20 answers of 1 MiB are more than all buffers hold.
+    // Nor does reading a little now and then: 20 answers of 1 MiB are more than all buffers take.
     let mut client = Client::connect(server.address).expect("connect");
     client.send("GET /big HTTP/1.1\r\nHost: h\r\n\r\n".repeat(20)).expect("send");
     let begin = Instant::now();
@@ -464,7 +465,7 @@ fn makes_room() {
     for client in &mut clients {
         client.send(HEALTH).expect("send");
         client.reply().expect("read").expect("an answer");
-        // So that the server, too, sees one of them wait longer.
+        // For the server, too, one of them has then waited longer.
         thread::sleep(SHORT / 3);
     }
     assert!(healthy(server.address), "the longest idle one made room");
@@ -473,7 +474,7 @@ fn makes_room() {
     assert!(clients[1].reply().expect("read").is_some(), "the other one is left alone");
     drop(clients);
 
-    // Both places taken by handlers: those are never cut off, the third client is told.
+    // Handlers have both places: they are never cut off, and the third client is refused.
     let busy: Vec<Client> = (0..2)
         .map(|_| {
             let mut client = Client::connect(server.address).expect("connect");
@@ -517,7 +518,7 @@ fn stops() {
     assert!(TcpStream::connect(server.address).is_err());
     let again = Listener::bind(&server.address.to_string()).expect("the port is free again");
 
-    // Stopped before it runs, and twice; a handler that does not return holds nobody for longer than the deadline.
+    // It is stopped before it runs, and twice; a handler that does not return delays the end by the deadline only.
     again.stopper().stop();
     again.stopper().stop();
     again.run(handler(), decorate());
@@ -549,7 +550,7 @@ fn lives_with_few_descriptors() {
         child.finish();
     }
 
-    // Others in the process may take them all the same: here, the limit falls below what the listener counted on.
+    // Other code in the process may use the descriptors: here, the limit falls below the number that the listener expected.
     let mut child = start("", false).expect("start the child");
     assert!(healthy(child.address), "it runs, and has read its limit");
     child.tell(&format!("nofile={}", child.descriptors() + 8));
@@ -567,7 +568,7 @@ fn lives_without_threads() {
     };
     assert!(healthy(child.address), "its threads in reserve are there");
     child.tell("nproc=1");
-    // Beside a crowd that says nothing, beside one that holds on to its connections, and beside one that never reads.
+    // Beside clients that send nothing, clients that keep their connections, and clients that never read.
     for say in ["", HEALTH, "GET /big HTTP/1.1\r\nHost: h\r\n\r\n"] {
         let mut crowd: VecDeque<TcpStream> = VecDeque::new();
         let answered = (0..100)
@@ -583,7 +584,7 @@ fn lives_without_threads() {
             .count();
         assert!(answered >= 99, "{answered} of 100 answered beside {say:?}");
     }
-    // With all there are within the handler, one waits for them. A busy machine may stop the handlers for longer than that.
+    // If all threads are in the handler, a client waits for one of them. On a busy machine the handlers may take longer than that.
     let waits_for_them = || {
         let busy: Vec<_> = (0..2)
             .map(|_| {
@@ -621,7 +622,7 @@ fn survives_crowds() {
     let before = child.rss_bytes();
     let (threads, descriptors) = (child.status("Threads"), child.descriptors());
 
-    // 2,000 that say nothing, 500 of them at a time.
+    // 2,000 clients that send nothing, 500 at a time.
     let mut idle = VecDeque::new();
     for n in 0..2000 {
         idle.push_back(TcpStream::connect(child.address).expect("connect"));
@@ -633,14 +634,14 @@ fn survives_crowds() {
     child.within_bounds("2000 idle connections", before);
     drop(idle);
 
-    // 500 that hang up with a reset at once, most of them before they are accepted.
+    // 500 clients that reset the connection at once, most of them before it is accepted.
     for _ in 0..500 {
         let stream = TcpStream::connect(child.address).expect("connect");
         rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).expect("set linger");
     }
     assert!(healthy(child.address));
 
-    // 200 of HTTP/2: told so, and nothing is left of them.
+    // 200 clients with HTTP/2: refused, and nothing of them is left.
     for _ in 0..200 {
         assert_eq!(last_word(child.address, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Some(505));
     }
@@ -648,7 +649,7 @@ fn survives_crowds() {
     let given_back = || child.status("Threads") <= threads && child.descriptors() <= descriptors;
     eventually("all threads and descriptors are given back", given_back);
 
-    // Nobody there: nothing runs. The threads in reserve are done with their last connections by then.
+    // Without clients nothing runs. By now the threads in reserve have finished their last connections.
     thread::sleep(SHORT);
     let switches = child.switches();
     thread::sleep(Duration::from_millis(500));
@@ -661,7 +662,7 @@ fn survives_slow_clients() {
     let child = start("", false).expect("start the child");
     let (before, address) = (child.rss_bytes(), child.address);
     let over = Arc::new(AtomicBool::new(false));
-    // Twice the cap, half of them slow with the head and half with the body; each comes again when it is cut off.
+    // Twice the cap, half of them slow with the head and half with the body; each connects again after it was cut off.
     let clients: Vec<_> = (0..8)
         .map(|n| {
             let over = Arc::clone(&over);
@@ -729,7 +730,7 @@ fn survives_floods() {
         client.send(start).expect("send");
         let part = more.repeat(1024 * 1024 / more.len());
         let sent = (0..50).take_while(|_| client.send(&part).is_ok()).count();
-        // The answer may be lost to a reset where the client does not stop to read it.
+        // A client that does not stop sending may lose the answer to a reset.
         assert!(sent < 50 && client.reply().map_or(true, |reply| reply.is_none_or(|reply| reply.status == 431)));
     }
     child.within_bounds("50 MB heads", before);

@@ -1,7 +1,7 @@
-//! The live copy of a RocksDB that somebody else writes to: what happens in between, what is refused, what is left alone.
+//! The live copy of a RocksDB to which another process writes: changes between its steps, what it refuses, what it does not touch.
 //!
-//! Here the database is open in this process, so that a test decides at which moment of the protocol the node does what;
-//! `stress` has the writer in a process of its own.
+//! Here the database is open in this process, so that a test can let the node act at a given moment of the protocol. In `stress` the
+//! writer is a process of its own.
 
 mod history;
 mod places;
@@ -101,7 +101,7 @@ impl Node {
             if now == before {
                 return;
             }
-            assert!(std::time::Instant::now() < deadline, "its files never rest");
+            assert!(std::time::Instant::now() < deadline, "its files change all the time");
             before = now;
         }
     }
@@ -173,7 +173,7 @@ impl Node {
         });
     }
 
-    /// A step whose WAL is new: what is in memory is put aside, but no edit is written.
+    /// A step with a new WAL: the memtable is put aside, but no edit is written.
     fn new_wal(&self) {
         let logs = || names(&self.path()).iter().filter(|n| n.ends_with(".log")).count();
         let before = logs();
@@ -184,23 +184,23 @@ impl Node {
     }
 
     fn copy(&self) -> (TempDir, Result<u32, Error>) {
-        // On the file system of the source, as the links demand.
+        // On the file system of the source, for the links.
         let to = tempfile::Builder::new().prefix("copy").tempdir_in(self.root.path()).unwrap();
         let place = to.path().join("rocksDb");
         let copied = live_copy(&self.path(), &place, &place).map(|(rounds, _)| rounds);
         (to, copied)
     }
 
-    /// A copy while `act` happens the first `times` times that the protocol comes to a point; the rounds it took.
+    /// Copies while `act` is done the first `times` times that the protocol reaches `point`; returns the number of rounds.
     fn copy_with(&self, point: &'static str, times: u32, act: fn(&Node)) -> u32 {
         let (node, mut left) = (self.clone(), times);
-        // What it does in the background since it was opened would be an edit, too.
+        // Work in the background after the opening would be an edit, too.
         self.with(|db| db.wait_for_compact(&WaitForCompactOptions::default()).unwrap());
         gate::at_point(&self.path(), move |reached| {
             if reached == point && left > 0 {
                 left -= 1;
                 act(&node);
-                // What RocksDB does in the background because of it would come in a later round.
+                // Work that RocksDB does in the background because of it would be an edit in a later round.
                 node.with(|db| db.wait_for_compact(&WaitForCompactOptions::default()).unwrap());
             }
         });
@@ -215,7 +215,7 @@ impl Node {
     }
 }
 
-/// Whatever the node does at whatever moment, the copy is one that `kill -9` could have left.
+/// The node does each of its acts at each moment: the copy is always one that `kill -9` could have left.
 #[test]
 fn every_act_at_every_point() {
     let acts: [(&str, Act); 9] = [
@@ -233,7 +233,7 @@ fn every_act_at_every_point() {
     for (name, act) in acts {
         for point in POINTS {
             for times in [1, 3] {
-                // Memory is put aside twice before it is flushed, so that a new WAL is no new edit.
+                // Two memtables are put aside before they are flushed, so a new WAL is not a new edit.
                 let node = Node::new(
                     "write_buffer_size=65536;max_write_buffer_number=8;min_write_buffer_number_to_merge=6;\
                      max_manifest_file_size=3000;max_manifest_space_amp_pct=0",
@@ -260,7 +260,7 @@ fn a_file_that_is_removed_between_parsing_and_linking() {
     assert_eq!(node.copy_with("live-parsed", 2, |node| (node.steps(5), node.compact()).1), 3);
 }
 
-/// All that is new in the MANIFEST is that a column family is gone, and so are its files.
+/// The only new edit drops a column family, and its files are deleted.
 #[test]
 fn a_column_family_that_is_dropped_between_parsing_and_linking() {
     let node = Node::new("");
@@ -282,7 +282,7 @@ fn a_column_family_that_is_dropped_between_parsing_and_linking() {
     assert_eq!(node.copy_with("live-parsed", 1, drop), 2);
 }
 
-/// The WAL that is born between the two listings is left out: what it holds came after the listing began.
+/// A WAL that is created between the two listings is not copied: its records are later than the first listing.
 #[test]
 fn a_wal_that_is_born_between_the_listings() {
     let node = Node::new("write_buffer_size=65536;max_write_buffer_number=8;min_write_buffer_number_to_merge=6");
@@ -336,7 +336,7 @@ fn a_database_that_never_rests_ends_in_a_named_error() {
     assert_eq!(e.kind(), Kind::Changed);
     let text = e.chain();
     assert!(text.contains("changed faster than it could be copied") && text.contains("200 rounds"), "{text}");
-    // The next one, when it rests, is good.
+    // When the database does not change any more, the next copy is good.
     assert_eq!(node.copy().1.unwrap(), 1);
 }
 
@@ -387,7 +387,7 @@ fn what_is_refused_says_why() {
     refused("", &future, "unknown tag 500");
 }
 
-/// A damaged WAL is copied as it is: RocksDB recovers up to the damage, in the copy as in the source.
+/// A damaged WAL is copied as it is: RocksDB recovers the copy up to the damage, as it does the source.
 #[test]
 fn a_damaged_wal_is_kept() {
     let node = Node::new("");
@@ -430,7 +430,7 @@ fn files_elsewhere_are_refused() {
         let _db = open_with(root.path(), |options| options.set_wal_dir(&elsewhere));
         assert!(said(root.path()).contains("its WAL is elsewhere"));
     }
-    // As the node sees it, from its own working directory, which is not ours.
+    // A path relative to the node's working directory, which is not ours.
     let root = scratch();
     let relative = PathBuf::from(format!("wal-of-a-test-{}", std::process::id()));
     {
@@ -438,7 +438,7 @@ fn files_elsewhere_are_refused() {
         let elsewhere = fs::canonicalize(&relative).unwrap();
         let options = names(&root.path().join("0/rocksDb")).into_iter().rfind(|n| n.starts_with("OPTIONS-")).unwrap();
         let path = root.path().join("0/rocksDb").join(options);
-        // What this process would find, another one would not.
+        // This process would find the directory, another one would not.
         let text = fs::read_to_string(&path).unwrap().replace(&*relative.to_string_lossy(), "wal-of-no-such-place");
         fs::write(&path, text).unwrap();
         let text = said(root.path());
@@ -483,7 +483,7 @@ fn a_database_that_goes_away() {
     assert!(reason.contains("CURRENT") || reason.contains("cannot link a file"), "{reason}");
 }
 
-/// A copy changes nothing below `0`, not even a time, and is what it says: links and copies.
+/// A copy changes nothing below `0`, not even a time, and its files are links and copies as the record says.
 #[test]
 fn the_source_is_left_alone() {
     let node = Node::new("");
@@ -500,7 +500,7 @@ fn the_source_is_left_alone() {
         assert_eq!(there.ino() == here.ino(), is_immutable(&name), "{name}");
     }
     assert!(names(&copy).iter().all(|n| !n.starts_with("LOG") && n != "LOCK" && !n.starts_with("pin.")), "{copy:?}");
-    // What cannot be made leaves nothing either.
+    // A copy that fails leaves nothing either.
     fs::create_dir(node.path().join("titandb")).unwrap();
     let before = tree(&path);
     make_failed(&service, ROCKSDB);
@@ -508,7 +508,7 @@ fn the_source_is_left_alone() {
     assert_eq!(tree(&path), before);
 }
 
-/// A place on another file system, where this machine has one.
+/// A directory on another file system, if this machine has one.
 fn other_file_system(root: &Path) -> Option<TempDir> {
     let device = |path: &Path| path.metadata().map_or(0, |meta| meta.dev());
     let other = ["/dev/shm", "/tmp", "/var/tmp"].map(Path::new).into_iter().find(|dir| device(dir) != device(root))?;
@@ -535,7 +535,7 @@ fn another_file_system() {
     assert_eq!((part.capture.as_str(), part.bytes), ("live-copy", part.copied_bytes));
     let found = judge(&other.path().join("backups").join(id.as_str()).join("0/rocksDb"), 1, false).unwrap();
     assert_eq!(found.steps[0], *node.steps.lock());
-    // Refused half-way: the links are gone before anybody asks again.
+    // It is refused after links were made: they are removed before the job ends.
     node.close();
     let table = names(&node.path()).into_iter().rfind(|n| n.ends_with(".sst")).unwrap();
     fs::remove_file(node.path().join(table)).unwrap();
@@ -544,8 +544,8 @@ fn another_file_system() {
     assert_eq!(names(&pins), [".lock"], "links are left behind a backup that failed");
 }
 
-/// The same file in two backups is damaged in both: what was found in one is known of the other, and no further backup takes
-/// the file from either.
+/// A file that two backups share is damaged: damage that is found in one is noted in the other, and no further backup takes the file
+/// from either.
 #[test]
 fn what_is_damaged_is_not_used_again() {
     let node = Node::new("");
@@ -577,7 +577,7 @@ fn what_is_damaged_is_not_used_again() {
     assert_eq!((faults_count(&second, Depth::Quick), noted(&first), noted(&second)), (0, false, false));
     assert!(faults_count(&second, Depth::Deep) > 0);
     assert!(noted(&first) && noted(&second));
-    // A quick one sees nothing, and does not take that back.
+    // A quick verification does not see the damage, and does not remove the note.
     assert_eq!(faults_count(&second, Depth::Quick), 0);
     assert!(noted(&first) && noted(&second));
     let third = make_done(&service, ROCKSDB);
@@ -599,7 +599,7 @@ fn copier_child() {
     }
 }
 
-/// We die at any moment, while the node writes on: the next start drops every link.
+/// Our process is killed at random moments while the node writes: the next start removes every link.
 #[test]
 fn our_own_kill_leaves_no_link() {
     let root = scratch();
@@ -620,7 +620,7 @@ fn our_own_kill_leaves_no_link() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        // By turns at any moment, and while the links are there: these are there for some milliseconds only.
+        // In turn at any moment, and while there are links, which exist for some milliseconds only.
         match round % 2 {
             0 => sleep(Duration::from_millis(random.u64(15..90))),
             _ => wait_until("the links of a live copy", || pins.join("rocksDb").exists()),

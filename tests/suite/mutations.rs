@@ -1,5 +1,5 @@
 //! Seeded mutations of everything that is parsed: our JSON files and checksums in a real backup, logs of RocksDB and SQLite,
-//! configuration files, heads of requests. Nothing panics, and what changed does not pass for unchanged.
+//! configuration files, heads of requests. Nothing panics, and a changed file is never reported as unchanged.
 //!
 //! Each loop makes a fixed number of cases; `CHAINWEB_BACKUP_MUTATION_SECONDS` makes it go on for that long
 //! (`scripts/soak.sh mutations`), and `CHAINWEB_BACKUP_SEED` chooses the cases.
@@ -41,7 +41,7 @@ impl Loop {
     }
 }
 
-/// Changes bytes in one to three of the ways in which files get damaged, and in which people get things wrong.
+/// Changes bytes in one to three ways: as files are damaged, and as people make mistakes.
 pub fn mutate(bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
     for _ in 0..random.usize(1..4) {
         let at = random.usize(..bytes.len().max(1)).min(bytes.len());
@@ -86,7 +86,7 @@ fn backup(to: &Path) -> String {
 fn faults_count(backups: &Path, id: &str, depth: Depth) -> Option<usize> {
     match verify_backup(backups, id, VerifyOptions { depth, program: None }, &Control::default()) {
         Ok((_, verification)) => Some(verification.faults.len()),
-        // Nothing that could be verified: gone, not good, or its status is unknown.
+        // There is nothing to verify: the backup is gone, is not good, or has an unknown status.
         Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Refused | Kind::Damaged) => None,
         Err(e) => panic!("{}", e.chain()),
     }
@@ -107,13 +107,13 @@ fn a_changed_record_or_manifest_is_always_seen() {
             fs::write(place.join(name), &bytes).unwrap();
             let listed = list_backups_in(backups.path()).map(|all| all.len());
             let checked = check_backup_in(backups.path(), &BackupId::parse(&id).unwrap());
-            // A status that is unknown is an error; it never makes the backup unknown.
+            // An unknown status is an error; the backup is known all the same.
             let is_error = name == "status" && checked.is_err();
             let kinds = [listed.as_ref().err().map(|e| e.kind()), checked.as_ref().err().map(|e| e.kind())];
             assert_eq!(kinds, [is_error.then_some(Kind::Damaged); 2], "{name}");
             assert!(is_error || listed.is_ok_and(|count| count == 1) && checked.is_ok_and(|found| found.is_some()));
             match faults_count(backups.path(), &id, Depth::Quick) {
-                // Its content says how a verification went, or white space stands around the word of the status.
+                // The change does not matter: a note about a verification, or white space around the word of the status.
                 Some(0) if name.ends_with(".json") && name != "verified.json" => {
                     assert_eq!(String::from_utf8_lossy(&bytes), String::from_utf8_lossy(&good), "{name}: not seen");
                 }
@@ -133,7 +133,7 @@ fn changed_checksums_are_always_seen() {
     let id = backup(backups.path());
     let path = backups.path().join(&id).join("0/sqlite/BLAKE2SUMS");
     let good = fs::read(&path).unwrap();
-    // What b2sum itself takes for the same: the kind of line end, and the mark of a binary file.
+    // For b2sum it is the same list: another line end, or the mark of a binary file.
     let same = |bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes).into_owned();
         text.lines().map(|line| line.replacen(" *", "  ", 1)).collect::<std::collections::BTreeSet<_>>()
@@ -222,7 +222,7 @@ fn mutated_heads_are_answered_or_closed() {
         let mut bytes = cases.random.choice(good).unwrap().as_bytes().to_vec();
         mutate(&mut bytes, &mut cases.random);
         let mut client = Client::connect(server.address).unwrap();
-        // It may be closed before all is sent.
+        // The server may close the connection before all is sent.
         let _ = client.send(&bytes).and_then(|()| client.stream.shutdown(Shutdown::Write));
         if let Ok(Some(reply)) = client.reply() {
             assert!((100..600).contains(&reply.status), "{}: {bytes:?}", reply.status);

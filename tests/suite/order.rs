@@ -1,5 +1,6 @@
-//! The order of operations in one backup, from the log of the fault gate: synced before it is named, named before it is
-//! called done; called failed before it is taken away. A power cut cannot be made here, but it keeps only what was synced.
+//! The order of the operations of one backup, from the log of the fault gate: data is synced before it gets its name, and has its name
+//! before the status is "done"; the status is "failed" before the data is removed. A power cut, which cannot be made here, keeps only
+//! what was synced.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,14 +24,14 @@ fn log_of(node: &Node, sources: Sources, fail_at: &[u64], expected: Status) -> (
     (log, node.backups().join(id.as_str()))
 }
 
-/// Where an operation stands in the log, which is once.
+/// The place of an operation in the log, which must have it once.
 fn at(log: &Log, operation: &str, path: &Path) -> usize {
     let found: Vec<usize> = (0..log.len()).filter(|n| log[*n].0 == operation && log[*n].1 == path).collect();
     assert_eq!(found.len(), 1, "{operation} {} in {log:#?}", path.display());
     found[0]
 }
 
-/// Where the last operation stands that is one of these and about such a path; 0 where there is none.
+/// The place of the last of these operations on such a path; 0 if there is none.
 fn last(log: &Log, operations: &[&str], path: impl Fn(&Path) -> bool) -> usize {
     log.iter().rposition(|(operation, p)| operations.contains(operation) && path(p)).unwrap_or(0)
 }
@@ -54,8 +55,8 @@ fn check_done(log: &Log, backup: &Path) {
     let first_inside = log.iter().position(|(_, path)| path.starts_with(backup)).unwrap();
     assert!(first_inside > born + 1, "{log:#?}");
 
-    // Every file, and every directory, is synced before the data gets its name: links too, which somebody else wrote. (In
-    // memory the kernel is not asked whether that is needed.)
+    // Every file and every directory is synced before the data gets its name, also links, which another program wrote. (On a
+    // file system in memory the kernel is not asked whether that is needed.)
     let named = at(log, "rename", &partial);
     let manifest: Value = serde_json::from_slice(&fs::read(backup.join("manifest.json")).unwrap()).unwrap();
     let (mut files_count, mut directories_count) = (0, 0);
@@ -80,8 +81,8 @@ fn check_done(log: &Log, backup: &Path) {
     }
     assert!(files_count >= 5 && directories_count == 3, "{files_count} files and {directories_count} directories");
 
-    // What explains it is synced before that, as is what will decide. All of it has its name, and the directory is synced,
-    // before that decides.
+    // The record and the future status are synced before that. The record and the data have their names, and the directory is
+    // synced, before the status gets its name.
     let explained = at(log, "rename", &backup.join(".backup.json.tmp"));
     let decided = at(log, "rename", &backup.join(".status.tmp"));
     for name in ["manifest.json", ".backup.json.tmp", ".status.tmp"] {

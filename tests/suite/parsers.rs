@@ -1,7 +1,7 @@
 //! The parsers of the log format and of the MANIFEST: against RocksDB itself, against a model, and against garbage.
 //!
-//! What they find in a real MANIFEST is what RocksDB has; what they find in one that is cut anywhere is the state before or
-//! after an edit (or an atomic group of edits), never one in between; and no bytes make them panic.
+//! In a real MANIFEST they find the files that RocksDB has. In one that is cut anywhere they find the state before or after an edit (or
+//! an atomic group of edits), never one in between. No bytes make them panic.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -74,7 +74,7 @@ impl Log {
         }
     }
 
-    /// Where the last record ends of which a file of this length has all bytes.
+    /// The end of the last record that is complete in a file of this length.
     fn complete(&self, length: usize) -> u64 {
         self.ends.iter().copied().filter(|end| *end <= length as u64).max().unwrap_or(0)
     }
@@ -113,7 +113,7 @@ proptest! {
         prop_assert_ne!(end, "damaged");
         prop_assert_eq!(found.len(), log.ends.iter().filter(|e| **e <= complete).count());
         prop_assert!(found.iter().zip(&records_written).all(|(a, b)| a == b));
-        // What is left after the cut is a clean log.
+        // The complete records alone are a clean log.
         prop_assert_eq!(measure(&log.bytes[..usize::try_from(complete).unwrap()]), (complete, false, "clean"));
     }
 
@@ -137,7 +137,7 @@ proptest! {
         let all = fragments(&log.bytes);
         let hit = at.index(all.len());
         let end = usize::try_from(all[hit].0).unwrap();
-        // The last byte of a fragment is payload: its header still says where it ends.
+        // The last byte of a fragment is payload, so its header still has its length.
         log.bytes[end - 1] ^= 1 << bit;
         let (complete, _, found) = measure(&log.bytes);
         let before = log.ends.iter().copied().filter(|e| *e < end as u64).max().unwrap_or(0);
@@ -178,7 +178,7 @@ fn varint(to: &mut Vec<u8>, mut value: u64) {
 
 #[test]
 fn a_log_that_is_cut_at_every_byte_of_a_record() {
-    // The record lies across three blocks, and begins where only a header has room.
+    // The record reaches over three blocks, and begins where there is room for a header only.
     let log = Log::of(&[vec![11; BLOCK - 2 * HEADER - HEADER], vec![12; 2 * BLOCK], vec![13; 10]]);
     assert_eq!(
         fragments(&log.bytes).iter().map(|f| f.1.as_str()).collect::<Vec<_>>(),
@@ -202,7 +202,7 @@ fn types_of_fragments() {
         let other = if recyclable(kind) { recycled(kind, b"two") } else { fragment(kind, b"two") };
         let log = [fragment(1, b"one"), other, fragment(1, b"three")].concat();
         let (complete, found, end) = measure(&log);
-        // What begins a record is none before its end has come, and what continues one cannot begin it.
+        // A first fragment alone is no record, and a record cannot begin with a later fragment.
         let good = matches!(kind, 1 | 9 | 10 | 128..=130 | 132..);
         assert_eq!(found, recyclable(kind), "type {kind}");
         if !found {
@@ -210,10 +210,10 @@ fn types_of_fragments() {
         }
         assert_eq!(complete, if good { log.len() as u64 } else { 10 }, "type {kind}");
     }
-    // A compressed log that is used again: the first record does not tell.
+    // A compressed log that is used again: the first record does not show that.
     let log = [fragment(9, &[7, 0, 0, 0]), recycled(5, b"data")].concat();
     assert!(measure(&log).1);
-    // A log that is used again right now: the checksum is not yet that of what follows.
+    // A log that is being used again: the checksum does not fit the bytes behind it yet.
     for before in [vec![], fragment(9, &[7, 0, 0, 0])] {
         let mut log = [before.clone(), recycled(5, b"data")].concat();
         log[before.len()] ^= 1;
@@ -222,7 +222,7 @@ fn types_of_fragments() {
     // A compressed log.
     let log = [fragment(9, &[7, 0, 0, 0]), fragment(1, b"data")].concat();
     assert_eq!(measure(&log), (log.len() as u64, false, "clean"));
-    // A record without an end does not count, also where the file ends behind a fragment.
+    // An incomplete record does not count, also if the file ends with a whole fragment.
     let log = [fragment(1, b"one"), fragment(2, b"two"), fragment(3, b"three")].concat();
     assert_eq!(measure(&log), (10, false, "clean"));
 }
@@ -241,7 +241,7 @@ fn random_bytes_behind_a_record_are_no_reused_log() {
     }
 }
 
-/// What a writer that is killed never leaves, and RocksDB takes for damage wherever it is.
+/// Ends that a killed writer never leaves, and that are damage for RocksDB, too.
 #[test]
 fn ends_that_are_damage() {
     let whole = Log::of(&[vec![1; 100], vec![2; 40_000], vec![3; 100], vec![4; 100]]).bytes;
@@ -253,7 +253,7 @@ fn ends_that_are_damage() {
     log.resize(BLOCK + 3000, 0);
     assert_eq!(measure(&log), (107, false, "damaged"));
     assert_eq!(records(&log, 0).1, "damaged");
-    // A length that reaches behind the end of the file, while whole records follow.
+    // A length that reaches beyond the end of the file, and whole records behind it.
     let mut log = whole.clone();
     let third = log.len() - 2 * 107;
     log[third + 5] ^= 4;
@@ -497,8 +497,8 @@ fn a_manifest_that_is_cut_anywhere() {
     assert_eq!(last + 1, states.len());
 }
 
-/// Thousands of edits of a few hundred files, with groups, families that come and go, and files that move: what counts is what
-/// was said last, wherever the MANIFEST was read in between.
+/// Thousands of edits of a few hundred files, with groups, column families that come and go, and files that change their level. The
+/// last edit of a file counts, at whatever lengths the MANIFEST was read before.
 #[test]
 fn a_long_manifest_against_a_model() {
     let mut random = fastrand::Rng::with_seed(12);
@@ -509,7 +509,7 @@ fn a_long_manifest_against_a_model() {
         // The states before which a family was dropped.
         let mut drops = Vec::new();
         while log.ends.len() < 6000 {
-            // One edit, or a group of them, of which none counts before all are there.
+            // One edit, or a group of edits that count only if all of them are there.
             let group = if random.u8(..) < 20 { random.u64(2..5) } else { 1 };
             for remaining in (0..group).rev() {
                 let family = *random.choice(live.keys().collect::<Vec<_>>()).unwrap();
@@ -566,9 +566,9 @@ fn a_long_manifest_against_a_model() {
             states.push((log.bytes.len(), all));
         }
         let most = states.iter().map(|(_, files)| files.len()).max().unwrap();
-        assert!(most > 60 && next > 6000, "{most} files, {next} numbers: too few to tell anything");
+        assert!(most > 60 && next > 6000, "{most} files, {next} numbers: too few to show anything");
         assert!(drops.len() > 20, "{} drops", drops.len());
-        // Where all is settled before it, a drop is all that is new.
+        // All rows before it are settled: the drop is the only new edit.
         let around = drops.iter().step_by(drops.len() / 20).map(|at| vec![states[*at - 1].0, states[*at].0]);
         let anywhere = (0..30).map(|_| lengths(log.bytes.len(), &mut random));
         for lengths in around.chain(anywhere) {
@@ -600,7 +600,7 @@ fn mutated_manifests_are_no_panic() {
     let mut cases = Loop::of(30_000);
     while cases.next() {
         let random = &mut cases.random;
-        // The checksum would hide what is behind it: so the records are changed, and written again.
+        // A wrong checksum would end the parsing: so the records are changed and written again with their checksums.
         let mut edits = edits.clone();
         for _ in 0..random.usize(1..4) {
             let at = random.usize(..edits.len());
@@ -627,7 +627,7 @@ fn what_is_refused_in_a_manifest() {
         bytes
     };
     let refusal = |fields: &[u64]| live_files_of(&[edit(fields)]).unwrap_err();
-    // A tag of the future that may not be skipped, and one that may.
+    // A tag of a later RocksDB that may not be skipped, and one that may.
     assert!(refusal(&[500]).contains("unknown tag 500"));
     assert_eq!(live_files_of(&[edit(&[8192 + 500, 3, 1, 2, 3])]).unwrap(), []);
     // A new file (103): level, number, size, two keys, two sequence numbers, own fields; 65 is the path, 66 unknown.
@@ -638,7 +638,7 @@ fn what_is_refused_in_a_manifest() {
     assert_eq!(live_files_of(&[edit(&[&file[..], &[20, 2, 0, 0, 1]].concat())]).unwrap().len(), 1);
     // The third form has its path as a number.
     assert!(refusal(&[102, 0, 7, 1, 1000, 1, 65, 1, 66, 1, 2]).contains("another directory"));
-    // A group that is broken by an edit of no group.
+    // A group that is interrupted by an edit outside of it.
     let broken = live_files_of(&[edit(&[300, 2]), edit(&[2, 5])]).unwrap_err();
     assert!(broken.contains("atomic group"), "{broken}");
     assert!(refusal(&[103, 0, 7]).contains("tag 103"));

@@ -1,5 +1,4 @@
-//! Restores: into a directory whose node starts at the worst moment, with an error at every step, with the modes, files and
-//! limits that were asked for.
+//! Restores: a node starts at the worst moment, every step fails once, and modes, files and limits are as they were asked for.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -16,10 +15,10 @@ use chainweb_backup::{
 };
 
 use crate::fixture::{
-    DEEP, Node, PACT, QUICK, config, make_done, names, paths, restore_to, scratch_on_disk, skip, tree,
+    DEEP, Mount, Node, PACT, QUICK, config, make_done, names, paths, restore_to, scratch_on_disk, tree,
 };
 
-/// Nothing that a test waits for takes longer.
+/// How long a test waits at most.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A stopped node with one backup, and the database directory of another stopped node.
@@ -61,19 +60,19 @@ impl Scene {
         restore_backup(&self.node.backups(), "latest", options, &Control::default()).map(|(_, restored)| restored)
     }
 
-    /// Where the old database is: by the names of the directories that hold it.
+    /// The names of the directories that have the old database.
     fn old(&self) -> Vec<String> {
         names(&self.target).into_iter().filter(|name| self.target.join(name).join("old").exists()).collect()
     }
 
-    /// What lies beside the `0` and may be taken for an old database.
+    /// The names beside the `0` that an operator may take for an old database.
     fn called_old(&self) -> Vec<String> {
         let may_be = |name: &String| name.starts_with("0.bak-") || name.starts_with(".exchanging-");
         names(&self.target).into_iter().filter(may_be).collect()
     }
 }
 
-/// A process that opens a file and reads a byte of it.
+/// Starts a process that opens a file and reads a byte of it.
 fn opener(path: &Path) -> Child {
     Command::new("head").args(["-c", "1"]).arg(path).stdout(Stdio::null()).spawn().unwrap()
 }
@@ -92,8 +91,8 @@ fn wait_for_break(path: &Path) {
     }
 }
 
-/// A node that starts after the last look and before the exchange: it opens RocksDB's LOCK first; other programs open a Pact
-/// database. What it opened is in its place afterwards, and the restore has failed.
+/// A node starts after our last look and before the exchange. It opens RocksDB's LOCK first; other programs open a Pact database. The
+/// database that it opened is in place afterwards, and the restore has failed.
 #[test]
 fn what_opens_the_old_database_at_the_last_moment_keeps_it() {
     let scene = Scene::new();
@@ -121,7 +120,7 @@ fn what_opens_the_old_database_at_the_last_moment_keeps_it() {
     assert_eq!((scene.old().len(), names(&scene.target).len()), (1, 2));
 }
 
-/// A process has a file open that it has not locked yet, or holds its lock.
+/// A process has opened a file and not locked it yet, or has locked it.
 #[test]
 fn what_has_the_old_database_open_keeps_it() {
     let scene = Scene::new();
@@ -139,8 +138,8 @@ fn what_has_the_old_database_open_keeps_it() {
     scene.restore().unwrap();
 }
 
-/// Each operation of a restore fails once: the old database is in one place and whole, the new one is never called old, and
-/// the next restore succeeds.
+/// Each operation of a restore fails once: the old database is in one place and whole, the new one never gets the name of an old one,
+/// and the next restore succeeds.
 #[test]
 fn an_error_at_any_step_loses_nothing() {
     let mut at = 0;
@@ -174,7 +173,7 @@ fn an_error_at_any_step_loses_nothing() {
     }
 }
 
-/// How many Pact databases what was restored has; fails unless it is whole.
+/// The number of Pact databases in the restored database. Fails unless it is whole.
 fn whole_database(scene: &Scene) -> usize {
     let copy = scene.node.root().join("looked-at");
     crate::fixture::copy_tree(&scene.target.join("0"), &copy.join("db/0"));
@@ -199,15 +198,15 @@ fn a_copy_shares_no_file_with_the_backup() {
     assert_eq!(whole_database(&scene), 2);
 }
 
-/// The permissions below a directory, by the names there; of a restored database without its LOCK, which is none of the backup's.
+/// The permissions below a directory, by name; without the LOCK of a restored database, which is not from the backup.
 fn modes(directory: &Path) -> Vec<(PathBuf, u32)> {
     let mode = |path: &PathBuf| path.metadata().unwrap().permissions().mode() & 0o777;
     let name = |path: &PathBuf| path.strip_prefix(directory).unwrap().to_owned();
     paths(directory).iter().map(|path| (name(path), mode(path))).collect()
 }
 
-/// Of a node that keeps its databases to itself, but for one file and one directory: linked and copied, to the same file system
-/// and to another one, stopped and in this process.
+/// A node whose databases are private except for one file and one directory: linked and copied, to the same file system and to
+/// another one, stopped and in this process.
 #[test]
 fn a_backup_has_the_modes_of_the_node() {
     let mut node = Node::with_chains(2);
@@ -270,7 +269,7 @@ fn checksums_of_the_backup_are_not_restored() {
     assert_eq!(paths(&scene.target.join("0")).into_iter().filter(has_sums).collect::<Vec<_>>(), Vec::<PathBuf>::new());
 }
 
-/// What is read or copied takes the time that the limit wants.
+/// Reading and copying take as long as the limit demands.
 #[test]
 fn the_limit_holds_for_sums_verifications_and_restores() {
     let scene = Scene::new();
@@ -283,7 +282,7 @@ fn the_limit_holds_for_sums_verifications_and_restores() {
         began.elapsed().as_secs_f64()
     };
     let backups = scene.node.backups();
-    // What the manifest has a sum of is not read for sums.
+    // A file with a checksum in the manifest is not read again for the list.
     let wanted = 0.3;
     let took = seconds(&|control| drop(sum_backup(&backups, "latest", control).unwrap()));
     assert!(took > wanted, "sums of {bytes} bytes at {limit} a second took {took} s");
@@ -300,35 +299,14 @@ fn the_limit_holds_for_sums_verifications_and_restores() {
     assert!(took > 2.0 * wanted, "a deep restore of {bytes} bytes at {limit} a second took {took} s");
 }
 
-/// A directory that is also mounted elsewhere.
-struct Bind(PathBuf);
-
-impl Bind {
-    fn new(from: &Path, at: &Path) -> Option<Bind> {
-        fs::create_dir_all(at).unwrap();
-        let status = Command::new("mount").arg("--bind").args([from, at]).stderr(Stdio::null()).status();
-        let is_mounted = status.is_ok_and(|status| status.success());
-        if !is_mounted {
-            skip("cannot mount here");
-        }
-        is_mounted.then(|| Bind(at.to_owned()))
-    }
-}
-
-impl Drop for Bind {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
-/// Parts of a backup have other names through mounts: no target of a restore and no backup directory lies there.
+/// Parts of a backup have other names through mounts: neither the target of a restore nor a backup directory may be there.
 #[test]
 fn a_backup_that_is_mounted_elsewhere_is_neither_target_nor_backup_directory() {
     let scene = Scene::new();
     let before = tree(&scene.backup());
     for (n, below) in ["", "0", "0/rocksDb", "0/sqlite"].into_iter().enumerate() {
         let mounted = scene.node.root().join(format!("elsewhere {n}/mounted"));
-        let Some(_bind) = Bind::new(&scene.backup().join(below), &mounted) else { return };
+        let Some(_bind) = Mount::bind(&scene.backup().join(below), &mounted) else { return };
         for at in [mounted.clone(), mounted.join("new")] {
             let what = format!("{below:?} at {}", at.display());
             let error = scene.restore_as(RestoreOptions { target: &at, ..scene.options() }).expect_err(&what);
@@ -347,9 +325,9 @@ fn a_backup_that_is_mounted_elsewhere_is_neither_target_nor_backup_directory() {
             assert_eq!(tree(&scene.backup()), before, "{what}");
         }
     }
-    // The whole backup directory under another name is one as before.
+    // The whole backup directory under another name is a backup directory.
     let mounted = scene.node.root().join("all");
-    let Some(_bind) = Bind::new(&scene.node.backups(), &mounted) else { return };
+    let Some(_bind) = Mount::bind(&scene.node.backups(), &mounted) else { return };
     make_done(&Service::start(config(&mounted), Sources::directory(&scene.node.directory())).unwrap(), PACT);
 }
 

@@ -1,5 +1,5 @@
-//! Pruning, judged over 100,000 random histories by rules that are written down here once more, in another way; and what is
-//! newest, whatever the clock said.
+//! Pruning: the verdicts on 100,000 random histories, compared with the rules, which are written here a second time in another way; and
+//! which backup is newest if the clock was wrong.
 
 use std::fs;
 use std::ops::Range;
@@ -23,7 +23,7 @@ const MONDAY_MS: u64 = 1_704_067_200_000;
 
 fn history(random: &mut fastrand::Rng) -> Vec<Candidate> {
     let days = random.u64(1..=60);
-    // Some have a digit more than the others: where something has pushed them there.
+    // Some identifiers have a digit more than the others, as after a clock that was far ahead.
     let first = random.choice([MONDAY_MS, 10_000_000_000_000 - 6]).unwrap();
     let mut backups: Vec<Candidate> = (0..random.u64(0..=12))
         .map(|n| Candidate {
@@ -35,7 +35,7 @@ fn history(random: &mut fastrand::Rng) -> Vec<Candidate> {
             pinned: random.u8(..8) == 0,
             damaged: random.u8(..8) == 0,
             refuted: random.u8(..8) == 0,
-            // Of a clock that is wrong now and then; some at the same moment, and at the borders of days.
+            // The clock is wrong now and then; some backups have the same time, or one at the border of two days.
             started_ms: MONDAY_MS
                 + random.u64(..days) * DAY_MS
                 + random.choice([0, 1, DAY_MS / 2, DAY_MS - 1]).unwrap(),
@@ -100,7 +100,7 @@ fn random_histories() {
     assert!(deleted > 100_000 && kept > 100_000);
 }
 
-/// Makes the record of a backup say that it was made at another time, as if the clock had been wrong.
+/// Changes the time in the record of a backup, as if the clock had been wrong.
 fn set_time(backups: &Path, id: &BackupId, unix_ms: u64) {
     let path = backups.join(id.as_str()).join("backup.json");
     let mut text = fs::read_to_string(&path).unwrap();
@@ -121,8 +121,8 @@ fn ids(backups: Vec<Details>) -> Vec<BackupId> {
     backups.into_iter().map(|b| b.id).collect()
 }
 
-/// The clock was ten days ahead for the first of four backups, and a year behind for the last: the last is the newest all the
-/// same, for everybody, and no rule deletes it. One that the node made is where its time puts it.
+/// The clock was ten days ahead for the first of four backups, and a year behind for the last: the last is the newest nevertheless, for
+/// every command, and no rule deletes it. A backup of the node has its place by its time.
 #[test]
 fn whatever_the_clock_said_the_last_backup_is_the_newest() {
     let node = Node::new();
@@ -162,7 +162,7 @@ fn whatever_the_clock_said_the_last_backup_is_the_newest() {
     assert_eq!(ids(service.list_backups().unwrap()), [last, foreign]);
 }
 
-/// An operator removed or cut files of the newest backups: they do not count as good, so an intact one is kept.
+/// An operator removed or cut off files of the newest backups: these do not count as good, so an intact one is kept.
 #[test]
 fn a_newest_backup_that_was_damaged_by_hand_is_no_reason_to_delete_another() {
     let cut = |path: &Path| fs::File::options().write(true).open(path).unwrap().set_len(1000).unwrap();
@@ -205,7 +205,8 @@ fn a_newest_backup_that_was_damaged_by_hand_is_no_reason_to_delete_another() {
     }
 }
 
-/// Names that no clock can have meant do not push identifiers; nor is any of them given out twice, whatever is deleted.
+/// A name that no clock can have caused does not move the identifiers of later backups. No identifier is given out twice, even if
+/// backups are deleted.
 #[test]
 fn a_name_from_the_far_future_pushes_no_identifier() {
     let node = Node::new();
@@ -227,7 +228,7 @@ fn a_name_from_the_far_future_pushes_no_identifier() {
     };
     make_and_delete(1..now_ms() + DAY_MS);
 
-    // An earlier version was pushed there: its own are believed, and the next ones go on from there.
+    // An earlier version has given out such identifiers: ours are believed, and the next ones continue from there.
     let id = make_done(&node.start(), ROCKSDB);
     let pushed = node.backups().join("10000000000007");
     fs::rename(node.backups().join(id.as_str()), &pushed).unwrap();

@@ -1,5 +1,5 @@
-//! Backups on another file system take files over from the one before: only the same files, none that is damaged, and each is
-//! read again in its turn. The node is stopped while a backup is made.
+//! Backups on another file system take over files from the backup before: only equal files, no damaged ones, and each file is read again
+//! in its turn. The node is stopped while a backup is made.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::faults::flip;
 use crate::fixture::{DEEP, ROCKSDB, config, copy_tree, make_done, names, scratch_on_disk};
 
-/// As much as is compared of the ends of files.
+/// How much of the ends of two files is compared.
 const TAIL_BYTES: usize = 8 * 1024;
 
 /// A RocksDB, and a place for its backups on another file system.
@@ -27,7 +27,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// `None`, and a word about it, where there is no other file system.
+    /// `None`, and a skipped test, if there is no other file system.
     pub fn new(test: &str) -> Option<Stage> {
         let node = scratch_on_disk();
         let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
@@ -57,7 +57,7 @@ impl Stage {
         self.other.path().join("backups")
     }
 
-    /// Runs the node for a while.
+    /// Opens the database, and lets the node do something.
     pub fn run(&self, work: impl FnOnce(&DB)) {
         let db = DB::open(&self.options, self.rocksdb()).unwrap();
         work(&db);
@@ -102,7 +102,7 @@ impl Stage {
         check_backup_in(&self.backups(), id).unwrap().unwrap()
     }
 
-    /// What the manifest of a backup says of each SST and blob file.
+    /// The entries of each SST and blob file in the manifest of a backup.
     fn files(&self, id: &BackupId) -> BTreeMap<String, Value> {
         let json = fs::read(self.backups().join(id.as_str()).join("manifest.json")).unwrap();
         let json: Value = serde_json::from_slice(&json).unwrap();
@@ -117,7 +117,7 @@ impl Stage {
         self.check_files(id);
     }
 
-    /// The same where some checksums are not known.
+    /// The same for a backup in which some checksums are unknown.
     fn check_files(&self, id: &BackupId) {
         for (name, entry) in self.files(id) {
             let bytes = fs::read(self.copy(id).join(&name)).unwrap();
@@ -171,7 +171,7 @@ fn a_blob_file_that_only_looks_the_same_is_copied() {
     let two = stage.make(|_| ());
     stage.check(&two);
     assert!(!is_reused(&stage.files(&two)[&first_name]));
-    // The same one again is taken over, whatever is known of it.
+    // The same file is taken over, with or without a known checksum.
     let three = stage.make(|_| ());
     assert!(is_reused(&stage.files(&three)[&first_name]));
     stage.check(&three);
@@ -184,8 +184,8 @@ fn a_blob_file_that_only_looks_the_same_is_copied() {
     assert_eq!(found.faults, [], "the first one has what it had");
 }
 
-/// Ingests the external file as RocksDB does with `write_global_seqno`, which the bindings do not offer: the sequence number is
-/// written over the property of the file. Returns the name that it has in the database, and the number.
+/// Ingests the external file as RocksDB does with `write_global_seqno`, which the bindings do not have: the sequence number is written
+/// over the property in the file. Returns its name in the database, and the number.
 fn ingest_and_write(stage: &Stage, external: &Path, puts_count: usize) -> (String, u64) {
     let before = of_kind(&stage.rocksdb(), ".sst");
     let mut sequence = 0;
@@ -242,7 +242,7 @@ fn a_file_ingested_again_with_another_sequence_number_is_copied() {
     stage.check(&three);
 }
 
-/// A file of the earlier backup that RocksDB cannot open is copied anew in the same job, with and without what is known of it.
+/// A file of the earlier backup that RocksDB cannot open is copied from the node in the same job, with and without a known checksum.
 #[test]
 fn a_bad_file_of_the_last_backup_blocks_no_later_one() {
     let Some(stage) = Stage::new("a_bad_file_of_the_last_backup_blocks_no_later_one") else { return };
@@ -273,7 +273,7 @@ fn a_bad_file_of_the_last_backup_blocks_no_later_one() {
     }
 }
 
-/// One changed bit: found when it is read again, noted wherever the inode is, copied anew.
+/// One changed bit: found when the file is read again, noted in every backup with the same inode, and the file is copied from the node.
 #[test]
 fn rot_in_a_file_that_is_taken_over_is_found_and_goes_no_further() {
     let Some(stage) = Stage::new("rot_in_a_file_that_is_taken_over_is_found_and_goes_no_further") else { return };
@@ -290,14 +290,14 @@ fn rot_in_a_file_that_is_taken_over_is_found_and_goes_no_further() {
     let record = stage.details(&third).record.unwrap();
     assert!(record.warnings.iter().any(|w| w.contains(second.as_str()) && w.contains(&bad)), "{:?}", record.warnings);
 
-    // Only damaged ones are left: they serve for what is good in them.
+    // Only damaged backups are left: their good files are still taken over.
     fs::remove_dir_all(stage.backups().join(third.as_str())).unwrap();
     let fourth = stage.make(|config| config.reread_percent = 0);
     stage.check(&fourth);
     assert!(stage.files(&fourth).iter().all(|(name, entry)| is_reused(entry) == (*name != bad)));
 }
 
-/// A backup of which nobody knows checksums: what is due is compared with the node's, and known from then on.
+/// A backup without checksums: the files that are due are compared with the node's, and have checksums from then on.
 #[test]
 fn a_file_without_a_checksum_is_compared_with_the_nodes() {
     let Some(stage) = Stage::new("a_file_without_a_checksum_is_compared_with_the_nodes") else { return };
@@ -311,7 +311,7 @@ fn a_file_without_a_checksum_is_compared_with_the_nodes() {
     assert!(stage.files(&second).iter().all(|(name, entry)| is_reused(entry) == (*name != bad)));
 }
 
-/// Nothing is known of the files but what a wrong list says: they are compared with the node's, and are not damaged.
+/// Only a wrong list has checksums of the files: they are compared with the node's, and are not damaged.
 #[test]
 fn a_wrong_list_of_checksums_condemns_no_file_of_an_earlier_backup() {
     let Some(stage) = Stage::new("a_wrong_list_of_checksums_condemns_no_file_of_an_earlier_backup") else { return };
@@ -327,7 +327,7 @@ fn a_wrong_list_of_checksums_condemns_no_file_of_an_earlier_backup() {
     assert_eq!(stage.details(&first).verified, None);
 }
 
-/// Damage that only the verification before the commit finds: the job goes on without the bad file.
+/// Damage that only the verification before the commit finds: the job continues without the damaged file.
 #[test]
 fn damage_found_at_the_end_is_repaired_in_the_same_job() {
     let Some(stage) = Stage::new("damage_found_at_the_end_is_repaired_in_the_same_job") else { return };
@@ -345,7 +345,7 @@ fn damage_found_at_the_end_is_repaired_in_the_same_job() {
     let left: Vec<String> = names(&stage.backups()).into_iter().filter(|n| n.starts_with(".deleting")).collect();
     assert_eq!(left, [""; 0]);
 
-    // Damage in the node's own file is no reason to try again and again.
+    // Damage in the node's own file is no reason for another attempt.
     let own = of_kind(&stage.rocksdb(), ".sst").remove(0);
     flip(&stage.rocksdb().join(&own));
     fs::remove_dir_all(stage.backups().join(first.as_str())).unwrap();
@@ -358,7 +358,7 @@ fn damage_found_at_the_end_is_repaired_in_the_same_job() {
     assert_eq!(crate::fixture::make(&service, ROCKSDB).1, Status::Failed);
 }
 
-/// A share in each run, those first that were not read for the longest time.
+/// Each run reads a share of the files, first those that were not read for the longest time.
 #[test]
 fn every_file_is_read_again_in_its_turn() {
     let Some(stage) = Stage::new("every_file_is_read_again_in_its_turn") else { return };

@@ -1,6 +1,6 @@
-//! Many backups on another file system, one after the other, of a node that is restored from older copies, writes blobs, ingests
-//! the same files again, compacts, and of backups that rot. Each one must be the node's database: the same files, byte for
-//! byte, and the same contents for RocksDB. By turns with the database open and closed.
+//! Many backups on another file system, one after the other. Meanwhile the node is restored from older copies, writes blobs, ingests the
+//! same files again and compacts, and files of backups are damaged. Each backup must be the node's database: the same files, byte for
+//! byte, and the same content for RocksDB. The database is open and closed in turn.
 //!
 //! `scripts/soak.sh other-disk [N] [SEED]` runs it with the programs that are there, full and without RocksDB by turns.
 
@@ -20,10 +20,10 @@ use crate::reuse::{Stage, of_kind, write_sequence};
 /// The number of backups, and the seed: `500;7`.
 const COUNT: &str = "CHAINWEB_BACKUP_OTHER_DISK";
 
-/// The programs that make the backups by turns, separated by colons.
+/// The programs that make the backups in turn, separated by colons.
 const PROGRAMS: &str = "CHAINWEB_BACKUP_PROGRAMS";
 
-/// How many older copies of the node, and how many backups, are kept.
+/// How many older copies of the node are kept, and how many backups.
 const KEPT: usize = 4;
 
 struct Soak {
@@ -50,7 +50,7 @@ impl Soak {
             for n in 0..count {
                 db.put(format!("{n:03}"), letter.to_string().repeat(size)).unwrap();
             }
-            // Sometimes it is only in the WAL.
+            // Sometimes the new data is in the WAL only.
             if count % 4 > 0 {
                 db.flush().unwrap();
             }
@@ -95,13 +95,13 @@ impl Soak {
         } else {
             let from = self.older[self.random.usize(..self.older.len())].clone();
             self.stage.restore(&from);
-            // From there on it goes another way, with the same numbers.
+            // From there on the node writes other data, with the same file numbers.
             self.write();
             self.note("restores of the node");
         }
     }
 
-    /// A bit or a whole file of a backup that is there.
+    /// Damages a bit or a whole file of an existing backup.
     fn rot(&mut self) {
         let Some(id) = self.random.choice(&self.backups).cloned() else { return };
         let copy = self.stage.copy(&id);

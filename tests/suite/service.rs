@@ -1,5 +1,5 @@
-//! The service: one job at a time, identifiers that are known from the instant they are handed out, what operators do to
-//! the backup directory meanwhile, restarts, and what a record says.
+//! The service: one job at a time, identifiers that are known from the instant at which they are handed out, operators who change the
+//! backup directory meanwhile, restarts, and the content of a record.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,7 +27,7 @@ fn millis(id: &BackupId) -> u64 {
     id.as_str().parse().unwrap()
 }
 
-/// What an operator does, who removes whatever stands there until nothing does.
+/// Removes a directory as an operator does: again, until nothing is left.
 fn delete_by_hand(path: &Path) {
     for _ in 0..1000 {
         if fs::remove_dir_all(path).is_ok() || !path.exists() {
@@ -165,7 +165,7 @@ fn an_identifier_is_known_from_the_instant_of_its_answer() {
     settled(&node.backups());
 }
 
-/// The status file of a backup of ours is damaged or missing: the backup exists all the same, and the error names the remedy.
+/// The status file of a backup of ours is damaged or missing: the backup exists nevertheless, and the error names the remedy.
 #[test]
 fn a_damaged_status_file_is_an_error_and_not_an_absence() {
     let node = Node::new();
@@ -230,7 +230,7 @@ fn deleting_by_hand_is_noticed_and_breaks_nothing() {
 #[test]
 fn deleting_a_running_backup_by_hand_breaks_nothing() {
     let node = Node::new();
-    // In the middle of its work, while it waits and then has to commit, and in any other moment.
+    // In the middle of the work; while the job waits and then has to commit; and at any other moment.
     for n in 0..20 {
         let waits = n == 0;
         let config = if waits { node.paused_config() } else { node.config() };
@@ -246,7 +246,7 @@ fn deleting_a_running_backup_by_hand_breaks_nothing() {
         delete_by_hand(&path);
         node.go_on();
         wait_until("the job ends", || service.check_backup(&id).unwrap() != Some(Status::InProgress));
-        // What the job may have put there once more is a failed backup like any other.
+        // If the job has made something there again, that is a failed backup like any other.
         let left = path.exists().then_some(Status::Failed);
         assert_eq!(service.check_backup(&id).unwrap(), left);
         delete_by_hand(&path);
@@ -263,7 +263,7 @@ fn deleting_a_running_backup_by_hand_breaks_nothing() {
     assert_eq!(list_backups_in(&node.backups()).unwrap().len(), 19);
 }
 
-/// Gone, as after an unmount with no directory below it, or another directory in its place, as with one.
+/// The backup directory is gone, as after an unmount, or another directory is in its place, as below a mount point.
 #[test]
 fn the_backup_directory_may_vanish_or_be_another() {
     let node = Node::new();
@@ -301,7 +301,7 @@ fn the_backup_directory_may_vanish_or_be_another() {
 #[test]
 fn identifiers_increase_although_the_clock_steps_back() {
     let node = Node::new();
-    // Ten and sixteen digits are seconds and microseconds: they say nothing of milliseconds.
+    // Names of ten and sixteen digits are seconds and microseconds, no identifiers of ours.
     for name in ["9648665437", "9648665437000000", "99999999999999999999"] {
         fs::create_dir_all(node.backups().join(name)).unwrap();
     }
@@ -316,7 +316,7 @@ fn identifiers_increase_although_the_clock_steps_back() {
     fs::create_dir(node.backups().join(tomorrow.to_string())).unwrap();
     let second = make_done(&service, ROCKSDB);
     assert_eq!(millis(&second), tomorrow + 1);
-    // The same clock, and the newest was deleted by hand, before and after a restart.
+    // With the same clock, the newest backup is deleted by hand, before and after a restart.
     fs::remove_dir(node.backups().join(tomorrow.to_string())).unwrap();
     delete_by_hand(&node.backups().join(second.as_str()));
     let third = make_done(&service, ROCKSDB);
@@ -328,7 +328,7 @@ fn identifiers_increase_although_the_clock_steps_back() {
     assert!(fourth > third, "{fourth} after {third}");
     drop(service);
 
-    // Only the note remembers; a note that makes no sense, or none, is none.
+    // Only the note has the last identifier. A note without an identifier, or an empty one, is ignored.
     fs::write(node.backups().join(".lock"), (tomorrow + 1_000_000).to_string()).unwrap();
     let service = node.start();
     let fifth = make_done(&service, ROCKSDB);
@@ -380,7 +380,7 @@ fn a_backup_directory_among_other_files_is_refused() {
         let refused = Service::start(config(&place), Sources::directory(&other)).err().unwrap();
         assert!(refused.kind() == Kind::Usage && refused.chain().contains(mine), "{place:?}: {}", refused.chain());
     }
-    // A neighbour whose name begins like theirs is none of them, and not every backup.json is that of a backup.
+    // A directory whose name begins as one of theirs is not refused, nor is one beside a foreign backup.json.
     fs::write(node.root().join("backup.json"), "{}").unwrap();
     drop(Service::start(config(&below("0-backups/new")), node.embedded()).unwrap());
     // Beside the databases, for a volume that is mounted at `0`.
@@ -416,7 +416,7 @@ fn a_job_beside_the_service_is_seen_and_not_disturbed() {
     fs::remove_file(node.root().join("go-on")).unwrap();
     let beside = Service::start_beside(node.paused_config(), node.embedded()).unwrap();
     let theirs = beside.make_backup(ROCKSDB).unwrap();
-    // The service gives the identifier of the other process's job, and knows its status.
+    // The service returns the identifier of the job of the other process, and knows its status.
     assert_eq!(service.make_backup(PACT).unwrap(), theirs);
     assert_eq!(service.check_backup(&theirs).unwrap(), Some(Status::InProgress));
     assert_eq!(service.details(&theirs).unwrap().unwrap().scope, Scope::Rocksdb);
@@ -514,7 +514,7 @@ fn a_database_without_the_tables_of_a_node_is_backed_up_just_the_same() {
     let found = record(&service, &id);
     assert_eq!((found.replay_blocks, found.rocksdb.unwrap().cut_height), (None, None));
     assert_eq!((found.pact[0].block_height, found.pact[0].block_hash.as_ref()), (None, None));
-    // What looks like a cut and is none is no reason to fail either.
+    // An entry that only looks like a cut is no reason to fail either.
     node.db().put(b"-CutHashes$short", b"x").unwrap();
     let id = make_done(&service, PACT);
     assert_eq!(record(&service, &id).rocksdb.unwrap().cut_height, None);
@@ -531,7 +531,7 @@ fn fewer_databases_than_last_time_is_a_warning() {
         let path = format!("{}{suffix}", node.sqlite(1).display());
         fs::rename(&path, node.root().join(format!("away{suffix}"))).unwrap();
     }
-    // One without Pact in between changes nothing.
+    // A backup without Pact in between changes nothing.
     let id = make_done(&service, ROCKSDB);
     assert!(record(&service, &id).warnings.is_empty());
     let id = make_done(&service, PACT);
@@ -563,7 +563,7 @@ fn without_room_a_backup_fails_with_the_figures_and_leaves_its_record_only() {
     node.check();
 }
 
-/// Directories that others made, by name; none may ever change.
+/// Directories that other programs made, by name; none may ever change.
 fn plant_foreign(backups: &Path, ours: &BackupId) {
     let write = |path: &str, text: &str| {
         let path = backups.join(path);
@@ -574,7 +574,7 @@ fn plant_foreign(backups: &Path, ours: &BackupId) {
         write(&format!("{id}/0/rocksDb/CURRENT"), "MANIFEST-000001\n");
         write(&format!("{id}/0/rocksDb/000004.sst"), "data");
     };
-    // The node's own: done with Pact, running, and failed as the node says it.
+    // Backups of the node's own API: done with Pact, running, and failed in the node's words.
     data("1648665437000");
     write("1648665437000/status", "backup-done");
     write("1648665437000/0/sqlite/pact-v1-chain-0.sqlite", "data");
@@ -585,7 +585,7 @@ fn plant_foreign(backups: &Path, ours: &BackupId) {
     write("1648665437002/0/status", "backup-failed");
     data("1648665437003");
     write("1648665437003/0/status", "backup-failed");
-    // Something that looks like ours and is not: broken, of a later format, of another identifier.
+    // Records that only look like ours: damaged, of a later format, with another identifier.
     let record = fs::read_to_string(backups.join(ours.as_str()).join("backup.json")).unwrap();
     let with_id = |id: &str| record.replace(ours.as_str(), id);
     data("1648665437004");
@@ -676,7 +676,7 @@ fn what_others_put_there_is_served_as_found_and_never_changed() {
         let foreign: BTreeSet<_> = listed.iter().filter(|b| b.foreign).map(|b| b.id.as_str()).collect();
         let known: BTreeSet<_> = expected.iter().filter(|(_, e)| e.is_some()).map(|(id, _)| *id).collect();
         assert_eq!(foreign, known);
-        // A foreign backup in progress does not stop us, and is not taken for our own job.
+        // A foreign backup in progress does not prevent a job, and is not treated as one of ours.
         assert_eq!(make(&service, ROCKSDB).1, Status::Done);
         service.finish();
         drop(service);

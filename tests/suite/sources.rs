@@ -1,6 +1,6 @@
-//! A node that is another program, stopped, running and crashed; sources that are refused; backups on another file system.
+//! Nodes that are other programs: stopped, running, crashed; sources that are refused; backups on another file system.
 //!
-//! A node in another process is this test executable again, as [`foreign_node`].
+//! Such a node is this test executable again, as [`foreign_node`].
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -31,7 +31,7 @@ fn manifest(backup: &Path) -> Vec<Value> {
     json["files"].as_array().unwrap().clone()
 }
 
-/// Everything below the node's `0`, without SQLite's `-shm`, which SQLite writes even when it only reads.
+/// Everything below the node's `0`, without the `-shm`, which SQLite writes even if it only reads.
 fn source_tree(node: &Node) -> Tree {
     let mut tree = tree(&node.directory().join("0"));
     tree.retain(|path, _| !path.to_string_lossy().ends_with("-shm"));
@@ -138,7 +138,7 @@ fn a_running_node_and_a_crashed_one_are_backed_up() {
     }
     drop(child);
 
-    // Nobody is there any more, and a WAL is left by both.
+    // The node has been killed, and both databases have a WAL.
     let look = || {
         let mut tree = tree(&directory.join("0"));
         tree.retain(|path, _| !path.to_string_lossy().ends_with("-shm"));
@@ -157,7 +157,7 @@ fn a_running_node_and_a_crashed_one_are_backed_up() {
     Node::open(scratch.path()).check();
 }
 
-/// A backup that must be refused because of the source, and says so.
+/// Fails unless a backup is refused because of its source, with this reason.
 fn refused(node: &Node, words: &[&str]) {
     let before = source_tree(node);
     let service = start(node);
@@ -246,7 +246,7 @@ fn a_rocksdb_with_a_linked_file_is_refused() {
     make_done(&start(&node), PACT);
 }
 
-/// A directory for backups on another file system than the node's; `None`, and a word about it, where there is none.
+/// A directory for backups on another file system than the node's; `None`, and a skipped test, if there is none.
 fn other_file_system(node: &Node, test: &str) -> Option<TempDir> {
     let shm = Path::new("/dev/shm");
     let other = fs::metadata(shm).ok().filter(|m| m.dev() != fs::metadata(node.root()).unwrap().dev());
@@ -257,7 +257,7 @@ fn other_file_system(node: &Node, test: &str) -> Option<TempDir> {
     made
 }
 
-/// Fails unless the pin directory is there, private, and holds nothing.
+/// Fails unless the pin directory exists, is private and has no pins.
 fn check_pins(node: &Node) {
     let pins = node.directory().join(".chainweb-backup-pin");
     assert_eq!(fs::metadata(&pins).unwrap().permissions().mode() & 0o777, 0o700);
@@ -269,7 +269,7 @@ fn check_pins(node: &Node) {
 }
 
 fn check_other_file_system(node: &Node, sources: &dyn Fn() -> Sources, backups: &Path) {
-    // What a crash left.
+    // Pins that a crash has left.
     let left = node.directory().join(".chainweb-backup-pin/rocksDb");
     fs::create_dir_all(&left).unwrap();
     fs::set_permissions(left.parent().unwrap(), PermissionsExt::from_mode(0o700)).unwrap();
@@ -282,7 +282,7 @@ fn check_other_file_system(node: &Node, sources: &dyn Fn() -> Sources, backups: 
     assert!(manifest(&backups.join(first.as_str())).iter().all(|e| e["method"] != "linked" && e["method"] != "reused"));
     let part = record(&service, &first).rocksdb.unwrap();
     assert_eq!(part.copied_bytes, part.bytes);
-    // The next one has its SSTs from the first, and keeps them when that is deleted.
+    // The next backup has its SSTs from the first, and keeps them if that is deleted.
     let second = make_done(&service, ROCKSDB);
     check_pins(node);
     for entry in manifest(&backups.join(second.as_str())) {
@@ -296,14 +296,14 @@ fn check_other_file_system(node: &Node, sources: &dyn Fn() -> Sources, backups: 
     fs::remove_dir_all(backups.join(first.as_str())).unwrap();
     assert_eq!(whole(&backups.join(second.as_str())).0, BLOCKS);
     let third = make_done(&service, PACT);
-    // Nobody can tell what one has whose MANIFEST is damaged, be it that its beginning can be read.
+    // If the MANIFEST of a backup is damaged, its files are unknown, even if the beginning can be read.
     let rocksdb = backups.join(third.as_str()).join("0/rocksDb");
     let damaged = names(&rocksdb).into_iter().find(|name| name.starts_with("MANIFEST-")).unwrap();
     let mut bytes = fs::read(rocksdb.join(&damaged)).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(rocksdb.join(&damaged), bytes).unwrap();
-    // The one before it serves, and where there is none, none does.
+    // Then the backup before it is used; if there is none, every file is copied.
     let fourth = make_done(&service, ROCKSDB);
     let path = |id: &BackupId| fs::metadata(backups.join(id.as_str()).join("0/rocksDb").join(&sst)).unwrap().ino();
     assert_eq!(path(&fourth), path(&second));

@@ -1,5 +1,5 @@
-//! The raw copy of SQLite: its steps one by one, each seen to be needed; what it refuses; its reading of the WAL; what it
-//! does to the node's files. The load is in `sqlite_stress`.
+//! The raw copy of SQLite: a copy is bad without any one of its steps; what it refuses; how it reads the WAL; that it only reads the
+//! node's files. `sqlite_stress` has the tests under load.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -58,7 +58,7 @@ impl Stage {
         copied.map(|part| part.method).map_err(|e| (e.kind(), e.chain()))
     }
 
-    /// What the copy holds, and the copy is gone.
+    /// The counter in the copy, which is removed.
     pub fn verdict(&self) -> Result<i64, String> {
         let verdict = verify(&self.to());
         fs::remove_file(self.to()).unwrap();
@@ -91,7 +91,7 @@ fn open_and_close(path: &Path) {
     drop(File::open(path).unwrap());
 }
 
-/// Our locks on the `-shm` are lost while the pages are copied, and a WAL checkpoint writes what comes later.
+/// Our locks on the `-shm` are lost while the pages are copied, and a WAL checkpoint writes pages of later commits.
 #[test]
 fn without_the_lock_check_copies_are_bad() {
     for (weak, counts) in [(false, (0, 0, 5)), (true, (0, 5, 0))] {
@@ -100,7 +100,7 @@ fn without_the_lock_check_copies_are_bad() {
             let stage = Stage::new();
             let writer = shared(&stage.database, &MANUAL);
             writer.lock().unwrap().tell("write 20");
-            // Otherwise the whole database stands in the WAL, and its frames repair everything.
+            // Otherwise the whole database is in the WAL, whose frames repair every page.
             writer.lock().unwrap().tell("sql PRAGMA wal_checkpoint(TRUNCATE)");
             writer.lock().unwrap().tell("write 2");
             if weak {
@@ -127,8 +127,8 @@ fn without_the_lock_check_copies_are_bad() {
     }
 }
 
-/// The lock on the database is lost, and an older SQLite closes: it believes to be alone, writes everything into the
-/// database and removes the WAL.
+/// The lock on the database is lost, and an older SQLite closes: as if no other process used the database, it writes everything into
+/// it and removes the WAL.
 #[test]
 fn without_the_lock_on_the_database_an_old_sqlite_spoils_copies() {
     let version = Command::new("sqlite3").arg("--version").output().map(|o| String::from_utf8(o.stdout).unwrap());
@@ -163,8 +163,8 @@ fn without_the_lock_on_the_database_an_old_sqlite_spoils_copies() {
     }
 }
 
-/// READ0: the database alone is what we see, and the WAL may be started anew. In a node that embeds us a lock of its own hides
-/// that at first, and the WAL is copied. Both nets below are needed.
+/// With READ0 we see the database alone, and the WAL may be started anew. In a node that embeds us, a lock of its own hides that at
+/// first, and the WAL is copied. Both checks below are needed.
 #[test]
 fn a_wal_that_is_started_anew_while_it_is_copied() {
     for weak in [&[][..], &["raw-salts"], &["raw-salts", "raw-fold"]] {
@@ -174,7 +174,7 @@ fn a_wal_that_is_started_anew_while_it_is_copied() {
         let before: i64 = writer.lock().unwrap().tell("write 26").parse().unwrap();
         let node = Connection::open_with_flags(&stage.database, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         node.execute_batch("BEGIN; SELECT n FROM counter").unwrap();
-        // Everything is in the database then, so that we take READ0.
+        // Then everything is in the database, and we get READ0.
         writer.lock().unwrap().tell("sql PRAGMA wal_checkpoint(PASSIVE)");
         let size = fs::metadata(stage.beside("-wal")).unwrap().len();
         assert!(size > 3 * 8 * 1024 * 1024, "the WAL of {size} bytes is too small for this test");
@@ -183,7 +183,7 @@ fn a_wal_that_is_started_anew_while_it_is_copied() {
         }
         let other = Arc::clone(&writer);
         stage.at("raw-wal-window", move |time| {
-            // 8 MiB of it are copied then.
+            // By then 8 MiB of it are copied.
             if time == 17 {
                 node.execute_batch("COMMIT").unwrap();
                 other.lock().unwrap().tell("write 32");
@@ -198,14 +198,14 @@ fn a_wal_that_is_started_anew_while_it_is_copied() {
         println!("started anew, weakened {weak:?}: {result:?}, {verdict:?}, attempts {attempts}");
         match weak.len() {
             0 => assert_eq!((result, verdict, attempts), (Ok(true), Ok(before), 1)),
-            // The number of frames does not come out right.
+            // The fold does not find the right number of frames.
             1 => assert_eq!((result, verdict, attempts), (Ok(true), Ok(before + 32), 2)),
             _ => assert!(result.is_ok() && verdict != Ok(before), "the copy is good"),
         }
     }
 }
 
-/// A WAL checkpoint cuts the WAL off while we see the database alone.
+/// A WAL checkpoint truncates the WAL while we see the database alone.
 #[test]
 fn a_wal_that_is_cut_off_while_the_database_is_copied() {
     let stage = Stage::new();
@@ -221,14 +221,14 @@ fn a_wal_that_is_cut_off_while_the_database_is_copied() {
     assert_eq!(fs::metadata(stage.beside("-wal")).unwrap().len(), 0);
 }
 
-/// A writer is killed between its commit frame and the WAL index: the next writer overwrites a commit that nobody knows
-/// of, and neither do we.
+/// A writer is killed after its commit frame and before the WAL index: the commit is in no index. The next writer overwrites it, and
+/// we do not copy it.
 #[test]
 fn a_commit_that_nobody_knows_of() {
     let stage = Stage::new();
     let mut writer = Writer::open(&stage.database, &MANUAL);
     writer.tell("write 20");
-    // What a killed writer leaves: the WAL of the next commit, the -shm of the one before.
+    // A killed writer leaves the WAL with its last commit, and the -shm of the commit before.
     let shm = fs::read(stage.beside("-shm")).unwrap();
     writer.tell("sql UPDATE account SET pad = zeroblob(999) WHERE id < 300");
     File::options().write(true).open(stage.beside("-shm")).unwrap().write_all_at(&shm, 0).unwrap();
@@ -251,7 +251,7 @@ fn a_commit_that_nobody_knows_of() {
     assert_eq!(*attempts.lock().unwrap(), 1);
 }
 
-/// Database and WAL, copied by hand under a read transaction: frames from `first` to `last` applied one by one.
+/// Copies database and WAL by hand under a read transaction, and applies the frames from `first` to `last`.
 fn apply_by_hand(pages: &[u8], wal: &[u8], first: u64, last: u64, to: &Path) {
     let number = |at: usize| u32::from_be_bytes(wal[at..at + 4].try_into().unwrap());
     let page_bytes = number(8) as usize;
@@ -267,7 +267,7 @@ fn apply_by_hand(pages: &[u8], wal: &[u8], first: u64, last: u64, to: &Path) {
     }
 }
 
-/// A checkpointer skips pages of which a later frame exists, and counts them as done.
+/// A WAL checkpoint skips a page if a later frame has it, and counts the frame as done.
 #[test]
 fn frames_from_the_backfill_mark_are_not_enough() {
     let (mut good, mut bad) = (0, 0);
@@ -299,7 +299,7 @@ fn frames_from_the_backfill_mark_are_not_enough() {
     assert_eq!((good, bad), (0, 5));
 }
 
-/// What operators do today.
+/// Copying as operators do today.
 #[test]
 fn copying_the_files_gives_bad_copies() {
     let (mut good, mut bad) = (0, 0);
@@ -346,7 +346,7 @@ fn a_hot_journal_is_refused() {
     connection.execute_batch("PRAGMA page_size=1024; PRAGMA cache_size=2").unwrap();
     create(&mut connection).unwrap();
     connection.execute_batch("BEGIN; UPDATE account SET amount = amount + 1").unwrap();
-    // As if killed here: the pages that were spilled, and the journal.
+    // As after a kill at this moment: some pages are written, and there is the journal.
     let killed = Stage::new();
     fs::copy(&stage.database, &killed.database).unwrap();
     fs::copy(stage.beside("-journal"), killed.beside("-journal")).unwrap();
@@ -410,7 +410,7 @@ fn what_is_no_database_is_refused() {
     refused(Kind::Database, "file is not a database");
 }
 
-/// A node that keeps the database to itself: a clear end after a bounded time.
+/// A node that locks the database exclusively: the job ends with a reason after a limited time.
 #[test]
 fn an_exclusive_lock_ends_the_copy() {
     for mode in ["WAL", "DELETE"] {
@@ -430,7 +430,7 @@ fn an_exclusive_lock_ends_the_copy() {
     }
 }
 
-/// A writer outruns the bound: the WAL is given back, then tried again, and that ends.
+/// The WAL grows beyond the bound: the attempt is given up, the next ones too, and then the job ends.
 #[test]
 fn a_wal_over_its_bound() {
     for times_too_large in [1, 3] {
@@ -450,7 +450,7 @@ fn a_wal_over_its_bound() {
         let count = Arc::clone(&held);
         stage.at("raw-held", move |time| *count.lock().unwrap() = time);
         if times_too_large == 1 {
-            // The node's own WAL checkpoint, in our pause.
+            // The node makes a WAL checkpoint in our pause.
             let (other, attempts) = (Arc::clone(&writer), Arc::clone(&attempts));
             std::thread::spawn(move || {
                 wait_until("the first attempt", || *attempts.lock().unwrap() > 0);
@@ -464,17 +464,17 @@ fn a_wal_over_its_bound() {
         } else {
             let (kind, reason) = result.unwrap_err();
             assert!(kind == Kind::Changed && reason.contains("grew by more than 512 MiB"), "{kind:?} {reason}");
-            // What it grew in the first counts in the others, which end before they copy anything.
+            // The growth in the first attempt counts in the others, which end before they copy anything.
             assert_eq!((*held.lock().unwrap(), *attempts.lock().unwrap()), (3, 1));
             assert_eq!(names(stage.scratch.path()), ["node"]);
-            // Nothing of ours holds the WAL any more.
+            // We no longer hold the WAL.
             assert_eq!(writer.lock().unwrap().tell("sql PRAGMA wal_checkpoint(TRUNCATE)"), "Integer(0)");
         }
     }
 }
 
-/// Of a stopped node, which is started while its database is copied: nothing more of it is read so. It gets its copy another
-/// way, whether the node was believed up or not.
+/// A stopped node is started while its database is copied: that copy ends at once. The next attempt uses another way, whether the node
+/// was believed to run or not.
 #[test]
 fn a_node_that_starts_does_not_share_the_disk_with_a_copy_that_is_lost() {
     for node_is_up in [false, true] {
@@ -498,11 +498,11 @@ fn a_node_that_starts_does_not_share_the_disk_with_a_copy_that_is_lost() {
     }
 }
 
-/// As a user who may not write there: a copy that is right, or a refusal that says what to do. Nothing changes.
+/// As a user without write permission: a correct copy, or a refusal that names the remedy. Nothing changes.
 #[test]
 fn as_another_user() {
     if !rustix::process::geteuid().is_root() {
-        return fixture::skip("needs root, to become somebody else");
+        return fixture::skip("needs root, to become another user");
     }
     let stage = Stage::new();
     fs::set_permissions(stage.scratch.path(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -542,7 +542,7 @@ fn tree_without_shm(stage: &Stage) -> fixture::Tree {
     tree
 }
 
-/// A node that was killed: its WAL is read, nothing of it changes but the `-shm`.
+/// A node that was killed: its WAL is read, and only its `-shm` changes.
 #[test]
 fn a_crashed_node() {
     let stage = Stage::new();
@@ -554,7 +554,7 @@ fn a_crashed_node() {
         assert_eq!((stage.copy(false), stage.verdict()), (Ok(Method::RawCopy), Ok(7)));
         assert_eq!(tree_without_shm(&stage), before);
     }
-    // A clean stop leaves no -wal, and then not even the -shm appears.
+    // After a clean stop there is no -wal, and not even a -shm appears.
     drop(open(&stage.database, &MANUAL).unwrap());
     let before = tree(stage.database.parent().unwrap());
     assert_eq!((stage.copy(false), stage.verdict()), (Ok(Method::Copied), Ok(7)));
@@ -562,7 +562,7 @@ fn a_crashed_node() {
     assert_eq!(before.len(), 2);
 }
 
-/// A database with its WAL, as a writer left them.
+/// A database with its WAL, as its writer left them.
 fn with_wal(page_bytes: u32, transactions: u32, rows: i64) -> (Vec<u8>, Vec<u8>) {
     let stage = Stage::new();
     let shape = Shape { page_bytes, rows, ..MANUAL };
@@ -572,7 +572,7 @@ fn with_wal(page_bytes: u32, transactions: u32, rows: i64) -> (Vec<u8>, Vec<u8>)
     (fs::read(&stage.database).unwrap(), fs::read(stage.beside("-wal")).unwrap())
 }
 
-/// What SQLite itself finds in a WAL.
+/// The counter that SQLite itself recovers from a WAL.
 fn recovered(directory: &Path, database: &[u8], wal: &[u8]) -> i64 {
     let path = directory.join("recovered.sqlite");
     fs::write(&path, database).unwrap();
@@ -582,7 +582,7 @@ fn recovered(directory: &Path, database: &[u8], wal: &[u8]) -> i64 {
     connection.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| row.get(1)).unwrap()
 }
 
-/// The other byte order of the checksums, as machines of that order write it.
+/// A WAL with the other byte order in its checksums, as other machines write it.
 fn turned(wal: &[u8]) -> Vec<u8> {
     let mut turned = wal.to_vec();
     turned[3] ^= 1;
@@ -665,7 +665,7 @@ proptest! {
     }
 }
 
-/// The WAL index says what the WAL has, for every size of a page, and whichever of its headers is the good one.
+/// The WAL index has the size of the WAL, for every page size, also if only one of its headers is valid.
 #[test]
 fn the_wal_index_of_each_page_size() {
     for page_bytes in [512, 1024, 8192, 32768, 65536] {
@@ -688,7 +688,7 @@ fn the_wal_index_of_each_page_size() {
     }
 }
 
-/// Inode, owner, mode and extended attributes of a file, the content of an SST; with sizes and times while nobody writes.
+/// Inode, owner, mode and extended attributes of a file, and the content of an SST; also size and time, if the node does not write.
 fn fingerprint(path: &Path, resting: bool) -> String {
     let meta = path.symlink_metadata().unwrap();
     let mut attributes = [0; 4096];
@@ -711,9 +711,8 @@ fn fingerprints(directory: &Path, resting: bool) -> Vec<(PathBuf, String)> {
     paths(directory).into_iter().filter_map(known).collect()
 }
 
-/// The daemon's one backup beside a running node of another process: no file of the node is created, opened for
-/// writing, removed, renamed or changed, SQLite's own `-shm` and `-wal` aside, and nothing is written into the `-wal`; its
-/// inodes stay as they are.
+/// The program makes one backup beside a running node of another process. Except for the `-shm` and `-wal` of SQLite, no file of the
+/// node is created, opened for writing, removed, renamed or changed; nothing is written into the `-wal`, and the inodes are the same.
 #[test]
 fn the_nodes_files_are_only_read() {
     let scratch = scratch();
@@ -760,17 +759,17 @@ fn the_nodes_files_are_only_read() {
         let mut strace = Command::new("strace");
         strace.args(["-ff", "-y", "-qq", "-s", "0", "-e", calls, "-o"]).arg(traces.join("trace")).arg(&programs[0]);
         make(&mut strace);
-        // One file per thread, so that no call is torn in two lines.
+        // One file for each thread, so that each call is on one line.
         let trace: String = names(&traces).iter().map(|n| fs::read_to_string(traces.join(n)).unwrap()).collect();
         check_trace(&trace, &directory.join("0"));
     } else {
         fixture::skip("no strace here");
     }
 
-    wait_until("the node to rest", || height() >= 150);
-    // Written is what it has done last; RocksDB may be busy for longer.
+    wait_until("the node to stop writing", || height() >= 150);
+    // The node has written its last block; RocksDB may be busy for longer.
     let before = std::cell::Cell::new(Vec::new());
-    wait_until("the node's files to rest", || {
+    wait_until("the node's files to be unchanged", || {
         let last = before.replace(fingerprints(&directory.join("0"), true));
         std::thread::sleep(Duration::from_millis(300));
         last == fingerprints(&directory.join("0"), true)
@@ -799,7 +798,7 @@ fn check_trace(trace: &str, below: &Path) {
                 ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND"].iter().any(|flag| line.contains(flag))
                     || call == "creat"
             }
-            // A link of a file of the node to a place of ours adds a name to it, elsewhere.
+            // A link to a file of the node adds a name in a directory of ours.
             "link" | "linkat" => line.rsplit_once(", ").unwrap().0.rsplit_once(", ").unwrap().1.contains(&below),
             "stat" | "lstat" | "newfstatat" | "statx" | "statfs" | "access" | "faccessat" | "faccessat2"
             | "readlink" | "readlinkat" | "getcwd" | "chdir" | "execve" | "llistxattr" | "getxattr" | "lgetxattr"
@@ -808,7 +807,7 @@ fn check_trace(trace: &str, below: &Path) {
         };
         reads += 1;
         if written {
-            // SQLite opens the WAL as if it wrote to it, and as root gives it to the owner that it has. No more than that.
+            // SQLite opens the WAL for writing, and as root sets the owner that the WAL already has. Nothing else is permitted.
             let opened = line.contains("-wal") && matches!(call, "openat" | "fchown");
             assert!(line.contains("-shm") || opened, "{line}");
             exceptions += 1;

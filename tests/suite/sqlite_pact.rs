@@ -1,8 +1,8 @@
-//! A Pact-like SQLite database whose history is known, the process that writes to it, and the judgement over its copies.
+//! An SQLite database like those of Pact, with a known history; the process that writes to it; the check of its copies.
 //!
-//! Every transaction counts up one counter, moves amounts between accounts whose sum never changes, and adds rows whose
-//! content follows from their key and the counter; old rows go. The writer tells the counter after each commit. It is this
-//! test executable again, as [`child`], and does what it is told on its standard input, one line each; it ends with it.
+//! Every transaction increments one counter, moves amounts between accounts whose sum never changes, and adds rows whose
+//! content follows from their key and the counter; old rows are deleted. The writer reports the counter after each commit. It is this
+//! test executable again, as [`child`]. Each line on its standard input is an order; it ends with its standard input.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -18,7 +18,7 @@ use chainweb_backup::{Control, PactMethod, testing};
 /// Set for the child.
 const CHILD: &str = "CHAINWEB_BACKUP_SQLITE_CHILD";
 
-/// Accounts of 1 KiB, unless the environment wants larger databases: then copies take longer, and more happens meanwhile.
+/// The number of accounts, each of 1 KiB. With more, by the environment, copies take longer and the node does more meanwhile.
 fn accounts() -> i64 {
     static ACCOUNTS: LazyLock<i64> = LazyLock::new(|| {
         std::env::var("CHAINWEB_BACKUP_SQLITE_ACCOUNTS").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000)
@@ -27,7 +27,7 @@ fn accounts() -> i64 {
 }
 
 const AMOUNT: i64 = 1_000;
-/// Rows that are kept, about.
+/// About how many rows are kept.
 const KEPT_ROWS: i64 = 2_000;
 
 /// How a database is written to.
@@ -35,13 +35,13 @@ const KEPT_ROWS: i64 = 2_000;
 pub struct Shape {
     pub page_bytes: u32,
     pub autocheckpoint: u32,
-    /// Pages in the cache: with fewer than a transaction changes, uncommitted frames go to the WAL.
+    /// Pages in the cache: if a transaction changes more, uncommitted frames go to the WAL.
     pub cache_pages: u32,
     /// Rows that one transaction adds and accounts that it touches.
     pub rows: i64,
-    /// Close and open again after so many transactions; 0 is never.
+    /// After how many transactions it closes and opens the database; 0 is never.
     pub reopen_after: i64,
-    /// VACUUM after so many transactions; 0 is never.
+    /// After how many transactions it runs VACUUM; 0 is never.
     pub vacuum_after: i64,
 }
 
@@ -67,7 +67,7 @@ impl Shape {
     }
 }
 
-/// Opens the database as its node does; creates it where it is missing.
+/// Opens the database as its node does; creates it if it is missing.
 pub fn open(path: &Path, shape: &Shape) -> rusqlite::Result<Connection> {
     let new = !path.exists();
     let mut connection = Connection::open(path)?;
@@ -84,7 +84,7 @@ pub fn open(path: &Path, shape: &Shape) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Makes the tables, in whatever mode the connection is.
+/// Makes the tables, in the mode of the connection.
 pub fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     transaction.execute_batch(
@@ -105,7 +105,7 @@ fn row_data(txid: i64, n: i64) -> Vec<u8> {
     (0..random.usize(20..400)).map(|_| random.u8(..)).collect()
 }
 
-/// One transaction; the counter.
+/// Makes one transaction; returns the counter.
 pub fn step(connection: &mut Connection, rows: i64) -> rusqlite::Result<i64> {
     let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
     let txid: i64 = transaction.query_row("UPDATE counter SET n = n + 1 RETURNING n", [], |row| row.get(0))?;
@@ -128,7 +128,7 @@ pub fn step(connection: &mut Connection, rows: i64) -> rusqlite::Result<i64> {
     Ok(txid)
 }
 
-/// The counter of a copy that is intact, is one commit, and has nothing beside it.
+/// The counter of a copy. Fails unless the copy is intact, is one commit and has no file beside it.
 pub fn verify(copy: &Path) -> Result<i64, String> {
     for suffix in ["-wal", "-shm", "-journal"] {
         let mut name = copy.as_os_str().to_owned();
@@ -142,7 +142,7 @@ pub fn verify(copy: &Path) -> Result<i64, String> {
     Connection::open_with_flags(uri, flags).map_err(|e| e.to_string()).and_then(|c| verify_open(&c))
 }
 
-/// As [`verify`], whatever stands beside it.
+/// As [`verify`], without a look at the files beside it.
 pub fn verify_open(connection: &Connection) -> Result<i64, String> {
     let judge = || -> rusqlite::Result<Result<i64, String>> {
         let verdict: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
@@ -170,7 +170,7 @@ pub fn verify_open(connection: &Connection) -> Result<i64, String> {
     judge().unwrap_or_else(|e| Err(e.to_string()))
 }
 
-/// The process that writes, seen from the test.
+/// The writing process, for the test.
 pub struct Writer {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -201,7 +201,7 @@ impl Writer {
         self.tell(&format!("open {} {}", path.display(), shape.words()))
     }
 
-    /// Does one thing; what it answered.
+    /// Gives one order; returns the answer.
     pub fn tell(&mut self, line: &str) -> String {
         writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
         loop {
@@ -213,7 +213,7 @@ impl Writer {
         }
     }
 
-    /// Writes from now on, without end, telling the counter in a file.
+    /// Lets it write without end from now on, with the counter in a file.
     pub fn run(&mut self, ack: &Path) {
         assert_eq!(self.tell(&format!("run {}", ack.display())), "running");
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -240,7 +240,7 @@ impl Drop for Writer {
     }
 }
 
-/// The last counter that a writer has told.
+/// The last counter that a writer has reported.
 pub fn acknowledged(ack: &Path) -> i64 {
     fs::read_to_string(ack).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
@@ -300,7 +300,7 @@ impl State {
                     let connection = open(&path, &shape).unwrap();
                     connection.busy_timeout(Duration::from_millis(50)).unwrap();
                     for mode in ["TRUNCATE", "RESTART", "FULL", "PASSIVE"].iter().cycle() {
-                        // Busy at times, of course.
+                        // The database may be busy.
                         let _ = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
                         std::thread::sleep(Duration::from_millis(fastrand::u64(0..8)));
                     }

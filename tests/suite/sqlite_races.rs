@@ -1,10 +1,9 @@
-//! What happens to SQLite's files while, and before, they are copied: rotten frames, nodes that start and stop, disks that fill,
-//! databases that are removed, and what the node must not feel of it.
+//! Events before and during a copy of SQLite's files: damaged frames, nodes that start and stop, full disks, removed databases; and that
+//! the node is not disturbed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 use chainweb_backup::rusqlite::Connection;
 use chainweb_backup::{Control, Kind, Method, Service, Sources, Stop, gate, testing};
 
-use crate::fixture::{self, PACT, make_done, make_failed, names, scratch, scratch_on_disk, tree};
+use crate::fixture::{self, Mount, PACT, make_done, make_failed, names, scratch, scratch_on_disk, tree};
 use crate::sqlite::{MANUAL, Stage, shared};
 use crate::sqlite_pact::{Shape, Writer, create, open, step};
 
@@ -28,23 +27,23 @@ fn flip(path: &Path, at: u64) {
     file.write_all_at(&[byte[0] ^ 4], at).unwrap();
 }
 
-/// Where the page of a frame begins, with pages of 1 KiB.
+/// The offset at which the page of a frame begins, with pages of 1 KiB.
 fn page_of(frame: u64) -> u64 {
     32 + (frame - 1) * (24 + 1024) + 24
 }
 
-/// A bit flips in a WAL. The node does not read such a frame again once a checkpoint has moved it; the chain of checksums
-/// ends there, and what is in front of it is older than what the database has.
+/// A bit flips in a WAL. After a WAL checkpoint the node does not read such a frame again; the chain of checksums ends there, and the
+/// frames before it are older than the database.
 #[test]
 fn a_rotten_frame_is_damage_or_not_needed() {
-    // A frame that is in the database, one that is not yet, the last one, the header.
+    // A frame that is in the database already, one that is not, the last one, the header.
     let one = |place: usize| {
         let stage = Stage::new();
         let mut writer = Writer::open(&stage.database, &MANUAL);
         writer.tell("sql PRAGMA wal_checkpoint(TRUNCATE)");
         writer.tell("write 30");
         let moved = frames_of(&stage);
-        // It keeps the WAL from being started anew: the next frames follow those.
+        // A reader, with which the WAL cannot be started anew: the next frames follow these.
         let mut reader = Writer::open(&stage.database, &MANUAL);
         reader.tell("sql BEGIN");
         reader.tell("sql SELECT n FROM counter");
@@ -75,7 +74,7 @@ fn a_rotten_frame_is_damage_or_not_needed() {
         assert!(!stage.to().exists());
         flip(&wal, at);
         assert_eq!((stage.copy(true), stage.verdict()), (Ok(Method::RawCopy), Ok(33)), "after the bit is back");
-        // What the reason says helps: then the frame is not needed.
+        // The remedy of the message helps: the frame is not needed any more.
         flip(&wal, at);
         writer.tell("sql PRAGMA wal_checkpoint(TRUNCATE)");
         let healed = stage.copy(true);
@@ -122,7 +121,7 @@ fn a_large_wal_is_read_as_considerately_as_all_else() {
     assert!(!stage.to().exists());
 }
 
-/// Of a WAL that was not in the page cache, little is there afterwards.
+/// A WAL that was not in the page cache is, for the most part, not there afterwards.
 #[test]
 fn a_large_wal_leaves_the_page_cache_again() {
     let stage = Stage::in_scratch(scratch_on_disk());
@@ -143,14 +142,14 @@ fn a_large_wal_leaves_the_page_cache_again() {
     assert_eq!(stage.verdict(), Ok(26));
 }
 
-/// All attempts together cost the node no more of its WAL than one may.
+/// All attempts together may let the WAL grow as much as one attempt may.
 #[test]
 fn attempts_do_not_add_up() {
     let stage = Stage::new();
     let writer = shared(&stage.database, &Shape { rows: 30, ..MANUAL });
     gate::weaken(&stage.database, "raw-small-wal");
     gate::weaken(&stage.database, "raw-short-wait");
-    // All of it is in the WAL: so it is held.
+    // All of it is in the WAL, which the attempt holds.
     writer.lock().unwrap().tell("write 3");
     let wal = stage.beside("-wal");
     let before = fs::metadata(&wal).unwrap().len();
@@ -166,33 +165,11 @@ fn attempts_do_not_add_up() {
     assert!(grown > 1024 * 1024 && grown < 2 * 1024 * 1024, "{grown}");
 }
 
-/// A mounted file system of its own, in memory.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(at: &Path, bytes: u64) -> Option<Mount> {
-        fs::create_dir_all(at).unwrap();
-        let mut mount = Command::new("mount");
-        let mounted = mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"]).arg(at).status();
-        let is_mounted = mounted.is_ok_and(|status| status.success());
-        if !is_mounted {
-            crate::fixture::skip("cannot mount here");
-        }
-        is_mounted.then(|| Mount(at.to_owned()))
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
-/// Backups go to another disk; that of the node fills with its WAL meanwhile.
+/// The backup goes to another disk; the node's own disk fills with its WAL meanwhile.
 #[test]
 fn the_nodes_own_disk_is_watched_while_pact_is_copied() {
     let stage = Stage::new();
-    let Some(_mount) = Mount::new(stage.database.parent().unwrap(), 40 * 1024 * 1024) else { return };
+    let Some(_mount) = Mount::memory(40 * 1024 * 1024, stage.database.parent().unwrap()) else { return };
     let writer = shared(&stage.database, &Shape { rows: 600, ..MANUAL });
     writer.lock().unwrap().tell("sql PRAGMA wal_checkpoint(TRUNCATE)");
     writer.lock().unwrap().tell("write 1");
@@ -200,7 +177,7 @@ fn the_nodes_own_disk_is_watched_while_pact_is_copied() {
     let free = move || rustix::fs::statvfs(&directory).map(|s| s.f_bavail * s.f_frsize).unwrap();
     let before = free();
     gate::weaken(&stage.database, "raw-short-wait");
-    // A twentieth of 40 MiB is what must be free.
+    // A twentieth of 40 MiB must be free.
     let fill = stage.database.with_file_name("fill");
     fs::write(&fill, vec![1; usize::try_from(before).unwrap() - 6 * 1024 * 1024]).unwrap();
     for point in ["raw-database-window", "raw-database-next-window"] {
@@ -215,7 +192,7 @@ fn the_nodes_own_disk_is_watched_while_pact_is_copied() {
     println!("{reason}; {} bytes are free", free());
     assert!(kind == Kind::NoSpace && reason.contains("on the node's file system"), "{kind:?} {reason}");
     assert!(!stage.to().exists());
-    // What had to be kept free is enough for the next attempt, once there is room again.
+    // When there is room again, the next attempt succeeds.
     fs::remove_file(fill).unwrap();
     gate::forget_points(&stage.database);
     assert_eq!(stage.copy_with(true, &testing::control(0, 1024 * 1024 * 1024)), Ok(Method::RawCopy));
@@ -232,7 +209,7 @@ fn beside(stage: &Stage) -> Vec<(String, u64, u64)> {
     names(directory).into_iter().map(look).collect()
 }
 
-/// A node that stops between our looks: SQLite would make a `-wal` and a `-shm` where there are none any more.
+/// A node stops between two of our looks: SQLite would make a `-wal` and a `-shm` again.
 #[test]
 fn nothing_appears_beside_a_node_that_stops() {
     for (moment, method) in [("looking", Method::Copied), ("looked", Method::RawCopy), ("raw-held", Method::RawCopy)] {
@@ -250,7 +227,7 @@ fn nothing_appears_beside_a_node_that_stops() {
         assert_eq!(stage.verdict(), Ok(5), "stopped when {moment}");
         let after = beside(&stage);
         println!("stopped when {moment}: {after:?}");
-        // The node's own WAL may be there still, as after any stop while it is read; none that we made.
+        // The node's own WAL may still be there, as after any stop while a process reads; but none that we made.
         let is_new = |(name, inode, _): &&(String, u64, u64)| !before.iter().any(|b| (&b.0, b.1) == (name, *inode));
         let new: Vec<_> = after.iter().filter(is_new).collect();
         assert!(new.is_empty(), "{new:?} beside a node that stopped when {moment}");
@@ -258,7 +235,7 @@ fn nothing_appears_beside_a_node_that_stops() {
     }
 }
 
-/// Another database takes the name, in the moment before SQLite opens it, and while it is copied.
+/// Another database gets the name just before SQLite opens it, or while it is copied.
 #[test]
 fn a_database_that_is_replaced() {
     for moment in ["looked", "raw-database-copied", "file-window"] {
@@ -276,7 +253,7 @@ fn a_database_that_is_replaced() {
         let parked = Arc::clone(&writer);
         stage.at(moment, move |time| {
             if time == 1 {
-                // As an operator should: the node is stopped first, its files are gone.
+                // As an operator should do it: the node is stopped first, and its files are removed.
                 parked.lock().unwrap().kill();
                 for suffix in ["-wal", "-shm"] {
                     let _ = fs::remove_file(format!("{}{suffix}", to.display()));
@@ -290,7 +267,7 @@ fn a_database_that_is_replaced() {
     }
 }
 
-/// It is the database that is gone or cut off, and not the rights, the process or the backup that is at fault.
+/// The database is gone or cut off: the message says so, and blames neither permissions nor the process nor the backup.
 #[test]
 fn messages_name_what_is_wrong() {
     for moment in ["looked", "raw-database-copied"] {
@@ -332,20 +309,25 @@ fn node_directory(root: &Path) -> PathBuf {
     directory
 }
 
-/// A killed node that is starting: its RocksDB is open, a Pact database not yet, or not any more; and it is as it was left
-/// for as long as the node runs, once another program has opened and closed it.
+/// A node that was killed and starts again: it has its RocksDB open, but not yet its Pact database, of three transactions. And our
+/// service of it.
+fn starting_node(directory: &Path, database: &Path, backups: &Path) -> (Writer, Service) {
+    let mut writer = Writer::open(database, &MANUAL);
+    writer.tell("write 3");
+    writer.kill();
+    let mut node = Writer::start();
+    node.tell(&format!("rocksdb {}", directory.join("0/rocksDb").display()));
+    (node, Service::start(fixture::config(backups), Sources::directory(directory)).unwrap())
+}
+
+/// A node that starts after a kill has its RocksDB open, and a Pact database not yet, or not any more. Another program has opened and
+/// closed the database meanwhile.
 #[test]
 fn a_database_that_a_running_node_does_not_have_open() {
     let scratch = scratch();
     let directory = node_directory(scratch.path());
     let database = directory.join("0/sqlite/pact-v1-chain-0.sqlite");
-    let mut writer = Writer::open(&database, &MANUAL);
-    writer.tell("write 3");
-    writer.kill();
-    let mut node = Writer::start();
-    node.tell(&format!("rocksdb {}", directory.join("0/rocksDb").display()));
-    let service =
-        Service::start(fixture::config(&scratch.path().join("backups")), Sources::directory(&directory)).unwrap();
+    let (_node, service) = starting_node(&directory, &database, &scratch.path().join("backups"));
     for _ in 0..2 {
         let id = make_done(&service, PACT);
         let copy = scratch.path().join(format!("backups/{id}/0/sqlite/pact-v1-chain-0.sqlite"));
@@ -353,8 +335,8 @@ fn a_database_that_a_running_node_does_not_have_open() {
     }
 }
 
-/// The Pact databases lie on another file system than RocksDB, and no process is seen there: the locks may not reach us, and SQLite
-/// would empty the `-shm` of a node that it does not see. Looked at again for a time: a node may just be starting.
+/// The Pact databases are on another file system than RocksDB, and no lock of a process is seen there: the locks may not reach us, and
+/// SQLite would empty the `-shm` of a node whose locks it does not see. We look again for some time: a node may be starting.
 #[test]
 fn a_node_whose_locks_may_not_reach_us() {
     let (scratch, elsewhere) = (scratch(), scratch_on_disk());
@@ -367,13 +349,7 @@ fn a_node_whose_locks_may_not_reach_us() {
     fs::remove_dir(directory.join("0/sqlite")).unwrap();
     std::os::unix::fs::symlink(elsewhere.path(), directory.join("0/sqlite")).unwrap();
     let database = elsewhere.path().join("pact-v1-chain-0.sqlite");
-    let mut writer = Writer::open(&database, &MANUAL);
-    writer.tell("write 3");
-    writer.kill();
-    let mut node = Writer::start();
-    node.tell(&format!("rocksdb {}", directory.join("0/rocksDb").display()));
-    let service =
-        Service::start(fixture::config(&scratch.path().join("backups")), Sources::directory(&directory)).unwrap();
+    let (_node, service) = starting_node(&directory, &database, &scratch.path().join("backups"));
     let before = tree(elsewhere.path());
     let (_, reason) = make_failed(&service, PACT);
     assert!(reason.contains("locks may not reach this process") && reason.contains("the node's container"), "{reason}");
@@ -398,14 +374,14 @@ fn with_journal(stage: &Stage, steps: u32) {
     (0..steps).for_each(|_| _ = step(&mut connection, 6).unwrap());
 }
 
-/// A program that writes with a rollback journal, and says how long the slowest transaction took.
+/// Runs a program that writes with a rollback journal; returns the time of its slowest transaction.
 fn journal_writer(stage: &Stage) -> Arc<Mutex<Writer>> {
     let writer = shared(&stage.database, &MANUAL);
     writer.lock().unwrap().tell("sql PRAGMA journal_mode=DELETE");
     writer
 }
 
-/// The limit holds for it, and its writer does not wait for the whole copy.
+/// A database with a rollback journal is copied within the limit, and its writer does not wait for the whole copy.
 #[test]
 fn a_rollback_journal_gives_its_writer_the_lock() {
     let stage = Stage::new();
@@ -417,7 +393,7 @@ fn a_rollback_journal_gives_its_writer_the_lock() {
     assert!(started.elapsed() >= Duration::from_millis(600), "{:?}", started.elapsed());
     assert_eq!(stage.verdict(), Ok(5));
 
-    // Written to twice: begun anew, twice.
+    // Two writes: the copy begins anew twice.
     let other = Arc::clone(&writer);
     stage.at("online-step", move |time| {
         if time == 3 || time == 6 {
@@ -428,7 +404,7 @@ fn a_rollback_journal_gives_its_writer_the_lock() {
     assert_eq!((stage.copy(true), stage.verdict()), (Ok(Method::OnlineBackup), Ok(7)));
 }
 
-/// One that is written to all the time is copied all the same: pinned, once that is seen.
+/// A database that is written to all the time is pinned after some restarts, and then copied.
 #[test]
 fn a_rollback_journal_that_is_always_written_to() {
     let stage = Stage::new();

@@ -49,7 +49,7 @@ impl Stage {
         writer
     }
 
-    /// Makes the copies; how many reasons there were for none.
+    /// Makes the copies; returns the reasons of those that failed.
     fn copy_all(&self, scenario: &str, count: u64, copy: &dyn Fn(&Path) -> Result<(), String>) -> Vec<String> {
         let directory = self.scratch.path().join("copies");
         std::fs::create_dir(&directory).unwrap();
@@ -161,7 +161,7 @@ fn two_writers() {
     assert!(stage.copy_all("two writers", copies(), &stage.raw(true)).is_empty());
 }
 
-/// The writer is killed at random, and another one begins.
+/// The writer is killed at random moments, and another one starts.
 #[test]
 fn killed_writers() {
     let stage = Stage::new();
@@ -188,7 +188,7 @@ fn killed_writers() {
     assert!(failures.is_empty());
 }
 
-/// The last connection takes the -wal away when it closes. Then the copy may also find that the node has come back.
+/// The last connection removes the -wal when it closes. A copy that began then may find that the node is open again.
 #[test]
 fn closing_and_opening_writers() {
     let stage = Stage::new();
@@ -197,7 +197,7 @@ fn closing_and_opening_writers() {
         Ok(_) => Ok(()),
         Err(e) => std::fs::remove_file(to).or(Ok(())).and(Err(e.chain())),
     };
-    // Stopped again and again, so that even what was opened meanwhile may be closed when it is looked at again.
+    // It stops again and again, so a database that was open at one look may be closed at the next.
     for failure in stage.copy_all("reopen", copies() * 2, &copy) {
         assert!(failure.contains("all 3 attempts failed: the node was started"), "{failure}");
     }

@@ -192,7 +192,7 @@ fn pact_replays_what_it_is_behind() {
     assert_eq!((start.payloads_checked, start.flags.len(), start.warnings.len()), (3, 0, 0));
     let text = serde_json::to_string(&Verdict::Yes(start.clone())).unwrap();
     assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), Verdict::Yes(start));
-    // Without a database the node replays from the genesis, which it writes itself.
+    // Without a database the node replays all blocks from the genesis block, which it writes itself.
     memory.pact.remove(&2);
     assert_eq!(memory.start().chains[&2], moved(9, 0, 9));
 }
@@ -246,12 +246,12 @@ fn what_the_node_needs_and_does_not_find_is_named() {
         let mut faulty = memory.clone();
         faulty.remove(table, 7, &hash);
         faulty.refuted(&[words, "of chain 2", "missing"]);
-        // The node does not look at what is not on its way.
+        // The node does not read blocks that it does not need.
         faulty.truncate(2, 3);
         faulty.pact.insert(2, memory.pact[&1].clone());
         faulty.refuted(&["Pact does not connect", "of chain 2"]);
     }
-    // Of two faults, the one that the node meets first.
+    // If there are two faults, the one that the node meets first is named.
     memory.remove(Table::Payloads, 7, &payload);
     memory.remove(Table::Payloads, 8, &memory.header(2, 8).payload.clone());
     memory.refuted(&["the payload of block 7"]);
@@ -283,7 +283,7 @@ fn every_flipped_bit_is_found() {
     let mut flips_count = 0;
     for (key, value) in memory.tables.clone() {
         let (table, _) = Table::parse(&key).unwrap();
-        // What a node reads at this start: the tips, the ancestry of chain 0 down to Pact, the payloads of that.
+        // At this start a node reads the tips, the ancestors of the tip of chain 0 down to Pact, and their payloads.
         let needed = match table {
             Table::Headers(0) | Table::Ranks(0) => {
                 (4..=6).any(|height| key.ends_with(&memory.header(0, height).hash.0))
@@ -307,7 +307,7 @@ fn every_flipped_bit_is_found() {
             } else if table != Table::Cuts {
                 assert_eq!(verdict, Verdict::Yes(expected.clone()), "{table:?} bit {bit}");
             }
-            // Of a cut, the name of a field that nothing reads may differ; another start has a warning.
+            // A flipped bit of a cut may be in the name of a field that nothing reads; if the start is another one, it has a warning.
             if let (Table::Cuts, Verdict::Yes(start)) = (table, verdict) {
                 assert!(start == expected || !start.warnings.is_empty(), "bit {bit} of a cut: {start:?}");
             }
@@ -322,7 +322,7 @@ fn a_node_with_compacted_pact_needs_a_flag() {
     memory.pact.get_mut(&1).unwrap().retain(|height, _| *height >= 5);
     let start = memory.start();
     assert_eq!(start.flags, ["--no-full-historic-pact-state"]);
-    // Compacted headers: a window; nothing below is looked at.
+    // Compacted headers: only a window of them; no header below is read.
     for height in 0..7 {
         memory.remove(Table::Headers(0), height, &memory.header(0, height).hash.clone());
     }
@@ -375,7 +375,7 @@ fn what_is_not_known_is_said() {
     unknown(&other, "\"another\" is not known");
     other.tables.insert(key, b"{".to_vec());
     other.refuted(&["the cut of height 3 cannot be used"]);
-    // A distance that is too long is not walked; payloads that are too many are sampled, which is said.
+    // Too long a distance is not walked. If there are too many payloads, a sample is read, and the result says so.
     let mut behind = Memory::new("mono-dev", 30);
     behind.truncate(0, 5);
     let within = |blocks_max, payloads_max| prove(&mut behind.clone(), Extent { blocks_max, payloads_max }).unwrap();

@@ -1,5 +1,5 @@
 //! The sweep: every operation on the file system fails once, and the process is killed before every one of them; then
-//! errors in pairs, kills after errors, and the same while what a crash left is being settled.
+//! errors in pairs, kills after errors, and the same while a start settles what a crash has left.
 //!
 //! Invariants afterwards: an identifier that was handed out is known; done means whole; after the next start every backup
 //! is whole, or failed and empty, and nothing else is left; the source holds its history; the next backup succeeds.
@@ -15,10 +15,10 @@ use chainweb_backup::{BackupId, Service, Sources, Status};
 
 use crate::fixture::{Node, PACT, config, copy_tree, make_done, scratch, settled, wait_end, whole};
 
-/// More operations than this in one small backup, and the sweep takes too long.
+/// The most operations of one small backup: with more, the sweep would take too long.
 const MAX_GATES: u64 = 80;
 
-/// Set for the child: what it shall do, see [`Order`].
+/// Set for the child: its order, see [`Order`].
 const CHILD: &str = "CHAINWEB_BACKUP_SWEEP_CHILD";
 
 /// What happens to the operations below the backup directory.
@@ -40,13 +40,13 @@ impl Order {
     }
 }
 
-/// How it went: the number of operations, and the identifier that was handed out with what was said of it last.
+/// The result of a run: the number of operations, and the identifier that was handed out, with its last known status.
 struct Outcome {
     gates: u64,
     handed_out: Option<(BackupId, Status)>,
 }
 
-/// One backup under an order, until its garbage is gone too.
+/// Makes one backup under an order, and waits until its garbage is gone.
 fn run(sources: Sources, backups: &Path, order: &Order, note: &dyn Fn(&BackupId)) -> Outcome {
     let service = Service::start(config(backups), sources).unwrap();
     gate::arm(order.plan(backups));
@@ -66,7 +66,8 @@ fn run(sources: Sources, backups: &Path, order: &Order, note: &dyn Fn(&BackupId)
     Outcome { gates: log.len() as u64, handed_out }
 }
 
-/// Starts on what a run left; then the invariants. `said` is what was last said of the identifier that is known.
+/// Starts on the directories that a run has left, and checks the invariants. `said` is the identifier that was handed out, and its last
+/// known status.
 fn settle(sources: Sources, backups: &Path, order: &Order, known: Option<&BackupId>, said: Option<Status>) {
     let service = Service::start(config(backups), sources).unwrap();
     for backup in service.list_backups().unwrap() {
@@ -75,9 +76,9 @@ fn settle(sources: Sources, backups: &Path, order: &Order, known: Option<&Backup
     if let Some(id) = known {
         let now = service.check_backup(id).unwrap();
         assert!(now.is_some(), "{order:?}: {id} is unknown after the restart");
-        // After one error a status is final. After two it may have been beyond change: then it is what the disk says.
+        // After one error a status is final. After two the status may not have been written: then the disk decides.
         if said.is_some() && (said == Some(Status::Done) || order.fail_at.len() == 1) {
-            assert_eq!(now, said, "{order:?}: {id} said something else before the restart");
+            assert_eq!(now, said, "{order:?}: {id} had another status before the restart");
         }
     }
     make_done(&service, PACT);
@@ -86,7 +87,7 @@ fn settle(sources: Sources, backups: &Path, order: &Order, known: Option<&Backup
     settled(backups);
 }
 
-/// A run with errors, and the start after it. `None` when there were not so many operations.
+/// A run with errors, and the start after it. `None` if there were fewer operations.
 fn errors(root: &Path, sources: &dyn Fn() -> Sources, fail_at: &[u64]) -> Option<Outcome> {
     let order = Order::fail(fail_at);
     let backups = root.join("backups");
@@ -108,7 +109,7 @@ fn errors_and_pairs(what: &str, root: &Path, sources: &dyn Fn() -> Sources, reac
     assert!(gates <= MAX_GATES, "{gates} operations");
     let (mut harmless, mut pairs) = (0, 0);
     for first in 1..=gates {
-        let outcome = errors(root, sources, &[first]).expect("an error does not take back what was done before it");
+        let outcome = errors(root, sources, &[first]).expect("an error does not undo an earlier operation");
         harmless += u32::from(outcome.handed_out.is_some_and(|(_, said)| said == Status::Done));
         for second in first + 1..=first + reach {
             if errors(root, sources, &[first, second]).is_none() {
@@ -119,8 +120,8 @@ fn errors_and_pairs(what: &str, root: &Path, sources: &dyn Fn() -> Sources, reac
     }
     println!("{what}: gates={gates} errors={gates} harmless={harmless} pairs={pairs}");
     assert!(pairs > 5 * gates, "{pairs} pairs");
-    // A good backup can do without the removal of the ready-made failure after the commit, and without the note of its start-up
-    // proof: a file that is written, synced, renamed and synced with its directory.
+    // A backup is good without the removal of the ready-made failure after the commit, and without the note of its start-up
+    // proof, which is a file that is written, synced, renamed and synced with its directory.
     assert_eq!(harmless, 1 + 4);
 }
 
@@ -128,9 +129,9 @@ fn errors_and_pairs(what: &str, root: &Path, sources: &dyn Fn() -> Sources, reac
 fn every_error_and_every_pair_in_an_embedded_node() {
     let node = Node::new();
     let sources = || {
-        // Something for the checkpoint to flush; and as many links every time, each of which is synced.
+        // The checkpoint has something to flush, and makes the same number of links each time; each link is synced.
         node.db().compact_range(None::<&[u8]>, None::<&[u8]>);
-        // From the first key to the last, so that compaction makes one file of all.
+        // From the first key to the last: compaction makes one file of all.
         ["a", "touch"].iter().for_each(|key| node.db().put(key, "x").unwrap());
         node.embedded()
     };
@@ -146,7 +147,7 @@ fn every_error_and_many_pairs_beside_a_foreign_node() {
     Node::open(node.root()).check();
 }
 
-/// Runs an order in a process of its own, on the node and backups below `root`; whether it was killed.
+/// Runs an order in a process of its own, on the node and the backups below `root`; returns whether it was killed.
 fn in_child(root: &Path, order: &Order) -> bool {
     let numbers: Vec<String> = order.fail_at.iter().map(u64::to_string).collect();
     let text = format!("{};{};{}", numbers.join(","), order.kill_at.unwrap_or(0), order.only_recover);
@@ -162,7 +163,7 @@ fn in_child(root: &Path, order: &Order) -> bool {
     !status.success()
 }
 
-/// The child: does what its environment says in its working directory, or dies.
+/// The child: does in its working directory what its environment says, or is killed.
 #[test]
 #[ignore = "no test: another one runs it as a process of its own"]
 fn child() {
@@ -190,7 +191,7 @@ fn handed_out(root: &Path) -> Option<BackupId> {
     BackupId::parse(&fs::read_to_string(root.join("handed-out")).ok()?)
 }
 
-/// A backup in a child, and the start after it; whether the child was killed.
+/// Makes a backup in a child, then starts; returns whether the child was killed.
 fn killed(fail_at: &[u64], kill_at: u64) -> bool {
     let root = scratch();
     let order = Order { kill_at: Some(kill_at), ..Order::fail(fail_at) };
@@ -222,7 +223,7 @@ fn every_error_then_every_kill() {
     assert!(kills >= 100, "{kills} kills");
 }
 
-/// A start under an order on a copy of what a crash left, and the start after it. `None` as for [`errors`].
+/// A start under an order, on a copy of the directories after a crash, and the start after it. `None` as for [`errors`].
 fn recovered(node: &Node, crashed: &Path, order: &Order) -> Option<u64> {
     let root = scratch();
     let backups = root.path().join("backups");
@@ -241,8 +242,8 @@ fn recovered(node: &Node, crashed: &Path, order: &Order) -> Option<u64> {
     reached.then_some(gates)
 }
 
-/// What is left by a crash in every third operation of a backup is settled although each operation of that fails, once
-/// alone and once with the next one, or is the last one before another kill.
+/// A crash before every third operation of a backup; then each operation of the start that settles it fails, once alone and once with
+/// the next one, or the process is killed before it. The next start settles everything.
 #[test]
 fn every_error_and_kill_while_settling_a_crash() {
     let node = Node::new();

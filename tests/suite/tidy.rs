@@ -1,5 +1,5 @@
-//! The rules of the house that a compiler does not hold: folders and circles, one crate one module, file lengths, a duty at the top of
-//! each file, a README that is short and leads to what is there, and a manual that is whole.
+//! The rules of this repository that the compiler does not check: folders and circles, one module for each crate, file lengths, a duty at
+//! the top of each file, names that stand once, a short README whose links lead somewhere, and a complete manual.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use crate::fixture::{names, paths};
 /// The longest source file.
 const MAX_LINES: usize = 550;
 
-/// The longest README: what is longer belongs in the manual.
+/// The longest README: everything else belongs in the manual.
 const MAX_README_LINES: usize = 250;
 
 /// Crates that only these modules, and those below them, name.
@@ -24,7 +24,7 @@ const ONLY_IN: [(&str, &str); 5] = [
     ("httparse", "http::head"),
 ];
 
-/// What may be at the top of the repository, beside files whose names begin with a dot; `target` is where cargo builds by default.
+/// The names at the top of the repository, beside those that begin with a dot; `target` is where cargo builds by default.
 const TOP: [&str; 8] = ["Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "scripts", "src", "target", "tests"];
 
 /// The module that may hold `unsafe`.
@@ -36,7 +36,7 @@ const FOLDERS: [&str; 9] = ["chainweb", WORDS, "config", "disk", "format", "capt
 /// Not a folder: the files that are in none.
 const WORDS: &str = "words";
 
-/// What names of the node have in them. Each stands in `chainweb` only.
+/// Parts of the node's names. Each stands in `chainweb` only.
 const OF_NODE: [&str; 18] = [
     "rocksDb",
     "pact-v1",
@@ -58,10 +58,10 @@ const OF_NODE: [&str; 18] = [
     "/backups",
 ];
 
-/// Names of the node that have no such mark: these are not the whole of a literal.
+/// Names of the node that are ordinary words: a literal elsewhere may contain one, but not be one.
 const OF_NODE_WHOLE: [&str; 2] = ["sqlite", "chainweb"];
 
-/// Cargo runs tests there; the directory of the compilation may be another checkout that shares the target directory.
+/// Cargo runs tests in the checkout. The directory of the compilation may be another one that shares the target directory.
 fn root() -> &'static Path {
     Path::new(".")
 }
@@ -74,7 +74,7 @@ fn sources() -> Vec<PathBuf> {
     files.into_iter().filter(|p| !p.starts_with(root().join("src/bin/demo-node"))).collect()
 }
 
-/// The modules of the library, `disk::copy` for `src/disk/copy.rs`, with their files; what is for tests only is in none.
+/// The modules of the library with their files, as `disk::copy` for `src/disk/copy.rs`; without those for tests only.
 fn modules() -> BTreeMap<String, PathBuf> {
     let library = sources().into_iter().filter(|file| !file.starts_with(root().join("src/bin")));
     let named = library.map(|file| (module(&file), file));
@@ -101,11 +101,21 @@ fn code(file: &Path) -> String {
     text.lines().map(without).collect::<Vec<_>>().join("\n")
 }
 
-/// The literals of a file, of texts and of bytes, as they are written; those of its unit tests are left out.
+/// The literals of a file, texts and bytes, as they are written; without those of its unit tests.
 fn literals(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(file).unwrap();
-    let tests = ["#[cfg(test)]\nmod ", "#[cfg(test)]\n#[allow(clippy::unwrap_used)]\nmod "];
-    literals_in(tests.iter().fold(&*text, |text, begin| text.split(begin).next().unwrap()))
+    literals_in(&text[..tests_at(&text)])
+}
+
+/// Where the unit tests of a file begin.
+fn tests_at(text: &str) -> usize {
+    let is_module =
+        |after: &str| after.lines().find(|line| !line.starts_with("#[")).is_some_and(|l| l.starts_with("mod "));
+    let marks = text.match_indices("#[cfg(test)]\n");
+    marks
+        .map(|(at, mark)| (at, &text[at + mark.len()..]))
+        .find(|(_, after)| is_module(after))
+        .map_or(text.len(), |(at, _)| at)
 }
 
 fn literals_in(code: &str) -> Vec<String> {
@@ -137,7 +147,7 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Whether a name stands there as a word of its own.
+/// Whether a name is in the code as a whole word.
 fn names_word(code: &str, word: &str) -> bool {
     code.match_indices(word).any(|(at, _)| {
         let before = code[..at].chars().next_back().is_some_and(is_word);
@@ -251,7 +261,7 @@ fn the_top_of_the_repository_has_little() {
     assert!(TOP.iter().all(|name| *name == "target" || found.iter().any(|there| there == name)));
 }
 
-/// Otherwise a test that fails writes a file beside the sources.
+/// Otherwise a test that fails would write a file beside the sources.
 #[test]
 fn no_property_test_keeps_its_failures() {
     let mut tests_count = 0;
@@ -331,7 +341,7 @@ fn each_name_that_we_put_on_disk_stands_once() {
     let names: Vec<String> = literals(&layout).into_iter().map(|name| name.replace("{name}", "")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.contains('{')).collect();
     assert!(names.len() > 18, "only {names:?} are in layout.rs");
-    // A name that begins so is ours wherever it stands; a word, as `status`, is one only if it is the whole literal.
+    // A literal that begins with a marked name is ours; an ordinary word, as `status`, only if it is the whole literal.
     let is_marked = |name: &str| name.len() > 1 && (name.starts_with('.') || name.ends_with(['-', '.']));
     let is_ours =
         |literal: &String| names.iter().any(|name| literal == name || (is_marked(name) && literal.starts_with(name)));
@@ -345,7 +355,7 @@ fn each_name_that_we_put_on_disk_stands_once() {
 #[test]
 fn a_sentence_about_a_module_names_one_that_is_there() {
     let modules = modules();
-    // `capture::rocksdb::engine`, `disk::replace`, and what one is told to see.
+    // Paths such as `capture::rocksdb::engine` and `disk::replace`, and every module after "see".
     let is_there = |name: &str| modules.keys().any(|known| known == name || known.ends_with(&format!("::{name}")));
     let (mut named_count, mut missing) = (0, Vec::new());
     for file in sources() {
@@ -411,7 +421,7 @@ fn a_crate_is_named_only_where_it_belongs() {
     for (name, file) in modules() {
         let code = code(&file);
         for (krate, only_in) in ONLY_IN {
-            // A module of ours may have the name of the crate that it is about.
+            // A module of ours may have the name of a crate.
             let code = if only_in.ends_with("engine") { without_own_paths(&code, krate) } else { code.clone() };
             let path = format!("{krate}::");
             let named = code.match_indices(&path).any(|(at, _)| !code[..at].ends_with(|c| is_word(c) || c == ':'));
@@ -421,7 +431,7 @@ fn a_crate_is_named_only_where_it_belongs() {
     }
 }
 
-/// Code in which a module `krate` of ours is not taken for the crate.
+/// The code without the uses of a module of ours that has the name of the crate.
 fn without_own_paths(code: &str, krate: &str) -> String {
     let imports = code.lines().any(|l| l.trim_start().starts_with("use crate::") && names_word(l, krate));
     let use_line = |line: &&str| line.trim_start().starts_with("use ");

@@ -1,4 +1,4 @@
-//! What goes on around a job: who ends it, at what rate it copies, how its result is verified and summed.
+//! Around a job: what can end it, its limit, its verification, and the checksums after it.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use chainweb_backup::{
 
 use crate::fixture::{DEEP, Node, PACT, ROCKSDB, call, make_done, make_failed, names, record, wait_until};
 
-/// What a failed backup leaves.
+/// The files of a failed backup.
 const FAILED: [&str; 3] = [".use", "backup.json", "status"];
 
 fn wait_for(service: &Service, id: &BackupId, status: Status) {
@@ -36,7 +36,7 @@ fn counted(service: &Service) -> [String; 2] {
     })
 }
 
-/// The backup thread hangs in a call of the system; what stands for it here is a hook that does not return.
+/// The backup thread hangs in a system call; here, in a hook that does not return.
 #[test]
 fn a_job_that_hangs_is_called_failed() {
     let node = Node::new();
@@ -54,7 +54,7 @@ fn a_job_that_hangs_is_called_failed() {
     wait_for(&service, &id, Status::Failed);
     wait_until("the status on disk", || status_on_disk(&node, &id) == "backup-failed");
 
-    // It has ended, although its thread has not.
+    // The job has ended, although its thread hangs.
     assert_eq!(counted(&service), ["0", "1"]);
     assert_eq!(service.failure_kind(&id), Some(Kind::Cancelled));
     let refused = service.make_backup(PACT).unwrap_err();
@@ -86,7 +86,7 @@ fn a_job_that_panics_has_failed_and_the_next_is_made() {
     assert_eq!(counted(&service), ["1", "1"]);
 }
 
-/// One that is slow because it was told to be is not stalled.
+/// A job that is slow because of its limit is not stalled.
 #[test]
 fn a_slow_job_is_not_stalled_and_its_limit_can_be_lifted() {
     let node = Node::new();
@@ -110,7 +110,7 @@ fn an_operator_cancels() {
         let word = by_name.then_some(id.as_str());
         assert_eq!(cancel_backup(&backups, word).unwrap(), (id.clone(), Status::Failed));
         wait_until("the clean-up", || names(&backups.join(id.as_str())) == FAILED);
-        // Until its thread is free, who asks for a backup gets this one's identifier.
+        // Until its thread is free, a request for a backup gets this identifier.
         wait_until("the thread", || service.details(&id).unwrap().is_some_and(|details| details.progress.is_none()));
         assert_eq!(record(&service, &id).reason.as_deref(), Some("cancelled by the operator"));
         assert_eq!(cancel_backup(&backups, Some(id.as_str())).unwrap().1, Status::Failed);
@@ -121,7 +121,7 @@ fn an_operator_cancels() {
     assert_eq!(service.check_backup(&done).unwrap(), Some(Status::Done));
 }
 
-/// SQLite waits for a lock; the operator need not.
+/// A job in which SQLite waits for a lock can be cancelled at once.
 #[test]
 fn a_job_that_waits_for_a_lock_can_be_cancelled() {
     let node = Node::new();
@@ -135,7 +135,7 @@ fn a_job_that_waits_for_a_lock_can_be_cancelled() {
     wait_until("the clean-up", || names(&node.backups().join(id.as_str())) == FAILED);
     assert_eq!(record(&service, &id).reason.as_deref(), Some("cancelled by the operator"));
     locked.execute_batch("COMMIT").unwrap();
-    // Until its thread is free, who asks for a backup gets this one's identifier.
+    // Until its thread is free, a request for a backup gets this identifier.
     wait_until("the thread", || service.make_backup(PACT).is_ok_and(|next| next != id));
     make_done(&service, PACT);
 }
@@ -164,8 +164,8 @@ fn deep_verification_before_done_finds_what_quick_cannot() {
     }
 }
 
-/// The child that reads RocksDB: one that says nothing and reads nothing is ended, which is no damage; one that only says that it
-/// works is not.
+/// A child that neither writes nor reads anything is ended, which is not damage of the backup; one that only writes empty lines is not
+/// ended.
 #[test]
 fn a_child_without_progress_is_ended() {
     let node = Node::new();
@@ -206,14 +206,14 @@ fn sums_are_written_while_idle() {
     for (sums, rocksdb, pact) in [(Sums::None, false, false), (Sums::Copied, false, true), (Sums::All, true, true)] {
         let service = Service::start(Config { sums, ..node.config() }, node.embedded()).unwrap();
         let id = make_done(&service, PACT);
-        // What a power cut leaves in the middle of it does no harm.
+        // An incomplete list, as a power cut leaves it, does no harm.
         let backup = node.backups().join(id.as_str());
         if sums == Sums::None {
             fs::write(backup.join("0/sqlite/.BLAKE2SUMS.tmp"), "half a l").unwrap();
             let deep = verify_backup(&node.backups(), id.as_str(), DEEP, &Control::default()).unwrap();
             assert_eq!(deep.1.faults, []);
         }
-        // What is to do is done before it ends.
+        // The work is done before the service ends.
         service.finish();
         for (name, expected) in [("rocksDb", rocksdb), ("sqlite", pact)] {
             let directory = node.backups().join(id.as_str()).join("0").join(name);
@@ -229,7 +229,7 @@ fn sums_are_written_while_idle() {
     }
 }
 
-/// Sums that would take for ever do not keep a new backup waiting, nor the end.
+/// Checksums that would take very long delay neither a new backup nor the end of the service.
 #[test]
 fn sums_give_way() {
     let node = Node::new();

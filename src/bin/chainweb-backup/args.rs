@@ -1,9 +1,9 @@
 //! What was typed, as clap reads it: commands, flags, values, help texts. What it means is decided in `plan`.
 //!
-//! A flag may be on either side of the command, so that a container's `ENTRYPOINT` can hold the flags and its command be
-//! `make`. clap's global flags are no way to do that: the values of a repeated flag after the command replace those before
-//! it. So the command is moved in front of all flags before clap reads the line, `serve` if there is none: values add up in
-//! their order, a flag given on both sides that takes one value is an error, and so is a flag that the command does not have.
+//! A flag may be on either side of the command: a container's `ENTRYPOINT` can have the flags, and its command can be `make`. clap's
+//! global flags cannot do that: the values of a repeated flag after the command replace those before it. So the command (`serve` if
+//! there is none) is moved in front of all flags before clap reads the line. Then values add up in their order; a flag with one value
+//! that is on both sides is an error, and so is a flag that the command does not have.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -367,9 +367,9 @@ pub(crate) struct Man {
 }
 
 /// What the program asks of a child process of its own; no help names it.
-#[derive(Parser)]
+#[derive(Debug, PartialEq, Parser)]
 #[command(name = NAME)]
-pub(crate) enum Child {
+pub enum Child {
     /// Print the heights of a finished copy.
     Heights {
         /// The RocksDB directory of the copy.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use args::Child;
 use chainweb_backup::{
     Control, Details, Error, Kind, Listener, MakeRequest, Result, Service, Status, heights_json, open_json,
     starts_json, sweep_backups,
@@ -88,11 +89,19 @@ fn run(plan: Plan) -> Result<i32> {
             start_log(log_level, &[], &[]);
             commands::settle(&to, wanted)
         }
-        Plan::Heights { directory } => print(&heights_json(&directory)?),
-        Plan::Open { directory } => print(&open_json(&directory)?),
-        Plan::Starts { directory, limit_ms, extent } => print(&starts_json(&directory, limit_ms, &extent)?),
-        Plan::Inspect { directory, limit_bytes_per_second } => {
-            commands::inspect(&directory, &Control::with_limit(limit_bytes_per_second))
+        Plan::Child(child) => answer(child),
+    }
+}
+
+/// Answers our parent process.
+fn answer(child: Child) -> Result<i32> {
+    match child {
+        Child::Heights { directory } => print(&heights_json(&directory)?),
+        Child::Open { directory } => print(&open_json(&directory)?),
+        Child::Starts { directory, limit_ms, extent } => print(&starts_json(&directory, limit_ms, &extent)?),
+        Child::Inspect { directory, limit_bytes_per_second } => {
+            let limit = Some(limit_bytes_per_second).filter(|limit| *limit > 0);
+            commands::inspect(&directory, &Control::with_limit(limit))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the program prints of itself: help, the pages of the manual, completion scripts of shells, man pages. All but the manual are
+//! What the program prints about itself: help, the pages of the manual, completion scripts for shells, man pages. All but the manual are
 //! made from the declaration in `args`, so that they cannot differ from what it accepts.
 
 use chainweb_backup::{MANUAL, suggest};

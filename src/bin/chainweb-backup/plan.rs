@@ -71,32 +71,8 @@ pub enum Plan {
         /// The least important level that is logged.
         log_level: LevelFilter,
     },
-    /// Print the heights of a finished copy; for our own child process.
-    Heights {
-        /// The RocksDB directory of the copy.
-        directory: PathBuf,
-    },
-    /// Open the copy of a drill as a node does; for our own child process.
-    Open {
-        /// The RocksDB directory of the copy.
-        directory: PathBuf,
-    },
-    /// Print the start-up proof of a finished copy; for our own child process.
-    Starts {
-        /// The RocksDB directory of the copy.
-        directory: PathBuf,
-        /// How many milliseconds it may take; 0 for no limit.
-        limit_ms: u64,
-        /// How much is read.
-        extent: String,
-    },
-    /// Read every block of a finished copy; for our own child process.
-    Inspect {
-        /// The RocksDB directory of the copy.
-        directory: PathBuf,
-        /// The limit of bytes read per second.
-        limit_bytes_per_second: Option<u64>,
-    },
+    /// Answer our parent process, which asks about a finished copy.
+    Child(Child),
 }
 
 /// How to serve.
@@ -157,15 +133,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, around: &Around<'_>) -> R
     })?;
     let command = match typed {
         Typed::Person(command) => *command,
-        Typed::Program(Child::Heights { directory }) => return Ok(Plan::Heights { directory }),
-        Typed::Program(Child::Open { directory }) => return Ok(Plan::Open { directory }),
-        Typed::Program(Child::Starts { directory, limit_ms, extent }) => {
-            return Ok(Plan::Starts { directory, limit_ms, extent });
-        }
-        Typed::Program(Child::Inspect { directory, limit_bytes_per_second }) => {
-            let limit_bytes_per_second = Some(limit_bytes_per_second).filter(|limit| *limit > 0);
-            return Ok(Plan::Inspect { directory, limit_bytes_per_second });
-        }
+        Typed::Program(child) => return Ok(Plan::Child(child)),
     };
     plan(command, around)
 }

@@ -1,8 +1,8 @@
 //! What a block does to Pact: rows, as a function of the transactions and of the state before it. No I/O.
 //!
 //! The coinbase pays the miner, a row whose new value depends on the one before; each transaction writes a row of its own.
-//! Each has a txid, in order, the coinbase first. An output has the txid and a hash of what was written. So whoever executes
-//! the same transactions on the same state gets the same outputs, and on another state others, as with the real Pact.
+//! Each has a txid, in order, the coinbase first. An output has the txid and a hash of what was written. So the
+//! same transactions have the same outputs on the same state, and others on another state, as in the real Pact.
 
 use crate::hash::{Hash, base64, sha};
 use crate::payload::{Part, Payload};

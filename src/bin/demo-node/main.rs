@@ -6,8 +6,8 @@
 //!
 //! Rows, each using only those below it: `main`; `run`, `plant`, `verify`; `verify_pact`, `serve`, `node`; `start`; `rocks`, `pact`; `chain`;
 //! `contract`; `network`, `header`, `payload`; `hash`, `fault`. The formats are written here a second time on purpose, apart from
-//! those of the library: two writers find a wrong idea of either. (`serve` also takes its addresses from `run`'s flags.) RocksDB, SQLite and rouille come from the library's
-//! re-exports, as they must for an embedder.
+//! those of the library, so that a wrong idea in one of the two shows. (`serve` also takes its addresses from `run`'s flags.) RocksDB,
+//! SQLite and rouille come from the library's re-exports, as they must for an embedder.
 //!
 //! # Limitations
 //! Transactions are not real Pact: each writes one row of one table (see `contract`). There is no proof of work, and no network:

@@ -11,7 +11,7 @@
 //! ```
 //! Invariants: the tables of a block's payload arrive in one batch, header and rank in the next, before the first cut that names
 //! the block; the write-ahead log is on and never synced, so a kill loses nothing and a power cut loses the newest blocks, as with
-//! a real node. Whoever reads a header or a payload here gets it with its hash checked.
+//! a real node. A header or a payload is read with its hash checked.
 
 use crate::chain::{Cut, Tip};
 use crate::fault::{Context, Fault, Result, fault};

@@ -1,8 +1,8 @@
 //! The only file that calls the `rocksdb` crate.
 //!
-//! Makes a checkpoint through the node's own open handle, reads a finished copy, and opens the copy of a drill. A copy is opened read-only and without a
-//! LOG, so that no file appears in the backup. If possible it is opened as the node opens it, with all column families and
-//! without two-phase commit: RocksDB recovers and refuses different things otherwise.
+//! Makes a checkpoint through the node's own open handle, reads a finished copy, and opens the copy of a drill. A finished copy is
+//! opened read-only and without a LOG, so that no file appears in the backup. If possible it is opened as the node opens it, with all
+//! column families and without two-phase commit: otherwise RocksDB recovers and refuses other things.
 //!
 //! Invariant: a backup is never opened read-write.
 //!

@@ -1,7 +1,7 @@
 //! The raw copy: copies the files of an SQLite database in WAL mode while a read transaction holds one commit of it.
 //!
 //! It costs as much as `cp`; SQLite's own online backup takes five times as long, and nine times the CPU time. Every step is
-//! necessary: for each of them a stress test with that step taken out has produced corrupt copies.
+//! necessary: a stress test without it has produced corrupt copies.
 //!
 //! 1. Open read-only through SQLite, configured never to run a WAL checkpoint, not even on close. (The caller has made sure
 //!    that there is a `-wal`, and that the locks of a running node reach us: SQLite empties a `-shm` that it takes for unused.)

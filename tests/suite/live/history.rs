@@ -1,14 +1,14 @@
-//! A history that a copy can be judged by without asking the source.
+//! A history with which a copy can be checked without the source.
 //!
-//! Each writer thread `t` makes steps 1, 2, 3, … and each step is one batch, so that a copy is right exactly when it holds
-//! the first `n` steps of each thread, whole, for some `n`:
+//! Each writer thread `t` makes steps 1, 2, 3, … and each step is one batch. So a copy is correct if and only if, for some `n`, it has
+//! the first `n` steps of each thread, each of them whole:
 //! - `w:t:s` is written, `w:t:(s - KEPT)` deleted: the keys are the last `KEPT` steps, without a hole;
 //! - `h:t:(s % HOT)` is overwritten: compactions must keep the newest;
-//! - `d:t:s` is written, `d:t:(s - 20)` deleted: a file that is missing or too many brings the dead back.
+//! - `d:t:s` is written, `d:t:(s - 20)` deleted: with a missing or an extra file, deleted keys are there again.
 //!
-//! Each value holds its step, the steps of the other threads that were *committed* when it was made (so the copy must have
-//! them), padding and a checksum. With several column families each batch reaches into three of them. Two more threads make
-//! what a batch cannot: they ingest files, and let column families come and go, telling before and after in a key.
+//! Each value has its step, the steps of the other threads that were *committed* when it was made (so the copy must have
+//! them), padding and a checksum. With several column families each batch writes to three of them. Two more threads ingest files,
+//! and create and drop column families; a key says so before and after each of these.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,7 +47,7 @@ fn sealed(key: &str, step: u64, seen: [u64; THREADS], padding: usize) -> Vec<u8>
     value
 }
 
-/// What a sealed value says; `None` where it is not whole.
+/// The content of a sealed value; `None` if it is not whole.
 fn unseal(key: &str, value: &[u8]) -> Option<(u64, [u64; THREADS])> {
     let (value, sum) = value.split_at_checked(value.len().checked_sub(4)?)?;
     let good = crc32c::crc32c_append(crc32c::crc32c(key.as_bytes()), value).to_le_bytes() == sum;
@@ -63,7 +63,7 @@ fn unseal(key: &str, value: &[u8]) -> Option<(u64, [u64; THREADS])> {
 pub fn step(t: usize, s: u64, seen: [u64; THREADS], families: usize) -> Vec<Change> {
     let family = |n: usize| (t + n) % families;
     let put = |family: usize, key: String| {
-        // Some values lie across blocks of the WAL.
+        // Some values reach over blocks of the WAL.
         let padding = if s % 97 == 96 { 40_000 } else { usize::try_from((s * 7 + t as u64) % 300).unwrap() };
         let value = Some(sealed(&key, s, seen, if key.starts_with('w') { padding } else { padding % 50 }));
         Change { family, key, value }
@@ -86,23 +86,23 @@ pub fn member(kind: char, k: u64, n: u64) -> (String, Vec<u8>) {
     (key, value)
 }
 
-/// A key that tells how far something has come.
+/// A key with the progress of something.
 pub fn mark(name: &str, k: u64) -> (String, Vec<u8>) {
     (format!("m:{name}"), sealed(&format!("m:{name}"), k, [0; THREADS], 0))
 }
 
-/// What a copy holds.
+/// The content of a copy.
 #[derive(Debug, Default, Clone)]
 pub struct Found {
     /// The last step of each thread.
     pub steps: [u64; THREADS],
-    /// The last file whose ingestion was told to be done.
+    /// The last file whose ingestion the keys call done.
     pub ingested: u64,
-    /// The last column family that was told to be there.
+    /// The last column family that the keys call created.
     pub families: u64,
 }
 
-/// Opens a copy read-write with RocksDB, as the node would after a crash, and reads all of it. The error says what is wrong.
+/// Opens a copy read-write with RocksDB, as the node would after a crash, and reads all of it. The error names the first fault.
 pub fn judge(directory: &Path, families: usize, transactions: bool) -> Result<Found, String> {
     let names = DB::list_cf(&Options::default(), directory).map_err(|e| format!("does not open: {e}"))?;
     let mut options = Options::default();
@@ -212,7 +212,7 @@ fn whole_group(entries: Option<&BTreeMap<String, Vec<u8>>>, kind: char, k: u64) 
     }
 }
 
-/// Intent ≥ files ≥ done, each file whole, and none of those that were deleted.
+/// Intended ≥ there ≥ done; each ingested file is whole, and none that was deleted is there.
 fn ingested(content: &Content) -> Result<u64, String> {
     let (intent, done, cut) = (marked(content, "intent")?, marked(content, "done")?, marked(content, "cut")?);
     if done > intent || intent > done + 1 {
@@ -230,7 +230,7 @@ fn ingested(content: &Content) -> Result<u64, String> {
     Ok(done)
 }
 
-/// Each column family that was told to be there, and not told to go, is there and whole.
+/// Each column family that was created and not yet to be dropped is there and whole.
 fn passing_families(content: &Content) -> Result<u64, String> {
     let (come, go) = (marked(content, "come")?, marked(content, "go")?);
     for k in go + 1..=come {

@@ -1,5 +1,5 @@
-//! Where a database's files are, or seem to be: its WALs elsewhere, an old place in its OPTIONS, files that are missing, names
-//! that are not UTF-8, another engine's files.
+//! The places of a database's files: WALs in another directory, an old place in OPTIONS, missing files, names that are not UTF-8, files
+//! of another engine.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -106,7 +106,7 @@ fn accepted(root: &Path) {
     assert_eq!(db.get("key").unwrap().unwrap(), b"value");
 }
 
-/// A database that another process has open has a WAL: one that is not here is elsewhere.
+/// A database that a process has open always has a WAL: if there is none here, it is elsewhere.
 #[test]
 fn an_open_database_without_a_wal() {
     let root = scratch();
@@ -114,7 +114,7 @@ fn an_open_database_without_a_wal() {
     refused(root.path(), "its WAL is elsewhere");
     all_options(root.path()).iter().for_each(|path| fs::remove_file(path).unwrap());
     refused(root.path(), "there is no WAL in its directory");
-    // What a clean stop leaves needs none.
+    // After a clean stop none is needed.
     drop(_holder);
     assert!(copy(root.path()).1.is_ok());
 }
@@ -128,7 +128,7 @@ fn a_wal_dir_that_cannot_be_seen() {
     fs::write(database(root.path()).join("000001.log"), "").unwrap();
     refused(root.path(), "its WAL is elsewhere");
     drop(holder);
-    // Nor do they when it is stopped, once it has flushed.
+    // Nor do they if the database is stopped and has flushed.
     let path = database(root.path());
     drop(DB::open(&Options::default(), &path).unwrap());
     for name in names(&path).iter().filter(|name| name.ends_with(".log")) {
@@ -139,7 +139,7 @@ fn a_wal_dir_that_cannot_be_seen() {
     refused(root.path(), "older than its tables");
 }
 
-/// The node knows its directory by a name that means nothing here.
+/// The node knows its directory by a name that leads nowhere here.
 #[test]
 fn a_wal_dir_as_the_node_sees_it() {
     let root = scratch();
@@ -164,7 +164,7 @@ fn a_database_that_was_moved() {
     set_option(&old, "wal_dir", database(&old).as_os_str().as_bytes());
     let new = root.path().join("new");
     copy_tree(&old, &new);
-    // The old place is still there, and a database.
+    // The old place still exists, and has a database.
     accepted(&new);
     fs::rename(&old, root.path().join("gone")).unwrap();
     accepted(&new);
@@ -187,7 +187,7 @@ fn blobs_that_the_manifest_does_not_name_yet() {
     refused(node.root.path(), "set enable_blob_direct_write to false");
 }
 
-/// RocksDB refuses a MANIFEST whose last checksum is wrong, and so is its copy refused.
+/// RocksDB refuses a MANIFEST whose last checksum is wrong, so its copy is refused, too.
 #[test]
 fn a_manifest_whose_last_checksum_is_wrong() {
     let node = Node::new("");
@@ -200,7 +200,7 @@ fn a_manifest_whose_last_checksum_is_wrong() {
     fs::write(&manifest, &bytes).unwrap();
     refused(node.root.path(), "the MANIFEST is damaged");
     assert!(DB::open_for_read_only(&Options::default(), &path, false).is_err());
-    // One that ends within a record is what a crash leaves.
+    // A crash leaves a MANIFEST that ends within a record.
     fs::write(&manifest, &good[..good.len() - 1]).unwrap();
     assert!(copy(node.root.path()).1.is_ok());
 }
@@ -224,7 +224,7 @@ fn a_level_db() {
     refused(node.root.path(), "those of a LevelDB");
 }
 
-/// Neither a file of such a name, nor directories, nor an option keep a backup from being made.
+/// Files, directories and values of options with such names do not prevent a backup.
 #[test]
 fn names_that_are_not_utf_8() {
     let scratch = scratch();
@@ -246,7 +246,7 @@ fn names_that_are_not_utf_8() {
     judge(&readable, 1, false).unwrap();
 }
 
-/// The time that the disk takes for the first links does not count.
+/// The time for the first pass of links, which depends on the disk, does not count.
 #[test]
 fn a_first_pass_that_takes_long() {
     let node = Node::new("");
@@ -260,7 +260,7 @@ fn a_first_pass_that_takes_long() {
     assert_eq!(rounds, 2);
 }
 
-/// What is of the instant of the cut is copied before the tables, which may take hours.
+/// The files that belong to the instant of the cut are copied before the tables, which may take hours.
 #[test]
 fn tables_are_copied_last() {
     let node = Node::new("");

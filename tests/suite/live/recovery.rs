@@ -1,8 +1,8 @@
 //! A source that was damaged before: RocksDB recovers from the copy what it recovers from the source, or refuses both.
 //!
-//! Each case damages the WALs of a database of several and copies it: when it was stopped, as a crash left it, or while a
-//! node has it open again that has recovered without a flush, so that the damaged WALs are still needed. What is compared is
-//! RocksDB's own recovery of scratch copies of both.
+//! Each case damages WALs of a database that has several, and copies it: after a stop, after a crash, or while a node that has recovered
+//! without a flush has it open again, so that the damaged WALs are still needed. RocksDB recovers a scratch copy of the source and one
+//! of the copy, and the results are compared.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,21 +17,21 @@ use tempfile::TempDir;
 
 use crate::fixture::{ROCKSDB, call, config, make_done, make_failed, names, record, scratch};
 
-/// What keeps the WALs of a crash.
+/// An option with which RocksDB keeps its WALs when it recovers.
 const KEEP: &str = "avoid_flush_during_recovery=true";
 
 type Db = DBWithThreadMode<MultiThreaded>;
 
-/// What a database is like before it is damaged.
+/// The state of a database before it is damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     One,
     /// Its last WAL is empty.
     OneAndEmpty,
     Two,
-    /// The second column family has in its tables what the older WALs hold.
+    /// The tables of the second column family have the changes of the older WALs.
     TwoFlushed,
-    /// The same, and the last WAL is empty.
+    /// As before, and the last WAL is empty.
     TwoFlushedAndEmpty,
 }
 
@@ -48,14 +48,14 @@ enum State {
 enum Damage {
     /// The last record is incomplete.
     Short,
-    /// Not even the header of the first record is whole.
+    /// The header of the first record is incomplete.
     Stub,
     ChecksumAtEnd,
     ChecksumInMiddle,
-    /// The length of a record in the middle of the last block reaches behind the end of the file.
+    /// The length of a record in the middle of the last block reaches beyond the end of the file.
     Length,
     ZeroedPage,
-    /// A whole block of the log format: RocksDB skips it without a word.
+    /// A whole block of the log format: RocksDB skips it and reports nothing.
     ZeroedBlock,
     ZeroedTail,
 }
@@ -92,7 +92,7 @@ impl Damage {
 }
 
 fn options(text: &str) -> Options {
-    // RocksDB reserves as much for each WAL as the memtable has: in memory that takes time.
+    // RocksDB reserves the size of the memtable for each WAL, which takes time on a file system in memory.
     let text = format!("allow_fallocate=false;stats_dump_period_sec=0;stats_persist_period_sec=0;{text}");
     let mut options = Options::default().get_options_from_string(text).unwrap();
     options.create_if_missing(true);
@@ -120,7 +120,7 @@ fn build(shape: Shape) -> TempDir {
         Shape::One | Shape::OneAndEmpty => {
             "write_buffer_size=65536;max_write_buffer_number=20;min_write_buffer_number_to_merge=18"
         }
-        // A WAL ends whenever the second column family is flushed, or is full.
+        // A WAL ends when the second column family is flushed or is full.
         _ => "",
     };
     let descriptors = families.iter().map(|name| ColumnFamilyDescriptor::new(*name, options(text)));
@@ -155,7 +155,7 @@ fn build(shape: Shape) -> TempDir {
     root
 }
 
-/// One record for each number, in each column family by turns; some lie across blocks.
+/// One record for each number, in the column families in turn; some reach over blocks.
 fn write(db: &Db, numbers: std::ops::Range<u64>) {
     let second = db.cf_handle("one");
     for number in numbers {
@@ -168,7 +168,7 @@ fn write(db: &Db, numbers: std::ops::Range<u64>) {
     }
 }
 
-/// The WALs that hold anything, oldest first.
+/// The WALs that are not empty, oldest first.
 fn wals(path: &Path) -> Vec<PathBuf> {
     let mut wals: Vec<_> = names(path).into_iter().filter(|n| n.ends_with(".log")).map(|n| path.join(n)).collect();
     wals.retain(|path| path.metadata().unwrap().len() > 0);
@@ -189,7 +189,7 @@ fn image(path: &Path, beside: &Path) -> TempDir {
 
 type Content = BTreeMap<(String, Vec<u8>), Vec<u8>>;
 
-/// What RocksDB recovers from a scratch copy of a directory, or how it refuses it.
+/// What RocksDB recovers from a scratch copy of a directory, or why it refuses it.
 fn recovered(path: &Path, beside: &Path, mode: DBRecoveryMode) -> Result<Content, ErrorKind> {
     let scratch = image(path, beside);
     let (db, families) = open(&scratch.path().join("0/rocksDb"), "", mode)?;
@@ -203,7 +203,7 @@ fn recovered(path: &Path, beside: &Path, mode: DBRecoveryMode) -> Result<Content
     Ok(content)
 }
 
-/// How a copy differs from its source, if it does, and what it warns of.
+/// The difference between a copy and its source, if there is one, and the warnings of the copy.
 struct Compared {
     difference: Option<String>,
     warnings: Vec<String>,
@@ -211,8 +211,8 @@ struct Compared {
     source: Result<usize, ErrorKind>,
 }
 
-/// Copies the database in `path` and compares. What a node does that stops at any irregular end is not compared: it would
-/// not start after `kill -9` either.
+/// Copies the database in `path` and compares. A node that refuses every irregular end is not compared: it would not start after
+/// `kill -9` either.
 fn compare(path: &Path, beside: &Path) -> Compared {
     let to = tempfile::tempdir_in(beside).unwrap();
     let copy = to.path().join("0/rocksDb");
@@ -236,7 +236,7 @@ fn compare(path: &Path, beside: &Path) -> Compared {
     compared
 }
 
-/// One case; `None` if RocksDB refuses the database, so that no node has it open. `simpler` is a protocol that is wrong.
+/// One case; `None` if RocksDB refuses the database, so that no node can have it open. `simpler` is a wrong protocol.
 fn case(base: &Path, state: State, damages: &[(usize, Damage)], simpler: Option<&'static str>) -> Option<Compared> {
     let beside = base.parent().unwrap().parent().unwrap();
     let root = image(base, beside);
@@ -265,7 +265,7 @@ fn matrix(state: State, shapes: &[Shape], simpler: Option<&'static str>) -> Vec<
         let root = build(*shape);
         let path = root.path().join("0/rocksDb");
         let crashed = (state == State::Crashed).then(|| open(&path, KEEP, DBRecoveryMode::PointInTime).unwrap());
-        // A clean stop writes what a crash does not.
+        // A clean stop writes data that a crash does not.
         crashed.iter().for_each(|(db, _)| write(db, 1000..1040));
         let whole = recovered(&path, root.path(), DBRecoveryMode::PointInTime).unwrap().len();
         let last = wals(&path).len() - 1;
@@ -281,7 +281,7 @@ fn matrix(state: State, shapes: &[Shape], simpler: Option<&'static str>) -> Vec<
                 warned += u32::from(!compared.warnings.is_empty());
                 let fewer = compared.source.as_ref().is_ok_and(|keys| *keys < whole);
                 shorter += u32::from(fewer);
-                // The end of the last WAL is what every crash leaves; a node that recovered from no WAL needs none of them.
+                // Every crash leaves such an end of the last WAL; a node that recovered from no WAL needs none of them.
                 let is_usual = (at == last && matches!(damage, Short | Stub))
                     || (at == 0 && damage == Stub && state == State::Live);
                 let is_silent = compared.warnings.is_empty() && (fewer || compared.source.is_err());
@@ -316,7 +316,7 @@ fn damaged_wals_of_a_running_node() {
     assert_eq!(matrix(State::Live, &SHAPES, None), [""; 0]);
 }
 
-/// The comparison sees the protocol that trims every WAL: so it did once.
+/// The comparison finds that a protocol which trims every WAL is wrong; ours once did that.
 #[test]
 fn trimming_every_wal_would_be_seen() {
     let simpler = Some("trim-every-wal");
@@ -326,7 +326,7 @@ fn trimming_every_wal_would_be_seen() {
     differences.iter().flatten().for_each(|difference| println!("{difference}"));
 }
 
-/// Several damages at once, also ends that are torn before one's first record.
+/// Several damages at once, also WALs that end before their first record is complete.
 #[test]
 fn several_damaged_wals() {
     let mut random = fastrand::Rng::with_seed(13);
@@ -348,7 +348,7 @@ fn several_damaged_wals() {
     }
 }
 
-/// A backup of a damaged database says so, and one that RocksDB cannot open is none.
+/// A backup of a damaged database has a warning, and one that RocksDB cannot open fails.
 #[test]
 fn a_damaged_source_is_told_of() {
     let root = build(Shape::One);
@@ -374,7 +374,7 @@ fn a_damaged_source_is_told_of() {
     assert!(reason.contains("cannot recover the node's database") && reason.contains("is damaged"), "{reason}");
 }
 
-/// Whether a node starts is decided by its own recovery mode, which its OPTIONS name.
+/// The node's own recovery mode, which its OPTIONS name, decides whether it starts.
 #[test]
 fn the_recovery_mode_of_the_node_decides() {
     let modes = [

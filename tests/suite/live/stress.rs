@@ -1,5 +1,5 @@
-//! Live copies of a database that another process writes as fast as it can, each opened and judged key by key; and the
-//! simpler protocols under the same judge, which must be seen to fail: otherwise the judge proves nothing.
+//! Live copies of a database to which another process writes as fast as it can. Each copy is opened and checked key by key. Simpler
+//! protocols get the same check and must fail it: otherwise the check proves nothing.
 //!
 //! The long form is [`soak`], which `tests/soak/run.sh` starts.
 
@@ -33,7 +33,7 @@ enum Way {
     Live,
     /// With random pauses at every point of the protocol.
     Slow,
-    /// As a backup of the service.
+    /// By a backup of the service.
     Service,
     /// `cp -r`.
     Naive,
@@ -41,9 +41,9 @@ enum Way {
     LateSizes,
     /// The same pause, with the sizes taken where they belong.
     LatePause,
-    /// Names are read once, in a directory of so many that reading takes several calls.
+    /// The directory, which has so many names that reading it takes several calls, is read once.
     OneListing,
-    /// The same directory, with names read twice.
+    /// The same directory is read twice.
     Crowded,
 }
 
@@ -52,7 +52,7 @@ enum Way {
 struct Tally {
     good: u32,
     refused: u32,
-    /// Not made, because the database changed too fast for so long: loudly, and nothing is left.
+    /// Not made, because the database changed too fast for too long: it failed with that reason and left nothing.
     given_up: u32,
     wrong: Vec<String>,
     rounds: BTreeMap<u32, u32>,
@@ -137,7 +137,7 @@ fn run(scenario: Scenario, way: Way, copies: u32) -> Tally {
                 let mut random = fastrand::Rng::with_seed(5);
                 while !done.load(SeqCst) {
                     sleep(Duration::from_millis(random.u64(10..250)));
-                    // Half of the times copies meet the recovery.
+                    // Half of the copies are made while the writer recovers.
                     if random.bool() { writer.kill_and_restart_at_once() } else { writer.kill_and_restart() }
                 }
             });
@@ -167,7 +167,7 @@ fn run(scenario: Scenario, way: Way, copies: u32) -> Tally {
                 Err(e) if e.kind() == Kind::Changed => tally.given_up += 1,
                 Err(e) => tally.wrong.push(format!("cannot be made: {}", e.chain())),
             }
-            // What is refused at once leaves no directory.
+            // A database that is refused at once leaves no directory.
             if to.exists() {
                 fs::remove_dir_all(&to).unwrap();
             }
@@ -194,7 +194,7 @@ fn one_copy(way: Way, service: &Service, database: &Path, to: &Path) -> Result<(
             Ok((part.rounds_count.unwrap(), Duration::from_micros(part.window_us.unwrap())))
         }
         Way::Naive => {
-            // What vanishes meanwhile is an error of cp, which a script that copies a live database would ignore.
+            // For a file that vanishes meanwhile cp reports an error, which a script that copies a live database would ignore.
             Command::new("cp").arg("-r").args([database, to]).stderr(std::process::Stdio::null()).status().unwrap();
             Ok((1, Duration::ZERO))
         }
@@ -210,7 +210,7 @@ fn judged(scenario: Scenario, copy: &Path, before: &Found, after: &Found) -> std
     if old {
         return Err(format!("too old: {found:?}, and {before:?} was committed before it was made"));
     }
-    // A step may be committed and not yet told. Without a WAL, only what is flushed is told.
+    // A step may be committed and not yet reported. Without a WAL, only flushed steps are reported.
     let early = found.steps.iter().zip(after.steps).any(|(found, after)| *found > after + 1);
     if early && scenario != Atomic {
         return Err(format!("too new: {found:?}, and only {after:?} was committed after it was made"));
@@ -311,7 +311,7 @@ fn sizes_that_are_taken_too_late_are_seen_to_fail() {
     for scenario in [Ingest, ComeAndGo] {
         let tally = run(scenario, Way::LatePause, COPIES);
         let bad = (tally.given_up, tally.wrong.len());
-        assert_eq!(bad, (0, 0), "the pause alone does harm: {:?}", tally.wrong.first());
+        assert_eq!(bad, (0, 0), "the pause alone makes copies wrong: {:?}", tally.wrong.first());
     }
 }
 
@@ -336,5 +336,5 @@ fn soak() {
         }
     }
     println!("copies good_or_rightly_refused={good} given_up={given_up} wrong={wrong}");
-    assert!(wrong == 0 || parts.len() > 2, "of the ways that are sound some went wrong");
+    assert!(wrong == 0 || parts.len() > 2, "a sound way has made a wrong copy");
 }

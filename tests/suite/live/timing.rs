@@ -1,4 +1,4 @@
-//! How long a live copy of many files takes, beside RocksDB's own checkpoint and `cp -al`, in the same run and by turns.
+//! How long a live copy of many files takes, compared with RocksDB's own checkpoint and `cp -al`, in one run and in turn.
 //!
 //! `CHAINWEB_BACKUP_TIMING` is the number of SSTs; `CHAINWEB_BACKUP_PROGRAM` names the program, whose `make` is measured too.
 
@@ -91,7 +91,7 @@ fn timing() {
     }
 }
 
-/// The processor time of this thread: what other programs do at the same time does not count.
+/// The processor time of this thread, in which other programs do not count.
 fn thread_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap())

@@ -1,4 +1,4 @@
-//! The node of the stress: a process of its own that holds the LOCK and writes the history of `history` as fast as asked.
+//! The writer of `stress`: a process of its own that has the database open and writes the history of `history` at the given pace.
 //!
 //! It is this test executable again. Its parent kills it, or closes its standard input.
 
@@ -35,7 +35,7 @@ pub enum Scenario {
     Rollover,
     /// Atomic flush of four column families, without a WAL.
     Atomic,
-    /// Killed and started again all the time.
+    /// The writer is killed and started again all the time.
     Killed,
     Ingest,
     ComeAndGo,
@@ -46,7 +46,7 @@ pub enum Scenario {
     Unordered,
     /// The MANIFEST lists the WALs.
     WalsInManifest,
-    /// The next WAL is there before it is needed.
+    /// The next WAL is made before it is needed.
     Precreated,
     /// WAL files that are used again: never copied.
     Recycled,
@@ -83,7 +83,7 @@ impl Scenario {
 
     pub fn options(self) -> Options {
         let strings = match self {
-            // The second keeps RocksDB 11 from choosing a larger limit by itself.
+            // With the second option, RocksDB 11 does not choose a larger limit by itself.
             Rollover => "max_manifest_file_size=4096;max_manifest_space_amp_pct=0",
             WalsInManifest => "track_and_verify_wals_in_manifest=true;track_and_verify_wals=true",
             Precreated => "async_wal_precreate=true",
@@ -183,7 +183,7 @@ impl Db {
     }
 }
 
-/// Numbers that the writer has committed, for whoever copies.
+/// Numbers that the writer has committed, for the process that copies.
 pub struct ProgressFile(File);
 
 impl ProgressFile {
@@ -202,13 +202,13 @@ impl ProgressFile {
         if count == 8 { u64::from_le_bytes(bytes) } else { 0 }
     }
 
-    /// What is committed by now, at least.
+    /// What is certainly committed by now.
     pub fn committed(&self) -> Found {
         Found { steps: std::array::from_fn(|t| self.get(t)), ingested: self.get(INGESTED), families: self.get(PASSED) }
     }
 }
 
-/// The child's life.
+/// The child: opens the database, checks it, and writes.
 #[test]
 #[ignore = "no test: another one runs it as a process of its own"]
 fn child() {
@@ -217,7 +217,7 @@ fn child() {
     let (scenario, pause) = (Scenario::named(name), Duration::from_micros(pause.parse().unwrap()));
     let root = std::env::current_dir().unwrap();
     let path = root.join("0/rocksDb");
-    // What was committed is what is there: it is judged first, so a writer that was killed checks RocksDB too.
+    // First the database is checked: it must have what was committed. So a writer that was killed also checks RocksDB.
     let found = if path.join("CURRENT").exists() {
         judge(&path, scenario.families(), scenario == TwoPhase).unwrap()
     } else {
@@ -259,7 +259,7 @@ fn child() {
     });
 }
 
-/// Without a WAL, what was written before a flush began is there when it is done.
+/// Without a WAL, everything that was written before a flush began is durable when the flush is done.
 fn flush_all(db: &Db, committed: &[AtomicU64; THREADS], progress: &ProgressFile, stop: &AtomicBool) {
     let families: Vec<_> = FAMILIES.iter().map(|name| db.plain().cf_handle(name).unwrap()).collect();
     let families: Vec<_> = families.iter().collect();
@@ -294,7 +294,7 @@ fn ingest(db: &Db, done: u64, root: &Path, progress: &ProgressFile, stop: &Atomi
             writer.put(key, value).unwrap();
         }
         if k % 2 == 0 {
-            // In the range of what is in memory: RocksDB flushes first.
+            // Its keys are in the range of the memtable, so RocksDB flushes first.
             writer.put("m:zz-between", "").unwrap();
         }
         writer.finish().unwrap();
@@ -370,7 +370,7 @@ impl Writer {
         self.progress.committed()
     }
 
-    /// Tells what is committed while somebody else has the writer.
+    /// Reads what is committed while another thread has the writer.
     pub fn observer(&self) -> ProgressFile {
         ProgressFile::open(&self.root)
     }
@@ -379,7 +379,7 @@ impl Writer {
         crate::fixture::wait_until("the writer writes", || self.committed().steps.iter().all(|s| *s >= steps));
     }
 
-    /// SIGKILL, and another one in its place, which opens what is left.
+    /// SIGKILL; then another writer opens the database.
     pub fn kill_and_restart(&mut self) {
         let opened = self.progress.get(OPENED);
         self.child.kill().unwrap();
@@ -388,7 +388,7 @@ impl Writer {
         self.wait_ready(opened);
     }
 
-    /// SIGKILL, without waiting for the next one to be ready: copies may meet its recovery.
+    /// The same, without waiting for the next writer to be ready: copies may be made during its recovery.
     pub fn kill_and_restart_at_once(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

@@ -132,7 +132,7 @@ fn the_other_commands() {
     let stalled = run("verify --deep 17 --config-file f", env, &[("f", "backup:\n  stallSeconds: 7\n")]);
     let Ok(Plan::Manage { stall_limit, .. }) = stalled else { panic!("verify") };
     assert_eq!(stall_limit, Some(Duration::from_secs(7)));
-    assert_eq!(run("heights /x", &[], &[]), Ok(Plan::Heights { directory: "/x".into() }));
+    assert_eq!(run("heights /x", &[], &[]), Ok(Plan::Child(Child::Heights { directory: "/x".into() })));
     assert!(matches!(run("list --config-file f", &[], &[("f", TOP)]), Ok(Plan::Manage { .. })));
 }
 
