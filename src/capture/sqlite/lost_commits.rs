@@ -11,10 +11,11 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::capture::source::{SqliteSource, beside};
+use crate::capture::source::SqliteSource;
 use crate::capture::sqlite::locks::has_other_user;
 use crate::capture::sqlite::wal::{HEADER_BYTES, Header};
 use crate::control::Control;
+use crate::database_files::wal_of;
 use crate::disk::nofollow;
 use crate::error::{IoContext, Result};
 
@@ -26,7 +27,7 @@ pub(crate) fn warning(source: &SqliteSource, database: &Path, control: &Control)
     if matches!(source, SqliteSource::Embedded(_)) || has_other_user(database)? {
         return Ok(None);
     }
-    let path = beside(database, "-wal");
+    let path = wal_of(database);
     let failed = || format!("cannot read {}", path.display());
     let file = match nofollow::open_of_node(&path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
