@@ -4,12 +4,13 @@
 #   scripts/bench.sh [--short] [PART...]
 #
 # Parts: same, other (RocksDB on its own and on another file system), pact, pact-file-systems (ext4, xfs and btrfs in
-# images; needs root), verify, pact-latency, rocksdb-latency, growth (time and memory as SSTs and Pact grow), http
-# (beside a bare rouille); all of them without a word. --short only proves that they run. The environment can set PACT_MB
-# (1000), PACT_DATABASES (20), SSTS ("1000 8000"), SST_KB (4), GROWTH_SSTS ("1000 4000 16000 32000"), GROWTH_PACT_MB
-# ("250 500 1000 2000"), ROUNDS (3), PHASE_SECONDS (6), LIMIT_SECONDS (120: what a peer may take beside a writer; some never
-# end), BENCH_DIR (a directory for the databases, kept; otherwise below TMPDIR) and BENCH_OTHER (a directory on another file
-# system; otherwise /dev/shm). `pact` also runs sqlite3_rsync and litestream where they are in PATH.
+# images; needs root), pact-second (the backups after the first, also in images), verify, pact-latency, rocksdb-latency,
+# growth (time and memory as SSTs and Pact grow), http (beside a bare rouille); all of them without a word. --short only
+# proves that they run. The environment can set PACT_MB (1000), PACT_DATABASES (20), SSTS ("1000 8000"), SST_KB (4),
+# GROWTH_SSTS ("1000 4000 16000 32000"), GROWTH_PACT_MB ("250 500 1000 2000"), ROUNDS (3), DAYS (6: backups after the
+# first), PHASE_SECONDS (6), LIMIT_SECONDS (120: what a peer may take beside a writer; some never end), BENCH_DIR (a
+# directory for the databases, kept; otherwise below TMPDIR) and BENCH_OTHER (a directory on another file system;
+# otherwise /dev/shm). `pact` and `pact-second` also run sqlite3_rsync, `pact` litestream, where they are in PATH.
 
 . "$(dirname -- "$0")/lib.sh"
 
@@ -39,7 +40,7 @@ cp "$bench" "$work/peers"
 cp "$BIN/chainweb-backup" "$work/chainweb-backup"
 export PROGRAM="$work/chainweb-backup"
 if [ -n "$short" ]; then
-  export PACT_MB="${PACT_MB:-20}" PACT_DATABASES="${PACT_DATABASES:-4}" SSTS="${SSTS:-200}" ROUNDS="${ROUNDS:-1}" PHASE_SECONDS="${PHASE_SECONDS:-1}"
+  export PACT_MB="${PACT_MB:-20}" PACT_DATABASES="${PACT_DATABASES:-4}" SSTS="${SSTS:-200}" ROUNDS="${ROUNDS:-1}" PHASE_SECONDS="${PHASE_SECONDS:-1}" DAYS="${DAYS:-2}"
   export GROWTH_SSTS="${GROWTH_SSTS:-50 200}" GROWTH_PACT_MB="${GROWTH_PACT_MB:-5 20}"
 fi
 

@@ -11,6 +11,7 @@
 #   scripts/soak.sh mutations [SECONDS] [SEED]      mutations of everything that is parsed, for each parser so long (60)
 #   scripts/soak.sh hostile [N] [SEED]              N random trees of links, FIFOs, devices, huge files; run as root (10000)
 #   scripts/soak.sh clone-life [MINUTES]            what a clone costs Pact's writer while it lives, xfs and btrfs (60)
+#   scripts/soak.sh increments [N]                  N increments of Pact, for each scenario, on xfs and btrfs; as root (130)
 #   scripts/soak.sh raw [N]                         N raw copies of SQLite under load, for each scenario (130)
 #   scripts/soak.sh live [N] [SCENARIO [WAY]]       N live copies under load, for each scenario, twice (100)
 #   scripts/soak.sh other-disk [N] [SEED]           N backups on another disk: node restores, blobs, ingestions, rot (500)
@@ -36,6 +37,7 @@ case ${1:-} in
   damages) CASES=${2:-40} SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/13-damage.sh" ;;
   restores) KILLS=${2:-240} SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/14-restore-kill.sh" ;;
   restarts) RESTORES=${2:-60} exec sh "$ROOT/tests/shell/19-restart.sh" ;;
+  increments) exec sh "$ROOT/tests/soak/run.sh" increments "${2:-130}" ;;
   raw) exec sh "$ROOT/tests/soak/run.sh" raw "${2:-130}" ;;
   mutations) exec sh "$ROOT/tests/soak/run.sh" mutations "${2:-60}" "${3:-$(date +%s)}" ;;
   hostile) exec sh "$ROOT/tests/soak/run.sh" hostile "${2:-10000}" "${3:-$(date +%s)}" ;;

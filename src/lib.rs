@@ -16,20 +16,20 @@
 //! config    what was configured
 //!           file tree
 //! disk      every change that we make to the file system
-//!           copy fault_gate file_id holders lock mounts nofollow off_heap permissions quiet_reader sum sys unsynced
+//!           copy fault_gate file_id holders increment lock mounts nofollow off_heap permissions piece_sums quiet_reader sum sys unsynced
 //! format    our own names and durable formats
-//!           drill layout manifest record seal start_proof
+//!           drill layout manifest pact_sums record seal start_proof
 //! capture   a source becomes a directory of synced files
 //!           in_use links modes node_locks rocksdb::chain_cut rocksdb::child rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
 //!           rocksdb::live_directories rocksdb::live_files rocksdb::live_wals rocksdb::log_format rocksdb::mod
 //!           rocksdb::no_engine rocksdb::options_file rocksdb::pins rocksdb::version_edit source sqlite::attempt
-//!           sqlite::finished sqlite::fold sqlite::history sqlite::locks sqlite::lost_commits sqlite::mod sqlite::online sqlite::raw_copy sqlite::wal
-//!           start_proof
+//!           sqlite::finished sqlite::fold sqlite::history sqlite::increment sqlite::locks sqlite::lost_commits sqlite::mod
+//!           sqlite::online sqlite::raw_copy sqlite::snapshot sqlite::wal sqlite::watch start_proof
 //! backups   finished backups, and how one becomes finished
-//!           below catalog commit damage details drill drill_command filling journal moving operations placement prune recover
-//!           rehearsal reread restore retention start_proofs sums sums_list verification verify
+//!           below catalog commit damage details drill drill_command filling journal moving operations pact_base pact_pieces
+//!           placement prune recover rehearsal reread restore retention start_proofs sums sums_list verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
-//!           answers fill job listing making metrics repair shared watchdog worker
+//!           answers fill increments job listing making metrics repair shared watchdog worker
 //! http      words in, words out
 //!           accept head listener routes
 //! ```

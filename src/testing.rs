@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -12,15 +13,19 @@ use crate::capture::rocksdb::log_format::{self, End, Fragments, Records};
 use crate::capture::rocksdb::version_edit::Versions;
 use crate::capture::source::SqliteSource;
 use crate::capture::sqlite;
-use crate::capture::sqlite::attempt::How;
+use crate::capture::sqlite::attempt::{EarlierDatabase, How};
+use crate::capture::sqlite::increment::PAGE_SIZE_AT;
 use crate::capture::sqlite::wal::{HEADER_BYTES, Header, Index};
 use crate::config::PactMethod;
 use crate::control::Control;
 use crate::database_files;
 use crate::disk::copy::Copier;
+use crate::disk::nofollow;
+use crate::disk::piece_sums::PieceSums;
 use crate::disk::sys;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::record::PactPart;
+use crate::id::BackupId;
 
 /// Copies whose files belong to the process.
 fn unowned(control: &Control) -> Copier<'_> {
@@ -122,8 +127,8 @@ pub fn live_files_read(manifest: &[u8], lengths: &[usize]) -> std::result::Resul
 /// As a backup's.
 pub fn embedded_copy(database: &Path, to: &Path, method: PactMethod) -> Result<PactPart> {
     let control = Control::default();
-    let how = How { node_seen_on: &|| Ok(None), method, copier: unowned(&control) };
-    sqlite::copy(&SqliteSource::Embedded(PathBuf::new()), database, to, &how)
+    let how = How { node_seen_on: &|| Ok(None), method, copier: unowned(&control), base: None, keeps_sums: false };
+    sqlite::copy(&SqliteSource::Embedded(PathBuf::new()), database, to, &how).map(|copied| copied.part)
 }
 
 /// One copy of an SQLite database of another process, in the way that fits it. If the node is running, only the locks on the
@@ -133,8 +138,59 @@ pub fn embedded_copy(database: &Path, to: &Path, method: PactMethod) -> Result<P
 /// As a backup's.
 pub fn foreign_copy(database: &Path, to: &Path, node_is_up: bool, control: &Control) -> Result<PactPart> {
     let node_seen_on = || Ok(node_is_up.then_some(u64::MAX));
-    let how = How { node_seen_on: &node_seen_on, method: PactMethod::default(), copier: unowned(control) };
-    sqlite::copy(&SqliteSource::Foreign(PathBuf::new()), database, to, &how)
+    let how = How {
+        node_seen_on: &node_seen_on,
+        method: PactMethod::default(),
+        copier: unowned(control),
+        base: None,
+        keeps_sums: false,
+    };
+    sqlite::copy(&SqliteSource::Foreign(PathBuf::new()), database, to, &how).map(|copied| copied.part)
+}
+
+/// A copy of which the next one can be an increment: its file, and its sums.
+#[derive(Debug)]
+pub struct Earlier {
+    path: PathBuf,
+    sums: Option<PieceSums>,
+}
+
+impl Earlier {
+    /// The copy in `path`, whose sums are not known.
+    pub fn without_sums(path: &Path) -> Earlier {
+        Earlier { path: path.to_owned(), sums: None }
+    }
+}
+
+/// As [`embedded_copy`] or, of another process that is running, [`foreign_copy`], as an increment of an earlier copy if there is one.
+///
+/// # Errors
+/// As a backup's.
+pub fn incremental_copy(
+    database: &Path,
+    to: &Path,
+    earlier: Option<&Earlier>,
+    is_embedded: bool,
+) -> Result<(PactPart, Earlier)> {
+    let control = Control::default();
+    let open = |earlier: &Earlier| -> std::io::Result<EarlierDatabase> {
+        let file = nofollow::open_regular(&earlier.path)?;
+        let mut page_size = [0; 2];
+        file.read_exact_at(&mut page_size, PAGE_SIZE_AT)?;
+        let (id, bytes) = (BackupId::from_millis(1), file.metadata()?.len());
+        Ok(EarlierDatabase { id, file, bytes, page_size, sums: earlier.sums.clone() })
+    };
+    let base = earlier.map(open).transpose().map_err(|e| Error::io("cannot open the earlier copy".to_owned(), e))?;
+    let how = How {
+        node_seen_on: &|| Ok((!is_embedded).then_some(u64::MAX)),
+        method: PactMethod::Auto,
+        copier: unowned(&control),
+        base: base.as_ref(),
+        keeps_sums: true,
+    };
+    let source = if is_embedded { SqliteSource::Embedded } else { SqliteSource::Foreign };
+    let copied = sqlite::copy(&source(PathBuf::new()), database, to, &how)?;
+    Ok((copied.part, Earlier { path: to.to_owned(), sums: copied.sums }))
 }
 
 /// The control of a job that copies at most `limit_bytes` per second (0: no limit) and leaves `reserve_bytes` free.

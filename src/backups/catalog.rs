@@ -29,6 +29,7 @@ use rustix::fs::FileType;
 use crate::capture::source::{require_no_file, resolve};
 use crate::chainweb::{SQLITE, is_pact_database};
 use crate::disk::file_id::FileId;
+use crate::disk::increment::shared_bytes;
 use crate::disk::lock::Lock;
 use crate::disk::mounts::{self, Named};
 use crate::disk::nofollow::{self, is_unfit};
@@ -314,9 +315,10 @@ impl Catalog {
         Ok(self.readable()?.find(in_progress).map(|f| f.id))
     }
 
-    /// The bytes on the disk that only this backup uses: the size of its files that have no name outside of it.
-    pub(crate) fn exclusive_bytes(&self, id: &BackupId) -> u64 {
-        let mut bytes = 0;
+    /// The bytes on the disk that only this backup uses: the size of its files that have no name outside of it, without the blocks that
+    /// its Pact databases share with those of other backups, or with the node's; `None` if that is not known.
+    pub(crate) fn exclusive_bytes(&self, id: &BackupId) -> Option<u64> {
+        let mut bytes: u64 = 0;
         // For files with several names: device, inode, number of names, blocks; one entry for each name in this backup.
         let mut shared = off_heap::list();
         let mut pending = vec![self.path(id)];
@@ -324,10 +326,14 @@ impl Catalog {
             // A file that disappears meanwhile is no longer part of this backup.
             for (name, stat) in nofollow::entries(&directory).into_iter().flatten().flatten() {
                 let blocks = stat.st_blocks.cast_unsigned();
+                let path = directory.join(name);
                 if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    pending.push(directory.join(name));
+                    pending.push(path);
                 } else if stat.st_nlink == 1 {
-                    bytes += blocks * BLOCK_BYTES;
+                    let shares =
+                        is_pact_database(&path) && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+                    let shared_bytes = if shares { shared_bytes(&path)? } else { 0 };
+                    bytes += (blocks * BLOCK_BYTES).saturating_sub(shared_bytes);
                 } else {
                     shared.push((FileId::from(&stat), stat.st_nlink, blocks));
                 }
@@ -340,7 +346,7 @@ impl Catalog {
             let is_all = names.len() as u64 >= links as u64;
             bytes += if is_all { blocks * BLOCK_BYTES } else { 0 };
         }
-        bytes
+        Some(bytes)
     }
 
     /// Removes the garbage, `.deleting-*`, and what a drill that has crashed left, `.drilling-*`; stops with `Ok(false)` as soon as

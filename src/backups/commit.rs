@@ -31,8 +31,8 @@ use crate::disk::unsynced::Batch;
 use crate::disk::{self, Owner};
 use crate::error::{Error, Kind, Result};
 use crate::format::layout::{
-    self, CANCEL_FILE, MANIFEST_FILE, PARTIAL, RECORD_FILE, STARTS_FILE, STATUS_FAILED_FILE, STATUS_FILE, USE_FILE,
-    VERIFIED_FILE, WHOLE,
+    self, CANCEL_FILE, MANIFEST_FILE, PACT_SUMS_FILE, PARTIAL, RECORD_FILE, STARTS_FILE, STATUS_FAILED_FILE,
+    STATUS_FILE, USE_FILE, VERIFIED_FILE, WHOLE,
 };
 use crate::format::manifest::Manifest;
 use crate::format::record::{Record, Scope, Status, Versions};
@@ -261,8 +261,8 @@ pub(crate) fn discard_data(catalog: &Catalog, path: &Path, id: &BackupId) -> Res
     }
     disk::end_replace(path, STATUS_FILE)?;
     disk::end_replace(path, RECORD_FILE)?;
-    // What the verification and the proof found in the data that is gone.
-    for name in [VERIFIED_FILE, STARTS_FILE] {
+    // What the verification and the proof found in the data that is gone, and its sums.
+    for name in [VERIFIED_FILE, STARTS_FILE, PACT_SUMS_FILE] {
         disk::end_replace(path, name)?;
         disk::remove_file(&path.join(name))?;
     }

@@ -53,6 +53,13 @@ pub(crate) fn note_tables(catalog: &Catalog, id: &BackupId, faults: &[Fault], at
     note_sharers(catalog, id, faults, at_ms).map(|_| ())
 }
 
+/// Adds to the note of a backup that so many other files of it are damaged.
+pub(crate) fn note_more(catalog: &Catalog, id: &BackupId, count: u64, at_ms: u64) -> Result<()> {
+    let before_count = catalog.verified(id)?.map_or(0, |verified| verified.faults_count);
+    let faults_count = before_count + count;
+    write(catalog, id, Verified { id: None, depth: Depth::Deep, at_ms, faults_count, damaged: BTreeSet::new() })
+}
+
 /// Adds damaged SSTs to the note of a backup.
 fn add(catalog: &Catalog, id: &BackupId, names: &[&str], at_ms: u64) -> Result<()> {
     let known = tables(catalog, id)?;

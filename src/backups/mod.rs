@@ -11,6 +11,8 @@ pub(crate) mod filling;
 pub(crate) mod journal;
 pub(crate) mod moving;
 pub(crate) mod operations;
+pub(crate) mod pact_base;
+pub(crate) mod pact_pieces;
 pub(crate) mod placement;
 pub(crate) mod prune;
 pub(crate) mod recover;

@@ -74,7 +74,7 @@ pub fn check_backup_in(directory: &Path, id: &BackupId) -> Result<Option<Details
 }
 
 fn viewed(catalog: &Catalog, found: Found) -> Result<Details> {
-    Ok(Details { exclusive_bytes: Some(catalog.exclusive_bytes(&found.id)), ..Details::of(catalog, found)? })
+    Ok(Details { exclusive_bytes: catalog.exclusive_bytes(&found.id), ..Details::of(catalog, found)? })
 }
 
 /// The identifier of the backup `word`, which is an identifier, or `latest` for the newest good backup.

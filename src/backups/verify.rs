@@ -17,7 +17,7 @@
 //! that RocksDB or SQLite would replay at the next start (a WAL, a journal) is a fault: it would change the database.
 //!
 //! # Limitations
-//! A changed byte within a row of SQLite is found only if there are `BLAKE2SUMS`: SQLite's pages have no checksums.
+//! A changed byte within a row of SQLite is found only if there are `BLAKE2SUMS` or `pact-sums.json`: SQLite's pages have no checksums.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,6 +25,7 @@ use std::io;
 use std::path::Path;
 
 use crate::backups::catalog::MAX_RECORD_BYTES;
+use crate::backups::pact_pieces;
 use crate::backups::sums;
 use crate::backups::sums_list::{Compared, Place};
 use crate::backups::verification::Verification;
@@ -129,6 +130,10 @@ impl Deep<'_> {
         let (agreed, mut suspects) = self.compare_sums_of_rocksdb(result)?;
         if let Some(said) = self.existing.said {
             self.compare_with_sums_of_manifest(said, &agreed, result)?;
+        }
+        if let Some(record) = self.record {
+            let faults = pact_pieces::faults((&record.id, self.existing.path), databases, self.control)?;
+            faults.into_iter().for_each(|fault| result.fault(fault.file, fault.why));
         }
         self.check_pact(databases, result)?;
         // A CURRENT that is not ours may be huge, and RocksDB reads all of it into memory.

@@ -28,23 +28,29 @@ const REREAD_PERCENT: u8 = 4;
 /// How the Pact databases are copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PactMethod {
-    /// Copies all bytes: takes space and time, and does not change the layout of the node's databases on the disk.
+    /// Makes an increment of the last good backup if the file system of the backups can share blocks (xfs, btrfs): only what has
+    /// changed is written, and nothing is shared with the node's databases. Otherwise as `Copy`.
     #[default]
+    Auto,
+    /// Copies all bytes: takes space and time, and does not change the layout of the node's databases on the disk.
     Copy,
-    /// Shares blocks if the file system can (xfs, btrfs), otherwise as `Copy`: takes no time and no space at first, but from
-    /// then on the node's writes break its databases into many extents.
+    /// Shares blocks with the node's databases if the file system can (xfs, btrfs), otherwise as `Copy`: takes no time and no space
+    /// at first, but from then on the node's writes break its databases into many extents.
     Clone,
 }
 
-/// Reads `copy` or `clone`.
+/// Reads `auto`, `copy` or `clone`.
 ///
 /// # Errors
 /// [`Kind::Usage`] for anything else.
 pub fn parse_pact_method(text: &str) -> Result<PactMethod> {
     match text {
+        "auto" => Ok(PactMethod::Auto),
         "copy" => Ok(PactMethod::Copy),
         "clone" => Ok(PactMethod::Clone),
-        _ => Err(Error::new(Kind::Usage, format!("{} is not a way to copy Pact: use copy or clone", quote(text)))),
+        _ => {
+            Err(Error::new(Kind::Usage, format!("{} is not a way to copy Pact: use auto, copy or clone", quote(text))))
+        }
     }
 }
 

@@ -277,8 +277,22 @@ pub(crate) fn clone(
     to: &Path,
     watch: &dyn Fn() -> Result<()>,
 ) -> Result<Option<Unsynced>> {
-    let Copier { owner, control } = copier;
-    let out = create_new("clone", to, owner)?;
+    let out = create_new("clone", to, copier.owner)?;
+    if !clone_into(copier.control, from, (&out, to), watch)? {
+        remove_file(to)?;
+        return Ok(None);
+    }
+    let bytes = out.metadata().context(|| failed("look at", to))?.len();
+    Ok(Some(Unsynced::of(out, to, bytes)))
+}
+
+/// The same into an empty file, of the path `to`; `Ok(false)` if the file systems cannot do that.
+pub(crate) fn clone_into(
+    control: &Control,
+    from: BorrowedFd<'_>,
+    (out, to): (&File, &Path),
+    watch: &dyn Fn() -> Result<()>,
+) -> Result<bool> {
     let size = || rustix::fs::fstat(from).map(|s| s.st_size.cast_unsigned()).context(|| failed("clone to", to));
     let (mut at, mut range) = (0, MIN_CLONE_BYTES);
     loop {
@@ -288,14 +302,11 @@ pub(crate) fn clone(
         let rest = size()?.saturating_sub(at);
         let started = Instant::now();
         // The last range goes up to the end of the file, which may have moved.
-        match sys::clone_range(from, &out, at, if rest > range { range } else { 0 }) {
+        match sys::clone_range(from, out, at, if rest > range { range } else { 0 }) {
             Ok(()) => {}
-            Err(e) if at == 0 && cannot_clone(&e) => {
-                remove_file(to)?;
-                return Ok(None);
-            }
+            Err(e) if at == 0 && cannot_clone(&e) => return Ok(false),
             // A WAL checkpoint has truncated the source to before this range: nothing is left to clone.
-            Err(_) if at > 0 && size()? <= at => break,
+            Err(_) if at > 0 && size()? <= at => return Ok(true),
             // The size of the source has changed: this range is sized anew.
             Err(_) if at > 0 && size()? != at + rest => continue,
             Err(e) => return Err(Error::io(failed("clone to", to), e)),
@@ -303,14 +314,12 @@ pub(crate) fn clone(
         // No bytes are copied, so the limit does not apply.
         control.add_done(rest.min(range));
         if rest <= range {
-            break;
+            return Ok(true);
         }
         at += range;
         range = if started.elapsed() > MAX_STALL / 2 { range / 2 } else { range * 2 };
         range = range.clamp(MIN_CLONE_BYTES, MAX_CLONE_BYTES);
     }
-    let bytes = out.metadata().context(|| failed("look at", to))?.len();
-    Ok(Some(Unsynced::of(out, to, bytes)))
 }
 
 /// Whether a clone of `from` can be made in `directory`. That is tried with a file without a name, so nothing is left there, and not

@@ -275,14 +275,14 @@ fn each_window_ahead(
 
 /// Memory for [`WINDOW_BYTES`], or for less if the file is shorter. Nothing else lies in its pages: while the disk writes to
 /// them, a fork must not copy them (open(2), O_DIRECT).
-struct Window {
+pub(crate) struct Window {
     memory: Vec<u8>,
     start: usize,
     bytes: usize,
 }
 
 impl Window {
-    fn new(limit_bytes: u64) -> Window {
+    pub(crate) fn new(limit_bytes: u64) -> Window {
         let page = rustix::param::page_size().max(ALIGNMENT);
         let bytes = usize::try_from(limit_bytes).unwrap_or(usize::MAX).min(WINDOW_BYTES).next_multiple_of(ALIGNMENT);
         let memory = vec![0; bytes.next_multiple_of(page) + page];
@@ -290,12 +290,12 @@ impl Window {
         Window { memory, start, bytes }
     }
 
-    fn filled(&self, count: usize) -> &[u8] {
+    pub(crate) fn filled(&self, count: usize) -> &[u8] {
         &self.memory[self.start..self.start + count]
     }
 
     /// Reads until the window is full or has `limit_bytes`, or the file ends; returns the number of bytes.
-    fn fill(&mut self, from: &mut dyn Read, limit_bytes: u64) -> io::Result<usize> {
+    pub(crate) fn fill(&mut self, from: &mut dyn Read, limit_bytes: u64) -> io::Result<usize> {
         let window = &mut self.memory[self.start..self.start + self.bytes];
         let limit = usize::try_from(limit_bytes).unwrap_or(usize::MAX).min(window.len());
         let mut count = 0;

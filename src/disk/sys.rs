@@ -269,3 +269,96 @@ pub(crate) fn commit_btrfs(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// The bytes of a file that lie in blocks which it shares with other files: FIEMAP (Documentation/filesystems/fiemap.rst).
+///
+/// # Errors
+/// `EOPNOTSUPP` if the file system does not report that; `E2BIG` if the file is in more than a million pieces.
+pub(crate) fn shared_bytes(file: &File) -> io::Result<u64> {
+    const EXTENTS: usize = 512;
+    const MAX_CALLS: usize = 2048;
+    // linux/fs.h: _IOWR('f', 11, struct fiemap), as most architectures encode it; linux/fiemap.h.
+    const FIEMAP: u32 = 0xc020_660b;
+    const LAST: u32 = 0x1;
+    const SHARED: u32 = 0x2000;
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Extent {
+        logical: u64,
+        physical: u64,
+        bytes: u64,
+        reserved: [u64; 2],
+        flags: u32,
+        reserved_more: [u32; 3],
+    }
+    #[repr(C)]
+    struct Map {
+        start: u64,
+        bytes: u64,
+        flags: u32,
+        mapped: u32,
+        room: u32,
+        reserved: u32,
+        extents: [Extent; EXTENTS],
+    }
+    let (mut start, mut shared_bytes) = (0, 0);
+    for _ in 0..MAX_CALLS {
+        let mut map = Map {
+            start,
+            bytes: u64::MAX - start,
+            flags: 0,
+            mapped: 0,
+            room: EXTENTS as u32,
+            reserved: 0,
+            extents: [Extent::default(); EXTENTS],
+        };
+        // SAFETY: the descriptor is open while it is borrowed. The call reads the first 32 bytes and writes at most as many extents
+        // behind them as `room` says; the structure has room for them and lives until the call returns.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), FIEMAP as _, &raw mut map) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut extents = map.extents.iter().take(map.mapped as usize);
+        shared_bytes +=
+            extents.clone().filter(|extent| extent.flags & SHARED != 0).map(|extent| extent.bytes).sum::<u64>();
+        match extents.next_back() {
+            Some(last) if last.flags & LAST == 0 => start = last.logical + last.bytes,
+            _ => return Ok(shared_bytes),
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::E2BIG))
+}
+
+/// Makes xfs copy blocks one by one when a shared block of this empty file is written to: by default it copies 128 KiB.
+///
+/// # Errors
+/// Another file system has no such setting.
+pub(crate) fn set_cow_extent_bytes(file: &File, bytes: u32) -> io::Result<()> {
+    /// `struct fsxattr` of linux/fs.h.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        flags: u32,
+        extent_bytes: u32,
+        extents_count: u32,
+        project: u32,
+        cow_extent_bytes: u32,
+        padding: [u8; 8],
+    }
+    // linux/fs.h: _IOR('X', 31, struct fsxattr), _IOW('X', 32, struct fsxattr), as most architectures encode them.
+    const GET: u32 = 0x801c_581f;
+    const SET: u32 = 0x401c_5820;
+    const HAS_COW_EXTENT_BYTES: u32 = 0x0001_0000;
+    let mut attributes = Attributes::default();
+    for request in [GET, SET] {
+        // SAFETY: the descriptor is open while it is borrowed. The first call writes one structure, the second reads it; it lives
+        // until they return. Another file system rejects these requests, or the value.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), request as _, &raw mut attributes) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        attributes.flags |= HAS_COW_EXTENT_BYTES;
+        attributes.cow_extent_bytes = bytes;
+    }
+    Ok(())
+}

@@ -51,6 +51,12 @@ pub(crate) fn is_on_ext4_or_xfs(file: &File) -> bool {
     [EXT4_MAGIC, XFS_MAGIC].contains(&magic_of(file))
 }
 
+/// Whether a directory is on xfs or btrfs.
+pub(crate) fn is_on_xfs_or_btrfs(directory: &Path) -> io::Result<bool> {
+    let directory = nofollow::open_directory(directory)?;
+    Ok([XFS_MAGIC, BTRFS_MAGIC].contains(&magic_of(&directory)))
+}
+
 /// Which program wrote a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Writer {

@@ -3,7 +3,7 @@
 //! ```text
 //! BACKUPS/.lock  .service  .creating-<id>/  .deleting-<id>.<n>/  .drilling-<id>/
 //! BACKUPS/<id>/status  backup.json  manifest.json  0.partial/ or 0/  .use  status.failed  verified.json  drill.json  starts.json
-//! and .pinned  .cancel
+//! and pact-sums.json  .pinned  .cancel
 //! BACKUPS/<id>/0/rocksDb/BLAKE2SUMS  0/sqlite/BLAKE2SUMS
 //! TARGET/.restoring-<time>/  .restoring-<time>0/  .exchanging-<time>/  0.bak-<time>/
 //! TARGET/0/rocksDb/.restore-journal.json  .restoring-<time>/  0.bak-<time>/  and the last two in TARGET/0/sqlite/
@@ -99,6 +99,10 @@ pub(crate) const DRILL_FILE: &str = "drill.json";
 /// `BACKUPS/<id>/starts.json`: the last start-up proof. Made by the end of a job, or later by the idle service; replaced
 /// by `verify`; removed with the data of a failed backup.
 pub(crate) const STARTS_FILE: &str = "starts.json";
+
+/// `BACKUPS/<id>/pact-sums.json`: the sums of the pieces of the Pact databases, see `pact_sums`. Made while the backup is filled, if the
+/// next backup can make increments; removed with the data of a failed backup.
+pub(crate) const PACT_SUMS_FILE: &str = "pact-sums.json";
 
 /// `BACKUPS/<id>/.use`: the lock of one backup, see `in_use`. Made with the backup.
 pub(crate) const USE_FILE: &str = ".use";

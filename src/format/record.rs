@@ -117,10 +117,27 @@ pub enum Method {
     Copied,
     /// The files of an SQLite database, copied under a read transaction.
     RawCopy,
+    /// An SQLite database that shares the blocks that did not change with an earlier backup; otherwise as a raw copy or a file copy.
+    Increment,
     /// As a raw copy or a file copy, but the copy shares the blocks of the node's own file.
     RawClone,
     /// Written by SQLite's online backup.
     OnlineBackup,
+}
+
+impl Method {
+    /// The method as text, in the record and in the metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Method::Linked => "linked",
+            Method::Reused => "reused",
+            Method::Copied => "copied",
+            Method::RawCopy => "raw-copy",
+            Method::Increment => "increment",
+            Method::RawClone => "raw-clone",
+            Method::OnlineBackup => "online-backup",
+        }
+    }
 }
 
 /// How RocksDB was captured, and the content of the copy.
@@ -186,6 +203,23 @@ pub struct PactPart {
     pub block_height: Option<u64>,
     /// Its hash, in hexadecimal.
     pub block_hash: Option<String>,
+    /// The backup of which it is an increment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BackupId>,
+    /// The bytes of an increment that were written; it shares the others with `base`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_bytes: Option<u64>,
+    /// Why it was copied as a whole, although an earlier backup has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_because: Option<String>,
+}
+
+impl PactPart {
+    /// The bytes that were written for it.
+    pub fn all_written_bytes(&self) -> u64 {
+        let whole_bytes = if self.method == Method::RawClone { 0 } else { self.bytes };
+        self.written_bytes.unwrap_or(whole_bytes)
+    }
 }
 
 /// The versions of the programs involved.
@@ -292,6 +326,14 @@ mod tests {
         let text = serde_json::to_string(&record).unwrap();
         assert!(!text.contains("block_heights") && !text.contains("\"chainweb\""), "{text}");
         assert_eq!(Record::parse(text.as_bytes()), Some(record));
+    }
+
+    #[test]
+    fn the_word_of_a_method_is_the_one_in_the_record() {
+        use Method::{Copied, Increment, Linked, OnlineBackup, RawClone, RawCopy, Reused};
+        for method in [Linked, Reused, Copied, RawCopy, Increment, RawClone, OnlineBackup] {
+            assert_eq!(serde_json::to_string(&method).unwrap(), format!("\"{}\"", method.word()));
+        }
     }
 
     #[test]

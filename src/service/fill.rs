@@ -39,6 +39,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::layout::DISCARDED;
 use crate::format::manifest::Manifest;
 use crate::format::record::{Method, PactPart, RocksdbPart, Status};
+use crate::service::increments::{Increments, Needs};
 use crate::service::making::Making;
 use crate::service::repair::Capturing;
 
@@ -63,10 +64,11 @@ pub(crate) fn fill(backup: &mut Unfinished, making: &Making<'_>) -> Result<(Mani
     control.check()?;
     disk::create_private_dir(&backup.partial(), making.copier.owner)?;
     let databases = if backup.record.scope.has_pact() { making.sources.sqlite.databases()? } else { Vec::new() };
-    let base = prepare(backup, making, &databases)?;
+    let pact = Increments::prepare(backup, making)?;
+    let base = prepare(backup, making, &databases, &pact)?;
     if backup.record.scope.has_pact() {
         control.enter(Phase::Pact);
-        copy_pact(backup, making, &databases)?;
+        copy_pact(backup, making, &databases, pact)?;
     }
     if backup.record.scope.has_pact() && engine::require("the heights").is_err() {
         // The heights cannot be compared, so the blocks that the node has committed to Pact are given time to reach RocksDB.
@@ -79,7 +81,12 @@ pub(crate) fn fill(backup: &mut Unfinished, making: &Making<'_>) -> Result<(Mani
 
 /// Fails if there is no room for the backup. Returns the earlier backup whose files can be taken over, after reading a share of
 /// them again.
-fn prepare(backup: &mut Unfinished, making: &Making<'_>, databases: &[PathBuf]) -> Result<Option<Base>> {
+fn prepare(
+    backup: &mut Unfinished,
+    making: &Making<'_>,
+    databases: &[PathBuf],
+    pact: &Increments,
+) -> Result<Option<Base>> {
     let Making { sources, catalog, config, copier: Copier { control, .. }, started_ms } = *making;
     let partial = backup.partial();
     let is_linked = can_link(sources.rocksdb.path(), &partial)?;
@@ -90,7 +97,9 @@ fn prepare(backup: &mut Unfinished, making: &Making<'_>, databases: &[PathBuf]) 
         .unwrap_or_default();
     let saved_bytes = base.as_ref().map_or(0, |base| base.files.saved_bytes(&live));
     let rocksdb_bytes = if is_linked { 0 } else { rocksdb::total_bytes(&sources.rocksdb)?.saturating_sub(saved_bytes) };
-    pre_flight(making, &partial, databases, rocksdb_bytes)?;
+    let mut needs = Needs { space_bytes: rocksdb_bytes, work_bytes: rocksdb_bytes };
+    databases.iter().try_for_each(|database| pact.add_needs(database, &mut needs))?;
+    pre_flight(making, &partial, &needs)?;
     if let Some(base) = base.as_mut().filter(|_| config.reread_percent > 0) {
         control.enter(Phase::Reread);
         let faults = base.read_share(&live, config.reread_percent, started_ms, catalog, control)?;
@@ -100,19 +109,40 @@ fn prepare(backup: &mut Unfinished, making: &Making<'_>, databases: &[PathBuf]) 
 }
 
 /// Copies the Pact databases, one after the other.
-fn copy_pact(backup: &mut Unfinished, making: &Making<'_>, databases: &[PathBuf]) -> Result<()> {
+fn copy_pact(
+    backup: &mut Unfinished,
+    making: &Making<'_>,
+    databases: &[PathBuf],
+    mut increments: Increments,
+) -> Result<()> {
     let Making { sources, config, copier, .. } = *making;
     let directory = backup.partial().join(SQLITE);
     disk::create_dir(&directory, copier.owner)?;
     let node_seen_on = || sources.rocksdb.lock_seen_on();
-    let how = How { node_seen_on: &node_seen_on, method: config.pact_method, copier };
     for database in databases {
         let name = database.file_name().ok_or_else(|| nameless(database))?;
-        let part = sqlite::copy(&sources.sqlite, database, &directory.join(name), &how)?;
+        let base = increments.database(name);
+        let how = How {
+            node_seen_on: &node_seen_on,
+            method: config.pact_method,
+            copier,
+            base: base.as_ref(),
+            keeps_sums: increments.are_possible,
+        };
+        let copied = sqlite::copy(&sources.sqlite, database, &directory.join(name), &how)?;
+        drop(base);
         backup.record.warnings.extend(lost_commits::warning(&sources.sqlite, database, copier.control)?);
-        log::debug!("copied database={} bytes={} height={:?}", part.file, part.bytes, part.block_height);
+        let part = increments.take(copied, backup, making);
+        let written_bytes = part.written_bytes.unwrap_or(part.bytes);
+        log::debug!(
+            "copied database={} bytes={} written_bytes={written_bytes} height={:?}",
+            part.file,
+            part.bytes,
+            part.block_height
+        );
         backup.record.pact.push(part);
     }
+    increments.keep_sums(backup, making)?;
     backup.record.warnings.extend(missing_databases(making.catalog, &backup.record.pact)?);
     Ok(())
 }
@@ -239,15 +269,12 @@ fn table_number(path: &str) -> Option<u64> {
 }
 
 /// Fails before the first byte is copied if the disk lacks the room.
-fn pre_flight(making: &Making<'_>, partial: &Path, databases: &[PathBuf], rocksdb_bytes: u64) -> Result<()> {
+fn pre_flight(making: &Making<'_>, partial: &Path, needs: &Needs) -> Result<()> {
     let Making { catalog, config, copier: Copier { control, .. }, .. } = *making;
-    let mut needed_bytes = rocksdb_bytes;
-    for database in databases {
-        needed_bytes += sqlite::needed_bytes(database)?;
-    }
+    let needed_bytes = needs.space_bytes;
     let (mut free_bytes, size_bytes) = disk::free_bytes(partial)?;
     let reserve_bytes = config.reserve_bytes.unwrap_or(DEFAULT_RESERVE_BYTES.min(size_bytes / 20));
-    control.set_total(needed_bytes);
+    control.set_total(needs.work_bytes);
     control.set_reserve(reserve_bytes);
     let wanted_bytes = needed_bytes.saturating_add(reserve_bytes);
     if free_bytes < wanted_bytes {

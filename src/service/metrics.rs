@@ -1,5 +1,6 @@
 //! Counters of the service, and the metrics as Prometheus text. No I/O: the caller passes all values.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -28,6 +29,9 @@ impl Counters {
     }
 }
 
+/// For each method the size of the Pact databases, and the bytes that were written for them.
+type ByMethod = BTreeMap<&'static str, (u64, u64)>;
+
 /// The totals of all backups, including those of other processes; each is [added](Summary::add) separately, the newest first.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
@@ -42,6 +46,8 @@ pub(crate) struct Summary {
     newest: Option<(u64, Option<u64>)>,
     /// The newest backup of ours that is done, by its id, and the number of its warnings.
     newest_done: Option<(u64, usize)>,
+    /// The newest backup of ours that is done and has Pact, by its id.
+    newest_pact: Option<(u64, ByMethod)>,
     /// The newest backup of ours that had a drill, by its id; when it began, and whether it passed.
     newest_drill: Option<(u64, u64, bool)>,
     /// The newest backup of ours whose start-up proof has a result, by its id: whether a node starts, and the blocks to replay.
@@ -64,6 +70,15 @@ impl Summary {
             });
             self.newest_proof = self.newest_proof.max(proof);
             self.newest_done = self.newest_done.max(Some((id, record.warnings.len())));
+            if record.scope.has_pact() && self.newest_pact.as_ref().is_none_or(|(newest, _)| *newest < id) {
+                let mut by_method = ByMethod::new();
+                for part in &record.pact {
+                    let (bytes, written_bytes) = by_method.entry(part.method.word()).or_default();
+                    *bytes += part.bytes;
+                    *written_bytes += part.all_written_bytes();
+                }
+                self.newest_pact = Some((id, by_method));
+            }
         }
         let (count, last_ms) = match backup.status {
             Status::Done => (&mut self.done_count, Some(&mut self.last_success_ms)),
@@ -141,6 +156,17 @@ pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> St
     let warnings_count = backups.newest_done.map_or(0, |(_, warnings_count)| warnings_count);
     let help = "Warnings in the record of the newest backup that is done.";
     metric("warnings", "gauge", help, &plain(warnings_count as f64));
+    if let Some((_, by_method)) = &backups.newest_pact {
+        let each = |value: &dyn Fn(&(u64, u64)) -> u64| -> Vec<(String, f64)> {
+            let sample =
+                |(method, both): (&&str, &(u64, u64))| (format!("{{method=\"{method}\"}}"), value(both) as f64);
+            by_method.iter().map(sample).collect()
+        };
+        let help = "Size of the Pact databases in the newest good backup that has them, by how they came into it.";
+        metric("pact_bytes", "gauge", help, &each(&|(bytes, _)| *bytes));
+        let help = "The bytes that were written for them; of an increment only what had changed.";
+        metric("pact_written_bytes", "gauge", help, &each(&|(_, written_bytes)| *written_bytes));
+    }
     if let Some((_, at_ms, passed)) = backups.newest_drill {
         let help = "When the last drill of the newest backup that had one began.";
         metric("last_drill_timestamp_seconds", "gauge", help, &plain(at_ms as f64 / 1000.0));

@@ -12,6 +12,7 @@
 
 pub(crate) mod answers;
 pub(crate) mod fill;
+pub(crate) mod increments;
 pub(crate) mod job;
 pub(crate) mod listing;
 pub(crate) mod making;

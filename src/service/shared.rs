@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
@@ -27,6 +27,9 @@ use crate::id::BackupId;
 use crate::service::answers::Listings;
 use crate::service::metrics::{Counters, Gauges};
 use crate::service::watchdog::Watchers;
+
+/// How long the bytes that only one backup uses are counted.
+const COUNTING_LIMIT: Duration = Duration::from_secs(5);
 
 /// The parameters of a backup.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -146,10 +149,18 @@ impl Shared {
         }
     }
 
-    /// Computes anew how many bytes the deletion of each backup would free.
+    /// Computes anew how many bytes the deletion of each backup would free, the newest first. It may take long to find out which blocks
+    /// are shared: after [`COUNTING_LIMIT`] the figures of the older backups are kept as they were.
     pub(crate) fn count_exclusive_bytes(&self) {
         let Ok(readable) = self.catalog.readable() else { return };
-        let counted: HashMap<_, _> = readable.map(|f| (f.id.clone(), self.catalog.exclusive_bytes(&f.id))).collect();
+        let began = Instant::now();
+        let mut before = std::mem::take(&mut self.state.lock().exclusive_bytes);
+        let count = |Found { id, .. }: Found| {
+            let known = before.remove(&id).filter(|_| began.elapsed() > COUNTING_LIMIT);
+            let bytes = known.or_else(|| self.catalog.exclusive_bytes(&id))?;
+            Some((id, bytes))
+        };
+        let counted = readable.filter_map(count).collect();
         self.state.lock().exclusive_bytes = counted;
     }
 }

@@ -11,7 +11,7 @@ use crate::speed::Copier::{self, Backup, Cp, CpReflink, Ours, OursClone, VacuumI
 const LEAST_BYTES: u64 = 1 << 30;
 
 /// A new file system in an image, unmounted and removed when it goes out of scope.
-struct Mounted {
+pub struct Mounted {
     image: PathBuf,
     at: PathBuf,
     mounted: bool,
@@ -19,7 +19,7 @@ struct Mounted {
 
 impl Mounted {
     /// The error says why there is none.
-    fn new(kind: &str, bytes: u64, below: &Path) -> Result<Mounted, String> {
+    pub fn new(kind: &str, bytes: u64, below: &Path) -> Result<Mounted, String> {
         let mut new = Mounted { image: below.join(format!("{kind}.img")), at: below.join(kind), mounted: false };
         fs::create_dir_all(&new.at).unwrap();
         File::create(&new.image).unwrap().set_len(bytes).unwrap();
@@ -29,8 +29,12 @@ impl Mounted {
         Ok(new)
     }
 
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+
     /// What was written to the device since it is there, in MiB, after everything is on it.
-    fn written_mib(&self) -> f64 {
+    pub fn written_mib(&self) -> f64 {
         rustix::fs::syncfs(File::open(&self.at).unwrap()).unwrap();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let line = mounts.lines().find(|line| line.split(' ').nth(1) == self.at.to_str()).unwrap();

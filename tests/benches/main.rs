@@ -7,6 +7,7 @@ mod growth;
 mod http;
 mod latency;
 mod measure;
+mod second;
 mod speed;
 mod writers;
 
@@ -31,6 +32,8 @@ pub struct Scale {
     pub growing_pact_mb: Vec<u32>,
     pub phase: Duration,
     pub rounds: u32,
+    /// Backups after the first one.
+    pub days: u32,
     /// How long a peer may take.
     pub limit: Duration,
     pub peers: bool,
@@ -38,11 +41,12 @@ pub struct Scale {
 
 type Part = (&'static str, fn(&Scale));
 
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     ("same", speed::same_file_system),
     ("other", speed::other_file_system),
     ("pact", speed::pact),
     ("pact-file-systems", file_systems::pact),
+    ("pact-second", second::pact),
     ("verify", speed::verify),
     ("pact-latency", latency::pact),
     ("rocksdb-latency", latency::rocksdb),
@@ -100,6 +104,7 @@ fn main() {
         growing_pact_mb: numbers("GROWTH_PACT_MB", "250 500 1000 2000"),
         phase: Duration::from_secs(number("PHASE_SECONDS", 6)),
         rounds: number("ROUNDS", 3) as u32,
+        days: number("DAYS", 6) as u32,
         limit: Duration::from_secs(number("LIMIT_SECONDS", 120)),
         peers: number("PEERS", 1) > 0,
     };

@@ -62,7 +62,7 @@ pub fn make(scale: &Scale, node: &Path, to: &Path, with_pact: bool) -> Run {
 }
 
 /// The same with other options.
-fn make_by(scale: &Scale, node: &Path, to: &Path, options: &[&str]) -> Run {
+pub fn make_by(scale: &Scale, node: &Path, to: &Path, options: &[&str]) -> Run {
     let mut arguments: Vec<PathBuf> = ["make", "--reserve-bytes", "0", "--log-level", "warn", "--sums", "none"]
         .iter()
         .chain(options)
@@ -352,7 +352,7 @@ pub fn pact_in(scale: &Scale, dir: &Path, what: &str, device: Option<&dyn Fn() -
     notes.iter().for_each(|note| println!("\n{note}"));
 }
 
-fn is_installed(program: &str) -> bool {
+pub fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }

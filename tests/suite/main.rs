@@ -19,6 +19,8 @@ mod hostile;
 mod http;
 #[cfg(feature = "gate")]
 mod in_use;
+#[cfg(feature = "gate")]
+mod increments;
 mod listener;
 #[cfg(feature = "gate")]
 mod live;
@@ -28,6 +30,8 @@ mod mutations;
 mod order;
 #[cfg(feature = "gate")]
 mod parsers;
+#[cfg(feature = "gate")]
+mod reflink;
 #[cfg(feature = "gate")]
 mod restore;
 mod retention;

@@ -13,7 +13,10 @@ use std::process::{Command, Stdio};
 use chainweb_backup::gate::{self, Plan};
 use chainweb_backup::{BackupId, Service, Sources, Status};
 
-use crate::fixture::{Node, PACT, config, copy_tree, make_done, scratch, settled, wait_end, whole};
+use crate::fixture::{
+    BLOCKS, Node, PACT, config, copy_tree, make_done, names, scratch, settled, tree, wait_end, whole,
+};
+use crate::reflink::Volume;
 
 /// The most operations of one small backup: with more, the sweep would take too long.
 const MAX_GATES: u64 = 80;
@@ -28,6 +31,8 @@ struct Order {
     kill_at: Option<u64>,
     /// Only start, settle and end; otherwise make a backup.
     only_recover: bool,
+    /// Make an increment: another backup first, without errors.
+    has_base: bool,
 }
 
 impl Order {
@@ -150,7 +155,8 @@ fn every_error_and_many_pairs_beside_a_foreign_node() {
 /// Runs an order in a process of its own, on the node and the backups below `root`; returns whether it was killed.
 fn in_child(root: &Path, order: &Order) -> bool {
     let numbers: Vec<String> = order.fail_at.iter().map(u64::to_string).collect();
-    let text = format!("{};{};{}", numbers.join(","), order.kill_at.unwrap_or(0), order.only_recover);
+    let Order { only_recover, has_base, .. } = order;
+    let text = format!("{};{};{only_recover};{has_base}", numbers.join(","), order.kill_at.unwrap_or(0));
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["sweep::child", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
         .env(CHILD, text)
@@ -174,6 +180,7 @@ fn child() {
         fail_at: parts[0].split(',').filter(|n| !n.is_empty()).map(|n| n.parse().unwrap()).collect(),
         kill_at: Some(parts[1].parse().unwrap()).filter(|n| *n > 0),
         only_recover: parts[2].parse().unwrap(),
+        has_base: parts[3].parse().unwrap(),
     };
     let backups = root.join("backups");
     if order.only_recover {
@@ -181,7 +188,10 @@ fn child() {
         gate::arm(order.plan(&backups));
         let _ = Service::start(config(&backups), node.embedded()).map(|service| service.finish());
     } else {
-        let node = Node::create(&root, 1);
+        let mut node = Node::create(&root, 1);
+        if order.has_base {
+            make_base(&mut node);
+        }
         run(node.embedded(), &backups, &order, &|id| fs::write(root.join("handed-out"), id.as_str()).unwrap());
     }
 }
@@ -193,15 +203,79 @@ fn handed_out(root: &Path) -> Option<BackupId> {
 
 /// Makes a backup in a child, then starts; returns whether the child was killed.
 fn killed(fail_at: &[u64], kill_at: u64) -> bool {
-    let root = scratch();
-    let order = Order { kill_at: Some(kill_at), ..Order::fail(fail_at) };
-    let killed = in_child(root.path(), &order);
+    killed_in(scratch().path(), &Order { kill_at: Some(kill_at), ..Order::fail(fail_at) })
+}
+
+fn killed_in(root: &Path, order: &Order) -> bool {
+    let killed = in_child(root, order);
     if killed {
-        let node = Node::open(root.path());
-        settle(node.embedded(), &node.backups(), &order, handed_out(root.path()).as_ref(), None);
+        let node = Node::open(root);
+        settle(node.embedded(), &node.backups(), order, handed_out(root).as_ref(), None);
         node.check();
     }
     killed
+}
+
+/// A backup of which the next one makes an increment; the node has a block more than it.
+fn make_base(node: &mut Node) -> BackupId {
+    let service = Service::start(config(&node.backups()), node.embedded()).unwrap();
+    let id = make_done(&service, PACT);
+    service.finish();
+    let height = BLOCKS + 1;
+    node.rocksdb_block(height);
+    node.pact_block(height);
+    id
+}
+
+/// Each error, and each with the next one, while an increment is made: what is there is whole, and the earlier backup is as it was.
+#[test]
+fn every_error_while_an_increment_is_made() {
+    for (kind, volume) in Volume::each() {
+        let mut node = Node::create(&volume.path(), 1);
+        let base = make_base(&mut node);
+        let backups = node.backups();
+        let before = tree(&backups.join(base.as_str()));
+        let (mut errors, mut done) = (0, 0);
+        'all: for first in 1.. {
+            for fail_at in [&[first][..], &[first, first + 1]] {
+                let order = Order::fail(fail_at);
+                let outcome = run(node.embedded(), &backups, &order, &|_| ());
+                if first > outcome.gates {
+                    break 'all;
+                }
+                let (id, said) = outcome.handed_out.as_ref().map(|(id, said)| (id, *said)).unzip();
+                settle(node.embedded(), &backups, &order, id, said);
+                errors += 1;
+                done += u32::from(said == Some(Status::Done));
+                assert!(tree(&backups.join(base.as_str())) == before, "{kind} {fail_at:?}");
+                for name in
+                    names(&backups).into_iter().filter(|name| BackupId::parse(name).is_some_and(|id| id != base))
+                {
+                    fs::remove_dir_all(backups.join(name)).unwrap();
+                }
+            }
+        }
+        println!("increments, {kind}: errors={errors} done nevertheless={done}");
+        assert!(errors > 60, "{kind}: {errors}");
+        node.check();
+    }
+}
+
+#[test]
+fn every_kill_while_an_increment_is_made() {
+    for (kind, volume) in Volume::each() {
+        let killed = |kill_at: &u64| {
+            let root = volume.path().join(format!("{kill_at}"));
+            fs::create_dir(&root).unwrap();
+            let order = Order { kill_at: Some(*kill_at), has_base: true, ..Order::default() };
+            let killed = killed_in(&root, &order);
+            fs::remove_dir_all(&root).unwrap();
+            killed
+        };
+        let kills = (1..).take_while(killed).count() as u64;
+        println!("increments, {kind}: kills={kills}");
+        assert!((30..=MAX_GATES).contains(&kills), "{kind}: {kills} kills");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The commands on finished backups: what they print, and their exit codes.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -453,9 +453,14 @@ fn notes(backup: &Details, record: &Record) -> String {
     // Without Pact it is never known.
     let starts = starts.filter(|_| backup.scope.has_pact());
     let reason = record.reason.clone();
-    let all = [pinned, backup.verified.as_ref().map(verified), backup.drill.as_ref().map(drilled), starts, reason]
-        .into_iter()
-        .flatten();
+    let bases: BTreeSet<&str> = record.pact.iter().filter_map(|part| Some(part.base.as_ref()?.as_str())).collect();
+    let written: u64 = record.pact.iter().map(chainweb_backup::PactPart::all_written_bytes).sum();
+    let bases = bases.into_iter().collect::<Vec<_>>().join(", ");
+    let increment = (!bases.is_empty()).then(|| format!("Pact: increment of {bases}, {} written", size(written)));
+    let all =
+        [pinned, increment, backup.verified.as_ref().map(verified), backup.drill.as_ref().map(drilled), starts, reason]
+            .into_iter()
+            .flatten();
     let text = all.chain(record.warnings.iter().cloned()).collect::<Vec<_>>().join("; ");
     // Another program may have written a note: nothing in it draws on a terminal.
     text.replace(char::is_control, " ")

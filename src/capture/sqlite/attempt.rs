@@ -1,10 +1,15 @@
 //! The input and the result of an attempt at a database: the types that all ways of copying share.
 
+use std::fs::File;
 use std::path::Path;
 
 use crate::config::PactMethod;
 use crate::disk::copy::Copier;
+use crate::disk::increment::Refusal;
+use crate::disk::piece_sums::PieceSums;
 use crate::error::{Error, Kind, Result};
+use crate::format::record::Method;
+use crate::id::BackupId;
 
 const WAL_TOO_LARGE: &str = "the node's WAL grew by more than 512 MiB while the database was copied (raise the limit of bytes \
                              per second, or try again when the node writes less)";
@@ -46,6 +51,37 @@ pub(crate) struct How<'a> {
     pub(crate) node_seen_on: &'a dyn Fn() -> Result<Option<u64>>,
     pub(crate) method: PactMethod,
     pub(crate) copier: Copier<'a>,
+    /// The same database in an earlier backup, of which an increment is made.
+    pub(crate) base: Option<&'a EarlierDatabase>,
+    /// Whether the sums of the copy are computed, so that the next backup can make an increment of it.
+    pub(crate) keeps_sums: bool,
+}
+
+/// A database in an earlier backup.
+#[derive(Debug)]
+pub(crate) struct EarlierDatabase {
+    pub(crate) id: BackupId,
+    pub(crate) file: File,
+    pub(crate) bytes: u64,
+    /// The page size as it stands in its header.
+    pub(crate) page_size: [u8; 2],
+    /// Its sums, if the backup has them.
+    pub(crate) sums: Option<PieceSums>,
+}
+
+/// How a copy was made.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) method: Method,
+    /// For an increment the bytes that were written, and the sums.
+    pub(crate) increment: Option<(u64, PieceSums)>,
+}
+
+impl Made {
+    /// One that is no increment.
+    pub(crate) fn whole(method: Method) -> Made {
+        Made { method, increment: None }
+    }
 }
 
 /// The limits of what our read transactions may cost the node, over all attempts at a database.
@@ -57,6 +93,8 @@ pub(crate) struct Burden {
     pub(crate) floor_bytes: Option<u64>,
     /// Whether an attempt was given up because it cost the node too much.
     pub(crate) is_too_much: bool,
+    /// Why no increment is made any more.
+    pub(crate) refusal: Option<Refusal>,
 }
 
 impl Lost {

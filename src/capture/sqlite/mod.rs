@@ -23,11 +23,14 @@ pub(crate) mod attempt;
 pub(crate) mod finished;
 pub(crate) mod fold;
 pub(crate) mod history;
+pub(crate) mod increment;
 pub(crate) mod locks;
 pub(crate) mod lost_commits;
 pub(crate) mod online;
 pub(crate) mod raw_copy;
+pub(crate) mod snapshot;
 pub(crate) mod wal;
+pub(crate) mod watch;
 
 use std::cell::Cell;
 use std::fs::Metadata;
@@ -41,9 +44,10 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 
 use crate::capture::source::{SqliteSource, doubtful_name};
-use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost};
+use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost, Made};
 use crate::capture::sqlite::history::newest_block;
 use crate::capture::sqlite::locks::{ReadLock, has_other_user};
+use crate::capture::sqlite::snapshot::Snapshot;
 use crate::chainweb;
 use crate::config::PactMethod;
 use crate::control::Control;
@@ -51,7 +55,9 @@ use crate::database_files::{companions_of, journal_of, wal_of};
 use crate::disk;
 use crate::disk::copy;
 use crate::disk::fault_gate;
+use crate::disk::increment::Refusal;
 use crate::disk::nofollow;
+use crate::disk::piece_sums::PieceSums;
 use crate::disk::quiet_reader::QuietReader;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::{Method, PactPart};
@@ -66,6 +72,9 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(500);
 const SEEN_WAIT: Duration = Duration::from_secs(3);
 const SEEN_PAUSE: Duration = Duration::from_millis(50);
 
+/// Why the copy of a database at rest is lost.
+const USED_MEANWHILE: &str = "the node was started and used the database while it was copied";
+
 /// Size of a database's header, the first bytes of the file.
 const HEADER_BYTES: usize = 100;
 
@@ -79,12 +88,22 @@ pub(crate) fn needed_bytes(database: &Path) -> Result<u64> {
     Ok(main + wal.map_or(0, |meta| meta.len()))
 }
 
+/// The copy of a database.
+#[derive(Debug)]
+pub(crate) struct Copied {
+    pub(crate) part: PactPart,
+    /// Its sums, if they were asked for.
+    pub(crate) sums: Option<PieceSums>,
+    /// Why it is no increment, although there was an earlier database.
+    pub(crate) refusal: Option<Refusal>,
+}
+
 /// Copies one database to the new file `to`, synced. The copy has the content of one commit of the source, which was the last
 /// one at some moment of the call. Fails with [`Kind::Refused`] if it is not an SQLite database that can be copied.
-pub(crate) fn copy(source: &SqliteSource, database: &Path, to: &Path, how: &How<'_>) -> Result<PactPart> {
+pub(crate) fn copy(source: &SqliteSource, database: &Path, to: &Path, how: &How<'_>) -> Result<Copied> {
     let name = database.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| refused(database, "its name is not UTF-8; rename it"))?;
-    let method = copy_by_attempts(source, database, to, how)?;
+    let (Made { method, increment }, refusal) = copy_by_attempts(source, database, to, how)?;
     let newest = newest_block(to).map_err(|e| match e.kind() {
         Kind::Damaged => {
             let why = "cannot be read, nor can its copy: it is damaged or truncated; restore it from a backup";
@@ -92,18 +111,32 @@ pub(crate) fn copy(source: &SqliteSource, database: &Path, to: &Path, how: &How<
         }
         _ => e,
     })?;
-    Ok(PactPart {
+    let (written_bytes, sums) = increment.unzip();
+    let sums = match sums {
+        None if how.keeps_sums => Some(PieceSums::of_file(to, how.copier.control)?),
+        sums => sums,
+    };
+    let part = PactPart {
         file: name.to_owned(),
         chain: chainweb::chain_of(database),
         method,
         bytes: look(to)?.len(),
         block_height: newest.as_ref().map(|(height, _)| *height),
         block_hash: newest.and_then(|(_, hash)| hash),
-    })
+        base: how.base.filter(|_| written_bytes.is_some()).map(|base| base.id.clone()),
+        written_bytes,
+        copied_because: refusal.as_ref().map(|refusal| refusal.why.clone()),
+    };
+    Ok(Copied { part, sums, refusal })
 }
 
-/// The method of the first attempt that gave a copy.
-fn copy_by_attempts(source: &SqliteSource, database: &Path, to: &Path, how: &How<'_>) -> Result<Method> {
+/// The first attempt that gave a copy, and why it is no increment.
+fn copy_by_attempts(
+    source: &SqliteSource,
+    database: &Path,
+    to: &Path,
+    how: &How<'_>,
+) -> Result<(Made, Option<Refusal>)> {
     let mut burden = Burden::default();
     let mut attempts = 1;
     loop {
@@ -112,7 +145,7 @@ fn copy_by_attempts(source: &SqliteSource, database: &Path, to: &Path, how: &How
             SqliteSource::Embedded(_) => attempt_embedded(database, to, how, &mut burden),
         };
         let lost = match attempt {
-            Ok(method) => return Ok(method),
+            Ok(made) => return Ok((made, burden.refusal)),
             Err(Lost::Final(e)) => return Err(e),
             Err(lost) => lost,
         };
@@ -148,17 +181,17 @@ fn pause(lost: &Lost, attempts: u32, database: &Path, control: &Control) -> Resu
 }
 
 /// An attempt at a database that this process may have open.
-fn attempt_embedded(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burden) -> Attempt<Method> {
+fn attempt_embedded(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burden) -> Attempt<Made> {
     require_content(database, &look(database)?)?;
     require_plain_companions(database)?;
     match raw_copy::attempt(database, None, to, how, burden)? {
-        Some(method) => Ok(method),
-        None => online::copy(database, to, how).map(|()| Method::OnlineBackup),
+        Some(made) => Ok(made),
+        None => online::copy(database, to, how).map(|()| Made::whole(Method::OnlineBackup)),
     }
 }
 
 /// An attempt at a database of another process, or of none.
-fn attempt_foreign(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burden) -> Attempt<Method> {
+fn attempt_foreign(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burden) -> Attempt<Made> {
     require_content(database, &look(database)?)?;
     require_plain_companions(database)?;
     let file_system = rustix::fs::statfs(database).context(|| format!("cannot look at {}", database.display()))?;
@@ -171,21 +204,21 @@ fn attempt_foreign(database: &Path, to: &Path, how: &How<'_>, burden: &mut Burde
     let shape = Shape::of(&lock, database)?;
     fault_gate::point("looked", database);
     match shape {
-        Shape::AtRest => return copy_file(&lock, database, to, how),
+        Shape::AtRest => return copy_file(&lock, database, to, how, burden),
         Shape::Journal => {}
         Shape::Wal => {
             let reaches = (how.node_seen_on)()?.is_none_or(|device| device == lock.meta.dev());
             if !reaches && !has_other_user(database)? {
                 return Err(Lost::NotSeen);
             }
-            if let Some(method) = raw_copy::attempt(database, Some(&lock), to, how, burden)? {
-                return Ok(method);
+            if let Some(made) = raw_copy::attempt(database, Some(&lock), to, how, burden)? {
+                return Ok(made);
             }
         }
     }
     // A writer with a rollback journal would wait for this lock.
     drop(lock);
-    online::copy(database, to, how).map(|()| Method::OnlineBackup)
+    online::copy(database, to, how).map(|()| Made::whole(Method::OnlineBackup))
 }
 
 /// The state of a database, which decides how it is copied.
@@ -283,7 +316,7 @@ fn look(database: &Path) -> Result<Metadata> {
 /// Copies a database in WAL mode that has no `-wal`. The copy is valid if there is no `-wal` at the end either: the lock makes
 /// sure that a process that opens the database meanwhile, and creates one, cannot remove it again. Times alone would be too
 /// coarse to see such a process.
-fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Attempt<Method> {
+fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>, burden: &mut Burden) -> Attempt<Made> {
     let fingerprint = |m: &Metadata| (m.len(), m.ino(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
     let before = fingerprint(&lock.meta);
     // Checked at every window: if a node has opened the database, the copy is lost and must not slow the node down.
@@ -293,25 +326,35 @@ fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>) -> Atte
         used.set(wal_of(database).exists());
         if used.get() { Err(Error::new(Kind::Changed, "stopped because the node needs the database")) } else { Ok(()) }
     };
-    let copy = || -> Result<Method> {
+    // A running node may open the database meanwhile.
+    let is_up = (how.node_seen_on)()?.is_some();
+    let pages = || {
+        let through_cache = QuietReader::through_cache(lock.file.as_fd());
+        if is_up { through_cache } else { QuietReader::past_cache(&lock.file) }
+    };
+    let lost = |e| if used.get() { Lost::Raced(USED_MEANWHILE.to_owned()) } else { e };
+    let mut page_size = [0; 2];
+    let read = lock.file.read_exact_at(&mut page_size, increment::PAGE_SIZE_AT);
+    read.context(|| format!("cannot read {}", database.display()))?;
+    let mut snapshot = Snapshot::new(pages(), None, before.0);
+    let incremented = increment::attempt((database, page_size), &mut snapshot, to, (how, burden), &watch);
+    let copy = || -> Result<Made> {
         if how.method == PactMethod::Clone
             && let Some(cloned) = copy::clone(how.copier, lock.file.as_fd(), to, &watch)?
         {
-            return cloned.sync().map(|_| Method::RawClone);
+            return cloned.sync().map(|_| Made::whole(Method::RawClone));
         }
-        // A running node may open the database meanwhile.
-        let is_up = (how.node_seen_on)()?.is_some();
-        let through_cache = QuietReader::through_cache(lock.file.as_fd());
-        let mut pages = if is_up { through_cache } else { QuietReader::past_cache(&lock.file) };
-        copy::copy(how.copier, &mut pages, before.0, to, &watch)?.sync().map(|_| Method::Copied)
+        copy::copy(how.copier, &mut pages(), before.0, to, &watch)?.sync().map(|_| Made::whole(Method::Copied))
     };
-    let lost = || Lost::Raced("the node was started and used the database while it was copied".to_owned());
-    let method = copy().map_err(|e| if used.get() { lost() } else { Lost::Final(e) })?;
+    let made = match incremented.map_err(lost)? {
+        Some((made, unsynced)) => unsynced.sync().map(|_| made)?,
+        None => copy().map_err(Lost::Final).map_err(lost)?,
+    };
     let untouched = look(to)?.len() == before.0
         && fingerprint(&look(database)?) == before
         && !wal_of(database).exists()
         && !has_hot_journal(database)?;
-    if untouched { Ok(method) } else { Err(lost()) }
+    if untouched { Ok(made) } else { Err(Lost::Raced(USED_MEANWHILE.to_owned())) }
 }
 
 /// Opens the copy of a database as a node does, with its write lock, closes it and returns its newest block as [`newest_block`].

@@ -21,13 +21,17 @@
 //!    path must lead to the same inode.
 //! 7. Release. Then, in the copy only, fold: SQLite must apply exactly M frames, otherwise the copy is discarded.
 //!
-//! While the transaction is open, the node's WAL grows. If it has grown by more than [`MAX_WAL_BYTES`] over all attempts, or
-//! the node's file system has too little free space, the attempt is given up; the next one first waits for a WAL checkpoint.
+//! If the same database is in an earlier backup, the steps 4 and 5 may make an increment of it instead (`increment`), from the
+//! database with the frames up to M laid over it (`snapshot`). Then nothing is folded, and a WAL that was restarted always means
+//! another attempt.
+//!
+//! While the transaction is open, the node's WAL grows. If it has grown too much over all attempts, or the node's file
+//! system has too little free space (`watch`), the attempt is given up; the next one first waits for a WAL checkpoint.
 //!
 //! Invariants: we open and close no descriptor of the source's database or `-shm` while SQLite has them open; the `-wal` has no
 //! locks. Nothing is written to the source, except by SQLite to its `-shm`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -39,27 +43,25 @@ use std::time::{Duration, Instant};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost};
+use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost, Made};
 use crate::capture::sqlite::fold::fold;
+use crate::capture::sqlite::increment;
 use crate::capture::sqlite::locks::{BUSY_TIMEOUT, Held, LOCKED, Missing, ReadLock};
-use crate::capture::sqlite::wal::{HEADER_BYTES, Header, Scan};
+use crate::capture::sqlite::snapshot::{Frames, Snapshot};
+use crate::capture::sqlite::wal::{HEADER_BYTES, Header, Place, Scan};
+use crate::capture::sqlite::watch::Watch;
 use crate::config::PactMethod;
 use crate::control::Control;
-use crate::database_files::wal_of;
+use crate::database_files::{beside, wal_of};
 use crate::disk;
 use crate::disk::copy;
 use crate::disk::fault_gate;
+use crate::disk::increment::Refusal;
 use crate::disk::nofollow;
 use crate::disk::quiet_reader::{QuietReader, WINDOW_BYTES};
 use crate::disk::unsynced::Unsynced;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::Method;
-
-/// How far the node's WAL may grow during our read transactions, over all attempts at a database.
-const MAX_WAL_BYTES: u64 = 512 * 1024 * 1024;
-
-/// The same for a test (`raw-small-wal`).
-const SMALL_WAL_BYTES: u64 = 1024 * 1024;
 
 /// How long an attempt waits for the node's WAL checkpoint if the one before was given up, the same for a test, and the pause
 /// between two checks.
@@ -70,11 +72,17 @@ const CHECKPOINT_PAUSE: Duration = Duration::from_millis(50);
 /// How long one call of SQLite waits for a lock, so that a job can be cancelled; see [`BUSY_TIMEOUT`].
 const BUSY_SLICE: Duration = Duration::from_millis(200);
 
-/// The longest time between two checks of the free space of the node's file system.
-const ROOM_INTERVAL: Duration = Duration::from_millis(500);
-
 /// SQLite's extended code for a hot journal that a read-only connection cannot play back.
 const SQLITE_READONLY_ROLLBACK: i32 = 8 | 3 << 8;
+
+/// The frames that must be applied to a copy of the database file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Applies {
+    /// None: the file alone is the snapshot.
+    None,
+    /// The first frames, so many.
+    Frames(u64),
+}
 
 /// Tries once to copy a database in WAL mode to the new file `to`, synced. `Ok(None)`, and no file is made, if it is not in WAL
 /// mode. For a database of another process the caller holds `lock`, so that its `-wal` exists until the end.
@@ -84,7 +92,7 @@ pub(crate) fn attempt(
     to: &Path,
     how: &How<'_>,
     burden: &mut Burden,
-) -> Attempt<Option<Method>> {
+) -> Attempt<Option<Made>> {
     let connection = open(database).map_err(|e| unreadable(database, e))?;
     // Before the first read: if the database was replaced since the caller checked it, SQLite might create a -wal beside it.
     if lock.is_some_and(|lock| !lock.is_at(database)) {
@@ -102,34 +110,79 @@ pub(crate) fn attempt(
     fault_gate::point("raw-held", database);
     let copied = copy_held(&held, database, to, how, burden);
     burden.is_too_much = matches!(copied, Err(Lost::WalGrew | Lost::SourceFull(_)));
-    let (method, unsynced, frames) = copied?;
+    let (made, unsynced, applies) = copied?;
     connection.execute_batch("ROLLBACK").map_err(|e| unreadable(database, e))?;
     drop(held);
     connection.close().map_err(|(_, e)| unreadable(database, e))?;
-    fold(database, to, frames, how.copier.control)?;
+    let frames = if let Applies::Frames(frames) = applies { frames } else { 0 };
+    match made.increment {
+        None => fold(database, to, frames, how.copier.control)?,
+        Some(_) if compares(database) => fold(database, &compared(to), frames, how.copier.control)?,
+        Some(_) => {}
+    }
     unsynced.sync()?;
-    Ok(Some(method))
+    Ok(Some(made))
 }
 
-/// Copies the database and, beside it, the frames that must be applied to it, and returns their number: together they are what
-/// the read transaction sees.
+/// Whether a test compares each increment with a raw copy that is made in the same read transaction, and the name of that copy.
+fn compares(database: &Path) -> bool {
+    fault_gate::simpler("raw-compared", database)
+}
+
+fn compared(to: &Path) -> PathBuf {
+    beside(to, ".compared")
+}
+
+/// Copies the database and, beside it, the frames that must be applied to it: together they are what the read transaction sees.
 fn copy_held(
     held: &Held<'_>,
     database: &Path,
     to: &Path,
     how: &How<'_>,
     burden: &mut Burden,
-) -> Attempt<(Method, Unsynced, u64)> {
+) -> Attempt<(Made, Unsynced, Applies)> {
     let watch = Watch::begin(held, database, how.copier.control, burden)?;
-    let extent = watch.judge(Extent::find(held, database, how.copier.control, &watch))?;
-    let (method, unsynced) = watch.judge(copy_database(held, to, how, &watch))?;
-    fault_gate::point("raw-database-copied", database);
+    let wanted = if increment::base_of(how, burden).is_some() { Wanted::Places } else { Wanted::Number };
+    let extent = watch.judge(Extent::find(held, database, how.copier.control, &watch, wanted))?;
+    let incremented = watch.judge(make_increment(held, (database, to), &extent, (how, &mut *burden), &watch))?;
+    let is_increment = incremented.is_some();
     let mut whole = true;
-    if let Some(extent) = &extent {
-        whole = watch.judge(extent.copy(&wal_of(to), how, &watch))?;
-    }
+    let mut copy_whole = |to: &Path| -> Attempt<(Made, Unsynced)> {
+        let made = watch.judge(copy_database(held, to, how, &watch))?;
+        fault_gate::point("raw-database-copied", database);
+        if let Some(extent) = &extent {
+            whole = watch.judge(extent.copy(&wal_of(to), how, &watch))?;
+        }
+        Ok(made)
+    };
+    let (made, unsynced) = match incremented {
+        None => copy_whole(to)?,
+        Some(made) => {
+            if compares(database) {
+                let _ = copy_whole(&compared(to))?;
+            }
+            made
+        }
+    };
     fault_gate::point("raw-wal-copied", database);
-    let now = extent.as_ref().map_or(Ok(None), |extent| read_header(&extent.wal, &extent.path))?;
+    match settle(held, database, extent.as_ref(), whole)? {
+        Applies::None if extent.is_some() && is_increment => {
+            let why = "its WAL was restarted".to_owned();
+            increment::refuse(database, burden, Refusal { why: why.clone(), is_damaged: false });
+            Err(Lost::Raced(why))
+        }
+        Applies::None if extent.is_some() => {
+            disk::remove_file(&wal_of(to))?;
+            Ok((made, unsynced, Applies::None))
+        }
+        applies => Ok((made, unsynced, applies)),
+    }
+}
+
+/// Makes sure that the read transaction has held all the time what was copied, and returns the frames that belong to it. `whole` says
+/// whether the WAL had all frames.
+fn settle(held: &Held<'_>, database: &Path, extent: Option<&Extent>, whole: bool) -> Attempt<Applies> {
+    let now = extent.map_or(Ok(None), |extent| read_header(&extent.wal, &extent.path))?;
     // Checked after the header was read: a lock that is held now was held then.
     if let Some(missing) = held.missing(database)?.filter(|_| !fault_gate::simpler("raw-locks", database)) {
         return Err(lost_hold(database, missing));
@@ -138,34 +191,80 @@ fn copy_held(
     let Some(extent) = extent else {
         // With a private WAL index SQLite always has READ0.
         if reads_database_only || !held.shares_index()? {
-            return Ok((method, unsynced, 0));
+            return Ok(Applies::None);
         }
         return Err(Lost::Raced("it has a WAL now".to_owned()));
     };
     let same = whole && now.is_some_and(|now| now.salts() == extent.header.salts());
     if same || fault_gate::simpler("raw-salts", database) {
-        return Ok((method, unsynced, extent.frames));
+        return Ok(Applies::Frames(extent.frames));
     }
     if !reads_database_only {
         return Err(Lost::Raced("the WAL was restarted although a read transaction held it".to_owned()));
     }
-    disk::remove_file(&wal_of(to))?;
-    Ok((method, unsynced, 0))
+    Ok(Applies::None)
 }
 
-fn copy_database(held: &Held<'_>, to: &Path, how: &How<'_>, watch: &Watch<'_>) -> Attempt<(Method, Unsynced)> {
+fn bytes_of(held: &Held<'_>, to: &Path) -> Result<u64> {
+    let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
+    bytes.context(|| format!("cannot look at the source of {}", to.display()))
+}
+
+fn copy_database(held: &Held<'_>, to: &Path, how: &How<'_>, watch: &Watch<'_>) -> Attempt<(Made, Unsynced)> {
     let point = Cell::new("raw-database-window");
     let look = || watch.look(point.replace("raw-database-next-window"));
     if how.method == PactMethod::Clone
         && let Some(cloned) = copy::clone(how.copier, held.database, to, &look)?
     {
-        return Ok((Method::RawClone, cloned));
+        return Ok((Made::whole(Method::RawClone), cloned));
     }
     // Pages that a WAL checkpoint appends meanwhile are in the copied frames, too.
-    let bytes = rustix::fs::fstat(held.database).map(|s| s.st_size.cast_unsigned());
-    let bytes = bytes.context(|| format!("cannot look at the source of {}", to.display()))?;
     let mut pages = QuietReader::through_cache(held.database);
-    Ok((Method::RawCopy, copy::copy(how.copier, &mut pages, bytes, to, &look)?))
+    let copied = copy::copy(how.copier, &mut pages, bytes_of(held, to)?, to, &look)?;
+    Ok((Made::whole(Method::RawCopy), copied))
+}
+
+/// Makes an increment; `None` if the database must be copied as a whole.
+fn make_increment(
+    held: &Held<'_>,
+    (database, to): (&Path, &Path),
+    extent: &Option<Extent>,
+    (how, burden): (&How<'_>, &mut Burden),
+    watch: &Watch<'_>,
+) -> Attempt<Option<(Made, Unsynced)>> {
+    if increment::base_of(how, burden).is_none() {
+        return Ok(None);
+    }
+    let pages = QuietReader::through_cache(held.database);
+    let mut snapshot = match extent {
+        None => Snapshot::new(pages, None, bytes_of(held, to)?),
+        Some(_) if fault_gate::simpler("raw-without-frames", database) => {
+            Snapshot::new(pages, None, bytes_of(held, to)?)
+        }
+        Some(Extent { wal, header, places: Some((places, pages_count)), .. }) => {
+            let bytes = u64::from(*pages_count) * header.page_bytes() as u64;
+            Snapshot::new(pages, Some(Frames { wal, header, places }), bytes)
+        }
+        Some(_) => {
+            let why = "its WAL has too many frames".to_owned();
+            increment::refuse(database, burden, Refusal { why, is_damaged: false });
+            return Ok(None);
+        }
+    };
+    let mut page_size = [0; 2];
+    let read = rustix::io::pread(held.database, &mut page_size, increment::PAGE_SIZE_AT);
+    read.context(|| format!("cannot read {}", database.display()))?;
+    let point = Cell::new("raw-database-window");
+    let look = || watch.look(point.replace("raw-database-next-window"));
+    increment::attempt((database, page_size), &mut snapshot, to, (how, burden), &look)
+}
+
+/// What is wanted of the frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Number,
+    /// Also the newest one of each page.
+    Places,
 }
 
 /// The part of the WAL that belongs to the commit that we see.
@@ -174,11 +273,19 @@ struct Extent {
     path: PathBuf,
     header: Header,
     frames: u64,
+    /// The newest frame of each page, and the number of pages of the database, if they are wanted and not too many.
+    places: Option<(Vec<Place>, u32)>,
 }
 
 impl Extent {
     /// Finds it; `None` if we see the database file alone.
-    fn find(held: &Held<'_>, database: &Path, control: &Control, watch: &Watch<'_>) -> Attempt<Option<Extent>> {
+    fn find(
+        held: &Held<'_>,
+        database: &Path,
+        control: &Control,
+        watch: &Watch<'_>,
+        wanted: Wanted,
+    ) -> Attempt<Option<Extent>> {
         if held.reads_database_only()? {
             return Ok(None);
         }
@@ -190,19 +297,26 @@ impl Extent {
         let path = wal_of(database);
         let wal = nofollow::open_of_node(&path).context(|| format!("cannot open {}", path.display()))?;
         let header = read_header(&wal, &path)?;
+        let begin_scan = |header: &Header, frames| {
+            let scan = header.scan(frames);
+            if wanted == Wanted::Places { scan.with_places() } else { scan }
+        };
         let Some(index) = index else {
             let Some(header) = header else { return Ok(None) };
-            let frames = scan(&wal, &path, header.scan(u64::MAX), (control, watch))?.committed();
-            return Ok((frames > 0).then_some(Extent { wal, path, header, frames }));
+            let scanned = scan(&wal, &path, begin_scan(&header, u64::MAX), (control, watch))?;
+            let frames = scanned.committed();
+            let places = scanned.into_places();
+            return Ok((frames > 0).then_some(Extent { wal, path, header, frames, places }));
         };
         if index.frames == 0 {
             return Ok(None);
         }
         let mut rotten_frame = None;
         if let Some(header) = header.filter(|header| header.salts() == index.salts) {
-            let scanned = scan(&wal, &path, header.scan(index.frames), (control, watch))?;
+            let scanned = scan(&wal, &path, begin_scan(&header, index.frames), (control, watch))?;
             if scanned.committed() == index.frames {
-                return Ok(Some(Extent { wal, path, header, frames: index.frames }));
+                let places = scanned.into_places();
+                return Ok(Some(Extent { wal, path, header, frames: index.frames, places }));
             }
             rotten_frame = Some(index.frames.min(scanned.whole() + 1));
         }
@@ -282,67 +396,6 @@ fn removed(database: &Path) -> Error {
         database.display()
     );
     Error::new(Kind::Refused, context)
-}
-
-/// Checks repeatedly, while a read transaction holds a database, whether it costs the node too much.
-struct Watch<'a> {
-    held: &'a Held<'a>,
-    database: &'a Path,
-    /// The largest size that the WAL may have.
-    wal_bytes: u64,
-    /// The bytes that must be free on the node's file system.
-    floor_bytes: u64,
-    looked: Cell<Option<Instant>>,
-    /// The reason to give up, if there is one.
-    verdict: RefCell<Option<Lost>>,
-}
-
-impl<'a> Watch<'a> {
-    fn begin(held: &'a Held<'a>, database: &'a Path, control: &Control, burden: &mut Burden) -> Result<Watch<'a>> {
-        let bound_bytes = if fault_gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
-        // The WAL may have been large before we began.
-        let now_bytes = held.wal_bytes();
-        let first_bytes = burden.wal_bytes.map_or(now_bytes, |first| first.min(now_bytes));
-        burden.wal_bytes = Some(first_bytes);
-        let (free_bytes, size_bytes) = disk::free_bytes_of(held.database, database)?;
-        // If little was free before, the floor is half of that.
-        let floor_bytes = control.reserve_bytes().min(size_bytes / 20).min(free_bytes / 2);
-        let floor_bytes = *burden.floor_bytes.get_or_insert(floor_bytes);
-        let wal_bytes = first_bytes + bound_bytes;
-        Ok(Watch { held, database, wal_bytes, floor_bytes, looked: Cell::default(), verdict: RefCell::default() })
-    }
-
-    /// Fails if it costs the node too much; [`Watch::judge`] returns the reason.
-    fn look(&self, point: &'static str) -> Result<()> {
-        fault_gate::point(point, self.database);
-        self.held.note_read_locks()?;
-        let lost = if self.held.wal_bytes() > self.wal_bytes { Some(Lost::WalGrew) } else { self.look_at_room()? };
-        let Some(lost) = lost else { return Ok(()) };
-        *self.verdict.borrow_mut() = Some(lost);
-        Err(Error::new(Kind::Changed, "stopped because it costs the node too much"))
-    }
-
-    fn look_at_room(&self) -> Result<Option<Lost>> {
-        if self.looked.get().is_some_and(|looked| looked.elapsed() < ROOM_INTERVAL) {
-            return Ok(None);
-        }
-        self.looked.set(Some(Instant::now()));
-        let (free_bytes, _) = disk::free_bytes_of(self.held.database, self.database)?;
-        let floor_bytes = self.floor_bytes;
-        let context = || {
-            format!(
-                "only {free_bytes} bytes are free on the node's file system, where the WAL of {} grows while it is copied, and \
-                 which must keep {floor_bytes} bytes free: free some space there",
-                self.database.display()
-            )
-        };
-        Ok((free_bytes < floor_bytes).then(|| Lost::SourceFull(Error::new(Kind::NoSpace, context()))))
-    }
-
-    /// Replaces the error of [`Watch::look`] by its reason.
-    fn judge<T>(&self, result: Attempt<T>) -> Attempt<T> {
-        result.map_err(|lost| self.verdict.take().unwrap_or(lost))
-    }
 }
 
 /// Waits, at most [`CHECKPOINT_WAIT`], until a WAL checkpoint has copied the whole WAL to the database, or the WAL was restarted:

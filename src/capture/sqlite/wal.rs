@@ -33,6 +33,9 @@ const FRAME_HEADER_BYTES: usize = 24;
 /// The place of the salts in the header.
 const SALTS: std::ops::Range<usize> = 16..24;
 
+/// How many places of frames are noted at most: 4 MiB of memory. A WAL with more is copied as a whole.
+const MAX_PLACES: usize = 256 * 1024;
+
 /// Distinguishes one WAL from the next one in the same file.
 pub(crate) type Salts = [u8; 8];
 
@@ -112,9 +115,36 @@ impl Header {
             wanted: frames,
             whole: 0,
             committed: 0,
+            pages_count: 0,
+            places: None,
             ended: frames == 0,
         }
     }
+
+    /// The page in `frame`, the bytes of a frame with its header; `None` if it is not the frame that was at this place when the WAL
+    /// was scanned.
+    pub(crate) fn page_in<'f>(&self, place: &Place, frame: &'f [u8]) -> Option<&'f [u8]> {
+        let (head, page) =
+            frame.split_at_checked(FRAME_HEADER_BYTES).filter(|(_, page)| page.len() == self.page_bytes)?;
+        let is_same = be(&head[..4]) == place.page && self.is_salted(frame) && self.continues(place.before, frame);
+        is_same.then_some(page)
+    }
+
+    /// Size of a page.
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
+}
+
+/// The newest frame of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The number of the page; the first one is 1.
+    pub(crate) page: u32,
+    /// The number of the frame; the first one is 1.
+    pub(crate) frame: u32,
+    /// The checksums before the frame.
+    before: [u32; 2],
 }
 
 /// Follows the chain of checksums through the frames of a WAL, which it takes in pieces of any size.
@@ -129,10 +159,30 @@ pub(crate) struct Scan {
     wanted: u64,
     whole: u64,
     committed: u64,
+    /// The pages of the database at the last commit.
+    pages_count: u32,
+    /// The place of each frame so far, if they are wanted.
+    places: Option<Vec<Place>>,
     ended: bool,
 }
 
 impl Scan {
+    /// Also notes the places of the frames, unless there are more than `MAX_PLACES`.
+    pub(crate) fn with_places(self) -> Scan {
+        Scan { places: Some(Vec::new()), ..self }
+    }
+
+    /// The newest committed frame of each page, by page, and the number of pages that the database has then; `None` if there are too
+    /// many frames, or no commit.
+    pub(crate) fn into_places(self) -> Option<(Vec<Place>, u32)> {
+        let committed = self.committed;
+        let mut places = self.places.filter(|_| committed > 0)?;
+        places.retain(|place| u64::from(place.frame) <= committed);
+        places.sort_unstable_by_key(|place| (place.page, std::cmp::Reverse(place.frame)));
+        places.dedup_by_key(|place| place.page);
+        Some((places, self.pages_count))
+    }
+
     /// Takes the next bytes of the WAL.
     pub(crate) fn take(&mut self, mut bytes: &[u8]) {
         while !self.ended && !bytes.is_empty() {
@@ -155,16 +205,29 @@ impl Scan {
     fn take_frame(&mut self, frame: &[u8]) {
         let (head, page) = frame.split_at(FRAME_HEADER_BYTES);
         let chain = checksum(self.words, checksum(self.words, self.chain, &head[..8]), page);
-        if head[8..16] != self.salts || chain != [be(&head[16..20]), be(&head[20..24])] {
+        // As for SQLite, no frame is of page 0.
+        if be(&head[..4]) == 0 || head[8..16] != self.salts || chain != [be(&head[16..20]), be(&head[20..24])] {
             self.ended = true;
             return;
         }
-        self.chain = chain;
+        let before = std::mem::replace(&mut self.chain, chain);
         self.whole += 1;
+        self.note(Place { page: be(&head[..4]), frame: u32::try_from(self.whole).unwrap_or(u32::MAX), before });
         if be(&head[4..8]) != 0 {
             self.committed = self.whole;
+            self.pages_count = be(&head[4..8]);
         }
         self.ended = self.whole == self.wanted;
+    }
+
+    fn note(&mut self, place: Place) {
+        if let Some(places) = &mut self.places {
+            if places.len() == MAX_PLACES {
+                self.places = None;
+            } else {
+                places.push(place);
+            }
+        }
     }
 
     /// Whether no further frame counts.

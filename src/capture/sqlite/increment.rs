@@ -1,0 +1,64 @@
+//! Chooses whether a copy of a database is an increment of the same database in an earlier backup.
+//!
+//! The choice has no influence on the content: an increment has the content of the snapshot, whatever the earlier file is (see
+//! `disk::increment`). If anything is odd, there is none, and the database is copied as a whole, in the same read transaction: an
+//! earlier database of another page size, one that cannot be cloned or read, one that is damaged, a WAL with too many frames. The
+//! reason is in the log and in the record.
+
+use std::path::Path;
+
+use crate::capture::sqlite::attempt::{Attempt, Burden, EarlierDatabase, How, Lost, Made};
+use crate::capture::sqlite::snapshot::Snapshot;
+use crate::disk::increment::{self, Earlier, Incremented, Refusal, Source};
+use crate::disk::unsynced::Unsynced;
+use crate::error::Result;
+use crate::format::record::Method;
+
+/// The place of the page size in a database's header.
+pub(crate) const PAGE_SIZE_AT: u64 = 16;
+
+/// The earlier database, if an increment may still be made of it.
+pub(crate) fn base_of<'a>(how: &How<'a>, burden: &Burden) -> Option<&'a EarlierDatabase> {
+    how.base.filter(|_| burden.refusal.is_none())
+}
+
+/// Notes that no increment is made, and why.
+pub(crate) fn refuse(database: &Path, burden: &mut Burden, refusal: Refusal) {
+    log::warn!("no increment database={} reason={:?}", database.display(), refusal.why);
+    burden.refusal = Some(refusal);
+}
+
+/// Makes the new file `to`, not yet synced, with the content of `snapshot`, whose header has this page size. `None`, and no file is
+/// left, if it must be copied as a whole.
+pub(crate) fn attempt(
+    (database, page_size): (&Path, [u8; 2]),
+    snapshot: &mut Snapshot<'_>,
+    to: &Path,
+    (how, burden): (&How<'_>, &mut Burden),
+    watch: &dyn Fn() -> Result<()>,
+) -> Attempt<Option<(Made, Unsynced)>> {
+    let Some(base) = base_of(how, burden) else { return Ok(None) };
+    if base.page_size != page_size {
+        let why = format!("the database in backup {} has another page size", base.id);
+        refuse(database, burden, Refusal { why, is_damaged: false });
+        return Ok(None);
+    }
+    let earlier = Earlier { file: &base.file, bytes: base.bytes, sums: base.sums.as_ref() };
+    let bytes = snapshot.bytes();
+    let refusal = match increment::make(how.copier, &earlier, Source { from: &mut *snapshot, bytes }, to, watch) {
+        Ok(Incremented::Done(done)) => {
+            let increment = Some((done.written_bytes, done.sums));
+            return Ok(Some((Made { method: Method::Increment, increment }, done.unsynced)));
+        }
+        Ok(Incremented::CannotClone) => {
+            Refusal { why: "the file system cannot share blocks".to_owned(), is_damaged: false }
+        }
+        Ok(Incremented::Refused(Refusal { why, is_damaged })) => {
+            Refusal { why: format!("the database in backup {}: {why}", base.id), is_damaged }
+        }
+        Err(e) if snapshot.is_broken => return Err(Lost::Raced(e.chain())),
+        Err(e) => return Err(e.into()),
+    };
+    refuse(database, burden, refusal);
+    Ok(None)
+}
