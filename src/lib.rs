@@ -31,7 +31,7 @@
 //! service   the one thread, the channel, the status map; one backup from start to end
 //!           answers fill increments job listing making metrics repair shared watchdog worker
 //! http      words in, words out
-//!           accept head listener routes
+//!           accept connections head listener routes
 //! ```
 //! The program is `src/bin/chainweb-backup`: `args` (what was typed), `plan` (what it means), `action` and `commands` (what is done with
 //! backups), `pages` (help, completions), `terminal`.
@@ -91,7 +91,8 @@ pub use fault::Fault;
 pub use format::drill::Drill;
 pub use format::record::{BlockHeights, Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
 pub use format::start_proof::StartProof;
-pub use http::listener::{Decorate, Handler, Limits, Listener, Stopper};
+pub use http::connections::{Decorate, Handler, Limits};
+pub use http::listener::{Listener, Stopper};
 pub use http::routes::ROUTES;
 pub use id::BackupId;
 pub use service::Service;

@@ -94,32 +94,9 @@ pub(crate) fn rehearse(
         // A new `0` is filled beside the old one.
         let near = if placement.way() == Way::Whole { &placement.target } else { place };
         let near = restore::nearest_directory(near)?.to_owned();
-        let part = Part { from, to: place.clone() };
-        let files = filling.list(&part)?;
-        let is_here = is_same_mount(&part.from, &near)?;
-        let clones = filling.can_clone(&files, &near);
-        let means = |file: &Item| match (is_here && file.may_link, clones) {
-            (true, _) => Means::Link,
-            (false, true) => Means::Clone,
-            (false, false) => Means::Copy,
-        };
-        let sum = |by: Means| {
-            let of_these = files.iter().filter(|file| means(file) == by);
-            of_these.fold((0, 0), |(count, bytes), file| (count + 1, bytes + file.bytes))
-        };
-        let [(linked_count, linked_bytes), (cloned_count, cloned_bytes), (copied_count, copied_bytes)] =
-            [Means::Link, Means::Clone, Means::Copy].map(sum);
-        parts.push(PartRehearsal {
-            directory: place.clone(),
-            linked_count,
-            linked_bytes,
-            cloned_count,
-            cloned_bytes,
-            copied_count,
-            copied_bytes,
-            free_bytes: disk::free_bytes(&near)?.0,
-        });
-        needs.push((near, copied_bytes));
+        let part = rehearse_part(&Part { from, to: place.clone() }, &near, &filling)?;
+        needs.push((near, part.copied_bytes));
+        parts.push(part);
     }
     let needs: Vec<(&Path, u64)> = needs.iter().map(|(path, bytes)| (path.as_path(), *bytes)).collect();
     let pact_history = restore::pact_history(&whole, record, options.program, control)?;
@@ -139,6 +116,34 @@ pub(crate) fn rehearse(
         pact_history,
         starts: None,
         obstacle: obstacle.err(),
+    })
+}
+
+/// What would be brought into one directory; `near` is the nearest directory that exists.
+fn rehearse_part(part: &Part, near: &Path, filling: &Filling<'_>) -> Result<PartRehearsal> {
+    let files = filling.list(part)?;
+    let is_here = is_same_mount(&part.from, near)?;
+    let clones = filling.can_clone(&files, near);
+    let means = |file: &Item| match (is_here && file.may_link, clones) {
+        (true, _) => Means::Link,
+        (false, true) => Means::Clone,
+        (false, false) => Means::Copy,
+    };
+    let sum = |by: Means| {
+        let of_these = files.iter().filter(|file| means(file) == by);
+        of_these.fold((0, 0), |(count, bytes), file| (count + 1, bytes + file.bytes))
+    };
+    let [(linked_count, linked_bytes), (cloned_count, cloned_bytes), (copied_count, copied_bytes)] =
+        [Means::Link, Means::Clone, Means::Copy].map(sum);
+    Ok(PartRehearsal {
+        directory: part.to.clone(),
+        linked_count,
+        linked_bytes,
+        cloned_count,
+        cloned_bytes,
+        copied_count,
+        copied_bytes,
+        free_bytes: disk::free_bytes(near)?.0,
     })
 }
 

@@ -1,6 +1,7 @@
 //! The HTTP interface: the routes and their answers, and the listener of the program.
 
 pub(crate) mod accept;
+pub(crate) mod connections;
 pub(crate) mod head;
 pub(crate) mod listener;
 pub(crate) mod routes;

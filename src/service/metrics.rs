@@ -112,50 +112,81 @@ pub(crate) struct Gauges<'a> {
     pub(crate) node_version: &'a str,
 }
 
-/// The metrics in the text format of Prometheus, version 0.0.4.
-pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> String {
-    let mut text = String::new();
-    let mut metric = |name: &str, kind: &str, help: &str, samples: &[(String, f64)]| {
-        let _ = writeln!(text, "# HELP chainweb_backup_{name} {help}\n# TYPE chainweb_backup_{name} {kind}");
+/// Metrics in the text format of Prometheus, version 0.0.4.
+struct Text(String);
+
+impl Text {
+    fn metric(&mut self, name: &str, kind: &str, help: &str, samples: &[(String, f64)]) {
+        let _ = writeln!(self.0, "# HELP chainweb_backup_{name} {help}\n# TYPE chainweb_backup_{name} {kind}");
         for (labels, value) in samples {
-            let _ = writeln!(text, "chainweb_backup_{name}{labels} {value}");
+            let _ = writeln!(self.0, "chainweb_backup_{name}{labels} {value}");
         }
-    };
-    let plain = |value: f64| [(String::new(), value)];
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.metric(name, "gauge", help, &[(String::new(), value)]);
+    }
+
+    /// 1 if it is true, otherwise 0.
+    fn truth(&mut self, name: &str, help: &str, holds: bool) {
+        self.gauge(name, help, f64::from(u8::from(holds)));
+    }
+}
+
+/// All metrics.
+pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> String {
+    let mut text = Text(String::new());
     let load = |counter: &AtomicU64| counter.load(Relaxed) as f64;
 
     let quoted = now.node_version.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let versions = format!("{{version=\"{}\",node_version=\"{quoted}\"}}", env!("CARGO_PKG_VERSION"));
-    metric("info", "gauge", "Versions of this program and of the node.", &[(versions, 1.0)]);
+    text.metric("info", "gauge", "Versions of this program and of the node.", &[(versions, 1.0)]);
     let in_progress = now.running.is_some() || backups.is_in_progress;
-    metric("in_progress", "gauge", "Whether a backup is being made.", &plain(f64::from(u8::from(in_progress))));
+    text.truth("in_progress", "Whether a backup is being made.", in_progress);
     let help = "1 if the backup directory can be read and is the one of the service's start, otherwise 0.";
-    metric("directory_readable", "gauge", help, &plain(f64::from(u8::from(!backups.is_incomplete))));
+    text.truth("directory_readable", help, !backups.is_incomplete);
     let results = [
         ("{result=\"done\"}".to_owned(), load(&counters.done_count)),
         ("{result=\"failed\"}".to_owned(), load(&counters.failed_count)),
     ];
-    metric("jobs_total", "counter", "Jobs of this process that ended since its start.", &results);
+    text.metric("jobs_total", "counter", "Jobs of this process that ended since its start.", &results);
+    of_backups(&mut text, backups);
+    if counters.done_count.load(Relaxed) > 0 {
+        let seconds = load(&counters.last_duration_ms) / 1000.0;
+        text.gauge("last_duration_seconds", "How long the last good backup took.", seconds);
+        text.gauge("last_bytes", "Size of the last good backup.", load(&counters.last_bytes));
+    }
+    if let Some(progress) = &now.running {
+        text.gauge("job_bytes_done", "Bytes that the running job has copied.", progress.bytes_done as f64);
+        text.gauge("job_bytes_total", "Bytes that the running job copies.", progress.bytes_total as f64);
+    }
+    text.gauge("free_bytes", "Free space for backups.", now.free_bytes as f64);
+    let help = "The most bytes that are copied per second; 0 is no limit.";
+    text.gauge("limit_bytes_per_second", help, now.limit_bytes as f64);
+    text.0
+}
+
+fn of_backups(text: &mut Text, backups: &Summary) {
     let statuses = [
         (Status::Done, backups.done_count),
         (Status::InProgress, backups.in_progress_count),
         (Status::Failed, backups.failed_count),
     ]
     .map(|(status, count)| (format!("{{status=\"{}\"}}", status.word()), count as f64));
-    metric("backups", "gauge", "Backups in the backup directory.", &statuses);
+    text.metric("backups", "gauge", "Backups in the backup directory.", &statuses);
     // Zero, so that an alarm is also raised if there was no good backup yet.
     let help = "When the newest good backup was finished, seconds since the epoch; 0 for none.";
-    metric("last_success_timestamp_seconds", "gauge", help, &plain(backups.last_success_ms as f64 / 1000.0));
+    text.gauge("last_success_timestamp_seconds", help, backups.last_success_ms as f64 / 1000.0);
     if let Some(oldest_ms) = backups.newest.and_then(|(_, oldest_unread_ms)| oldest_unread_ms) {
         let help = "Each file of the newest backup was last read at this time or later, seconds since the epoch.";
-        metric("oldest_unread_timestamp_seconds", "gauge", help, &plain(oldest_ms as f64 / 1000.0));
+        text.gauge("oldest_unread_timestamp_seconds", help, oldest_ms as f64 / 1000.0);
     }
     let help = "When the last failed backup failed, seconds since the epoch; 0 for none.";
-    metric("last_failure_timestamp_seconds", "gauge", help, &plain(backups.last_failure_ms as f64 / 1000.0));
+    text.gauge("last_failure_timestamp_seconds", help, backups.last_failure_ms as f64 / 1000.0);
     // Shown even if it is zero, so that an alarm sees the change from zero to one.
     let warnings_count = backups.newest_done.map_or(0, |(_, warnings_count)| warnings_count);
     let help = "Warnings in the record of the newest backup that is done.";
-    metric("warnings", "gauge", help, &plain(warnings_count as f64));
+    text.gauge("warnings", help, warnings_count as f64);
     if let Some((_, by_method)) = &backups.newest_pact {
         let each = |value: &dyn Fn(&(u64, u64)) -> u64| -> Vec<(String, f64)> {
             let sample =
@@ -163,32 +194,19 @@ pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> St
             by_method.iter().map(sample).collect()
         };
         let help = "Size of the Pact databases in the newest good backup that has them, by how they came into it.";
-        metric("pact_bytes", "gauge", help, &each(&|(bytes, _)| *bytes));
+        text.metric("pact_bytes", "gauge", help, &each(&|(bytes, _)| *bytes));
         let help = "The bytes that were written for them; of an increment only what had changed.";
-        metric("pact_written_bytes", "gauge", help, &each(&|(_, written_bytes)| *written_bytes));
+        text.metric("pact_written_bytes", "gauge", help, &each(&|(_, written_bytes)| *written_bytes));
     }
     if let Some((_, at_ms, passed)) = backups.newest_drill {
         let help = "When the last drill of the newest backup that had one began.";
-        metric("last_drill_timestamp_seconds", "gauge", help, &plain(at_ms as f64 / 1000.0));
-        metric("last_drill_passed", "gauge", "Whether that drill passed.", &plain(f64::from(u8::from(passed))));
+        text.gauge("last_drill_timestamp_seconds", help, at_ms as f64 / 1000.0);
+        text.truth("last_drill_passed", "Whether that drill passed.", passed);
     }
     if let Some((_, starts, replay)) = backups.newest_proof {
         let help = "Whether a node starts from the newest backup of which that is known.";
-        metric("starts", "gauge", help, &plain(f64::from(u8::from(starts))));
+        text.truth("starts", help, starts);
         let help = "Blocks that a node replays when it starts from that backup, over all chains.";
-        metric("start_replay_blocks", "gauge", help, &plain(replay as f64));
+        text.gauge("start_replay_blocks", help, replay as f64);
     }
-    if counters.done_count.load(Relaxed) > 0 {
-        let seconds = load(&counters.last_duration_ms) / 1000.0;
-        metric("last_duration_seconds", "gauge", "How long the last good backup took.", &plain(seconds));
-        metric("last_bytes", "gauge", "Size of the last good backup.", &plain(load(&counters.last_bytes)));
-    }
-    if let Some(progress) = &now.running {
-        metric("job_bytes_done", "gauge", "Bytes that the running job has copied.", &plain(progress.bytes_done as f64));
-        metric("job_bytes_total", "gauge", "Bytes that the running job copies.", &plain(progress.bytes_total as f64));
-    }
-    metric("free_bytes", "gauge", "Free space for backups.", &plain(now.free_bytes as f64));
-    let help = "The most bytes that are copied per second; 0 is no limit.";
-    metric("limit_bytes_per_second", "gauge", help, &plain(now.limit_bytes as f64));
-    text
 }

@@ -12,6 +12,10 @@ use crate::fixture::{names, paths};
 /// The longest source file.
 const MAX_LINES: usize = 550;
 
+/// The longest function, and the most parameters of one.
+const MAX_FUNCTION_LINES: usize = 60;
+const MAX_PARAMETERS: usize = 5;
+
 /// The longest README: everything else belongs in the manual.
 const MAX_README_LINES: usize = 250;
 
@@ -455,6 +459,62 @@ fn files_are_short_and_open_with_their_duty() {
         let lines = text.lines().count();
         assert!(lines <= MAX_LINES || file.starts_with(root().join("tests")), "{}: {lines} lines", file.display());
     }
+}
+
+/// The functions in a file: name, lines, and number of parameters without `self`.
+fn functions(code: &str) -> Vec<(&str, usize, usize)> {
+    let lines: Vec<&str> = code.lines().collect();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let (mut rest, indent) = (line.trim_start(), &line[..line.len() - line.trim_start().len()]);
+        while let Some(after) = ["pub(crate) ", "pub ", "const ", "unsafe "].iter().find_map(|w| rest.strip_prefix(w)) {
+            rest = after;
+        }
+        let Some(rest) = rest.strip_prefix("fn ") else { continue };
+        let name = &rest[..rest.find(|c| !is_word(c)).unwrap()];
+        let signed = at + lines[at..].iter().position(|line| line.ends_with(['{', '}', ';'])).unwrap();
+        let end = |line: &&str| line.strip_prefix(indent) == Some("}");
+        let last =
+            if lines[signed].ends_with('{') { signed + lines[signed..].iter().position(end).unwrap() } else { signed };
+        found.push((name, last - at + 1, parameters(&lines[at..=signed].join(" "))));
+    }
+    found
+}
+
+/// The number of parameters in a signature, without `self`.
+fn parameters(signature: &str) -> usize {
+    let (mut depth, mut angles, mut current, mut all) = (0, 0, String::new(), Vec::new());
+    let after_name = &signature[signature.find("fn ").unwrap() + 3..];
+    for c in after_name.chars() {
+        let is_arrow = c == '>' && current.ends_with(['-', '=']);
+        angles += i32::from(c == '<') - i32::from(c == '>' && !is_arrow);
+        depth += i32::from("([{".contains(c)) - i32::from(")]}".contains(c));
+        match (c, depth, angles) {
+            ('(', 1, 0) => current.clear(),
+            (')', 0, 0) => break,
+            (',', 1, 0) => all.push(std::mem::take(&mut current)),
+            _ => current.push(c),
+        }
+    }
+    all.push(current);
+    let is_self = |p: &str| p.split(':').next().unwrap().split([' ', '&']).any(|word| word == "self");
+    all.iter().filter(|p| !p.trim().is_empty() && !is_self(p)).count()
+}
+
+#[test]
+fn functions_are_short_and_have_few_parameters() {
+    let mut functions_count = 0;
+    for file in sources().into_iter().filter(|file| !file.ends_with("plan/tests.rs")) {
+        let text = fs::read_to_string(&file).unwrap();
+        for (name, lines, parameters) in functions(&text[..tests_at(&text)]) {
+            functions_count += 1;
+            assert!(lines <= MAX_FUNCTION_LINES, "{}: {name} has {lines} lines", file.display());
+            assert!(parameters <= MAX_PARAMETERS, "{}: {name} has {parameters} parameters", file.display());
+        }
+    }
+    assert!(functions_count > 1000, "only {functions_count} functions were found");
+    let code = "    pub(crate) fn a<T: Fn(u8) -> B<C, D>>(&'a mut self, x: &[(u8, u8)], y: impl Fn(u8, u8) -> E<F, G>,) -> H {\n    }";
+    assert_eq!(functions(code), [("a", 2, 2)]);
 }
 
 /// The README and the pages of the manual: path and text.
