@@ -73,7 +73,7 @@ pub use backups::retention::{Candidate, Policy, Verdict, judge};
 pub use backups::verification::Verification;
 pub use backups::verify::VerifyOptions;
 pub use capture::rocksdb::{heights_json, inspect_json, open_json};
-pub use capture::source::{RocksSource, Sources, SqliteSource, require_no_half_restore};
+pub use capture::source::{RocksSource, Sources, SqliteSource, require_no_half_restore, resolve_trusted};
 pub use capture::start_proof::starts_json;
 pub use config::file::{FileConfig, parse_file};
 pub use config::tree::FILE_BYTES_MAX;

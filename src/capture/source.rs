@@ -253,6 +253,14 @@ impl Sources {
     }
 }
 
+/// The path without links of `path`, which lies below a database directory: of the links below that, only trusted ones are followed.
+///
+/// # Errors
+/// [`Kind::Refused`] if one is not.
+pub fn resolve_trusted(database_directory: &Path, path: &Path) -> Result<PathBuf> {
+    Sources::directory(database_directory).resolve_trusted(path)
+}
+
 /// Whether both names exist and belong to the same file.
 pub(crate) fn is_same(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| fs::metadata(path).ok().map(|meta| FileId::from(&meta));

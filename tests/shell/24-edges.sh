@@ -44,6 +44,16 @@ if [ "$(id -u)" -eq 0 ]; then
   cp -a victim/db/0 user/0 && chown -R 12345 user/0
   status "a link to another user's directory in place of the backup directory" 1 chainweb-backup make --database-directory user
   is 'nothing was made there' "$(ls -A victim | tr '\n' ' ')" 'db db.log '
+  for _ in 1 2; do chainweb-backup make --database-directory victim/db --log-level error >made || echo "# $(cat made)"; done
+  rm user/backups && ln -s "$DIR/victim/db/backups" user/backups && chown -h 12345 user/backups
+  chown 23456 victim/db/backups
+  for words in 'prune --keep-last 1' 'delete latest' list; do
+    # shellcheck disable=SC2086 # several words
+    status "$words in another user's backups" 1 chainweb-backup $words --database-directory user
+  done
+  is 'no backup of another user is deleted' "$(ls victim/db/backups | wc -l)" 2
+  rm user/backups && ln -s "$DIR/victim/db/backups" user/backups
+  status 'a link of root to backups' 0 chainweb-backup list --database-directory user
   # The links that operators make.
   rm -rf user && mkdir -p user disk && cp -a victim/db/0 disk/0 && chown -R 12345 user disk/0
   for owner in 0 12345; do

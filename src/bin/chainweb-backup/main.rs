@@ -19,7 +19,7 @@ use std::time::Duration;
 use args::Child;
 use chainweb_backup::{
     Control, Details, Error, Kind, Listener, MakeRequest, Result, Service, Status, heights_json, open_json,
-    starts_json, sweep_backups,
+    resolve_trusted, starts_json, sweep_backups,
 };
 use log::LevelFilter;
 use plan::{Around, Exit, MakePlan, Plan, ServePlan};
@@ -77,8 +77,21 @@ fn run(plan: Plan) -> Result<i32> {
     match plan {
         Plan::Serve(plan) => serve(plan),
         Plan::Make(plan) => make(plan),
-        Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings, notes } => {
+        Plan::Manage {
+            backup_directory,
+            database_directory,
+            action,
+            limit_bytes_per_second,
+            stall_limit,
+            log_level,
+            warnings,
+            notes,
+        } => {
             start_log(log_level, &warnings, &notes);
+            let backup_directory = match database_directory {
+                Some(above) => resolve_trusted(&above, &backup_directory)?,
+                None => backup_directory,
+            };
             let mut control = Control::with_limit(limit_bytes_per_second);
             if let Some(stall_limit) = stall_limit {
                 control = control.with_stall_limit(stall_limit);

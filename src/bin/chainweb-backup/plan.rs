@@ -49,6 +49,8 @@ pub enum Plan {
     Manage {
         /// Where the backups are.
         backup_directory: PathBuf,
+        /// The database directory, if the backups are below it: there the node's user may have planted links.
+        database_directory: Option<PathBuf>,
         /// The command.
         action: Action,
         /// The limit of bytes read or copied per second.
@@ -291,9 +293,19 @@ fn manage(common: Common, limit: Option<Limit>, action: Action, around: &Around)
     let limit_bytes_per_second =
         limit.and_then(|limit| limit.limit_bytes_per_second.or(settings.file.limit_bytes_per_second));
     settings.warnings.extend(limit_bytes_per_second.and_then(low_limit));
-    let Settings { backup_directory, log_level, warnings, notes, file, .. } = settings;
+    let Settings { database_directory, backup_directory, log_level, warnings, notes, file } = settings;
     let (backup_directory, stall_limit) = (backup_directory.expect("it was named or found"), file.stall_limit);
-    Ok(Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings, notes })
+    let database_directory = database_directory.filter(|above| backup_directory.starts_with(above));
+    Ok(Plan::Manage {
+        backup_directory,
+        database_directory,
+        action,
+        limit_bytes_per_second,
+        stall_limit,
+        log_level,
+        warnings,
+        notes,
+    })
 }
 
 /// What a service needs, to answer requests or to make one backup.

@@ -115,6 +115,7 @@ fn the_other_commands() {
     let action = Action::List(Output::Json);
     let list = Plan::Manage {
         backup_directory: "/b".into(),
+        database_directory: None,
         action,
         limit_bytes_per_second: None,
         stall_limit: None,
@@ -125,9 +126,23 @@ fn the_other_commands() {
     assert_eq!(run("list --json", env, &[]), Ok(list));
     let action = Action::Check("17".into());
     let (limit_bytes_per_second, stall_limit, notes) = (None, None, Vec::new());
-    let check =
-        Plan::Manage { backup_directory, action, limit_bytes_per_second, stall_limit, log_level, warnings, notes };
+    let check = Plan::Manage {
+        backup_directory,
+        database_directory: None,
+        action,
+        limit_bytes_per_second,
+        stall_limit,
+        log_level,
+        warnings,
+        notes,
+    };
     assert_eq!(run("check 17 --config-file f", env, &[("f", "{}")]), Ok(check));
+    for (line, below) in
+        [("list --database-directory /d", true), ("list --database-directory /d --backup-directory /e", false)]
+    {
+        let Ok(Plan::Manage { database_directory, .. }) = run(line, &[], &[]) else { panic!("{line}") };
+        assert_eq!(database_directory, below.then(|| PathBuf::from("/d")), "{line}");
+    }
     // A child of these commands may be as silent as that of a job.
     let stalled = run("verify --deep 17 --config-file f", env, &[("f", "backup:\n  stallSeconds: 7\n")]);
     let Ok(Plan::Manage { stall_limit, .. }) = stalled else { panic!("verify") };
