@@ -136,7 +136,7 @@ for code in $(sed -n '/^Exit codes:/,$p' help | grep -o '[0-9][0-9]*'); do
 done
 
 metrics=$(grep '/metrics\.rs$' sources)
-sed -n 's|^[^(]*metric("\([a-z_]*\)".*|\1|p' "$metrics" >metrics
+sed -n 's/^ *text\.[a-z]*("\([a-z_]*\)".*/\1/p' "$metrics" >metrics
 check 'there are metrics' [ "$(wc -l <metrics)" -ge 15 ]
 while read -r metric; do
   check "the manual has the metric $metric" grep -q "\`$metric[{\`]" "$manual/api.md"

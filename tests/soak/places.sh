@@ -10,7 +10,7 @@ SHM=$(mktemp -d /dev/shm/chainweb-backup-test.XXXXXX) || exit 1
 
 mounted() {
   mkdir -p "$2"
-  truncate -s 1G "$2.img" && "mkfs.$1" -q "$2.img" && mount -o loop "$2.img" "$2" || exit 1
+  truncate -s 3G "$2.img" && "mkfs.$1" -q "$2.img" && mount -o loop "$2.img" "$2" || exit 1
   mounts="$DIR/$2 $mounts"
 }
 
@@ -54,7 +54,10 @@ copied() {
       restored=$((restored + 1))
       demo-node verify --expect-chains 2 "$SHM/restored" >out 2>&1 || problems="$problems; restored: $(cat out)"
       rm -rf "$SHM/restored"
-      chainweb-backup prune --backup-directory "$backups" --keep-last 2 >out 2>err || problems="$problems; prune: $(cat err)"
+      for directory in "$other" "$own"; do
+        [ ! -d "$directory" ] || chainweb-backup prune --backup-directory "$directory" --keep-last 2 >out 2>err ||
+          problems="$problems; prune: $(cat err)"
+      done
     fi
     check "$layout $turn: ${verdict#ok: }" [ -z "$problems" ]
     [ -z "$problems" ] || echo "# $problems"
