@@ -107,11 +107,9 @@ impl Header {
     /// Begins to follow the frames; stops after `frames` frames at the latest.
     pub(crate) fn scan(&self, frames: u64) -> Scan {
         Scan {
-            words: self.words,
-            salts: self.salts(),
+            header: self.clone(),
             chain: [be(&self.bytes[24..28]), be(&self.bytes[28..32])],
             frame: Vec::with_capacity(self.frame_bytes()),
-            frame_bytes: self.frame_bytes(),
             wanted: frames,
             whole: 0,
             committed: 0,
@@ -150,12 +148,10 @@ pub(crate) struct Place {
 /// Follows the chain of checksums through the frames of a WAL, which it takes in pieces of any size.
 #[derive(Debug)]
 pub(crate) struct Scan {
-    words: Words,
-    salts: Salts,
+    header: Header,
     chain: [u32; 2],
     /// The first bytes of the next frame, if it is incomplete.
     frame: Vec<u8>,
-    frame_bytes: usize,
     wanted: u64,
     whole: u64,
     committed: u64,
@@ -185,15 +181,16 @@ impl Scan {
 
     /// Takes the next bytes of the WAL.
     pub(crate) fn take(&mut self, mut bytes: &[u8]) {
+        let frame_bytes = self.header.frame_bytes();
         while !self.ended && !bytes.is_empty() {
-            let (more, rest) = bytes.split_at(bytes.len().min(self.frame_bytes - self.frame.len()));
+            let (more, rest) = bytes.split_at(bytes.len().min(frame_bytes - self.frame.len()));
             bytes = rest;
-            if self.frame.is_empty() && more.len() == self.frame_bytes {
+            if self.frame.is_empty() && more.len() == frame_bytes {
                 self.take_frame(more);
                 continue;
             }
             self.frame.extend_from_slice(more);
-            if self.frame.len() == self.frame_bytes {
+            if self.frame.len() == frame_bytes {
                 let frame = std::mem::take(&mut self.frame);
                 self.take_frame(&frame);
                 self.frame = frame;
@@ -203,19 +200,18 @@ impl Scan {
     }
 
     fn take_frame(&mut self, frame: &[u8]) {
-        let (head, page) = frame.split_at(FRAME_HEADER_BYTES);
-        let chain = checksum(self.words, checksum(self.words, self.chain, &head[..8]), page);
+        let page = be(&frame[..4]);
         // As for SQLite, no frame is of page 0.
-        if be(&head[..4]) == 0 || head[8..16] != self.salts || chain != [be(&head[16..20]), be(&head[20..24])] {
+        if page == 0 || !self.header.is_salted(frame) || !self.header.continues(self.chain, frame) {
             self.ended = true;
             return;
         }
-        let before = std::mem::replace(&mut self.chain, chain);
+        let before = std::mem::replace(&mut self.chain, Header::chain_in(frame));
         self.whole += 1;
-        self.note(Place { page: be(&head[..4]), frame: u32::try_from(self.whole).unwrap_or(u32::MAX), before });
-        if be(&head[4..8]) != 0 {
+        self.note(Place { page, frame: u32::try_from(self.whole).unwrap_or(u32::MAX), before });
+        if Header::commits(frame) {
             self.committed = self.whole;
-            self.pages_count = be(&head[4..8]);
+            self.pages_count = be(&frame[4..8]);
         }
         self.ended = self.whole == self.wanted;
     }
