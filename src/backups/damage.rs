@@ -53,7 +53,7 @@ pub(crate) fn note_tables(catalog: &Catalog, id: &BackupId, faults: &[Fault], at
     note_sharers(catalog, id, faults, at_ms).map(|_| ())
 }
 
-/// Adds to the note of a backup that so many other files of it are damaged.
+/// Adds `count` damaged files to the note of a backup.
 pub(crate) fn note_more(catalog: &Catalog, id: &BackupId, count: u64, at_ms: u64) -> Result<()> {
     let before_count = catalog.verified(id)?.map_or(0, |verified| verified.faults_count);
     let faults_count = before_count + count;

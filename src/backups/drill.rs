@@ -257,7 +257,7 @@ struct State {
     owner: (u32, u32),
 }
 
-/// The same, and what is another one also if the file got a name more or less.
+/// The state of a file, and what also changes when a link to it is made or removed.
 struct Found {
     state: State,
     changed: (i64, i64),

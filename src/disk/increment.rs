@@ -10,7 +10,7 @@
 //! cache, so from the disk, after it was cloned, and no process but this one writes to it. Each of its blocks was read and is equal
 //! to the source's, or was written, or lies behind its former end and was written or is a hole, which reads as zeroes as the source's
 //! does there. A block of the earlier file that has rotted differs from the source, and is written like one that has changed. A block
-//! that rots after it was compared is what it is in every file on a disk, copied or cloned.
+//! that rots after it was compared is lost, as it would be in a copy.
 //!
 //! A change is told from damage by the sums of the earlier file, which were computed when it was made (`piece_sums`): a piece that
 //! differs from the source and from its own sum is damaged. Then, and after an error of reading, there is no increment: the caller

@@ -80,7 +80,7 @@ const SQLITE_READONLY_ROLLBACK: i32 = 8 | 3 << 8;
 enum Applies {
     /// None: the file alone is the snapshot.
     None,
-    /// The first frames, so many.
+    /// This number of frames, from the first one on.
     Frames(u64),
 }
 
@@ -259,7 +259,7 @@ fn make_increment(
     increment::attempt((database, page_size), &mut snapshot, to, (how, burden), &look)
 }
 
-/// What is wanted of the frames.
+/// What a scan of the WAL finds out about the frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Number,
