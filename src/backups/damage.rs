@@ -56,7 +56,7 @@ pub(crate) fn note_tables(catalog: &Catalog, id: &BackupId, faults: &[Fault], at
 /// Adds `count` damaged files to the note of a backup.
 pub(crate) fn note_more(catalog: &Catalog, id: &BackupId, count: u64, at_ms: u64) -> Result<()> {
     let before_count = catalog.verified(id)?.map_or(0, |verified| verified.faults_count);
-    let faults_count = before_count + count;
+    let faults_count = before_count.saturating_add(count);
     write(catalog, id, Verified { id: None, depth: Depth::Deep, at_ms, faults_count, damaged: BTreeSet::new() })
 }
 
@@ -72,7 +72,7 @@ fn add(catalog: &Catalog, id: &BackupId, names: &[&str], at_ms: u64) -> Result<(
     if known.is_none() || damaged.len() > MAX_NAMES {
         damaged.clear();
     }
-    let faults_count = before_count + new_count;
+    let faults_count = before_count.saturating_add(new_count);
     write(catalog, id, Verified { id: None, depth: Depth::Deep, at_ms, faults_count, damaged })
 }
 

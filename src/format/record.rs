@@ -276,6 +276,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// The bytes that were written for all Pact databases. The record may be damaged: any numbers in it have a sum.
+    pub fn pact_written_bytes(&self) -> u64 {
+        self.pact.iter().fold(0, |sum, part| sum.saturating_add(part.all_written_bytes()))
+    }
+
     /// The record of a new job.
     pub(crate) fn new(id: BackupId, scope: Scope, started_ms: u64, versions: Versions) -> Record {
         Record {

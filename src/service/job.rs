@@ -32,7 +32,7 @@ use crate::config::Depth;
 use crate::control::Control;
 use crate::disk::copy::Copier;
 use crate::error::{Error, Kind, Result};
-use crate::format::record::{PactPart, Record, Scope, Status, Versions};
+use crate::format::record::{Record, Scope, Status, Versions};
 use crate::id::BackupId;
 use crate::service::fill;
 use crate::service::making::Making;
@@ -217,7 +217,7 @@ fn log_done(record: &Record, seconds: f64) {
     let id = &record.id;
     let replay = record.replay_blocks.map_or_else(String::new, |blocks| format!(" replay_blocks={blocks}"));
     let copied = record.rocksdb.as_ref().map_or(0, |rocksdb| rocksdb.copied_bytes);
-    let written: u64 = record.pact.iter().map(PactPart::all_written_bytes).sum();
+    let written = record.pact_written_bytes();
     let pact = if record.pact.is_empty() { String::new() } else { format!(" pact_written_bytes={written}") };
     let size = format!("files={} bytes={} rocksdb_copied_bytes={copied}{pact}", record.files_count, record.bytes);
     log::info!("backup done id={id} seconds={seconds:.2} {size}{replay}");

@@ -74,8 +74,9 @@ impl Summary {
                 let mut by_method = ByMethod::new();
                 for part in &record.pact {
                     let (bytes, written_bytes) = by_method.entry(part.method.word()).or_default();
-                    *bytes += part.bytes;
-                    *written_bytes += part.all_written_bytes();
+                    // The record may be damaged.
+                    *bytes = bytes.saturating_add(part.bytes);
+                    *written_bytes = written_bytes.saturating_add(part.all_written_bytes());
                 }
                 self.newest_pact = Some((id, by_method));
             }

@@ -92,6 +92,20 @@ import json, sys
 print(next(b["verified"] for b in json.load(open("list.json")) if b["id"] == sys.argv[1])["faults_count"])
 END
 is 'a note without an identifier, as earlier versions wrote it, is read' "$(cat seen)" 0
+
+# A damaged record: whatever its numbers are, they are added up, and neither the list nor the metrics of all backups are lost.
+sed 's/"bytes": [0-9]*/"bytes": 18446744073709551615/' "b/$third/backup.json" >forged.json
+check 'there are numbers to add up' [ "$(grep -c 18446744073709551615 forged.json)" -ge 4 ]
+for method in '' '"base": "1", "written_bytes": 18446744073709551615, "method": "increment"'; do
+  sed "s/\"method\": \"[a-z-]*\"/${method:-&}/" forged.json >"b/$third/backup.json"
+  status 'a list with a damaged record' 0 list
+  has 'it has the backup' out "$third"
+  start serve.log chainweb-backup serve --database-directory db --backup-directory b --enable-backup-api
+  http GET /metrics
+  is 'metrics with a damaged record' "$code" 200
+  has 'of Pact, too' body 'chainweb_backup_pact_written_bytes{method='
+  stop TERM
+done
 rm -rf b
 
 # What a node leaves in a backup in which it was started, and what no node leaves.

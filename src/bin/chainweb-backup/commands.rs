@@ -454,7 +454,7 @@ fn notes(backup: &Details, record: &Record) -> String {
     let starts = starts.filter(|_| backup.scope.has_pact());
     let reason = record.reason.clone();
     let bases: BTreeSet<&str> = record.pact.iter().filter_map(|part| Some(part.base.as_ref()?.as_str())).collect();
-    let written: u64 = record.pact.iter().map(chainweb_backup::PactPart::all_written_bytes).sum();
+    let written = record.pact_written_bytes();
     let bases = bases.into_iter().collect::<Vec<_>>().join(", ");
     let increment = (!bases.is_empty()).then(|| format!("Pact: increment of {bases}, {} written", size(written)));
     let all =
