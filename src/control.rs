@@ -39,7 +39,8 @@ pub enum Phase {
     Finished,
 }
 
-const PHASES: [Phase; 8] = [
+/// All phases, in their order.
+pub(crate) const PHASES: [Phase; 8] = [
     Phase::PreFlight,
     Phase::Reread,
     Phase::Pact,
@@ -49,6 +50,22 @@ const PHASES: [Phase; 8] = [
     Phase::Verify,
     Phase::Finished,
 ];
+
+impl Phase {
+    /// The phase as text, in the record and in the metrics.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Phase::PreFlight => "pre-flight",
+            Phase::Reread => "reread",
+            Phase::Pact => "pact",
+            Phase::Rocksdb => "rocksdb",
+            Phase::Heights => "heights",
+            Phase::Sync => "sync",
+            Phase::Verify => "verify",
+            Phase::Finished => "finished",
+        }
+    }
+}
 
 /// Why a job ends before it is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,12 +86,37 @@ const STOPS: [Stop; 5] = [Stop::ShutDown, Stop::Cancelled, Stop::Stalled, Stop::
 const RUNNING: u8 = 0;
 const COMMITTING: u8 = 255;
 
+/// The largest of the numbers that were noted, if there was one.
+#[derive(Debug, Default)]
+pub(crate) struct Largest(AtomicU64);
+
+impl Largest {
+    /// Notes a number; the largest one of the range counts as the one below it.
+    pub(crate) fn note(&self, number: u64) {
+        self.0.fetch_max(number.saturating_add(1), Relaxed);
+    }
+
+    /// Forgets all numbers but this one.
+    pub(crate) fn replace(&self, number: u64) {
+        self.0.store(number.saturating_add(1), Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> Option<u64> {
+        self.0.load(Relaxed).checked_sub(1)
+    }
+}
+
 /// Progress and end of one job, or of one operation on a backup.
 #[derive(Debug, Default)]
 pub struct Control {
     phase: AtomicU8,
+    /// When the present phase was entered, and the time spent in each phase before that, in microseconds.
+    entered: Mutex<Option<Instant>>,
+    spent_us: [AtomicU64; PHASES.len()],
     bytes_done: AtomicU64,
     bytes_total: AtomicU64,
+    /// How far the WAL of a Pact database grew while it was copied.
+    pub(crate) wal_growth_bytes: Largest,
     /// Counts all other progress: a phase, a link, a file.
     steps: Arc<AtomicU64>,
     /// [`RUNNING`], [`COMMITTING`] or a [`Stop`].
@@ -86,6 +128,10 @@ pub struct Control {
     stall_limit: Option<Duration>,
     /// When the next byte may be copied, if there is a limit.
     due: Mutex<Option<Instant>>,
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn stop_of(end: &AtomicU8) -> Option<Stop> {
@@ -123,8 +169,24 @@ impl Control {
 
     pub(crate) fn enter(&self, phase: Phase) {
         log::debug!("phase={phase:?}");
+        let now = Instant::now();
+        let mut entered = self.entered.lock();
+        if let Some(before) = entered.replace(now) {
+            self.spent_us[self.phase() as usize].fetch_add(micros(now - before), Relaxed);
+        }
         self.phase.store(phase as u8, Relaxed);
+        drop(entered);
         self.step();
+    }
+
+    /// The time that was spent in each phase until now, in microseconds.
+    pub(crate) fn spent_us(&self) -> [(Phase, u64); PHASES.len()] {
+        let entered = self.entered.lock();
+        let present_us = entered.map_or(0, |entered| micros(entered.elapsed()));
+        PHASES.map(|phase| {
+            let before_us = self.spent_us[phase as usize].load(Relaxed);
+            (phase, if phase == self.phase() { before_us.saturating_add(present_us) } else { before_us })
+        })
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -226,5 +288,48 @@ impl Control {
             Some(Stop::Deleted) => "the backup is being deleted",
         };
         Err(Error::new(Kind::Cancelled, why))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_of_a_phase_is_the_one_in_the_record() {
+        for (at, phase) in PHASES.into_iter().enumerate() {
+            assert_eq!(serde_json::to_string(&phase).unwrap(), format!("\"{}\"", phase.word()));
+            assert_eq!(phase as usize, at);
+        }
+    }
+
+    #[test]
+    fn each_phase_has_its_time() {
+        let control = Control::default();
+        assert!(control.spent_us().iter().all(|(_, us)| *us == 0), "no phase was entered yet");
+        for phase in [Phase::PreFlight, Phase::Pact, Phase::Rocksdb, Phase::Pact] {
+            control.enter(phase);
+            sleep(Duration::from_millis(20));
+        }
+        let spent = control.spent_us();
+        let of = |wanted: Phase| spent.iter().find(|(phase, _)| *phase == wanted).unwrap().1;
+        assert!(
+            of(Phase::PreFlight) >= 20_000 && of(Phase::Rocksdb) >= 20_000 && of(Phase::Pact) >= 40_000,
+            "{spent:?}"
+        );
+        assert_eq!((of(Phase::Reread), of(Phase::Sync)), (0, 0));
+    }
+
+    #[test]
+    fn the_largest_is_none_until_a_number_is_noted() {
+        let largest = Largest::default();
+        assert_eq!(largest.get(), None);
+        largest.note(0);
+        assert_eq!(largest.get(), Some(0));
+        [5, 3].into_iter().for_each(|number| largest.note(number));
+        assert_eq!(largest.get(), Some(5));
+        largest.replace(2);
+        assert_eq!(largest.get(), Some(2));
     }
 }

@@ -1,7 +1,7 @@
 //! Backups of a running Chainweb node: its RocksDB and its SQLite databases, taken beside the writing node, committed at
 //! one point, found again after any crash. No Tokio: one backup thread, one channel, a status map.
 //!
-//! [`manual`] has the HTTP interface, the command line, the configuration, the on-disk format, performance, and
+//! [`manual`] has the HTTP interface, the command line, the configuration, the on-disk format, performance, monitoring, and
 //! [how to embed this crate in a node](manual::embedding).
 //!
 //! # Architecture
@@ -29,7 +29,7 @@
 //!           below catalog commit damage details drill drill_command filling journal moving operations pact_base pact_pieces
 //!           placement prune recover rehearsal reread restore retention start_proofs sums sums_list verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
-//!           answers fill increments job listing making metrics repair shared watchdog worker
+//!           answers counters fill increments job listing making metrics repair shared summary textfile watchdog worker
 //! http      words in, words out
 //!           accept connections head listener routes
 //! ```
@@ -97,16 +97,18 @@ pub use http::routes::ROUTES;
 pub use id::BackupId;
 pub use service::Service;
 pub use service::shared::MakeRequest;
+pub use service::textfile::metrics_of;
 
 #[cfg(feature = "engine")]
 pub use rocksdb;
 pub use {rouille, rusqlite};
 
 /// The pages of the [`manual`], topic and text, for `chainweb-backup help TOPIC`.
-pub const MANUAL: [(&str, &str); 6] = [
+pub const MANUAL: [(&str, &str); 7] = [
     ("api", include_str!("manual/api.md")),
     ("commands", include_str!("manual/commands.md")),
     ("configuration", include_str!("manual/configuration.md")),
+    ("monitoring", include_str!("manual/monitoring.md")),
     ("format", include_str!("manual/format.md")),
     ("performance", include_str!("manual/performance.md")),
     ("embedding", include_str!("manual/embedding.md")),
@@ -124,6 +126,8 @@ pub mod manual {
     pub mod embedding {}
     #[doc = include_str!("manual/format.md")]
     pub mod format {}
+    #[doc = include_str!("manual/monitoring.md")]
+    pub mod monitoring {}
     #[doc = include_str!("manual/performance.md")]
     pub mod performance {}
 }

@@ -25,6 +25,9 @@ pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(900);
 /// The share of the files linked from an earlier backup that each run reads again, by default: in 25 daily backups all of them.
 const REREAD_PERCENT: u8 = 4;
 
+/// The reserve if none is configured: the smaller of this and a twentieth of the file system.
+const DEFAULT_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
+
 /// How the Pact databases are copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PactMethod {
@@ -166,6 +169,11 @@ impl Config {
             limit_bytes_per_second: None,
         }
     }
+}
+
+/// The free space, in bytes, that a backup leaves on a file system of `size_bytes`.
+pub(crate) fn reserve_on(configured_bytes: Option<u64>, size_bytes: u64) -> u64 {
+    configured_bytes.unwrap_or(DEFAULT_RESERVE_BYTES.min(size_bytes / 20))
 }
 
 /// A number of bytes, plain or with a unit: `1000000`, `500MB`, `10 GiB`.

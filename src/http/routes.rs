@@ -24,6 +24,7 @@ use crate::http::accept;
 use crate::id::BackupId;
 use crate::service::Service;
 use crate::service::answers::{Held, Page};
+use crate::service::counters::OTHER_ENDPOINT;
 use crate::service::listing::{MAX_PAGE_COUNT, PAGE_COUNT};
 use crate::service::shared::MakeRequest;
 
@@ -59,16 +60,20 @@ impl Service {
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
         let route = self.route(path)?;
         let response = answer(self, &route, request, query);
+        self.shared().counters.requests.count(route.name(), response.status_code);
         Some(self.decorate(response, &request.remote_addr().to_string()))
     }
 
     /// The answer for a path that no route serves.
     pub fn not_found(&self, request: &Request) -> Response {
-        self.decorate(text(404, "no such endpoint"), &request.remote_addr().to_string())
+        let response = text(404, "no such endpoint");
+        self.shared().counters.requests.count(OTHER_ENDPOINT, response.status_code);
+        self.decorate(response, &request.remote_addr().to_string())
     }
 
     /// Adds the three headers of the contract to a response that was made elsewhere, for example by a listener.
     pub fn decorate_for(&self, response: Response, peer: SocketAddr) -> Response {
+        self.shared().counters.requests.count(OTHER_ENDPOINT, response.status_code);
         self.decorate(response, &peer.to_string())
     }
 
@@ -104,6 +109,17 @@ impl Service {
 }
 
 impl Route<'_> {
+    /// The last part of its path, by which requests are counted.
+    fn name(&self) -> &'static str {
+        match self {
+            Route::Make => "make-backup",
+            Route::Check(_) => "check-backup",
+            Route::List => "list-backups",
+            Route::Health => "health-check",
+            Route::Metrics => "metrics",
+        }
+    }
+
     fn parameters(&self) -> &'static [&'static str] {
         match self {
             Route::Make => &["backupPact"],

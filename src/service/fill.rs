@@ -28,6 +28,7 @@ use crate::capture::sqlite::attempt::How;
 use crate::capture::sqlite::{self, lost_commits};
 use crate::chainweb::digest::Digest;
 use crate::chainweb::{self, ROCKSDB, SQLITE};
+use crate::config::reserve_on;
 use crate::control::{Control, Phase};
 use crate::database_files::{immutable_number, is_immutable};
 use crate::disk;
@@ -52,9 +53,6 @@ const MAX_BLOCKS_AHEAD: u64 = 2;
 /// The time that a node gets to bring a committed Pact block into RocksDB: before the next capture, and once in a program that
 /// cannot read RocksDB's heights.
 const PACT_AHEAD_PAUSE: Duration = Duration::from_secs(1);
-
-/// The reserve if none is configured: the smaller of this and a twentieth of the file system.
-const DEFAULT_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// Fills the backup and completes its record. Returns its files, and those that are not synced yet: the directories, and the
 /// files of RocksDB that are no links.
@@ -273,7 +271,7 @@ fn pre_flight(making: &Making<'_>, partial: &Path, needs: &Needs) -> Result<()> 
     let Making { catalog, config, copier: Copier { control, .. }, .. } = *making;
     let needed_bytes = needs.space_bytes;
     let (mut free_bytes, size_bytes) = disk::free_bytes(partial)?;
-    let reserve_bytes = config.reserve_bytes.unwrap_or(DEFAULT_RESERVE_BYTES.min(size_bytes / 20));
+    let reserve_bytes = reserve_on(config.reserve_bytes, size_bytes);
     control.set_total(needs.work_bytes);
     control.set_reserve(reserve_bytes);
     let wanted_bytes = needed_bytes.saturating_add(reserve_bytes);

@@ -34,6 +34,7 @@ use crate::disk::copy::Copier;
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{Record, Scope, Status, Versions};
 use crate::id::BackupId;
+use crate::service::counters::Outcome;
 use crate::service::fill;
 use crate::service::making::Making;
 use crate::service::shared::{Job, MakeRequest, Shared};
@@ -184,6 +185,7 @@ fn end(shared: &Shared, id: &BackupId, ending: &Ending) {
     let mut state = shared.state.lock();
     let Some(job) = state.jobs.get_mut(id) else { return };
     let (has_ended, seconds) = (job.status != Status::InProgress, job.started.elapsed().as_secs_f64());
+    let control = Arc::clone(&job.control);
     job.status = if matches!(ending, Ending::Done(_)) { Status::Done } else { Status::Failed };
     if !matches!(ending, Ending::Stalled) {
         state.running = None;
@@ -197,17 +199,17 @@ fn end(shared: &Shared, id: &BackupId, ending: &Ending) {
     }
     match ending {
         Ending::Done(record) => {
-            shared.counters.job_done(seconds, record.bytes);
+            shared.counters.job_ended(Outcome::Done(record, seconds), &control);
             log_done(record, seconds);
         }
         Ending::Failed { cause, .. } => {
             state.last_failure = Some((id.clone(), cause.kind()));
-            shared.counters.job_failed();
+            shared.counters.job_ended(Outcome::Failed, &control);
             log::error!("backup failed id={id} seconds={seconds:.2} reason={:?}", cause.chain());
         }
         Ending::Stalled => {
             state.last_failure = Some((id.clone(), Kind::Cancelled));
-            shared.counters.job_failed();
+            shared.counters.job_ended(Outcome::Stalled, &control);
             log::error!("backup stalled id={id} limit_seconds={}", shared.config.stall_limit.as_secs());
         }
     }

@@ -11,8 +11,9 @@ use crate::error::{Error, Kind, Result};
 use crate::id::BackupId;
 use crate::service::Service;
 use crate::service::answers::{Answer, Held, Page};
-use crate::service::metrics::{self, Summary};
+use crate::service::metrics;
 use crate::service::shared::Shared;
+use crate::service::summary::Summary;
 
 /// The number of backups in a page by default, and the largest one.
 pub(crate) const PAGE_COUNT: usize = 100;
@@ -38,7 +39,7 @@ impl Service {
             for found in each.iter_mut().flatten() {
                 match found.and_then(|found| shared.details(&found.id.clone(), Ok(Some(found)))) {
                     Ok(details) => details.iter().for_each(|details| summary.add(details)),
-                    Err(_) => summary.is_incomplete = true,
+                    Err(_) => summary.add_unreadable(),
                 }
             }
             let text = metrics::render(&shared.counters, &summary, &shared.gauges());

@@ -11,6 +11,7 @@
 //!   goes on without returning it: a file that is skipped, an attempt that is repeated, a clean-up that is postponed.
 
 pub(crate) mod answers;
+pub(crate) mod counters;
 pub(crate) mod fill;
 pub(crate) mod increments;
 pub(crate) mod job;
@@ -19,6 +20,8 @@ pub(crate) mod making;
 pub(crate) mod metrics;
 pub(crate) mod repair;
 pub(crate) mod shared;
+pub(crate) mod summary;
+pub(crate) mod textfile;
 pub(crate) mod watchdog;
 pub(crate) mod worker;
 
@@ -44,7 +47,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::{Scope, Status};
 use crate::id::BackupId;
 use crate::service::answers::Listings;
-use crate::service::metrics::Counters;
+use crate::service::counters::Counters;
 use crate::service::shared::{MakeRequest, Request, Shared, State};
 use crate::service::watchdog::Watchers;
 

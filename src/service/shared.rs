@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use crate::backups::catalog::{Catalog, Found};
 use crate::backups::details::{Details, Progress};
 use crate::capture::source::Sources;
-use crate::config::Config;
+use crate::config::{Config, reserve_on};
 use crate::control::Control;
 use crate::disk;
 use crate::disk::nofollow;
@@ -25,7 +25,8 @@ use crate::error::{Error, Kind, Result};
 use crate::format::record::{Scope, Status};
 use crate::id::BackupId;
 use crate::service::answers::Listings;
-use crate::service::metrics::{Counters, Gauges};
+use crate::service::counters::Counters;
+use crate::service::metrics::{Gauges, Running, Volume};
 use crate::service::watchdog::Watchers;
 
 /// How long the bytes that only one backup uses are counted.
@@ -88,6 +89,11 @@ impl Job {
     pub(crate) fn progress(&self) -> Progress {
         Progress::of(&self.control, self.started.elapsed())
     }
+
+    fn running(&self) -> Running {
+        let (steps, wal_growth_bytes) = (self.control.progress(), self.control.wal_growth_bytes.get());
+        Running { progress: self.progress(), steps, wal_growth_bytes }
+    }
 }
 
 impl State {
@@ -137,13 +143,17 @@ impl Shared {
 
     /// The values that the metrics show of this moment.
     pub(crate) fn gauges(&self) -> Gauges<'_> {
-        let running = {
+        let (running, thread_hangs) = {
             let state = self.state.lock();
-            state.running.as_ref().and_then(|id| state.jobs.get(id)).map(Job::progress)
+            let job = state.running.as_ref().and_then(|id| state.jobs.get(id));
+            let runs = job.filter(|job| job.status == Status::InProgress);
+            (runs.map(Job::running), job.is_some() && runs.is_none())
         };
+        let (free_bytes, size_bytes) = disk::free_bytes(self.catalog.directory()).unwrap_or_default();
         Gauges {
             running,
-            free_bytes: disk::free_bytes(self.catalog.directory()).map_or(0, |(free, _)| free),
+            thread_hangs,
+            volume: Volume { free_bytes, size_bytes, reserve_bytes: reserve_on(self.config.reserve_bytes, size_bytes) },
             limit_bytes: self.limit.load(Relaxed),
             node_version: self.config.node_version.as_deref().unwrap_or("unknown"),
         }

@@ -19,6 +19,7 @@ block() {
 # here: a block from the standard input, with the directories of this test in place of those in the block.
 here() {
   sed -e "s|^API=.*|API=http://$address|" -e "s|^BACKUPS=[^ ]*|BACKUPS=$DIR/node/backups|" -e "s|^RESTORED=.*|RESTORED=$DIR/restored|" \
+    -e "s|^TEXTFILES=.*|TEXTFILES=$DIR|" \
     -e "s|/usr/local/bin/||; s|/etc/chainweb-node/config.yaml|$DIR/config.yaml|" \
     -e "s|/var/lib/chainweb-node/mainnet01|$DIR/node|; s|/backup |$DIR/elsewhere |; s|/backup\$|$DIR/elsewhere|"
 }
@@ -54,6 +55,9 @@ has 'metrics' said chainweb_backup_free_bytes
 run_blocks 'the page commands' "$manual/commands.md" 5
 has 'everything is good' said ': good ('
 has 'there are checksums' said 'BLAKE2SUMS written'
+
+run_blocks 'the page monitoring' "$manual/monitoring.md" 1
+has 'the file for node-exporter is there' chainweb-backup.prom 'chainweb_backup_textfile_timestamp_seconds 1'
 
 block "$readme" sh 2 | here >commands
 rm -rf restored
@@ -137,9 +141,9 @@ done
 
 metrics=$(grep '/metrics\.rs$' sources)
 sed -n 's/^ *text\.[a-z]*("\([a-z_]*\)".*/\1/p' "$metrics" >metrics
-check 'there are metrics' [ "$(wc -l <metrics)" -ge 15 ]
+check 'there are metrics' [ "$(wc -l <metrics)" -ge 45 ]
 while read -r metric; do
-  check "the manual has the metric $metric" grep -q "\`$metric[{\`]" "$manual/api.md"
+  check "the manual has the metric $metric" grep -q "\`$metric[{\`]" "$manual/monitoring.md"
 done <metrics
 cat "$readme" "$manual"/*.md | grep -o 'chainweb_backup_[a-z_]*[a-z]' | sed 's/^chainweb_backup_//' | sort -u >named
 check 'metrics are named' [ -s named ]

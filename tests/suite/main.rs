@@ -24,6 +24,7 @@ mod increments;
 mod listener;
 #[cfg(feature = "gate")]
 mod live;
+mod metrics;
 #[cfg(feature = "gate")]
 mod mutations;
 #[cfg(feature = "gate")]

@@ -57,6 +57,10 @@ fn a_job_that_hangs_is_called_failed() {
     // The job has ended, although its thread hangs.
     assert_eq!(counted(&service), ["0", "1"]);
     assert_eq!(service.failure_kind(&id), Some(Kind::Cancelled));
+    let says = |line: &str| call(&service, "GET", "/metrics", &[]).unwrap().body.contains(&format!("\n{line}\n"));
+    let hangs =
+        ["chainweb_backup_thread_hangs 1", "chainweb_backup_stalled_jobs_total 1", "chainweb_backup_in_progress 0"];
+    hangs.iter().for_each(|line| assert!(says(line), "the metrics lack {line}"));
     let refused = service.make_backup(PACT).unwrap_err();
     assert!(refused.kind() == Kind::Busy && refused.chain().contains("stalled"), "{}", refused.chain());
     drop(let_go);
@@ -64,6 +68,7 @@ fn a_job_that_hangs_is_called_failed() {
     // Its thread may still be busy cleaning up.
     wait_until("the thread", || service.make_backup(PACT).is_ok());
     make_done(&service, PACT);
+    assert!(says("chainweb_backup_thread_hangs 0"));
     assert_eq!(service.check_backup(&id).unwrap(), Some(Status::Failed));
     assert_eq!(names(&node.backups().join(id.as_str())), FAILED);
     // The return of its thread was no second end.

@@ -11,6 +11,11 @@ use chainweb_backup::{Depth, Policy};
 pub enum Action {
     /// List the backups.
     List(Output),
+    /// Print the metrics.
+    Metrics {
+        /// The configured free space that a backup must leave.
+        reserve_bytes: Option<u64>,
+    },
     /// Print the status.
     Check(String),
     /// Cancel the running backup: this one, or any.

@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Make(Make),
     /// List the backups, newest first
     List(List),
+    /// Print the metrics of the backups, for node-exporter's textfile collector
+    Metrics(Common),
     /// Print the status of a backup: backup-done, backup-in-progress or backup-failed
     Check(One),
     /// Cancel the running backup, in any process; it becomes backup-failed

@@ -14,7 +14,7 @@ use chainweb_backup::{
     Candidate, Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, Record, Rehearsal, RestoreOptions,
     Restored, Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict, Verified, VerifyOptions, Way,
     cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup, find_backup, inspect_json, list_all_in,
-    pin_backup, prune_backups, rehearse_prune, rehearse_restore, require_no_half_restore, restore_backup,
+    metrics_of, pin_backup, prune_backups, rehearse_prune, rehearse_restore, require_no_half_restore, restore_backup,
     settle_restore, step_back, sum_backup, unpin_backup, verify_backup,
 };
 
@@ -33,6 +33,7 @@ const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 pub fn run(directory: &Path, action: Action, control: &Control) -> Result<i32> {
     match action {
         Action::List(output) => list(directory, output),
+        Action::Metrics { reserve_bytes } => print(metrics_of(directory, reserve_bytes)?.trim_end()),
         Action::Check(id) => check(directory, &id),
         Action::Cancel(id) => {
             let (id, status) = cancel_backup(directory, id.as_deref())?;

@@ -195,6 +195,7 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
         Command::List(typed) => {
             manage(typed.common, Action::List(if typed.json { Output::Json } else { Output::Text }))?
         }
+        Command::Metrics(common) => manage(common, Action::Metrics { reserve_bytes: None })?,
         Command::Check(typed) => manage(typed.common, Action::Check(typed.id))?,
         Command::Cancel(typed) => manage(typed.common, Action::Cancel(typed.id))?,
         Command::Verify(typed) => {
@@ -278,7 +279,7 @@ fn settings(common: Common, around: &Around) -> Result<Settings, String> {
     Ok(Settings { database_directory, backup_directory, log_level, file, warnings, notes: Vec::new() })
 }
 
-fn manage(common: Common, limit: Option<Limit>, action: Action, around: &Around) -> Result<Plan, String> {
+fn manage(common: Common, limit: Option<Limit>, mut action: Action, around: &Around) -> Result<Plan, String> {
     let mut settings = settings(common, around)?;
     if settings.backup_directory.is_none() {
         let named = settings.file.chainweb_version.clone();
@@ -293,6 +294,9 @@ fn manage(common: Common, limit: Option<Limit>, action: Action, around: &Around)
     let limit_bytes_per_second =
         limit.and_then(|limit| limit.limit_bytes_per_second.or(settings.file.limit_bytes_per_second));
     settings.warnings.extend(limit_bytes_per_second.and_then(low_limit));
+    if let Action::Metrics { reserve_bytes } = &mut action {
+        *reserve_bytes = settings.file.reserve_bytes;
+    }
     let Settings { database_directory, backup_directory, log_level, warnings, notes, file } = settings;
     let (backup_directory, stall_limit) = (backup_directory.expect("it was named or found"), file.stall_limit);
     let database_directory = database_directory.filter(|above| backup_directory.starts_with(above));

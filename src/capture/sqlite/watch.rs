@@ -25,7 +25,9 @@ const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) struct Watch<'a> {
     held: &'a Held<'a>,
     database: &'a Path,
-    /// The largest size that the WAL may have.
+    control: &'a Control,
+    /// The size of the WAL at the beginning, and the largest one that it may have.
+    first_bytes: u64,
     wal_bytes: u64,
     /// The bytes that must be free on the node's file system.
     floor_bytes: u64,
@@ -38,7 +40,7 @@ impl<'a> Watch<'a> {
     pub(crate) fn begin(
         held: &'a Held<'a>,
         database: &'a Path,
-        control: &Control,
+        control: &'a Control,
         burden: &mut Burden,
     ) -> Result<Watch<'a>> {
         let bound_bytes = if fault_gate::simpler("raw-small-wal", database) { SMALL_WAL_BYTES } else { MAX_WAL_BYTES };
@@ -51,14 +53,17 @@ impl<'a> Watch<'a> {
         let floor_bytes = control.reserve_bytes().min(size_bytes / 20).min(free_bytes / 2);
         let floor_bytes = *burden.floor_bytes.get_or_insert(floor_bytes);
         let wal_bytes = first_bytes + bound_bytes;
-        Ok(Watch { held, database, wal_bytes, floor_bytes, looked: Cell::default(), verdict: RefCell::default() })
+        let (looked, verdict) = (Cell::default(), RefCell::default());
+        Ok(Watch { held, database, control, first_bytes, wal_bytes, floor_bytes, looked, verdict })
     }
 
     /// Fails if it costs the node too much; [`Watch::judge`] returns the reason.
     pub(crate) fn look(&self, point: &'static str) -> Result<()> {
         fault_gate::point(point, self.database);
         self.held.note_read_locks()?;
-        let lost = if self.held.wal_bytes() > self.wal_bytes { Some(Lost::WalGrew) } else { self.look_at_room()? };
+        let wal_bytes = self.held.wal_bytes();
+        self.control.wal_growth_bytes.note(wal_bytes.saturating_sub(self.first_bytes));
+        let lost = if wal_bytes > self.wal_bytes { Some(Lost::WalGrew) } else { self.look_at_room()? };
         let Some(lost) = lost else { return Ok(()) };
         *self.verdict.borrow_mut() = Some(lost);
         Err(Error::new(Kind::Changed, "stopped because it costs the node too much"))

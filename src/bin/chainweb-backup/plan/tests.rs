@@ -147,6 +147,9 @@ fn the_other_commands() {
     let stalled = run("verify --deep 17 --config-file f", env, &[("f", "backup:\n  stallSeconds: 7\n")]);
     let Ok(Plan::Manage { stall_limit, .. }) = stalled else { panic!("verify") };
     assert_eq!(stall_limit, Some(Duration::from_secs(7)));
+    let reserved = run("metrics --config-file f", env, &[("f", "backup:\n  reserveBytes: 7\n")]);
+    let Ok(Plan::Manage { action, .. }) = reserved else { panic!("metrics") };
+    assert_eq!(action, Action::Metrics { reserve_bytes: Some(7) });
     assert_eq!(run("heights /x", &[], &[]), Ok(Plan::Child(Child::Heights { directory: "/x".into() })));
     assert!(matches!(run("list --config-file f", &[], &[("f", TOP)]), Ok(Plan::Manage { .. })));
 }
@@ -229,7 +232,7 @@ fn help_and_version_are_no_errors() {
     for line in ["--version", "-V", "--database-directory /d --version"] {
         assert_eq!(shown(line), format!("chainweb-backup {}\n", env!("CARGO_PKG_VERSION")), "{line}");
     }
-    assert_eq!(commands().len(), 16);
+    assert_eq!(commands().len(), 17);
     for command in commands() {
         assert!(page.lines().any(|line| line.starts_with(&format!("  {command} "))), "{command} is not in the help");
     }
