@@ -92,9 +92,24 @@ require_packages() {
     has strace || missing="$missing strace"
     has rsync || missing="$missing rsync"
     has ps || missing="$missing procps"
+    has restic || missing="$missing restic"
+    has rclone || missing="$missing rclone"
   fi
   # shellcheck disable=SC2086 # one word per package
   [ -z "$missing" ] || install_packages $missing
+  [ "$1" != test ] || unpack_prometheus
+}
+
+# The programs of Prometheus, for the test of the alarms. Debian's package is unpacked into $CARGO_TARGET_DIR/tools, and not installed,
+# because installing it starts a service. Without them that test leaves these checks out, and says so.
+unpack_prometheus() {
+  tools=$CARGO_TARGET_DIR/tools
+  { has promtool || [ -x "$tools/usr/bin/promtool" ]; } && return
+  has apt-get && has dpkg-deb || return 0
+  echo "unpacking Debian's package prometheus into $tools"
+  rm -rf "$tools.new"
+  mkdir -p "$tools.new" && (cd "$tools.new" && apt-get -q download prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb) &&
+    rm -rf "$tools" && mv "$tools.new" "$tools" || echo "there is no package prometheus: the alarms are not tested"
 }
 
 # install_packages PACKAGE...: with apt, as root or by sudo.
