@@ -71,7 +71,7 @@ impl fmt::Display for Expected {
             Expected::Percent => "a whole number from 0 to 100",
             Expected::Seconds => "a number of seconds",
             Expected::Size => "a number of bytes, or a size like 10GiB",
-            Expected::Method => "auto, copy or clone",
+            Expected::Method => "auto, copy, clone or delta",
             Expected::Sums => "copied, all or none",
             Expected::Verify => "quick, deep or none",
         })
