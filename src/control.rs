@@ -23,6 +23,8 @@ const THROTTLE_SLICE: Duration = Duration::from_millis(100);
 pub enum Phase {
     /// Checking the sources and the free space.
     PreFlight,
+    /// Running the hook of the operator that comes before the backup.
+    Hook,
     /// Reading again files of an earlier backup that this one will link.
     Reread,
     /// Copying the Pact databases.
@@ -40,8 +42,9 @@ pub enum Phase {
 }
 
 /// All phases, in their order.
-pub(crate) const PHASES: [Phase; 8] = [
+pub(crate) const PHASES: [Phase; 9] = [
     Phase::PreFlight,
+    Phase::Hook,
     Phase::Reread,
     Phase::Pact,
     Phase::Rocksdb,
@@ -56,6 +59,7 @@ impl Phase {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Phase::PreFlight => "pre-flight",
+            Phase::Hook => "hook",
             Phase::Reread => "reread",
             Phase::Pact => "pact",
             Phase::Rocksdb => "rocksdb",

@@ -14,27 +14,27 @@
 //! words     no I/O
 //!           clock control database_files error fault id
 //! config    what was configured
-//!           file tree
+//!           file hooks numbers schedule tree
 //! disk      every change that we make to the file system
 //!           copy fault_gate file_id holders increment lock mounts nofollow off_heap permissions piece_sums quiet_reader sum sys unsynced
 //! format    our own names and durable formats
-//!           drill layout manifest pact_sums record seal start_proof
+//!           drill hooks layout manifest pact_sums record seal start_proof
 //! capture   a source becomes a directory of synced files
 //!           in_use links modes node_locks rocksdb::chain_cut rocksdb::child rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
 //!           rocksdb::live_directories rocksdb::live_files rocksdb::live_wals rocksdb::log_format rocksdb::mod
 //!           rocksdb::no_engine rocksdb::options_file rocksdb::pins rocksdb::version_edit source sqlite::attempt
-//!           sqlite::delta sqlite::finished sqlite::fold sqlite::history sqlite::increment sqlite::locks
-//!           sqlite::lost_commits sqlite::mod sqlite::online sqlite::pair sqlite::raw_copy sqlite::snapshot sqlite::wal
-//!           sqlite::watch start_proof
+//!           sqlite::finished sqlite::fold sqlite::history sqlite::increment sqlite::locks sqlite::lost_commits sqlite::mod
+//!           sqlite::online sqlite::raw_copy sqlite::snapshot sqlite::wal sqlite::watch start_proof
 //! backups   finished backups, and how one becomes finished
-//!           below catalog commit damage details drill drill_command filling journal moving operations pact_base pact_pieces
-//!           pairs placement prune recover rehearsal reread restore retention start_proofs sums sums_list verification verify
+//!           below catalog command commit damage details drill drill_command due filling history hooks journal moving operations
+//!           pact_base pact_pieces placement prune recover rehearsal reread restore retention start_proofs sums sums_list verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
-//!           answers counters fill increments job listing making metrics repair shared summary textfile watchdog worker
+//!           answers counters fill hook_runs increments job listing making metrics repair shared summary textfile timer timetable
+//!           watchdog worker
 //! http      words in, words out
 //!           accept connections head listener routes
 //! ```
-//! The program is `src/bin/chainweb-backup`: `args` (what was typed), `plan` (what it means), `action` and `commands` (what is done with
+//! The program is `src/bin/chainweb-backup`: `args` and `rules` (what was typed), `plan` (what it means), `action` and `commands` (what is done with
 //! backups), `pages` (help, completions), `terminal`.
 //!
 //! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere else.
@@ -62,6 +62,8 @@ pub mod testing;
 pub use backups::below::{Settle, Settled};
 pub use backups::details::{Details, Listed, Progress, Unreadable};
 pub use backups::drill::{DrillOptions, drill_backup};
+pub use backups::history::younger_in;
+pub use backups::hooks::run_verified_hooks;
 pub use backups::operations::{
     Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_all_in, list_backups_in, pin_backup,
     rehearse_restore, restore_backup, sum_backup, sweep_backups, unpin_backup, verify_backup,
@@ -70,13 +72,15 @@ pub use backups::placement::Way;
 pub use backups::prune::{prune_backups, rehearse_prune};
 pub use backups::rehearsal::{PartRehearsal, Rehearsal};
 pub use backups::restore::{RestoreOptions, Restored, settle_restore};
-pub use backups::retention::{Candidate, Policy, Verdict, judge};
+pub use backups::retention::{Candidate, Verdict, judge};
 pub use backups::verification::Verification;
 pub use backups::verify::VerifyOptions;
 pub use capture::rocksdb::{heights_json, inspect_json, open_json};
 pub use capture::source::{RocksSource, Sources, SqliteSource, require_no_half_restore, resolve_trusted};
 pub use capture::start_proof::starts_json;
 pub use config::file::{FileConfig, parse_file};
+pub use config::hooks::{Event, FileHooks, Hooks};
+pub use config::schedule::{Interval, KeepRules, Policy, Schedule, TimeOfDay, parse_interval, parse_time_of_day};
 pub use config::tree::FILE_BYTES_MAX;
 pub use config::{
     Config, Depth, PactMethod, Sums, Verify, parse_count, parse_interface, parse_name, parse_pact_method, parse_port,
@@ -90,9 +94,8 @@ pub use disk::sys::step_back;
 pub use error::{Error, Kind, Result};
 pub use fault::Fault;
 pub use format::drill::Drill;
-pub use format::record::{
-    BlockHeights, Method, PactPart, Pair, Record, RocksdbPart, Scope, Status, Verified, Versions,
-};
+pub use format::hooks::HookRun;
+pub use format::record::{BlockHeights, Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
 pub use format::start_proof::StartProof;
 pub use http::connections::{Decorate, Handler, Limits};
 pub use http::listener::{Listener, Stopper};
@@ -101,6 +104,7 @@ pub use id::BackupId;
 pub use service::Service;
 pub use service::shared::MakeRequest;
 pub use service::textfile::metrics_of;
+pub use service::timetable::Scheduled;
 
 #[cfg(feature = "engine")]
 pub use rocksdb;

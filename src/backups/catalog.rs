@@ -37,9 +37,10 @@ use crate::disk::off_heap;
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::drill::Drill;
+use crate::format::hooks::{HookRun, HookRuns};
 use crate::format::layout::{
-    self, DRILL_FILE, JOB_LOCK, PIN_FILE, RECORD_FILE, SERVICE_LOCK, STARTS_FILE, STATUS_FILE, USE_FILE, VERIFIED_FILE,
-    WHOLE,
+    self, DRILL_FILE, HOOKS_FILE, JOB_LOCK, PIN_FILE, RECORD_FILE, SERVICE_LOCK, STARTS_FILE, STATUS_FILE, USE_FILE,
+    VERIFIED_FILE, WHOLE,
 };
 use crate::format::record::{Record, Scope, Status, Verified};
 use crate::format::start_proof::StartProof;
@@ -175,6 +176,13 @@ impl Catalog {
         let bytes = read_small(&self.path(id).join(STARTS_FILE), MAX_RECORD_BYTES)?;
         let proof = bytes.and_then(|bytes| serde_json::from_slice::<StartProof>(&bytes).ok());
         Ok(proof.filter(|proof| proof.id == *id))
+    }
+
+    /// The last run of each hook of the backup.
+    pub(crate) fn hooks(&self, id: &BackupId) -> Result<Vec<HookRun>> {
+        let bytes = read_small(&self.path(id).join(HOOKS_FILE), MAX_RECORD_BYTES)?;
+        let noted = bytes.and_then(|bytes| serde_json::from_slice::<HookRuns>(&bytes).ok());
+        Ok(noted.filter(|noted| noted.id == *id).map_or_else(Vec::new, |noted| noted.runs))
     }
 
     pub(crate) fn directory(&self) -> &Path {

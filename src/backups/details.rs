@@ -9,6 +9,7 @@ use crate::backups::sums;
 use crate::control::{Control, Phase};
 use crate::error::{Error, Result};
 use crate::format::drill::Drill;
+use crate::format::hooks::HookRun;
 use crate::format::record::{Record, Scope, Status, Verified};
 use crate::format::start_proof::StartProof;
 use crate::id::BackupId;
@@ -36,6 +37,8 @@ pub struct Details {
     pub drill: Option<Drill>,
     /// Its last start-up proof: whether a node starts from it; absent if there was none.
     pub starts: Option<StartProof>,
+    /// The last run of each of its hooks.
+    pub hooks: Vec<HookRun>,
     /// Each file was last read whole at this time or later, milliseconds since the epoch; 0 if that is unknown. Absent if the
     /// files are links to the node's own, which the node reads itself.
     pub oldest_unread_ms: Option<u64>,
@@ -120,6 +123,7 @@ impl Details {
             verified: None,
             drill: None,
             starts: None,
+            hooks: Vec::new(),
             oldest_unread_ms: None,
             sums: Vec::new(),
             started_ms,
@@ -137,6 +141,7 @@ impl Details {
             pinned: catalog.is_pinned(&found.id)?,
             drill: catalog.drill(&found.id)?,
             starts: catalog.starts(&found.id)?,
+            hooks: catalog.hooks(&found.id)?,
             oldest_unread_ms: oldest_unread_ms(found.record.as_ref(), verified.as_ref()),
             verified,
             sums: sums::present(&catalog.path(&found.id))?,

@@ -2,18 +2,21 @@
 
 pub(crate) mod below;
 pub(crate) mod catalog;
+pub(crate) mod command;
 pub(crate) mod commit;
 pub(crate) mod damage;
 pub(crate) mod details;
 pub(crate) mod drill;
 pub(crate) mod drill_command;
+pub(crate) mod due;
 pub(crate) mod filling;
+pub(crate) mod history;
+pub(crate) mod hooks;
 pub(crate) mod journal;
 pub(crate) mod moving;
 pub(crate) mod operations;
 pub(crate) mod pact_base;
 pub(crate) mod pact_pieces;
-pub(crate) mod pairs;
 pub(crate) mod placement;
 pub(crate) mod prune;
 pub(crate) mod recover;

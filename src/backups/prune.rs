@@ -6,10 +6,11 @@ use std::path::Path;
 
 use crate::backups::catalog::{Catalog, Found, is_there};
 use crate::backups::operations::{delete, note, refutation, share};
-use crate::backups::retention::{Candidate, Policy, Verdict, good_newest_first, judge};
+use crate::backups::retention::{Candidate, Verdict, good_newest_first, judge};
 use crate::backups::verification::Verification;
 use crate::backups::verify::{self, VerifyOptions};
 use crate::config::Depth;
+use crate::config::schedule::Policy;
 use crate::control::Control;
 use crate::disk::fault_gate;
 use crate::error::{Error, Kind, Result};
@@ -26,15 +27,21 @@ type Judged = Vec<(Candidate, Verdict)>;
 /// [`Kind::Usage`]: no such directory. [`Kind::Io`]: it cannot be listed.
 pub fn prune_backups(directory: &Path, policy: Policy) -> Result<Vec<(Candidate, Verdict)>> {
     let catalog = Catalog::manage(directory)?;
-    let note_quick = |found: &Found, verification: &Verification| note(&catalog, found, Depth::Quick, verification);
-    let (found, mut judged) = judge_all(&catalog, policy, &note_quick)?;
-    fault_gate::point("prune-judged", directory);
+    let judged = prune(&catalog, policy)?;
+    catalog.sweep_or_warn();
+    Ok(judged)
+}
+
+/// The same for a catalog that is open; the next sweep removes the data.
+pub(crate) fn prune(catalog: &Catalog, policy: Policy) -> Result<Vec<(Candidate, Verdict)>> {
+    let note_quick = |found: &Found, verification: &Verification| note(catalog, found, Depth::Quick, verification);
+    let (found, mut judged) = judge_all(catalog, policy, &note_quick)?;
+    fault_gate::point("prune-judged", catalog.directory());
     for (found, (_, verdict)) in found.iter().zip(&mut judged).filter(|(_, (_, v))| *v == Verdict::Delete) {
-        if let Err(e) = delete(&catalog, found) {
-            *verdict = undeleted(&catalog, &found.id, &e);
+        if let Err(e) = delete(catalog, found) {
+            *verdict = undeleted(catalog, &found.id, &e);
         }
     }
-    catalog.sweep_or_warn();
     Ok(judged)
 }
 
@@ -106,6 +113,7 @@ fn candidate(catalog: &Catalog, found: &Found) -> Result<Candidate> {
         pinned: catalog.is_pinned(&found.id)?,
         damaged: catalog.is_damaged(&found.id)?,
         refuted: refutation(catalog, &found.id)?.is_some(),
+        has_pact: found.scope.has_pact(),
         started_ms: found.started_ms,
     })
 }

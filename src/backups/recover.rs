@@ -15,8 +15,8 @@ use crate::disk::lock::Lock;
 use crate::disk::{self, fault_gate, nofollow};
 use crate::error::{IoContext, Result};
 use crate::format::layout::{
-    self, DRILL_FILE, MANIFEST_FILE, PARTIAL, RECORD_FILE, STARTS_FILE, STATUS_FAILED_FILE, STATUS_FILE, USE_FILE,
-    VERIFIED_FILE, WHOLE,
+    self, DRILL_FILE, HOOKS_FILE, MANIFEST_FILE, PARTIAL, RECORD_FILE, STARTS_FILE, STATUS_FAILED_FILE, STATUS_FILE,
+    USE_FILE, VERIFIED_FILE, WHOLE,
 };
 use crate::format::record::{Record, Status};
 use crate::id::BackupId;
@@ -56,7 +56,7 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
             disk::remove_file(&path.join(STATUS_FAILED_FILE))?;
             end_notes(catalog, &path)?;
         }
-        Some(_) if unsettled(&path, id)?.is_none() => {}
+        Some(_) if unsettled(&path, id)?.is_none() => end_notes(catalog, &path)?,
         Some(_) => {
             fault_gate::point("settle", &path);
             // Another process may be making it, or be about to write why it failed.
@@ -70,9 +70,9 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
     Ok(())
 }
 
-/// Removes what an interrupted writer of a note in a finished backup left.
+/// Removes what an interrupted writer of a note in a backup that has ended left.
 fn end_notes(catalog: &Catalog, path: &Path) -> Result<()> {
-    for name in [VERIFIED_FILE, STARTS_FILE, DRILL_FILE] {
+    for name in [VERIFIED_FILE, STARTS_FILE, DRILL_FILE, HOOKS_FILE] {
         // A process that works on the backup may be writing it now.
         if is_there(&path.join(disk::temporary(name)))?
             && let Some(_use_lock) = Lock::try_take(&path.join(USE_FILE), catalog.owner())?

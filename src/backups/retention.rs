@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::config::schedule::Policy;
 use crate::format::record::Status;
 use crate::id::BackupId;
 
@@ -27,19 +28,10 @@ pub struct Candidate {
     pub damaged: bool,
     /// Whether it was proved that a node does not start from it.
     pub refuted: bool,
+    /// Whether it has the Pact databases.
+    pub has_pact: bool,
     /// When it began, milliseconds since the epoch.
     pub started_ms: u64,
-}
-
-/// How many good backups to keep. A backup that any rule keeps is kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// Keeps this many of the newest.
-    pub keep_last: u32,
-    /// Keeps the newest of each day (UTC), for this many days that have a backup.
-    pub keep_daily: u32,
-    /// Keeps the newest of each week (Monday to Sunday, UTC), for this many weeks that have a backup.
-    pub keep_weekly: u32,
 }
 
 /// Whether a backup is kept.
@@ -93,22 +85,74 @@ pub fn judge(backups: &[Candidate], policy: Policy) -> Vec<Verdict> {
         }
     }
     good.iter().take(1).for_each(|i| keep(*i, "last good"));
+    good.iter().find(|i| backups[**i].has_pact).into_iter().for_each(|i| keep(*i, "last good with Pact"));
     good.iter().take(policy.keep_last as usize).for_each(|i| keep(*i, "keep-last"));
     let day = |i: usize| backups[i].started_ms / DAY_MS;
     // The epoch was a Thursday: three days added, weeks begin on Monday.
     let week = |i: usize| (day(i) + 3) / 7;
-    for i in newest_of_each(&good, policy.keep_daily, day) {
+    let month = |i: usize| month_of(day(i));
+    let has_pact = |i: usize| backups[i].has_pact;
+    for i in newest_of_each(&good, policy.keep_daily, &day, &has_pact) {
         keep(i, "keep-daily");
     }
-    for i in newest_of_each(&good, policy.keep_weekly, week) {
+    for i in newest_of_each(&good, policy.keep_weekly, &week, &has_pact) {
         keep(i, "keep-weekly");
+    }
+    for i in newest_of_each(&good, policy.keep_monthly, &month, &has_pact) {
+        keep(i, "keep-monthly");
     }
     verdicts
 }
 
-/// The first backup of each period, for the first `count` periods.
-fn newest_of_each(good: &[usize], count: u32, period: impl Fn(usize) -> u64) -> Vec<usize> {
-    let mut seen = BTreeSet::new();
-    let is_first = |i: &usize| seen.insert(period(*i));
-    good.iter().copied().filter(is_first).take(count as usize).collect()
+/// The first backup of each period and the first one with Pact, for the first `count` periods.
+fn newest_of_each(
+    good: &[usize],
+    count: u32,
+    period: &dyn Fn(usize) -> u64,
+    has_pact: &dyn Fn(usize) -> bool,
+) -> Vec<usize> {
+    let (mut seen, mut seen_with_pact) = (BTreeSet::new(), BTreeSet::new());
+    let mut kept = Vec::new();
+    for i in good.iter().copied() {
+        let of = period(i);
+        let is_first = !seen.contains(&of);
+        if is_first && seen.len() >= count as usize {
+            continue;
+        }
+        seen.insert(of);
+        let is_first_with_pact = has_pact(i) && seen_with_pact.insert(of);
+        if is_first || is_first_with_pact {
+            kept.push(i);
+        }
+    }
+    kept
+}
+
+/// The month of a day since the epoch, as a number that grows by one from month to month: the days of the Gregorian calendar, in years
+/// that begin in March (Howard Hinnant, `civil_from_days`).
+fn month_of(day: u64) -> u64 {
+    let since_march_of_0 = day + 719_468;
+    let (era, of_era) = (since_march_of_0 / 146_097, since_march_of_0 % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    (era * 400 + year_of_era) * 12 + (5 * of_year + 2) / 153
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn months_have_the_days_of_the_calendar() {
+        let (mut day, mut before) = (0, month_of(0));
+        for year in 1970..2500_u64 {
+            let is_leap = (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
+            for days in [31, if is_leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+                assert!((day..day + days).all(|day| month_of(day) == before), "{year}: {day}");
+                day += days;
+                before += 1;
+            }
+        }
+        assert!(month_of(u64::MAX / DAY_MS) > before, "a damaged record has a month, too");
+    }
 }

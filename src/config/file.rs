@@ -15,9 +15,13 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::chainweb::key;
+use crate::config::hooks::{FileHooks, MAX_COMMANDS, MAX_TIME_LIMIT, require_command};
+use crate::config::numbers::whole;
+use crate::config::schedule::{KeepRules, MAX_SCHEDULES, Schedule, parse_interval, parse_time_of_day};
 use crate::config::tree::{Entries, Node, Said, quote, tree};
 use crate::config::{
     PactMethod, Sums, Verify, parse_interface, parse_name, parse_pact_method, parse_seconds, parse_size, parse_sums,
@@ -28,6 +32,8 @@ use crate::error::{Error, Kind, Result};
 const BACKUP_KEYS: &[&str] = &[
     key::BACKUP_API,
     key::BACKUP_DIRECTORY,
+    "hooks",
+    "keep",
     "limitBytesPerSecond",
     "nodeVersion",
     "pactMethod",
@@ -35,12 +41,16 @@ const BACKUP_KEYS: &[&str] = &[
     "rereadPercent",
     "reserveBytes",
     "rocksdbDirectory",
+    "schedule",
     "sqliteDirectory",
     "stallSeconds",
     "sums",
     "verify",
 ];
 const API_KEYS: &[&str] = &[key::API_ENABLED, "interface", "port", key::API_CONFIGURATION];
+const SCHEDULE_KEYS: &[&str] = &["every", "at", "pact", "jitter"];
+const KEEP_KEYS: &[&str] = &["last", "daily", "weekly", "monthly"];
+const HOOK_KEYS: &[&str] = &["before", "onVerified", "afterSuccess", "afterFailure", "limitSeconds"];
 
 /// The kind of value that a key must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +63,11 @@ enum Expected {
     Port,
     Percent,
     Seconds,
+    Interval,
+    Time,
+    Count,
+    Schedules,
+    Commands,
     Size,
     Method,
     Sums,
@@ -70,8 +85,13 @@ impl fmt::Display for Expected {
             Expected::Port => "a port number from 0 to 65535",
             Expected::Percent => "a whole number from 0 to 100",
             Expected::Seconds => "a number of seconds",
+            Expected::Interval => "an interval with its unit, like 24h",
+            Expected::Time => "a time of the day in UTC, like 03:00",
+            Expected::Count => "a whole number of backups",
+            Expected::Schedules => "a schedule, or a list of schedules",
+            Expected::Commands => "a command, or a list of commands: a command is a list of words",
             Expected::Size => "a number of bytes, or a size like 10GiB",
-            Expected::Method => "auto, copy, clone or delta",
+            Expected::Method => "auto, copy or clone",
             Expected::Sums => "copied, all or none",
             Expected::Verify => "quick, deep or none",
         })
@@ -115,6 +135,12 @@ pub struct FileConfig {
     pub stall_limit: Option<Duration>,
     /// `backup.limitBytesPerSecond`
     pub limit_bytes_per_second: Option<u64>,
+    /// `backup.schedule`
+    pub schedules: Option<Vec<Schedule>>,
+    /// `backup.keep`
+    pub keep: KeepRules,
+    /// `backup.hooks`
+    pub hooks: FileHooks,
     /// A sentence for each key outside `backup` that looks like a misspelt key of ours; it may be the node's.
     pub warnings: Vec<String>,
 }
@@ -140,6 +166,9 @@ impl FileConfig {
             reread_percent: self.reread_percent.or(other.reread_percent),
             stall_limit: self.stall_limit.or(other.stall_limit),
             limit_bytes_per_second: self.limit_bytes_per_second.or(other.limit_bytes_per_second),
+            schedules: self.schedules.or(other.schedules),
+            keep: self.keep.or(other.keep),
+            hooks: self.hooks.or(other.hooks),
             warnings: [self.warnings, other.warnings].concat(),
         }
     }
@@ -209,11 +238,10 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
             Node::Plain(p) if p.bytes().all(|b| b.is_ascii_digit()) => p.parse().ok().filter(|p| *p <= 100).map(Ok),
             _ => None,
         })?,
-        stall_limit: value(backup, &prefix, "stallSeconds", Expected::Seconds, |node| match node {
-            Node::Plain(p) if node.as_bool().is_none() => Some(parse_seconds(p).map_err(|e| e.to_string())),
-            Node::Text(t) if !node.is_quoted_scalar() => Some(parse_seconds(t).map_err(|e| e.to_string())),
-            _ => None,
-        })?,
+        stall_limit: seconds(backup, &prefix, "stallSeconds")?,
+        schedules: schedules(backup, &prefix)?,
+        keep: keep(backup, &prefix)?,
+        hooks: hooks(backup, &prefix)?,
         api_enabled: value(api, &api_prefix, key::API_ENABLED, Expected::Bool, |node| node.as_bool().map(Ok))?,
         interface: text(api, &api_prefix, "interface", Expected::Address, parse_interface)?,
         port: value(api, &api_prefix, "port", Expected::Port, |node| match node {
@@ -222,6 +250,95 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
         })?,
         ..FileConfig::default()
     })
+}
+
+/// Reads `schedule` in `backup`: one schedule, or a list of schedules.
+fn schedules(backup: &Entries, prefix: &str) -> Said<Option<Vec<Schedule>>> {
+    let place = format!("{prefix}schedule");
+    match get(backup, prefix, "schedule")? {
+        None => Ok(None),
+        Some(Node::Map(only)) => Ok(Some(vec![schedule(only, &place)?])),
+        Some(Node::List(items)) if items.len() > MAX_SCHEDULES => {
+            Err(format!("key `{place}` has {} schedules: write at most {MAX_SCHEDULES}", items.len()))
+        }
+        Some(Node::List(items)) => {
+            let read = |(n, item): (usize, &Rc<Node>)| match &**item {
+                Node::Map(one) => schedule(one, &format!("{place}[{n}]")),
+                other => Err(format!("key `{place}[{n}]` must be {}, found {}", Expected::Mapping, other.found())),
+            };
+            items.iter().enumerate().map(read).collect::<Said<_>>().map(Some)
+        }
+        Some(other) => Err(mismatch(prefix, "schedule", Expected::Schedules, other)),
+    }
+}
+
+fn schedule(entries: &Entries, place: &str) -> Said<Schedule> {
+    let prefix = format!("{place}.");
+    known(entries, &prefix, SCHEDULE_KEYS, "", &[])?;
+    let every = text(entries, &prefix, "every", Expected::Interval, parse_interval)?;
+    let at = text(entries, &prefix, "at", Expected::Time, parse_time_of_day)?;
+    let pact = value(entries, &prefix, "pact", Expected::Bool, |node| node.as_bool().map(Ok))?.unwrap_or(false);
+    let jitter = text(entries, &prefix, "jitter", Expected::Interval, parse_interval)?.unwrap_or_default();
+    Schedule::new(every, at, pact, jitter).map_err(|e| format!("key `{place}`: {e}"))
+}
+
+fn keep(backup: &Entries, prefix: &str) -> Said<KeepRules> {
+    let Some(entries) = section(backup, prefix, "keep")? else { return Ok(KeepRules::default()) };
+    let prefix = format!("{prefix}keep.");
+    known(entries, &prefix, KEEP_KEYS, "", &[])?;
+    let count = |key: &str| {
+        value(entries, &prefix, key, Expected::Count, |node| match node {
+            Node::Plain(text) => whole(text).map(Ok),
+            _ => None,
+        })
+    };
+    Ok(KeepRules { last: count("last")?, daily: count("daily")?, weekly: count("weekly")?, monthly: count("monthly")? })
+}
+
+fn hooks(backup: &Entries, prefix: &str) -> Said<FileHooks> {
+    let Some(entries) = section(backup, prefix, "hooks")? else { return Ok(FileHooks::default()) };
+    let prefix = format!("{prefix}hooks.");
+    known(entries, &prefix, HOOK_KEYS, "", &[])?;
+    let time_limit = seconds(entries, &prefix, "limitSeconds")?;
+    if let Some(limit) = time_limit.filter(|limit| limit.is_zero() || *limit > MAX_TIME_LIMIT) {
+        let most = MAX_TIME_LIMIT.as_secs();
+        return Err(format!("key `{prefix}limitSeconds` is {}: write a number from 1 to {most}", limit.as_secs()));
+    }
+    Ok(FileHooks {
+        before: commands(entries, &prefix, "before")?,
+        on_verified: commands(entries, &prefix, "onVerified")?,
+        after_success: commands(entries, &prefix, "afterSuccess")?,
+        after_failure: commands(entries, &prefix, "afterFailure")?,
+        time_limit,
+    })
+}
+
+/// The commands at `key`: one list of words, or a list of such lists; an empty list is no command.
+fn commands(entries: &Entries, prefix: &str, key: &str) -> Said<Option<Vec<Vec<String>>>> {
+    value(entries, prefix, key, Expected::Commands, |node| {
+        let Node::List(items) = node else { return None };
+        let are_lists = items.iter().any(|item| matches!(&**item, Node::List(_)));
+        let commands: Option<Vec<Vec<String>>> = match are_lists || items.is_empty() {
+            true => items.iter().map(|item| words(item)).collect(),
+            false => words(node).map(|words| vec![words]),
+        };
+        let commands = commands?;
+        if commands.len() > MAX_COMMANDS {
+            return Some(Err(format!("{} commands are too many: write at most {MAX_COMMANDS}", commands.len())));
+        }
+        let usable = commands.iter().try_for_each(|words| require_command(words).map_err(|e| e.to_string()));
+        Some(usable.map(|()| commands))
+    })
+}
+
+/// The words of a list; `None` if an item is not a word.
+fn words(node: &Node) -> Option<Vec<String>> {
+    let Node::List(items) = node else { return None };
+    let word = |item: &Rc<Node>| match &**item {
+        Node::Plain(text) | Node::Text(text) if !item.is_null() => Some(text.clone()),
+        _ => None,
+    };
+    items.iter().map(word).collect()
 }
 
 /// Refuses a key that is not one of `keys`; `elsewhere` are keys that belong at `place`, a common mistake.
@@ -272,6 +389,14 @@ fn value<T>(
     converted.map(Some).map_err(|message| format!("key `{prefix}{key}`: {message}"))
 }
 
+fn seconds(entries: &Entries, prefix: &str, key: &str) -> Said<Option<Duration>> {
+    value(entries, prefix, key, Expected::Seconds, |node| match node {
+        Node::Plain(p) if node.as_bool().is_none() => Some(parse_seconds(p).map_err(|e| e.to_string())),
+        Node::Text(t) if !node.is_quoted_scalar() => Some(parse_seconds(t).map_err(|e| e.to_string())),
+        _ => None,
+    })
+}
+
 fn text<T>(
     entries: &Entries,
     prefix: &str,
@@ -282,7 +407,7 @@ fn text<T>(
     value(entries, prefix, key, expected, |node| match node {
         Node::Plain(_) if node.as_bool().is_some() || node.is_number() => None,
         Node::Plain(t) | Node::Text(t) => Some(convert(t).map_err(|e| e.to_string())),
-        Node::List | Node::Map(_) => None,
+        Node::List(_) | Node::Map(_) => None,
     })
 }
 
@@ -300,7 +425,9 @@ fn name(entries: &Entries, prefix: &str, key: &str) -> Said<Option<String>> {
 fn mismatch(prefix: &str, key: &str, expected: Expected, found: &Node) -> String {
     let remedy = match (found, expected) {
         (Node::Plain(_), Expected::Text | Expected::Path) => " (put it in quotes)",
-        (_, Expected::Bool | Expected::Port | Expected::Seconds) if found.is_quoted_scalar() => " (remove the quotes)",
+        (_, Expected::Bool | Expected::Port | Expected::Seconds | Expected::Count) if found.is_quoted_scalar() => {
+            " (remove the quotes)"
+        }
         _ => "",
     };
     format!("key `{prefix}{key}` must be {expected}, found {}{remedy}", found.found())

@@ -3,16 +3,21 @@
 //! Pure functions over text.
 
 pub(crate) mod file;
+pub(crate) mod hooks;
+pub(crate) mod numbers;
+pub(crate) mod schedule;
 pub(crate) mod tree;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::chainweb::DEFAULT_VERSION;
+use crate::config::hooks::Hooks;
+use crate::config::numbers::{unit_seconds, whole};
+use crate::config::schedule::{Policy, Schedule};
 use crate::config::tree::{QUOTE_CHARS_MAX, quote};
 use crate::error::{Error, Kind, Result};
 
@@ -40,12 +45,9 @@ pub enum PactMethod {
     /// Shares blocks with the node's databases if the file system can (xfs, btrfs), otherwise as `Copy`: takes no time and no space
     /// at first, but from then on the node's writes break its databases into many extents.
     Clone,
-    /// Makes delta pairs, on every file system: a hard link to the database in an earlier backup, and a WAL with the pages that differ
-    /// from it. Such a backup is read only in place; a restore makes ordinary files of it.
-    Delta,
 }
 
-/// Reads `auto`, `copy`, `clone` or `delta`.
+/// Reads `auto`, `copy` or `clone`.
 ///
 /// # Errors
 /// [`Kind::Usage`] for anything else.
@@ -54,11 +56,9 @@ pub fn parse_pact_method(text: &str) -> Result<PactMethod> {
         "auto" => Ok(PactMethod::Auto),
         "copy" => Ok(PactMethod::Copy),
         "clone" => Ok(PactMethod::Clone),
-        "delta" => Ok(PactMethod::Delta),
-        _ => Err(Error::new(
-            Kind::Usage,
-            format!("{} is not a way to copy Pact: use auto, copy, clone or delta", quote(text)),
-        )),
+        _ => {
+            Err(Error::new(Kind::Usage, format!("{} is not a way to copy Pact: use auto, copy or clone", quote(text))))
+        }
     }
 }
 
@@ -154,6 +154,12 @@ pub struct Config {
     pub stall_limit: Duration,
     /// The most bytes that are copied per second; `None` is no limit. [`crate::Service::set_limit`] changes it.
     pub limit_bytes_per_second: Option<u64>,
+    /// When the service makes backups by itself. A service [beside](crate::Service::start_beside) another one does not.
+    pub schedules: Vec<Schedule>,
+    /// The backups that are kept after each good one, as prune does; the default deletes none.
+    pub keep: Policy,
+    /// The commands that run around each backup.
+    pub hooks: Hooks,
 }
 
 impl Config {
@@ -172,6 +178,9 @@ impl Config {
             reread_percent: REREAD_PERCENT,
             stall_limit: STALL_LIMIT,
             limit_bytes_per_second: None,
+            schedules: Vec::new(),
+            keep: Policy::default(),
+            hooks: Hooks::default(),
         }
     }
 }
@@ -210,13 +219,7 @@ pub fn parse_size(text: &str) -> Result<u64> {
 /// [`Kind::Usage`] for anything else; if the text has a unit, the message names the number of seconds.
 pub fn parse_seconds(text: &str) -> Result<Duration> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let factor = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {
-        "s" | "sec" | "second" | "seconds" => Some(1),
-        "m" | "min" | "minute" | "minutes" => Some(60),
-        "h" | "hour" | "hours" => Some(3600),
-        "d" | "day" | "days" => Some(86_400),
-        _ => None,
-    };
+    let factor = unit_seconds(&text[digits.len()..]);
     if let Some(seconds) = whole::<u64>(text) {
         return Ok(Duration::from_secs(seconds));
     }
@@ -241,11 +244,6 @@ pub fn parse_count(text: &str) -> Result<u32> {
 pub fn parse_port(text: &str) -> Result<u16> {
     let context = || format!("{} is not a port: write a number from 0 to 65535, 0 for any that is free", quote(text));
     whole(text).ok_or_else(|| Error::new(Kind::Usage, context()))
-}
-
-/// Parses digits only: `parse` alone would accept a leading `+`, too.
-fn whole<T: FromStr>(text: &str) -> Option<T> {
-    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// Refuses a path that begins with `~`: a shell replaces it by the home directory, but not in a file or in `--flag=~/x`.

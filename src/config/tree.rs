@@ -31,8 +31,7 @@ pub(crate) enum Node {
     Plain(String),
     /// A scalar in quotes, or a block.
     Text(String),
-    /// No key of ours has a list, so its items are not kept.
-    List,
+    List(Vec<Rc<Node>>),
     Map(Vec<(String, Rc<Node>)>),
 }
 
@@ -70,7 +69,7 @@ impl Node {
     pub(crate) fn found(&self) -> String {
         match self {
             Node::Map(_) => "a mapping".to_string(),
-            Node::List => "a list".to_string(),
+            Node::List(_) => "a list".to_string(),
             Node::Plain(p) if self.as_bool().is_some() => format!("the truth value {}", quote(p)),
             Node::Plain(p) if self.is_number() => format!("the number {}", quote(p)),
             Node::Plain(t) | Node::Text(t) => format!("the text {}", quote(t)),
@@ -134,8 +133,11 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Node, A::Error> {
-        while seq.next_element::<Node>()?.is_some() {}
-        Ok(Node::List)
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element::<Node>()? {
+            items.push(Rc::new(item));
+        }
+        Ok(Node::List(items))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Node, A::Error> {
@@ -180,7 +182,7 @@ fn yaml_tree(text: &str) -> Said<Option<Rc<Node>>> {
             Event::SequenceStart(..) | Event::MappingStart(..) => return Err(at(mark, &too_deep)),
             Event::SequenceEnd | Event::MappingEnd => {
                 let closed = open.pop().ok_or_else(|| at(mark, "not YAML: an end without a beginning"))?;
-                let node = if closed.is_map { mapping(&closed.items) } else { Node::List };
+                let node = if closed.is_map { mapping(&closed.items) } else { Node::List(closed.items) };
                 (Rc::new(node), closed.height, closed.anchor)
             }
             Event::Scalar(text, style, anchor, tag) => {
@@ -214,7 +216,7 @@ fn yaml_tree(text: &str) -> Said<Option<Rc<Node>>> {
 fn mapping(keys_and_values: &[Rc<Node>]) -> Node {
     let entries = keys_and_values.chunks_exact(2).filter_map(|pair| match &*pair[0] {
         Node::Plain(key) | Node::Text(key) => Some((key.clone(), Rc::clone(&pair[1]))),
-        Node::List | Node::Map(_) => None,
+        Node::List(_) | Node::Map(_) => None,
     });
     Node::Map(entries.collect())
 }

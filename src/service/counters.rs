@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::config::hooks::Event;
 use crate::control::{Control, Largest, PHASES, Phase};
 use crate::format::record::{Record, Scope};
 
@@ -45,6 +46,10 @@ pub(crate) struct Counters {
     pub(crate) pact_written_bytes: AtomicU64,
     /// Of the last job that copied Pact: how far the WAL of one of the node's databases grew meanwhile.
     pub(crate) wal_growth_bytes: Largest,
+    /// For each event, the hooks that passed, and those that failed.
+    pub(crate) hooks: [[AtomicU64; 2]; Event::ALL.len()],
+    pub(crate) pruned_count: AtomicU64,
+    pub(crate) prune_failures_count: AtomicU64,
     pub(crate) requests: Requests,
 }
 
@@ -81,6 +86,17 @@ impl Counters {
         if let Some(bytes) = control.wal_growth_bytes.get() {
             self.wal_growth_bytes.replace(bytes);
         }
+    }
+
+    /// Counts a hook that has ended.
+    pub(crate) fn hook_ended(&self, event: Event, passed: bool) {
+        self.hooks[event as usize][usize::from(!passed)].fetch_add(1, Relaxed);
+    }
+
+    /// Counts the backups that were deleted because no rule keeps them, and those that could not be deleted.
+    pub(crate) fn pruned(&self, deleted_count: u64, failed_count: u64) {
+        self.pruned_count.fetch_add(deleted_count, Relaxed);
+        self.prune_failures_count.fetch_add(failed_count, Relaxed);
     }
 
     /// The time that all jobs that ended have spent in each phase, in microseconds.

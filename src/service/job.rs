@@ -3,7 +3,7 @@
 //! ```text
 //! begin   the record is written, the status map knows the job: its identifier may be handed out
 //! run     fill, verify, commit, while the watchdog watches; after an error abandon
-//! end     the one place that every job passes, once: done, failed, cancelled, panicked or stalled
+//! end     the one place that every job passes, once: done, failed, cancelled, panicked or stalled; its hooks are put into their queue
 //! ```
 //! A backup is filled a second time if a file that it took over from an earlier backup turns out damaged only when it is
 //! verified: the verification notes the damage there, and the second time that file comes from the node.
@@ -29,6 +29,7 @@ use crate::chainweb::PACT_EXTENSION;
 use crate::chainweb::start::Extent;
 use crate::clock::now_ms;
 use crate::config::Depth;
+use crate::config::hooks::Event;
 use crate::control::Control;
 use crate::disk::copy::Copier;
 use crate::error::{Error, Kind, Result};
@@ -36,8 +37,9 @@ use crate::format::record::{Record, Scope, Status, Versions};
 use crate::id::BackupId;
 use crate::service::counters::Outcome;
 use crate::service::fill;
+use crate::service::hook_runs;
 use crate::service::making::Making;
-use crate::service::shared::{Job, MakeRequest, Shared};
+use crate::service::shared::{Errand, Job, MakeRequest, Shared};
 use crate::service::watchdog::Watched;
 
 /// How long a start-up proof may delay a backup.
@@ -84,8 +86,8 @@ pub(crate) fn begin(shared: &Shared, make: MakeRequest) -> Result<(Unfinished, A
     Ok((backup, control))
 }
 
-/// Makes the backup, and ends its job.
-pub(crate) fn run(shared: &Arc<Shared>, backup: Unfinished, control: &Arc<Control>) {
+/// Makes the backup, and ends its job. Returns whether the backup is done.
+pub(crate) fn run(shared: &Arc<Shared>, backup: Unfinished, control: &Arc<Control>) -> bool {
     let id = backup.id().clone();
     log::info!("backup started id={id} scope={}", backup.record.scope.word());
     let on_stall = {
@@ -100,6 +102,7 @@ pub(crate) fn run(shared: &Arc<Shared>, backup: Unfinished, control: &Arc<Contro
     };
     let ending = shared.watchers.watch(watched, || make(shared, backup, control));
     end(shared, &id, &ending);
+    matches!(ending, Ending::Done(_))
 }
 
 /// Fills, verifies and commits the backup, or abandons it.
@@ -120,6 +123,7 @@ fn make(shared: &Shared, mut backup: Unfinished, control: &Control) -> Ending {
 fn fill_and_commit(shared: &Shared, backup: &mut Unfinished, control: &Control) -> Result<()> {
     let Shared { named, sources, catalog, config, .. } = shared;
     named.require_unmoved(sources)?;
+    hook_runs::run_before(shared, backup.id(), control)?;
     let copier = Copier { owner: backup.owner(), control };
     let making = Making { sources, catalog, config, copier, started_ms: backup.record.started_ms };
     for may_repeat in [true, false] {
@@ -144,13 +148,12 @@ fn verify(making: &Making<'_>, path: &Path, record: &Record, sharers_count: &Cel
     let options = VerifyOptions { depth, program: making.program() };
     let verification = verify::verify(path, Some(record), options, making.copier.control)?;
     let noted = damage::note_sharers(catalog, &record.id, &verification.shared_faults(), now_ms());
-    let pact = damage::note_sharers_of_pact(catalog, &record.id, &verification.damaged_in_pieces(), now_ms());
     // If its files are links to the node's, another capture would have the same.
-    let is_shared = record.rocksdb.as_ref().is_some_and(|rocksdb| rocksdb.oldest_read_ms.is_some());
-    let counts = [noted.as_ref().ok().filter(|_| is_shared), pact.as_ref().ok()];
-    sharers_count.set(counts.into_iter().flatten().sum());
+    if record.rocksdb.as_ref().is_some_and(|rocksdb| rocksdb.oldest_read_ms.is_some()) {
+        sharers_count.set(noted.as_ref().map_or(0, |count| *count));
+    }
     // The damage is the reason of the failure, also if it could not be noted in the other backups.
-    require_good(&verification).and(noted).and(pact)?;
+    require_good(&verification).and(noted)?;
     prove_start(making, path, record)?;
     match depth {
         // Each backup that is done was verified quickly: that needs no note.
@@ -194,26 +197,33 @@ fn end(shared: &Shared, id: &BackupId, ending: &Ending) {
     if matches!(ending, Ending::Done(_) | Ending::Failed { is_on_disk: true, .. }) {
         state.jobs.remove(id);
     }
+    let stalled = if matches!(ending, Ending::Stalled) { hook_runs::stalled(id, &state) } else { None };
     if has_ended {
         log::info!("thread of the stalled backup returned id={id} seconds={seconds:.2}");
         return;
     }
+    let mut errand = Errand { id: id.clone(), events: vec![Event::AfterFailure], reason: None, stalled };
     match ending {
         Ending::Done(record) => {
+            errand.events = vec![Event::OnVerified, Event::AfterSuccess];
+            errand.events.retain(|event| *event != Event::OnVerified || shared.config.verify.is_some());
             shared.counters.job_ended(Outcome::Done(record, seconds), &control);
             log_done(record, seconds);
         }
         Ending::Failed { cause, .. } => {
             state.last_failure = Some((id.clone(), cause.kind()));
             shared.counters.job_ended(Outcome::Failed, &control);
+            errand.reason = Some(cause.chain());
             log::error!("backup failed id={id} seconds={seconds:.2} reason={:?}", cause.chain());
         }
         Ending::Stalled => {
             state.last_failure = Some((id.clone(), Kind::Cancelled));
             shared.counters.job_ended(Outcome::Stalled, &control);
+            errand.reason = Some(format!("stalled: no progress for {} s", shared.config.stall_limit.as_secs()));
             log::error!("backup stalled id={id} limit_seconds={}", shared.config.stall_limit.as_secs());
         }
     }
+    hook_runs::enqueue(shared, &mut state, errand);
 }
 
 fn log_done(record: &Record, seconds: f64) {

@@ -9,10 +9,12 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::backups::details::Progress;
+use crate::config::hooks::{Event, Hooks};
 use crate::control::PHASES;
 use crate::format::record::Status;
 use crate::service::counters::{BOUNDS_SECONDS, Counters, Histogram, SCOPES};
 use crate::service::summary::{Ended, OfScope, Summary};
+use crate::service::timetable::Scheduled;
 
 /// The present state of the service.
 #[derive(Debug)]
@@ -24,6 +26,9 @@ pub(crate) struct Gauges<'a> {
     pub(crate) volume: Volume,
     /// The most bytes that are copied per second; 0 is no limit.
     pub(crate) limit_bytes: u64,
+    pub(crate) schedules: Vec<Scheduled>,
+    /// The hooks that are configured.
+    pub(crate) hooks: &'a Hooks,
     /// The node's version.
     pub(crate) node_version: &'a str,
 }
@@ -125,6 +130,14 @@ pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> St
     of_jobs(&mut text, counters, now);
     of_running(&mut text, now.running.as_ref());
     of_requests(&mut text, counters);
+    let configured: Vec<Event> = Event::ALL.into_iter().filter(|event| now.hooks.has(*event)).collect();
+    of_hooks(&mut text, backups, &configured);
+    of_hook_runs(&mut text, counters, &configured);
+    of_schedules(&mut text, &now.schedules);
+    let help = "Backups that this process deleted because no rule keeps them.";
+    text.counter("pruned_total", help, &counters.pruned_count);
+    let help = "Backups that could not be deleted, and prunes that failed.";
+    text.counter("prune_failures_total", help, &counters.prune_failures_count);
     let help = "The most bytes that are copied per second; 0 is no limit.";
     text.gauge("limit_bytes_per_second", help, now.limit_bytes as f64);
     text.0
@@ -135,6 +148,7 @@ pub(crate) fn render_directory(backups: &Summary, volume: Volume, now_ms: u64) -
     let mut text = Text(String::new());
     of_program(&mut text, backups.node_version.as_deref().unwrap_or("unknown"));
     of_directory(&mut text, backups, false, volume);
+    of_hooks(&mut text, backups, &[]);
     let help = "When this text was written, for a collector that reads it from a file.";
     text.gauge("textfile_timestamp_seconds", help, seconds(Some(now_ms)));
     text.0
@@ -306,4 +320,54 @@ fn of_requests(text: &mut Text, counters: &Counters) {
     };
     let samples: Vec<(String, f64)> = counters.requests.each().map(sample).collect();
     text.metric("requests_total", "counter", "Answered requests, by endpoint and status code.", &samples);
+}
+
+/// What the backups say of the hooks; `configured` are those that are expected to run.
+fn of_hooks(text: &mut Text, backups: &Summary, configured: &[Event]) {
+    // Zero, so that an alarm is also raised if none has passed yet.
+    let last_ms = |event: &Event| match backups.passed_hooks_ms.get(event) {
+        None if configured.contains(event) => Some(0),
+        last_ms => last_ms.copied(),
+    };
+    let last = |event: Event| Some((by("hook", event.word()), seconds(Some(last_ms(&event)?))));
+    let samples: Vec<(String, f64)> = Event::ALL.into_iter().filter_map(last).collect();
+    let help = "When the last hook ended that passed; 0 for none.";
+    text.metric("last_hook_success_timestamp_seconds", "gauge", help, &samples);
+    let passed = |(event, (_, passed)): (&Event, &(u64, bool))| (by("hook", event.word()), truth(*passed));
+    let samples: Vec<(String, f64)> = backups.newest_hooks.iter().map(passed).collect();
+    let help = "Whether the hooks of the newest backup that has some of this event passed.";
+    text.metric("last_hook_passed", "gauge", help, &samples);
+}
+
+/// The hooks of this process.
+fn of_hook_runs(text: &mut Text, counters: &Counters, configured: &[Event]) {
+    let sample = |event: Event, result: &str, count: &AtomicU64| {
+        (format!("{{{},{}}}", label("hook", event.word()), label("result", result)), count.load(Relaxed) as f64)
+    };
+    let both = |event: &Event| {
+        let [passed, failed] = &counters.hooks[*event as usize];
+        [sample(*event, "passed", passed), sample(*event, "failed", failed)]
+    };
+    let samples: Vec<(String, f64)> = configured.iter().flat_map(both).collect();
+    text.metric("hooks_total", "counter", "Hooks of this process that ended since its start.", &samples);
+}
+
+fn of_schedules(text: &mut Text, schedules: &[Scheduled]) {
+    let each = |value: &dyn Fn(&Scheduled) -> Option<f64>| -> Vec<(String, f64)> {
+        let labels =
+            |row: &Scheduled| format!("{{{},{}}}", label("schedule", &row.schedule), label("scope", row.scope.word()));
+        schedules.iter().filter_map(|row| Some((labels(row), value(row)?))).collect()
+    };
+    let help = "When the next backup of the schedule is due, seconds since the epoch.";
+    let samples = each(&|row| row.next_ms.map(|ms| seconds(Some(ms))));
+    text.metric("schedule_next_timestamp_seconds", "gauge", help, &samples);
+    let help = "When the last attempt of this process began, seconds since the epoch; 0 for none.";
+    let samples = each(&|row| Some(seconds(row.last_attempt_ms)));
+    text.metric("schedule_last_attempt_timestamp_seconds", "gauge", help, &samples);
+    let help = "Whether that attempt made a good backup.";
+    let samples = each(&|row| row.last_succeeded.map(truth));
+    text.metric("schedule_last_attempt_succeeded", "gauge", help, &samples);
+    let help = "Attempts that failed since the newest good backup of the schedule.";
+    let samples = each(&|row| Some(row.failed_count as f64));
+    text.metric("schedule_failed_attempts", "gauge", help, &samples);
 }

@@ -13,6 +13,7 @@
 pub(crate) mod answers;
 pub(crate) mod counters;
 pub(crate) mod fill;
+pub(crate) mod hook_runs;
 pub(crate) mod increments;
 pub(crate) mod job;
 pub(crate) mod listing;
@@ -22,15 +23,16 @@ pub(crate) mod repair;
 pub(crate) mod shared;
 pub(crate) mod summary;
 pub(crate) mod textfile;
+pub(crate) mod timer;
+pub(crate) mod timetable;
 pub(crate) mod watchdog;
 pub(crate) mod worker;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{Builder, JoinHandle};
 
-use crossbeam_channel::{bounded, unbounded};
+use crossbeam_channel::{Receiver, bounded, unbounded};
 use parking_lot::Mutex;
 
 use crate::backups::catalog::Catalog;
@@ -49,13 +51,25 @@ use crate::id::BackupId;
 use crate::service::answers::Listings;
 use crate::service::counters::Counters;
 use crate::service::shared::{MakeRequest, Request, Shared, State};
+use crate::service::timer::Timer;
+use crate::service::timetable::{Scheduled, Timetable};
 use crate::service::watchdog::Watchers;
+use crate::service::worker::Inbox;
 
 /// A backup service. Dropping it cancels the running job and ends the thread.
 pub struct Service {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Option<Threads>>,
     _service_lock: Option<Lock>,
+}
+
+/// The threads of a service.
+struct Threads {
+    backup: JoinHandle<()>,
+    /// Waits for the timer of the schedules, if there are some.
+    schedules: Option<JoinHandle<()>>,
+    /// Runs hooks, if there are some.
+    hooks: Option<JoinHandle<()>>,
 }
 
 /// Whether this process is the service of the backup directory.
@@ -105,24 +119,24 @@ impl Service {
         if let Some(running) = running {
             return Err(Error::new(Kind::Busy, format!("backup {running} is being made; wait for it, then try again")));
         }
-        let (sender, receiver) = unbounded();
-        let state = State {
-            jobs: HashMap::new(),
-            running: None,
-            exclusive_bytes: HashMap::new(),
-            idle_work: None,
-            last_failure: None,
-            requests: Some(sender),
-            is_stopping: false,
-        };
-        let counters = Counters::default();
-        let limit = Arc::new(AtomicU64::new(config.limit_bytes_per_second.unwrap_or(0)));
-        let (listings, watchers, state) = (Listings::default(), Watchers::start()?, Mutex::new(state));
-        let shared = Arc::new(Shared { config, named, sources, catalog, counters, listings, watchers, limit, state });
-        let worker = Arc::clone(&shared);
-        let thread = Builder::new().name("backup".to_owned()).spawn(move || worker::work(&worker, &receiver));
-        let thread = thread.context(|| "cannot start the backup thread".to_owned())?;
-        Ok(Service { shared, thread: Mutex::new(Some(thread)), _service_lock: service_lock })
+        let (sender, requests) = unbounded();
+        // A process that makes one backup makes no others.
+        let schedules = if role == Role::Service { config.schedules.clone() } else { Vec::new() };
+        let shared = Arc::new(Shared {
+            named,
+            sources,
+            catalog,
+            counters: Counters::default(),
+            listings: Listings::default(),
+            watchers: Watchers::start()?,
+            limit: Arc::new(AtomicU64::new(config.limit_bytes_per_second.unwrap_or(0))),
+            timetable: Mutex::new(Timetable::new(&schedules, fastrand::u64(..))),
+            timer: if schedules.is_empty() { None } else { Some(Timer::new()?) },
+            state: Mutex::new(State::new(sender)),
+            config,
+        });
+        let threads = Threads::start(&shared, requests)?;
+        Ok(Service { shared, threads: Mutex::new(Some(threads)), _service_lock: service_lock })
     }
 
     /// Starts a backup and returns its identifier, or returns the identifier of the job that is running already; the
@@ -189,20 +203,46 @@ impl Service {
         {
             let mut state = self.shared.state.lock();
             state.is_stopping = true;
-            for work in state.jobs.values().map(|job| &job.control).chain(&state.idle_work) {
+            for work in state.jobs.values().map(|job| &job.control).chain(&state.idle_work).chain(&state.hook) {
                 work.stop(Stop::ShutDown);
             }
         }
         self.finish();
     }
 
-    /// Accepts no more jobs, waits until the running one has ended and its garbage is removed.
+    /// Accepts no more jobs, waits until the running one has ended, its garbage is removed and its hooks have ended.
     pub fn finish(&self) {
         self.shared.state.lock().requests = None;
-        if let Some(thread) = self.thread.lock().take() {
-            // The thread catches the panics of its jobs, and the panic hook has reported any other.
+        // Locked until all have ended: a second caller waits, too.
+        let mut threads = self.threads.lock();
+        let Some(Threads { backup, schedules, hooks }) = threads.take() else { return };
+        // The thread catches the panics of its jobs, and the panic hook has reported any other.
+        let _ = backup.join();
+        // The timer's thread sees that there are no more requests as soon as its wait ends.
+        if let (Some(thread), Some(timer)) = (schedules, &self.shared.timer)
+            && timer.set(0).is_ok()
+        {
             let _ = thread.join();
         }
+        self.shared.state.lock().hook_orders = None;
+        if let Some(thread) = hooks {
+            let _ = thread.join();
+        }
+    }
+
+    /// Waits until the hooks of all jobs that have ended have ended, too.
+    pub fn wait_for_hooks(&self) {
+        hook_runs::wait(&self.shared);
+    }
+
+    /// Whether a hook failed after the job of this backup had ended, if it is the last job of which one did.
+    pub fn has_failed_hook(&self, id: &BackupId) -> bool {
+        self.shared.state.lock().failed_hook.as_ref() == Some(id)
+    }
+
+    /// The schedules: when the next backup of each is due, and how the last attempt ended.
+    pub fn schedules(&self) -> Vec<Scheduled> {
+        self.shared.timetable.lock().states()
     }
 
     /// The kind of the error of a failed backup; `None` unless it is the last job of this service that failed.
@@ -217,6 +257,26 @@ impl Service {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+}
+
+impl Threads {
+    fn start(shared: &Arc<Shared>, requests: Receiver<Request>) -> Result<Threads> {
+        let hooks = hook_runs::start(shared)?;
+        let (inbox, ticker) = Inbox::new(requests);
+        let ticking = Arc::clone(shared);
+        let tick = move || ticking.timer.iter().for_each(|timer| worker::tick(&ticking, timer, &ticker));
+        let schedules = match &shared.timer {
+            None => None,
+            Some(_) => {
+                let thread = Builder::new().name("schedules".to_owned()).spawn(tick);
+                Some(thread.context(|| "cannot start the thread of the schedules".to_owned())?)
+            }
+        };
+        let working = Arc::clone(shared);
+        let backup = Builder::new().name("backup".to_owned()).spawn(move || worker::work(&working, &inbox));
+        let backup = backup.context(|| "cannot start the backup thread".to_owned())?;
+        Ok(Threads { backup, schedules, hooks })
     }
 }
 

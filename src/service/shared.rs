@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use crate::backups::catalog::{Catalog, Found};
 use crate::backups::details::{Details, Progress};
 use crate::capture::source::Sources;
+use crate::config::hooks::Event;
 use crate::config::{Config, reserve_on};
 use crate::control::Control;
 use crate::disk;
@@ -27,6 +28,8 @@ use crate::id::BackupId;
 use crate::service::answers::Listings;
 use crate::service::counters::Counters;
 use crate::service::metrics::{Gauges, Running, Volume};
+use crate::service::timer::Timer;
+use crate::service::timetable::Timetable;
 use crate::service::watchdog::Watchers;
 
 /// How long the bytes that only one backup uses are counted.
@@ -51,6 +54,9 @@ pub(crate) struct Shared {
     pub(crate) watchers: Watchers,
     /// Bytes per second that may be copied; 0 is no limit.
     pub(crate) limit: Arc<AtomicU64>,
+    pub(crate) timetable: Mutex<Timetable>,
+    /// Absent if there is no schedule.
+    pub(crate) timer: Option<Timer>,
     pub(crate) state: Mutex<State>,
 }
 
@@ -62,6 +68,12 @@ pub(crate) struct State {
     pub(crate) exclusive_bytes: HashMap<BackupId, u64>,
     /// Work that the backup thread does only between backups; the next request stops it.
     pub(crate) idle_work: Option<Arc<Control>>,
+    /// The queue of the thread that runs hooks; absent if there are none, and once no more are accepted.
+    pub(crate) hook_orders: Option<Sender<Order>>,
+    /// The hook that runs now, on that thread.
+    pub(crate) hook: Option<Arc<Control>>,
+    /// The last backup of which a hook failed after its job had ended.
+    pub(crate) failed_hook: Option<BackupId>,
     /// The last job that failed, and the kind of its error.
     pub(crate) last_failure: Option<(BackupId, Kind)>,
     /// Absent once no more jobs are accepted.
@@ -85,6 +97,24 @@ pub(crate) struct Request {
     pub(crate) reply: Sender<Result<BackupId>>,
 }
 
+/// The hooks of one job that has ended.
+pub(crate) struct Errand {
+    pub(crate) id: BackupId,
+    /// The events, in their order.
+    pub(crate) events: Vec<Event>,
+    /// Why the job failed, if it did.
+    pub(crate) reason: Option<String>,
+    /// What is known of a job that stalled, without its disk.
+    pub(crate) stalled: Option<Box<Details>>,
+}
+
+/// What the thread is asked for.
+pub(crate) enum Order {
+    Run(Box<Errand>),
+    /// To drop this when all orders before it are done.
+    Tell(Sender<()>),
+}
+
 impl Job {
     pub(crate) fn progress(&self) -> Progress {
         Progress::of(&self.control, self.started.elapsed())
@@ -97,6 +127,21 @@ impl Job {
 }
 
 impl State {
+    pub(crate) fn new(requests: Sender<Request>) -> State {
+        State {
+            jobs: HashMap::new(),
+            running: None,
+            exclusive_bytes: HashMap::new(),
+            idle_work: None,
+            hook_orders: None,
+            hook: None,
+            failed_hook: None,
+            last_failure: None,
+            requests: Some(requests),
+            is_stopping: false,
+        }
+    }
+
     /// The answer to a request for a backup while a job runs.
     pub(crate) fn answer_while(&self, running: &BackupId) -> Result<BackupId> {
         if self.jobs.get(running).is_none_or(|job| job.status == Status::InProgress) {
@@ -155,6 +200,8 @@ impl Shared {
             thread_hangs,
             volume: Volume { free_bytes, size_bytes, reserve_bytes: reserve_on(self.config.reserve_bytes, size_bytes) },
             limit_bytes: self.limit.load(Relaxed),
+            schedules: self.timetable.lock().states(),
+            hooks: &self.config.hooks,
             node_version: self.config.node_version.as_deref().unwrap_or("unknown"),
         }
     }

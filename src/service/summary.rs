@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::backups::details::Details;
 use crate::chainweb::start::Verdict;
+use crate::config::hooks::Event;
 use crate::format::record::{Method, Record, RocksdbPart, Status};
 use crate::service::counters::{SCOPES, place_of};
 
@@ -54,6 +55,13 @@ pub(crate) struct Summary {
     pub(crate) proof: Option<(bool, u64)>,
     /// The end of the newest good one from which a node starts.
     pub(crate) startable_ms: Option<u64>,
+    /// For each event the newest backup of ours with a hook of it that has ended, by its number in the order of adding: whether all of
+    /// them passed.
+    pub(crate) newest_hooks: BTreeMap<Event, (u64, bool)>,
+    /// For each event, when the last hook ended that passed.
+    pub(crate) passed_hooks_ms: BTreeMap<Event, u64>,
+    /// The number of backups of ours that were added.
+    added_count: u64,
     /// The node's version in the newest record.
     pub(crate) node_version: Option<String>,
 }
@@ -84,6 +92,7 @@ impl Summary {
         // A foreign backup has none.
         let Some(record) = &backup.record else { return };
         self.node_version.get_or_insert_with(|| record.versions.node.clone());
+        self.add_hooks(backup);
         let of_scope = &mut self.scopes[place_of(record.scope)];
         of_scope.attempt_ms.get_or_insert(record.started_ms);
         let ended_ms = record.finished_ms.unwrap_or(record.started_ms);
@@ -105,6 +114,18 @@ impl Summary {
                     self.last_success_ms.get_or_insert(ended_ms);
                 }
                 self.add_done(backup, record);
+            }
+        }
+    }
+
+    fn add_hooks(&mut self, backup: &Details) {
+        self.added_count += 1;
+        for (hook, ended_ms) in backup.hooks.iter().filter_map(|hook| Some((hook, hook.ended_ms()?))) {
+            let (newest, passed) = self.newest_hooks.entry(hook.event).or_insert((self.added_count, true));
+            *passed &= hook.passed || *newest != self.added_count;
+            if hook.passed {
+                let last_ms = self.passed_hooks_ms.entry(hook.event).or_default();
+                *last_ms = ended_ms.max(*last_ms);
             }
         }
     }

@@ -1,62 +1,150 @@
-//! The backup thread: takes requests from the channel, makes one backup after the other, and between backups removes garbage, makes
-//! the start-up proof that the newest backup lacks, and computes missing checksums.
+//! The backup thread: takes requests from the channel, makes one backup after the other, also those of the schedules, deletes the backups
+//! that no rule keeps, and between backups removes garbage, makes the start-up proof that the newest backup lacks, and computes missing
+//! checksums.
 //!
 //! Invariants
 //! - Only this thread changes the catalog or reads a source.
-//! - Work between backups ends as soon as a request arrives.
+//! - Work between backups ends as soon as a request arrives, or as the timer of the schedules tells.
+//! - A scheduled backup is a job as any other: a client that asks meanwhile gets its identifier.
+//! - Backups are deleted only after a good one was made.
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, bounded};
 
+use crate::backups::history;
+use crate::backups::prune;
+use crate::backups::retention::Verdict;
 use crate::backups::start_proofs;
 use crate::backups::sums;
 use crate::capture::rocksdb::pins;
+use crate::clock::now_ms;
+use crate::config::schedule::Policy;
 use crate::control::{Control, Stop};
 use crate::disk::sys;
 use crate::error::{Kind, Result};
 use crate::service::job;
-use crate::service::shared::{Request, Shared};
+use crate::service::shared::{MakeRequest, Request, Shared};
+use crate::service::timer::Timer;
+use crate::service::timetable::{Outcome, Step};
 
-/// Serves requests until the channel is closed and nothing is left to do.
-pub(crate) fn work(shared: &Arc<Shared>, requests: &Receiver<Request>) {
+/// What the thread waits for.
+pub(crate) struct Inbox {
+    requests: Receiver<Request>,
+    ticks: Receiver<()>,
+    /// Keeps the channel open, if there is no timer.
+    _ticker: Sender<()>,
+}
+
+/// What has arrived.
+enum Arrived {
+    Request(Request),
+    /// The timer has ended its wait.
+    Tick,
+    Nothing,
+    /// No more requests are accepted.
+    End,
+}
+
+/// Work between backups that may be there.
+struct Todo {
+    is_to_look: bool,
+    has_garbage: bool,
+    lacks_proof: bool,
+    lacks_sums: bool,
+}
+
+impl Todo {
+    const ALL: Todo = Todo { is_to_look: true, has_garbage: true, lacks_proof: true, lacks_sums: true };
+}
+
+impl Inbox {
+    /// The inbox, and the sender for the thread that waits for the timer.
+    pub(crate) fn new(requests: Receiver<Request>) -> (Inbox, Sender<()>) {
+        // One tick is enough: the thread looks at all schedules.
+        let (ticker, ticks) = bounded(1);
+        (Inbox { requests, ticks, _ticker: ticker.clone() }, ticker)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.requests.is_empty() && self.ticks.is_empty()
+    }
+
+    fn try_next(&self) -> Arrived {
+        match self.requests.try_recv() {
+            Ok(request) => Arrived::Request(request),
+            Err(TryRecvError::Disconnected) => Arrived::End,
+            Err(TryRecvError::Empty) if self.ticks.try_recv().is_ok() => Arrived::Tick,
+            Err(TryRecvError::Empty) => Arrived::Nothing,
+        }
+    }
+
+    /// Waits until something arrives.
+    fn wait(&self) {
+        let mut select = Select::new();
+        select.recv(&self.requests);
+        select.recv(&self.ticks);
+        select.ready();
+    }
+}
+
+/// Tells the backup thread when the timer of the schedules has ended its wait, until the service accepts no more requests.
+pub(crate) fn tick(shared: &Shared, timer: &Timer, ticker: &Sender<()>) {
+    loop {
+        if let Err(e) = timer.wait() {
+            log::error!("schedules stopped reason={:?}", e.chain());
+            return;
+        }
+        let state = shared.state.lock();
+        if state.requests.is_none() {
+            return;
+        }
+        // One that is there already is enough.
+        let _ = ticker.try_send(());
+        if let Some(work) = &state.idle_work {
+            work.stop(Stop::Yielded);
+        }
+    }
+}
+
+/// Serves requests and schedules until the channel is closed and nothing is left to do.
+pub(crate) fn work(shared: &Arc<Shared>, inbox: &Inbox) {
     sys::step_back();
     for e in pins::clear_left(&shared.sources) {
         log::warn!("pins not removed reason={:?}", e.chain());
     }
     shared.count_exclusive_bytes();
-    let (mut has_garbage, mut lacks_proof, mut lacks_sums) = (true, true, true);
+    let mut todo = Todo::ALL;
     loop {
-        let request = match requests.try_recv() {
-            Ok(request) => request,
-            Err(_) if has_garbage => {
-                has_garbage = sweep(shared, requests);
-                continue;
+        match inbox.try_next() {
+            Arrived::Request(request) => {
+                make(shared, request, inbox);
+                todo = Todo::ALL;
             }
-            Err(_) if lacks_proof => {
-                lacks_proof = false;
-                prove(shared, requests);
-                continue;
+            Arrived::Tick => todo = Todo::ALL,
+            _ if todo.is_to_look => {
+                todo.is_to_look = false;
+                if make_due(shared, inbox) {
+                    todo = Todo::ALL;
+                }
             }
-            Err(_) if lacks_sums => {
-                lacks_sums = false;
-                sum(shared, requests);
-                continue;
+            _ if todo.has_garbage => todo.has_garbage = sweep(shared, inbox),
+            _ if todo.lacks_proof => {
+                todo.lacks_proof = false;
+                prove(shared, inbox);
             }
-            Err(TryRecvError::Disconnected) => return,
-            Err(TryRecvError::Empty) => match requests.recv() {
-                Ok(request) => request,
-                Err(_) => return,
-            },
-        };
-        make(shared, request, requests);
-        shared.count_exclusive_bytes();
-        (has_garbage, lacks_proof, lacks_sums) = (true, true, true);
+            _ if todo.lacks_sums => {
+                todo.lacks_sums = false;
+                sum(shared, inbox);
+            }
+            Arrived::End => return,
+            Arrived::Nothing => inbox.wait(),
+        }
     }
 }
 
 /// Answers a request: makes the backup, or says why not.
-fn make(shared: &Arc<Shared>, request: Request, requests: &Receiver<Request>) {
+fn make(shared: &Arc<Shared>, request: Request, inbox: &Inbox) -> Outcome {
     let (backup, control) = match job::begin(shared, request.make) {
         Ok(begun) => begun,
         Err(e) => {
@@ -66,7 +154,7 @@ fn make(shared: &Arc<Shared>, request: Request, requests: &Receiver<Request>) {
             let running = (e.kind() == Kind::Busy).then(|| shared.catalog.running().ok()?).flatten();
             // A caller that has gone away needs no answer.
             let _ = request.reply.send(running.ok_or(e));
-            return;
+            return Outcome::Refused;
         }
     };
     let id = backup.id().clone();
@@ -78,23 +166,86 @@ fn make(shared: &Arc<Shared>, request: Request, requests: &Receiver<Request>) {
             control.stop(Stop::ShutDown);
         }
         // Requests that arrived before `running` was set get the same identifier.
-        for late in requests.try_iter() {
+        for late in inbox.requests.try_iter() {
             let _ = late.reply.send(Ok(id.clone()));
         }
     }
-    job::run(shared, backup, &control);
+    let is_done = job::run(shared, backup, &control);
+    if is_done {
+        prune(shared);
+    }
+    shared.count_exclusive_bytes();
+    if is_done { Outcome::Good(id) } else { Outcome::Failed(id) }
+}
+
+/// Deletes the backups that no rule keeps, if there is a rule.
+fn prune(shared: &Shared) {
+    let policy = shared.config.keep;
+    if policy == Policy::default() || shared.state.lock().is_stopping {
+        return;
+    }
+    let pruned = shared.catalog.require_same().and_then(|()| prune::prune(&shared.catalog, policy));
+    match pruned {
+        Ok(judged) => {
+            let count = |wanted| judged.iter().filter(|(_, verdict)| *verdict == wanted).count();
+            let (deleted_count, failed_count) = (count(Verdict::Delete), count(Verdict::Failed));
+            shared.counters.pruned(deleted_count as u64, failed_count as u64);
+            if deleted_count > 0 {
+                log::info!("backups pruned deleted={deleted_count} kept={}", judged.len() - deleted_count);
+            }
+        }
+        Err(e) => {
+            shared.counters.pruned(0, 1);
+            log::error!("backups not pruned reason={:?}", e.chain());
+        }
+    }
+}
+
+/// Makes the backup that is due, or sets the timer to the moment at which the next one is. Returns whether an attempt was made.
+fn make_due(shared: &Arc<Shared>, inbox: &Inbox) -> bool {
+    let Some(timer) = &shared.timer else { return false };
+    if shared.state.lock().requests.is_none() {
+        return false;
+    }
+    let (ended, now) = (history::ended(&shared.catalog), now_ms());
+    let step = {
+        let mut timetable = shared.timetable.lock();
+        let ended = ended.unwrap_or_else(|e| {
+            log::error!("backups not read for the schedules reason={:?}", e.chain());
+            timetable.unreadable(now);
+            Vec::new()
+        });
+        timetable.step(&ended, now)
+    };
+    match step {
+        Step::WaitUntil(at_ms) => {
+            log::debug!("schedules wait next_ms={at_ms}");
+            if let Err(e) = timer.set(at_ms) {
+                log::error!("schedules stopped reason={:?}", e.chain());
+            }
+            false
+        }
+        Step::Make { row, backup_pact } => {
+            let (reply, answer) = bounded(1);
+            let outcome = make(shared, Request { make: MakeRequest { backup_pact }, reply }, inbox);
+            // Any other error is logged already.
+            if let Ok(Err(e)) = answer.try_recv()
+                && e.kind() == Kind::Usage
+            {
+                log::error!("backup refused reason={:?}", e.chain());
+            }
+            shared.timetable.lock().end(row, now, outcome);
+            true
+        }
+    }
 }
 
 /// Does work until a request arrives; `None` if one is there already.
-fn while_idle<T>(
-    shared: &Shared,
-    requests: &Receiver<Request>,
-    work: impl FnOnce(&Control) -> Result<T>,
-) -> Option<Result<T>> {
+fn while_idle<T>(shared: &Shared, inbox: &Inbox, work: impl FnOnce(&Control) -> Result<T>) -> Option<Result<T>> {
     let control = Arc::new(Control::limited(Arc::clone(&shared.limit)));
     {
         let mut state = shared.state.lock();
-        if state.is_stopping || !requests.is_empty() {
+        if state.is_stopping || !inbox.is_empty() {
             return None;
         }
         state.idle_work = Some(Arc::clone(&control));
@@ -105,12 +256,12 @@ fn while_idle<T>(
 }
 
 /// Makes the start-up proof of the newest backup if it has none: it took too long for the job, or another program made the backup.
-fn prove(shared: &Shared, requests: &Receiver<Request>) {
+fn prove(shared: &Shared, inbox: &Inbox) {
     if shared.config.verify.is_none() {
         return;
     }
     let program = shared.config.heights_program.as_deref();
-    match while_idle(shared, requests, |control| start_proofs::prove_newest(&shared.catalog, program, control)) {
+    match while_idle(shared, inbox, |control| start_proofs::prove_newest(&shared.catalog, program, control)) {
         None | Some(Ok(None)) => {}
         Some(Ok(Some(id))) => log::info!("start-up proof made id={id}"),
         Some(Err(e)) if e.kind() == Kind::Cancelled => log::debug!("start-up proof postponed reason={:?}", e.chain()),
@@ -119,8 +270,8 @@ fn prove(shared: &Shared, requests: &Receiver<Request>) {
 }
 
 /// Computes the checksums that the newest good backup lacks.
-fn sum(shared: &Shared, requests: &Receiver<Request>) {
-    match while_idle(shared, requests, |control| sums::write_newest(&shared.catalog, shared.config.sums, control)) {
+fn sum(shared: &Shared, inbox: &Inbox) {
+    match while_idle(shared, inbox, |control| sums::write_newest(&shared.catalog, shared.config.sums, control)) {
         None | Some(Ok(None)) => {}
         Some(Ok(Some((id, read_count)))) => log::info!("checksums written id={id} files_read={read_count}"),
         Some(Err(e)) if e.kind() == Kind::Cancelled => log::debug!("checksums postponed reason={:?}", e.chain()),
@@ -129,8 +280,8 @@ fn sum(shared: &Shared, requests: &Receiver<Request>) {
 }
 
 /// Removes garbage until a request arrives. Returns whether some is left that can be removed later.
-fn sweep(shared: &Shared, requests: &Receiver<Request>) -> bool {
-    let is_idle = || requests.is_empty() && !shared.state.lock().is_stopping;
+fn sweep(shared: &Shared, inbox: &Inbox) -> bool {
+    let is_idle = || inbox.is_empty() && !shared.state.lock().is_stopping;
     match shared.catalog.sweep(&is_idle) {
         Ok(is_finished) => !is_finished && is_idle(),
         Err(e) => {

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chainweb_backup::{
-    Config, Depth, FILE_BYTES_MAX, FileConfig, Kind, PactMethod, Sums, parse_file, parse_interface, parse_name,
-    parse_size, suggest,
+    Config, Depth, FILE_BYTES_MAX, FileConfig, FileHooks, Hooks, KeepRules, Kind, PactMethod, Policy, Schedule, Sums,
+    parse_file, parse_interface, parse_name, parse_size, parse_time_of_day, suggest,
 };
 use proptest::prelude::*;
 
@@ -60,7 +60,13 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
     let section = r#"{"api": {"enabled": true, "interface": "0.0.0.0", "port": 2000, "configuration": {"x": [1]}},
         "directory": "/b", "nodeVersion": "2.31.1", "reserveBytes": "10 GiB", "pactMethod": "clone",
         "rocksdbDirectory": "/r", "sqliteDirectory": "/s", "pinDirectory": "/p",
-        "sums": "all", "verify": "deep", "rereadPercent": 100, "stallSeconds": 60, "limitBytesPerSecond": "100MB"}"#;
+        "sums": "all", "verify": "deep", "rereadPercent": 100, "stallSeconds": 60, "limitBytesPerSecond": "100MB",
+        "schedule": {"every": "24h", "at": "03:00", "pact": true, "jitter": "10m"},
+        "keep": {"last": 3, "daily": 7, "weekly": 4, "monthly": 12},
+        "hooks": {"before": ["/bin/b", "x y", "5"], "onVerified": [], "afterSuccess": [["/bin/s"], ["t", "u"]],
+            "afterFailure": ["f"], "limitSeconds": 60}}"#;
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<String>>();
+    let (day, at) = (Duration::from_secs(86_400), parse_time_of_day("03:00").unwrap());
     let expected = FileConfig {
         database_directory: Some(PathBuf::from("/d")),
         chainweb_version: Some("testnet06".to_string()),
@@ -79,6 +85,15 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
         reread_percent: Some(100),
         stall_limit: Some(Duration::from_secs(60)),
         limit_bytes_per_second: Some(100_000_000),
+        schedules: Some(vec![Schedule::new(Some(day), Some(at), true, Duration::from_secs(600)).unwrap()]),
+        keep: KeepRules { last: Some(3), daily: Some(7), weekly: Some(4), monthly: Some(12) },
+        hooks: FileHooks {
+            before: Some(vec![words(&["/bin/b", "x y", "5"])]),
+            on_verified: Some(Vec::new()),
+            after_success: Some(vec![words(&["/bin/s"]), words(&["t", "u"])]),
+            after_failure: Some(vec![words(&["f"])]),
+            time_limit: Some(Duration::from_secs(60)),
+        },
         warnings: Vec::new(),
     };
     let below =
@@ -92,7 +107,10 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
     let yaml = "databaseDirectory: /d\nchainwebVersion: testnet06\nbackup:\n  \
                 api: {enabled: yes, interface: '*', port: 2000}\n  directory: /b\n  \
                 nodeVersion: 2.31.1\n  reserveBytes: 10GiB\n  pactMethod: clone\n  \
-                rocksdbDirectory: /r\n  sqliteDirectory: /s\n  pinDirectory: /p\n  sums: all\n  verify: deep\n  rereadPercent: 100\n  stallSeconds: 60\n  limitBytesPerSecond: 100 MB\n";
+                rocksdbDirectory: /r\n  sqliteDirectory: /s\n  pinDirectory: /p\n  sums: all\n  verify: deep\n  rereadPercent: 100\n  stallSeconds: 60\n  limitBytesPerSecond: 100 MB\n  \
+                schedule:\n  - {every: 24h, at: 03:00, pact: yes, jitter: 600s}\n  keep: {last: 3, daily: 7, weekly: 4, monthly: 12}\n  \
+                hooks:\n    before: [/bin/b, x y, 5]\n    onVerified: []\n    afterSuccess:\n    - [/bin/s]\n    - [t, u]\n    \
+                afterFailure:\n    - f\n    limitSeconds: 60\n";
     assert_eq!(said(yaml), expected);
 }
 
@@ -125,8 +143,8 @@ fn unknown_keys_below_backup_are_refused_with_the_right_one() {
             &[
                 "`chainweb.backup.direcotry`",
                 "did you mean `directory`",
-                "api, directory, limitBytesPerSecond, nodeVersion, pactMethod, pinDirectory, rereadPercent, reserveBytes, rocksdbDirectory, \
-                 sqliteDirectory, stallSeconds, sums, verify",
+                "api, directory, hooks, keep, limitBytesPerSecond, nodeVersion, pactMethod, pinDirectory, rereadPercent, reserveBytes, \
+                 rocksdbDirectory, schedule, sqliteDirectory, stallSeconds, sums, verify",
             ],
         ),
         (
@@ -142,7 +160,7 @@ fn unknown_keys_below_backup_are_refused_with_the_right_one() {
         ("backup: {zzzz: null}", &["`backup.zzzz`"]),
         ("backup: {\"a\\nb\\x1b[2J\": 1}", &["`backup.a\\nb\\u{1b}[2J`"]),
     ]);
-    assert!(refused(&format!("backup: {{{}: 1}}", "k".repeat(900))).len() < 300);
+    assert!(refused(&format!("backup: {{{}: 1}}", "k".repeat(900))).len() < 330);
 }
 
 #[test]
@@ -189,6 +207,53 @@ fn wrong_types_name_the_key_what_was_found_and_what_is_expected() {
     ]);
     assert_eq!(said("backup: {nodeVersion: '2.30'}").node_version.as_deref(), Some("2.30"));
     assert_eq!(said("backup: {nodeVersion: !!str 2.30}").node_version.as_deref(), Some("2.30"));
+}
+
+#[test]
+fn schedules_rules_and_hooks_that_cannot_be_are_refused_with_the_remedy() {
+    let many_hooks = format!("backup: {{hooks: {{before: [{}]}}}}", "[a],".repeat(9));
+    let many_schedules = format!("backup: {{schedule: [{}]}}", "{every: 1h},".repeat(9));
+    all_refused(&[
+        ("backup: {schedule: 24h}", &["`backup.schedule` must be a schedule, or a list", "found the text `24h`"]),
+        ("backup: {schedule: {}}", &["key `backup.schedule`: a schedule needs an interval or a time of the day"]),
+        ("backup: {schedule: {evry: 24h}}", &["`backup.schedule.evry`", "did you mean `every`"]),
+        ("backup: {schedule: {every: 24}}", &["`backup.schedule.every` must be an interval with its unit, like 24h"]),
+        ("backup: {schedule: {every: 1 week}}", &["`1 week` is not an interval", "with s, m, h or d"]),
+        ("backup: {schedule: {at: 3am}}", &["`3am` is not a time of the day", "in UTC, like 03:00"]),
+        ("backup: {schedule: {at: 300}}", &["must be a time of the day in UTC, like 03:00, found the number `300`"]),
+        ("backup: {schedule: {every: 5h, at: '03:00'}}", &["an interval of 5h has no place in the day"]),
+        ("backup: {schedule: {every: 1h, jitter: 50m}}", &["a jitter of 50m is too long", "30m"]),
+        ("backup: {schedule: [{every: 1h}, {pact: true}]}", &["key `backup.schedule[1]`: a schedule needs"]),
+        ("backup: {schedule: [{every: 1h}, 5]}", &["`backup.schedule[1]` must be a mapping, found the number `5`"]),
+        (&many_schedules, &["`backup.schedule` has 9 schedules: write at most 8"]),
+        ("backup: {keep: 5}", &["`backup.keep` must be a mapping"]),
+        ("backup: {keep: {hourly: 5}}", &["`backup.keep.hourly`", "known here: last, daily, weekly, monthly"]),
+        ("backup: {keep: {last: '5'}}", &["a whole number of backups, found the text `5` (remove the quotes)"]),
+        ("backup: {keep: {daily: -1}}", &["`backup.keep.daily` must be a whole number of backups"]),
+        ("backup: {hooks: {after-success: [a]}}", &["`backup.hooks.after-success`", "did you mean `afterSuccess`"]),
+        ("backup: {hooks: {before: /bin/true}}", &["a command is a list of words, found the text `/bin/true`"]),
+        ("backup: {hooks: {before: [/bin/true -x]}}", &["`/bin/true -x` is one word", "each word as an item"]),
+        ("backup: {hooks: {before: [bin/true]}}", &["`bin/true` is a relative path", "an absolute path"]),
+        ("backup: {hooks: {before: ['']}}", &["the command is empty"]),
+        ("backup: {hooks: {before: [[]]}}", &["the command is empty"]),
+        ("backup: {hooks: {before: [a, {b: c}]}}", &["must be a command, or a list of commands"]),
+        ("backup: {hooks: {before: [[a], b]}}", &["must be a command, or a list of commands"]),
+        ("backup: {hooks: {before: [a, null]}}", &["must be a command, or a list of commands"]),
+        (&many_hooks, &["9 commands are too many: write at most 8"]),
+        ("backup: {hooks: {limitSeconds: 0}}", &["`backup.hooks.limitSeconds` is 0", "from 1 to 604800"]),
+        ("backup: {hooks: {limitSeconds: 1h}}", &["`1h` is not a number of seconds: write 3600"]),
+    ]);
+    let said = said("backup: {schedule: [{every: 1h}, {at: \"03:00\", pact: true}], keep: {last: 5}}");
+    let schedules: Vec<String> = said.schedules.unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(schedules, ["every 1h", "every 24h at 03:00"]);
+    assert_eq!(said.keep.policy(), Policy { keep_last: 5, ..Policy::default() });
+    assert_eq!(said.hooks.hooks(), Hooks::default());
+    let both = parse_file("backup: {keep: {last: 1}, hooks: {before: []}, schedule: []}", "1").unwrap();
+    let both =
+        both.or(parse_file("backup: {keep: {last: 2, daily: 3}, hooks: {before: [a]}, schedule: {every: 1h}}", "2")
+            .unwrap());
+    assert_eq!((both.keep.last, both.keep.daily), (Some(1), Some(3)));
+    assert_eq!((both.hooks.before, both.schedules), (Some(Vec::new()), Some(Vec::new())));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use chainweb_backup::{
 
 use crate::fixture::{Node, PACT, ROCKSDB, make_done, names, restore_to};
 
-const KEEP_ONE: Policy = Policy { keep_last: 1, keep_daily: 0, keep_weekly: 0 };
+const KEEP_ONE: Policy = Policy { keep_last: 1, keep_daily: 0, keep_weekly: 0, keep_monthly: 0 };
 
 /// How long a test waits at most.
 const DEADLINE: Duration = Duration::from_secs(30);

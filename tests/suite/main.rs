@@ -15,6 +15,8 @@ mod faults;
 mod fixture;
 mod heights;
 #[cfg(feature = "gate")]
+mod hooks;
+#[cfg(feature = "gate")]
 mod hostile;
 mod http;
 #[cfg(feature = "gate")]
@@ -30,8 +32,6 @@ mod mutations;
 #[cfg(feature = "gate")]
 mod order;
 #[cfg(feature = "gate")]
-mod pairs;
-#[cfg(feature = "gate")]
 mod parsers;
 #[cfg(feature = "gate")]
 mod reflink;
@@ -40,6 +40,7 @@ mod restore;
 mod retention;
 mod reuse;
 mod reuse_soak;
+mod schedule;
 mod service;
 mod sources;
 #[cfg(feature = "gate")]

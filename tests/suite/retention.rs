@@ -35,6 +35,7 @@ fn history(random: &mut fastrand::Rng) -> Vec<Candidate> {
             pinned: random.u8(..8) == 0,
             damaged: random.u8(..8) == 0,
             refuted: random.u8(..8) == 0,
+            has_pact: random.bool(),
             // The clock is wrong now and then; some backups have the same time, or one at the border of two days.
             started_ms: MONDAY_MS
                 + random.u64(..days) * DAY_MS
@@ -58,12 +59,27 @@ fn newer<'a>(b: &'a Candidate, all: &'a [Candidate]) -> impl Iterator<Item = &'a
     all.iter().filter(move |o| is_good(o) && number(&o.id) > number(&b.id))
 }
 
-fn is_kept_by_periods(b: &Candidate, all: &[Candidate], count: u32, period_ms: u64) -> bool {
-    let period = |c: &Candidate| (c.started_ms - MONDAY_MS) / period_ms;
-    let mut newer_periods: Vec<u64> = newer(b, all).map(period).collect();
-    newer_periods.sort_unstable();
-    newer_periods.dedup();
-    !newer_periods.contains(&period(b)) && newer_periods.len() < count as usize
+/// Whether it is the newest of its period, or the newest with Pact, and its period is one of the last `count` that have a backup.
+fn is_kept_by_periods(b: &Candidate, all: &[Candidate], count: u32, period: impl Fn(&Candidate) -> u64) -> bool {
+    let newest_of_period = |c: &Candidate| newer(c, all).all(|o| period(o) != period(c));
+    let newest = all.iter().filter(|c| is_good(c) && newest_of_period(c));
+    let newest_of_own = newest.clone().find(|c| period(c) == period(b)).unwrap();
+    let is_in_count = newest.filter(|c| number(&c.id) > number(&newest_of_own.id)).count() < count as usize;
+    let has_newer_with_pact = newer(b, all).any(|o| o.has_pact && period(o) == period(b));
+    is_in_count && (newest_of_period(b) || (b.has_pact && !has_newer_with_pact))
+}
+
+fn day(c: &Candidate) -> u64 {
+    (c.started_ms - MONDAY_MS) / DAY_MS
+}
+
+/// The month of a time within 60 days from the first of January 2024.
+fn month(c: &Candidate) -> u64 {
+    match day(c) {
+        0..31 => 1,
+        31..60 => 2,
+        _ => 3,
+    }
 }
 
 #[test]
@@ -73,18 +89,22 @@ fn random_histories() {
     let (mut deleted, mut kept) = (0_u64, 0_u64);
     for n in 0..HISTORIES {
         let all = history(&mut random);
-        let policy = Policy { keep_last: random.u32(..4), keep_daily: random.u32(..4), keep_weekly: random.u32(..4) };
+        let mut count = || random.u32(..4);
+        let policy =
+            Policy { keep_last: count(), keep_daily: count(), keep_weekly: count(), keep_monthly: count().min(2) };
         let what = format!("seed {seed} history {n}: {policy:?} {all:#?}");
         let verdicts = judge(&all, policy);
         assert_eq!(verdicts.len(), all.len(), "{what}");
         let is_asked = policy != Policy::default();
         let has_good = all.iter().any(is_good);
         for (b, verdict) in all.iter().zip(&verdicts) {
-            let last_good = is_good(b) && newer(b, &all).next().is_none();
+            let last_good =
+                is_good(b) && (newer(b, &all).next().is_none() || (b.has_pact && !newer(b, &all).any(|o| o.has_pact)));
             let by_rule = is_good(b)
                 && (newer(b, &all).count() < policy.keep_last as usize
-                    || is_kept_by_periods(b, &all, policy.keep_daily, DAY_MS)
-                    || is_kept_by_periods(b, &all, policy.keep_weekly, 7 * DAY_MS));
+                    || is_kept_by_periods(b, &all, policy.keep_daily, day)
+                    || is_kept_by_periods(b, &all, policy.keep_weekly, |c| day(c) / 7)
+                    || is_kept_by_periods(b, &all, policy.keep_monthly, month));
             let safe = b.foreign || b.pinned || b.status == Status::InProgress || !is_asked;
             let last_resort = (b.damaged || b.refuted) && !has_good;
             let expected = safe || last_good || by_rule || last_resort;

@@ -11,13 +11,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chainweb_backup::{
-    MANUAL, PactMethod, Sums, Verify, parse_count, parse_interface, parse_name, parse_pact_method, parse_port,
+    MANUAL, PactMethod, Sums, Verify, parse_interface, parse_interval, parse_name, parse_pact_method, parse_port,
     parse_seconds, parse_size, parse_sums, parse_verify, require_no_tilde,
 };
 use clap::builder::{OsStringValueParser, PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
+
+use crate::rules::{Keep, Times};
 
 /// The name of the program.
 pub const NAME: &str = "chainweb-backup";
@@ -46,7 +48,8 @@ Examples:
 Exit codes:
   0  ok                  10  no such backup         13  verification failed
   1  failed              11  busy: a job runs       14  the node is running
-  2  wrong usage         12  no space               15  the target is not empty";
+  2  wrong usage         12  no space               15  the target is not empty
+                                                    16  good, but a hook failed";
 
 /// The whole command line. Its command is always there: see [`arrange`].
 #[derive(Parser)]
@@ -150,7 +153,7 @@ pub(crate) struct Job {
     /// Free space to leave, like 10GiB [default: 1 GiB or 5 %, the smaller]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
     pub(crate) reserve_bytes: Option<u64>,
-    /// Pact databases: auto (increments on xfs, btrfs), copy, clone, delta [default: auto]
+    /// Pact databases: auto (increments on xfs, btrfs), copy, clone [default: auto]
     #[arg(long, value_name = "HOW", value_parser = |t: &str| parse_pact_method(t).map_err(|e| e.chain()))]
     pub(crate) pact_method: Option<PactMethod>,
     /// Write checksums while idle for: copied files, all or none [default: copied]
@@ -165,6 +168,8 @@ pub(crate) struct Job {
     /// Fail a backup that makes no progress for N seconds; 0: never [default: 900]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_seconds(t).map_err(|e| e.chain()))]
     pub(crate) stall_seconds: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
 }
 
 #[derive(Args)]
@@ -185,6 +190,8 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub(crate) address_file: Option<PathBuf>,
     #[command(flatten)]
+    pub(crate) times: Times,
+    #[command(flatten)]
     pub(crate) job: Job,
     #[command(flatten)]
     pub(crate) limit: Limit,
@@ -197,6 +204,9 @@ pub(crate) struct Make {
     /// Back up the Pact databases too
     #[arg(long)]
     pub(crate) backup_pact: bool,
+    /// Make none if the newest good backup began less than INTERVAL ago, like 20h
+    #[arg(long, value_name = "INTERVAL", allow_negative_numbers = true, value_parser = |t: &str| parse_interval(t).map_err(|e| e.chain()))]
+    pub(crate) if_older_than: Option<Duration>,
     #[command(flatten)]
     pub(crate) job: Job,
     #[command(flatten)]
@@ -325,15 +335,8 @@ pub(crate) struct Delete {
 
 #[derive(Args)]
 pub(crate) struct Prune {
-    /// Keep the newest N good backups
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_count(t).map_err(|e| e.chain()))]
-    pub(crate) keep_last: Option<u32>,
-    /// Keep the newest good backup of each of the last N days that have one
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_count(t).map_err(|e| e.chain()))]
-    pub(crate) keep_daily: Option<u32>,
-    /// Keep the newest good backup of each of the last N weeks that have one
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_count(t).map_err(|e| e.chain()))]
-    pub(crate) keep_weekly: Option<u32>,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
     /// Print what would be deleted, and why the rest is kept; delete nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -11,11 +11,12 @@ use chainweb_backup::chainweb::pact::History;
 use chainweb_backup::chainweb::start::Start;
 use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
-    Candidate, Control, Depth, Details, Drill, DrillOptions, Error, Kind, Listed, Record, Rehearsal, RestoreOptions,
-    Restored, Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict, Verified, VerifyOptions, Way,
-    cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup, find_backup, inspect_json, list_all_in,
-    metrics_of, pin_backup, prune_backups, rehearse_prune, rehearse_restore, require_no_half_restore, restore_backup,
-    settle_restore, step_back, sum_backup, unpin_backup, verify_backup,
+    BackupId, Candidate, Control, Depth, Details, Drill, DrillOptions, Error, HookRun, Hooks, Kind, Listed, Record,
+    Rehearsal, RestoreOptions, Restored, Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict,
+    Verification, Verified, VerifyOptions, Way, cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup,
+    find_backup, inspect_json, list_all_in, metrics_of, pin_backup, prune_backups, rehearse_prune, rehearse_restore,
+    require_no_half_restore, restore_backup, run_verified_hooks, settle_restore, step_back, sum_backup, unpin_backup,
+    verify_backup,
 };
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -24,13 +25,13 @@ use signal_hook::iterator::Signals;
 use crate::action::{Action, Output};
 use crate::args::NAME;
 use crate::plan::OURSELVES;
-use crate::terminal::{PROGRESS_INTERVAL, draw, exit_code, print, say, size, utc};
+use crate::terminal::{HOOK_FAILED, PROGRESS_INTERVAL, draw, exit_code, print, say, size, utc};
 
 /// How often a child process shows that it makes progress.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs an [`Action`] on a backup directory, within the limits of `control`; returns the exit code.
-pub fn run(directory: &Path, action: Action, control: &Control) -> Result<i32> {
+/// Runs an [`Action`] on a backup directory, and the hooks that belong to it, within the limits of `control`; returns the exit code.
+pub fn run(directory: &Path, action: Action, hooks: &Hooks, control: &Control) -> Result<i32> {
     match action {
         Action::List(output) => list(directory, output),
         Action::Metrics { reserve_bytes } => print(metrics_of(directory, reserve_bytes)?.trim_end()),
@@ -43,7 +44,7 @@ pub fn run(directory: &Path, action: Action, control: &Control) -> Result<i32> {
             }
             Ok(i32::from(status == Status::Done))
         }
-        Action::Verify { id, depth } => verify(directory, &id, depth, control),
+        Action::Verify { id, depth } => verify(directory, &id, depth, hooks, control),
         Action::Restore { id, to, replace, copy, depth, dry_run } => {
             let program = Some(Path::new(OURSELVES));
             let options = RestoreOptions { target: &to, replace, copy, depth, program };
@@ -128,12 +129,27 @@ pub fn inspect(directory: &Path, control: &Control) -> Result<i32> {
     print(&inspected?)
 }
 
-fn verify(directory: &Path, id: &str, depth: Depth, control: &Control) -> Result<i32> {
+fn verify(directory: &Path, id: &str, depth: Depth, hooks: &Hooks, control: &Control) -> Result<i32> {
     if depth == Depth::Deep {
         step_back();
     }
     let options = VerifyOptions { depth, program: Some(Path::new(OURSELVES)) };
     let (id, found) = with_progress(control, || verify_backup(directory, id, options, control))?;
+    let faults_count = found.faults.len() as u64;
+    let code = tell_verified(&id, depth, found)?;
+    if hooks.on_verified.is_empty() {
+        return Ok(code);
+    }
+    step_back();
+    let runs = stoppable(control, || run_verified_hooks(directory, &id, hooks, faults_count, control))?;
+    let failed = runs.iter().filter_map(|run| Some((run, run.reason.as_ref()?)));
+    let failed_count = failed.clone().count();
+    failed.for_each(|(run, reason)| say(&format!("the hook {} failed: {reason}", run.event.word())));
+    Ok(if code == 0 && failed_count > 0 { HOOK_FAILED } else { code })
+}
+
+/// Prints the result of a verification, and returns the exit code.
+fn tell_verified(id: &BackupId, depth: Depth, found: Verification) -> Result<i32> {
     for fault in &found.faults {
         say(&fault.to_string());
     }
@@ -457,13 +473,24 @@ fn notes(backup: &Details, record: &Record) -> String {
     let bases: BTreeSet<&str> = record.pact.iter().filter_map(|part| Some(part.base.as_ref()?.as_str())).collect();
     let written = record.pact_written_bytes();
     let bases = bases.into_iter().collect::<Vec<_>>().join(", ");
-    let how = if record.pact.iter().any(|part| part.pair.is_some()) { "delta pairs on the files" } else { "increment" };
-    let increment = (!bases.is_empty()).then(|| format!("Pact: {how} of {bases}, {} written", size(written)));
+    let increment = (!bases.is_empty()).then(|| format!("Pact: increment of {bases}, {} written", size(written)));
+    let hooks = backup.hooks.iter().map(hook_note);
     let all =
         [pinned, increment, backup.verified.as_ref().map(verified), backup.drill.as_ref().map(drilled), starts, reason]
             .into_iter()
-            .flatten();
+            .flatten()
+            .chain(hooks);
     let text = all.chain(record.warnings.iter().cloned()).collect::<Vec<_>>().join("; ");
     // Another program may have written a note: nothing in it draws on a terminal.
     text.replace(char::is_control, " ")
+}
+
+/// What a list says of a hook.
+fn hook_note(hook: &HookRun) -> String {
+    let event = hook.event.word();
+    match (hook.ended_ms(), &hook.reason) {
+        (None, _) => format!("hook {event} has not ended, began {}", utc(hook.at_ms)),
+        (Some(ended_ms), None) => format!("hook {event} passed {}", utc(ended_ms)),
+        (Some(ended_ms), Some(reason)) => format!("hook {event} FAILED {}: {reason}", utc(ended_ms)),
+    }
 }

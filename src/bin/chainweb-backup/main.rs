@@ -7,6 +7,7 @@ mod commands;
 mod pages;
 mod places;
 mod plan;
+mod rules;
 mod terminal;
 
 use std::io::{self, IsTerminal, Write};
@@ -18,14 +19,14 @@ use std::time::Duration;
 
 use args::Child;
 use chainweb_backup::{
-    Control, Details, Error, Kind, Listener, MakeRequest, Result, Service, Status, heights_json, open_json,
-    resolve_trusted, starts_json, sweep_backups,
+    BackupId, Control, Details, Error, Interval, Kind, Listener, MakeRequest, Result, Service, Status, heights_json,
+    open_json, resolve_trusted, starts_json, sweep_backups, younger_in,
 };
 use log::LevelFilter;
 use plan::{Around, Exit, MakePlan, Plan, ServePlan};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
-use terminal::{LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, say, size};
+use terminal::{HOOK_FAILED, LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, say, size};
 
 /// The longest time between a signal and the end; the next start recovers from what did not end by then.
 const STOP_LIMIT: Duration = Duration::from_secs(9);
@@ -83,6 +84,7 @@ fn run(plan: Plan) -> Result<i32> {
             action,
             limit_bytes_per_second,
             stall_limit,
+            hooks,
             log_level,
             warnings,
             notes,
@@ -96,7 +98,7 @@ fn run(plan: Plan) -> Result<i32> {
             if let Some(stall_limit) = stall_limit {
                 control = control.with_stall_limit(stall_limit);
             }
-            commands::run(&backup_directory, action, &control)
+            commands::run(&backup_directory, action, &hooks, &control)
         }
         Plan::Settle { to, wanted, log_level } => {
             start_log(log_level, &[], &[]);
@@ -214,6 +216,14 @@ fn write_address(path: &Path, address: &str) -> Result<()> {
 fn make(plan: MakePlan) -> Result<i32> {
     start_log(plan.log_level, &plan.warnings, &plan.notes);
     let backup_directory = plan.config.backup_directory.clone();
+    if let Some(limit) = plan.if_older_than {
+        let sources = plan.node.sources();
+        let directory = resolve_trusted(&sources.database_directory, &backup_directory)?;
+        if let Some((id, age)) = younger_in(&directory, plan.backup_pact, limit)? {
+            let (age, limit) = (Interval(roughly(age)), Interval(limit));
+            return print(&format!("{id}: made {age} ago, which is less than {limit}: no backup is made"));
+        }
+    }
     let service = Arc::new(Service::start_beside(plan.config, plan.node.sources())?);
     mind_signals(&service, None)?;
     let id = service.make_backup(MakeRequest { backup_pact: plan.backup_pact })?;
@@ -221,12 +231,38 @@ fn make(plan: MakePlan) -> Result<i32> {
         // The backup continues, and its result decides the exit code.
         say(&format!("warning: the identifier {id} could not be printed: {}", e.chain()));
     }
+    let details = wait_for_end(&service, &id)?;
+    let kind = service.failure_kind(&id);
+    if details.as_ref().is_some_and(|d| d.status == Status::Done) {
+        service.finish();
+    } else {
+        // A hook that tells of the failure is worth waiting for; the checksums that older backups lack are not.
+        service.wait_for_hooks();
+        service.shutdown();
+        // The next process that sweeps may come much later.
+        if let Err(e) = sweep_backups(&backup_directory) {
+            log::warn!("garbage not removed reason={:?}", e.chain());
+        }
+    }
+    match details.map(|d| d.status) {
+        Some(Status::Done) if service.has_failed_hook(&id) => {
+            say(&format!("backup {id} is good, but a hook failed: list shows which, and why"));
+            Ok(HOOK_FAILED)
+        }
+        Some(Status::Done) => Ok(0),
+        Some(_) => Ok(exit_code(kind.unwrap_or(Kind::Io))),
+        None => Err(Error::new(Kind::NotFound, format!("backup {id} was deleted while it was being made"))),
+    }
+}
+
+/// Waits for the end of a backup; on a terminal, with a progress line.
+fn wait_for_end(service: &Service, id: &BackupId) -> Result<Option<Details>> {
     let terminal = io::stderr().is_terminal();
     // A small backup takes milliseconds: a long first pause would double its time.
     let (mut pause, longest) = (FIRST_PAUSE, if terminal { PROGRESS_INTERVAL } else { WAIT_INTERVAL });
     let mut failed_count = 0;
     let details = loop {
-        match service.details(&id) {
+        match service.details(id) {
             Ok(Some(d)) if d.status == Status::InProgress => {
                 if terminal {
                     progress_line(&d);
@@ -247,22 +283,20 @@ fn make(plan: MakePlan) -> Result<i32> {
     if terminal {
         draw("");
     }
-    let kind = service.failure_kind(&id);
-    if details.as_ref().is_some_and(|d| d.status == Status::Done) {
-        service.finish();
+    Ok(details)
+}
+
+/// A time in whole hours, minutes or seconds.
+fn roughly(time: Duration) -> Duration {
+    let seconds = time.as_secs();
+    let unit = if seconds >= 7200 {
+        3600
+    } else if seconds >= 120 {
+        60
     } else {
-        // The checksums that older backups lack are not worth waiting for.
-        service.shutdown();
-        // The next process that sweeps may come much later.
-        if let Err(e) = sweep_backups(&backup_directory) {
-            log::warn!("garbage not removed reason={:?}", e.chain());
-        }
-    }
-    match details.map(|d| d.status) {
-        Some(Status::Done) => Ok(0),
-        Some(_) => Ok(exit_code(kind.unwrap_or(Kind::Io))),
-        None => Err(Error::new(Kind::NotFound, format!("backup {id} was deleted while it was being made"))),
-    }
+        1
+    };
+    Duration::from_secs(seconds / unit * unit)
 }
 
 fn progress_line(details: &Details) {

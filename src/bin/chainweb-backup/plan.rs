@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chainweb_backup::{
-    Config, Depth, FILE_BYTES_MAX, FileConfig, Policy, Settle, chainweb, parse_file, require_no_tilde,
+    Config, Depth, FILE_BYTES_MAX, FileConfig, Hooks, Policy, Settle, chainweb, parse_file, require_no_tilde,
 };
 use log::LevelFilter;
 
@@ -57,6 +57,8 @@ pub enum Plan {
         limit_bytes_per_second: Option<u64>,
         /// How long a child process may make no progress; `None` is the default limit, zero means without a limit.
         stall_limit: Option<Duration>,
+        /// The hooks of the configuration, for `verify`.
+        hooks: Hooks,
         /// The least important level that is logged.
         log_level: LevelFilter,
         /// To be logged once at the start, each a whole sentence.
@@ -107,6 +109,8 @@ pub struct MakePlan {
     pub config: Config,
     /// Whether the Pact databases are backed up too.
     pub backup_pact: bool,
+    /// Makes none if the newest good one began less than this ago.
+    pub if_older_than: Option<Duration>,
     /// The least important level that is logged.
     pub log_level: LevelFilter,
     /// To be logged once at the start, each a whole sentence.
@@ -187,10 +191,10 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
     Ok(match command {
         Command::Serve(typed) => serve(typed, around)?,
         Command::Make(typed) => {
-            let backup_pact = typed.backup_pact;
+            let (backup_pact, if_older_than) = (typed.backup_pact, typed.if_older_than);
             let made = settings(typed.common, around)?.service(typed.job, &typed.limit, around)?;
             let Service { node, config, log_level, warnings, notes, .. } = made;
-            Plan::Make(MakePlan { node, config, backup_pact, log_level, warnings, notes })
+            Plan::Make(MakePlan { node, config, backup_pact, if_older_than, log_level, warnings, notes })
         }
         Command::List(typed) => {
             manage(typed.common, Action::List(if typed.json { Output::Json } else { Output::Text }))?
@@ -223,13 +227,10 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
         Command::Sum(typed) => reading(typed.common, typed.limit, Action::Sum(typed.id))?,
         Command::Delete(typed) => manage(typed.common, Action::Delete(typed.ids))?,
         Command::Prune(typed) => {
-            let policy = Policy {
-                keep_last: typed.keep_last.unwrap_or(0),
-                keep_daily: typed.keep_daily.unwrap_or(0),
-                keep_weekly: typed.keep_weekly.unwrap_or(0),
-            };
+            let policy = typed.keep.rules().policy();
             if policy == Policy::default() {
-                let rule = "prune needs a rule: --keep-last N, --keep-daily N or --keep-weekly N, above 0";
+                let rule =
+                    "prune needs a rule: --keep-last N, --keep-daily N, --keep-weekly N or --keep-monthly N, above 0";
                 return Err(rule.to_owned().into());
             }
             manage(typed.common, Action::Prune { policy, dry_run: typed.dry_run })?
@@ -299,6 +300,7 @@ fn manage(common: Common, limit: Option<Limit>, mut action: Action, around: &Aro
     }
     let Settings { database_directory, backup_directory, log_level, warnings, notes, file } = settings;
     let (backup_directory, stall_limit) = (backup_directory.expect("it was named or found"), file.stall_limit);
+    let hooks = file.hooks.hooks();
     let database_directory = database_directory.filter(|above| backup_directory.starts_with(above));
     Ok(Plan::Manage {
         backup_directory,
@@ -306,6 +308,7 @@ fn manage(common: Common, limit: Option<Limit>, mut action: Action, around: &Aro
         action,
         limit_bytes_per_second,
         stall_limit,
+        hooks,
         log_level,
         warnings,
         notes,
@@ -381,6 +384,8 @@ impl Settings {
             sums: job.sums.or(file.sums).unwrap_or_default(),
             verify: job.verify.or(file.verify).unwrap_or(Some(Depth::default())),
             limit_bytes_per_second,
+            keep: job.keep.rules().or(file.keep).policy(),
+            hooks: std::mem::take(&mut file.hooks).hooks(),
             heights_program: Some(PathBuf::from(OURSELVES)),
             ..Config::new(backup_directory)
         };
@@ -403,7 +408,18 @@ fn no_database_directory(version: Option<&str>, why: &str) -> String {
 
 fn serve(typed: Serve, around: &Around) -> Result<Plan, String> {
     let service = settings(typed.common, around)?.service(typed.job, &typed.limit, around)?;
-    let Service { node, mut config, log_level, file, mut warnings, notes } = service;
+    let Service { node, mut config, log_level, mut file, mut warnings, mut notes } = service;
+    config.schedules = typed.times.schedules(file.schedules.take())?;
+    notes.extend(
+        config
+            .schedules
+            .iter()
+            .map(|one| format!("scheduled backups: {one}{}", if one.pact { ", with Pact" } else { "" })),
+    );
+    if !config.schedules.is_empty() && config.keep == Policy::default() {
+        let remedy = "name rules with --keep-daily N and its like, or with `backup.keep` in a --config-file";
+        warnings.push(format!("scheduled backups are never deleted: {remedy}"));
+    }
     let from_flag = (typed.enable_backup_api || typed.disable_backup_api).then_some(typed.enable_backup_api);
     // Read even if a flag decides: a wrong value is a mistake in any case.
     let from_env = around.env("ENABLE_BACKUP_API").map(|value| truth("ENABLE_BACKUP_API", &value)).transpose()?;

@@ -12,6 +12,9 @@ use time::macros::format_description;
 /// How often a progress line is drawn.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The exit code if a backup is good and a hook failed after it.
+pub const HOOK_FAILED: i32 = 16;
+
 /// The exit code of a failure, as the manual lists them.
 pub fn exit_code(kind: Kind) -> i32 {
     match kind {

@@ -119,6 +119,7 @@ fn the_other_commands() {
         action,
         limit_bytes_per_second: None,
         stall_limit: None,
+        hooks: Hooks::default(),
         log_level,
         warnings: Vec::new(),
         notes: Vec::new(),
@@ -132,6 +133,7 @@ fn the_other_commands() {
         action,
         limit_bytes_per_second,
         stall_limit,
+        hooks: Hooks::default(),
         log_level,
         warnings,
         notes,
@@ -197,7 +199,7 @@ fn what_is_done_with_finished_backups() {
     assert_eq!(limit("drill latest", configured), (Some(20_000_000), 0));
     assert_eq!(limit("drill latest --limit-bytes-per-second 0", configured), (Some(0), 0));
     assert_eq!(action("delete 1 2"), Action::Delete(vec!["1".into(), "2".into()]));
-    let policy = Policy { keep_last: 3, keep_daily: 7, keep_weekly: 0 };
+    let policy = Policy { keep_last: 3, keep_daily: 7, ..Policy::default() };
     assert_eq!(action("prune --keep-last 3 --keep-daily 7 --dry-run"), Action::Prune { policy, dry_run: true });
     assert_eq!(action("unpin 1"), Action::Unpin("1".into()));
     assert_eq!(action("cancel"), Action::Cancel(None));
@@ -373,7 +375,7 @@ fn the_command_is_found_among_flags() {
     };
     let all: BTreeSet<(String, bool)> = program().get_subcommands().flat_map(flags).collect();
     let names: BTreeSet<&String> = all.iter().map(|(flag, _)| flag).collect();
-    assert_eq!((all.len(), names.len()), (35, 35));
+    assert_eq!((all.len(), names.len()), (40, 40));
 }
 
 #[test]

@@ -1,0 +1,190 @@
+//! Runs the hooks of a backup, the commands of the operator, and notes their outcomes in `hooks.json` of the backup.
+//!
+//! A hook gets the description of the backup as JSON on its standard input, and the most important values in its environment. It has
+//! no other variable of ours but those in [`KEPT`], and no descriptor of this process.
+//!
+//! ```text
+//! step                                            a crash after it leaves
+//! 1  note that the hook begins                    a note without an end, and perhaps the hook, which goes on
+//! 2  run it, until it ends or its time is over    the same
+//! 3  note how it ended                            the note
+//! ```
+//! Invariants
+//! - A hook never changes whether a backup is good. Only the caller of [`run`] for [`Event::Before`] fails its job because of one.
+//! - Commands come from the configuration only. Nothing that a client sent becomes a word of one.
+//! - A hook ends when its time is over, or `control` is stopped: first by SIGTERM to its process group, then by SIGKILL.
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::backups::catalog::Catalog;
+use crate::backups::command::{self, Limits};
+use crate::backups::details::Details;
+use crate::capture::in_use;
+use crate::clock::now_ms;
+use crate::config::hooks::{Event, Hooks};
+use crate::control::Control;
+use crate::disk;
+use crate::disk::sys;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::hooks::{HookRun, HookRuns};
+use crate::format::layout::HOOKS_FILE;
+use crate::id::BackupId;
+
+/// The variables of our own environment that a hook gets, if they are set; `PATH` always.
+const KEPT: [&str; 6] = ["PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR"];
+
+/// The `PATH` of a hook if we have none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How long a hook may take to end after SIGTERM: the service must end within 10 seconds.
+const TERM_LIMIT: Duration = Duration::from_secs(2);
+
+/// The longest reason in the environment of a hook, and the longest line of its output in a reason, in characters.
+const MAX_REASON_CHARS: usize = 1000;
+const MAX_LINE_CHARS: usize = 200;
+
+/// What hooks are told.
+pub(crate) struct Occasion<'a> {
+    pub(crate) event: Event,
+    pub(crate) details: &'a Details,
+    /// Why the backup failed, if it did.
+    pub(crate) reason: Option<&'a str>,
+    /// The number of faults that a verification found.
+    pub(crate) faults_count: Option<u64>,
+    /// Whether the outcomes are noted in the backup; not if its disk hangs.
+    pub(crate) is_noted: bool,
+}
+
+/// Runs the hooks of an event one after the other; those of [`Event::Before`] only up to the first
+/// that fails. Each is given to `report` as soon as it has ended.
+pub(crate) fn run(
+    hooks: &Hooks,
+    catalog: &Catalog,
+    occasion: &Occasion<'_>,
+    control: &Control,
+    report: &dyn Fn(&HookRun),
+) {
+    let id = &occasion.details.id;
+    for (number, words) in hooks.commands(occasion.event).iter().enumerate() {
+        let Some(program) = words.first().filter(|_| control.check().is_ok()) else { return };
+        let mut hook = HookRun::begun(occasion.event, number, program, now_ms());
+        note(catalog, occasion, &hook);
+        let began = Instant::now();
+        let limits = Limits { time: hooks.time_limit, term: TERM_LIMIT };
+        let ended = command_for(words, catalog, occasion)
+            .and_then(|command| command::run(command, limits, control, |command| command.spawn()));
+        match ended {
+            Ok(ended) => {
+                hook.reason = ended.reason.map(|reason| with_last_line(reason, &ended.output));
+                hook.output = ended.output;
+            }
+            Err(e) => hook.reason = Some(e.chain()),
+        }
+        hook.passed = hook.reason.is_none();
+        hook.duration_ms = Some(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+        log::debug!("hook ended id={id} hook={} output={:?}", hook.event.word(), hook.output);
+        note(catalog, occasion, &hook);
+        report(&hook);
+        if occasion.event == Event::Before && !hook.passed {
+            return;
+        }
+    }
+}
+
+/// Runs the hooks of [`Event::OnVerified`] on a backup that the command `verify` has verified; returns their outcomes.
+///
+/// # Errors
+/// [`Kind::NotFound`]: the backup was deleted meanwhile. [`Kind::Io`]: it cannot be read.
+pub fn run_verified_hooks(
+    directory: &Path,
+    id: &BackupId,
+    hooks: &Hooks,
+    faults_count: u64,
+    control: &Control,
+) -> Result<Vec<HookRun>> {
+    let catalog = Catalog::manage(directory)?;
+    let _in_use = in_use::share(&catalog.path(id))?;
+    let deleted = || Error::new(Kind::NotFound, format!("backup {id} was deleted before its hooks ran"));
+    let details = Details::of(&catalog, catalog.find(id)?.ok_or_else(deleted)?)?;
+    let (event, runs) = (Event::OnVerified, RefCell::new(Vec::new()));
+    let occasion =
+        Occasion { event, details: &details, reason: None, faults_count: Some(faults_count), is_noted: true };
+    run(hooks, &catalog, &occasion, control, &|hook: &HookRun| runs.borrow_mut().push(hook.clone()));
+    Ok(runs.into_inner())
+}
+
+/// The reason with the last line of the output, which most often says more.
+fn with_last_line(reason: String, output: &str) -> String {
+    match output.lines().next_back().map(str::trim).filter(|line| !line.is_empty()) {
+        Some(line) => format!("{reason}: {}", line.chars().take(MAX_LINE_CHARS).collect::<String>()),
+        None => reason,
+    }
+}
+
+/// The process of a hook, not started yet.
+fn command_for(words: &[String], catalog: &Catalog, occasion: &Occasion<'_>) -> Result<Command> {
+    let Occasion { event, details, reason, faults_count, .. } = occasion;
+    let mut record = serde_json::to_vec(details).expect("details have only string keys");
+    record.push(b'\n');
+    let input = input(&record).context(|| "cannot make the standard input of a hook".to_owned())?;
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).current_dir(Path::new("/")).env_clear().stdin(input);
+    let kept =
+        KEPT.into_iter().filter_map(|name| Some((name, std::env::var_os(name).filter(|value| !value.is_empty())?)));
+    command.env(KEPT[0], DEFAULT_PATH).envs(kept);
+    let reason: String = reason.unwrap_or_default().chars().take(MAX_REASON_CHARS).collect();
+    let mut set = |name: &str, value: OsString| {
+        command.env(format!("CHAINWEB_BACKUP_{name}"), value);
+    };
+    set("EVENT", event.word().into());
+    set("ID", details.id.as_str().into());
+    set("DIRECTORY", catalog.directory().into());
+    set("PATH", catalog.path(&details.id).into());
+    set("STATUS", details.status.word().into());
+    set("SCOPE", details.scope.word().into());
+    set("REASON", reason.replace(char::is_control, " ").into());
+    if let Some(count) = faults_count {
+        set("FAULTS", count.to_string().into());
+    }
+    sys::inherit_no_descriptor(&mut command);
+    Ok(command)
+}
+
+/// A file in memory with this content, as the standard input of a process: it need not be read, and writing it never waits.
+fn input(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("record", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+/// Notes a run in the backup. The first one of an event takes the place of all earlier ones of the event.
+fn note(catalog: &Catalog, occasion: &Occasion<'_>, hook: &HookRun) {
+    let id = &occasion.details.id;
+    if !occasion.is_noted || occasion.details.foreign {
+        return;
+    }
+    if let Err(e) = try_note(catalog, id, hook) {
+        log::warn!("hook not noted id={id} hook={} reason={:?}", hook.event.word(), e.chain());
+    }
+}
+
+fn try_note(catalog: &Catalog, id: &BackupId, hook: &HookRun) -> Result<()> {
+    let mut runs = catalog.hooks(id)?;
+    runs.retain(|earlier| earlier.event != hook.event || earlier.number < hook.number);
+    runs.push(hook.clone());
+    let bytes = serde_json::to_vec(&HookRuns { id: id.clone(), runs }).expect("the runs have only string keys");
+    let path = catalog.path(id);
+    disk::replace(&path, HOOKS_FILE, &bytes, catalog.owner()).inspect_err(|_| {
+        // The backup may be good without it, and then nothing else would remove what was begun.
+        let _ = disk::end_replace(&path, HOOKS_FILE);
+    })
+}

@@ -1,0 +1,58 @@
+//! The outcomes of the hooks of a backup, `hooks.json` in its directory.
+//!
+//! Of a command only the program is noted, not its arguments: they may hold a password, and lists are answered to every client.
+//! Fields may be added: readers ignore unknown ones.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::hooks::Event;
+use crate::id::BackupId;
+
+/// The content of `hooks.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HookRuns {
+    /// The backup: a note of another one is none.
+    pub(crate) id: BackupId,
+    /// The last run of each hook.
+    pub(crate) runs: Vec<HookRun>,
+}
+
+/// The last run of one hook of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookRun {
+    /// When it ran.
+    pub event: Event,
+    /// The place of its command among those of the event, from 0.
+    pub number: usize,
+    /// The program.
+    pub program: String,
+    /// Whether it ended with the status 0.
+    pub passed: bool,
+    /// When it began, milliseconds since the epoch.
+    pub at_ms: u64,
+    /// How long it took, in milliseconds; absent if it has not ended: it is running, or this program ended before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The end of what it wrote.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub output: String,
+    /// The version of this program.
+    pub version: String,
+}
+
+impl HookRun {
+    /// A run that begins.
+    pub(crate) fn begun(event: Event, number: usize, program: &str, at_ms: u64) -> HookRun {
+        let (program, version) = (program.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        let output = String::new();
+        HookRun { event, number, program, passed: false, at_ms, duration_ms: None, reason: None, output, version }
+    }
+
+    /// When it ended, milliseconds since the epoch; `None` if it has not.
+    pub fn ended_ms(&self) -> Option<u64> {
+        self.duration_ms.map(|duration_ms| self.at_ms.saturating_add(duration_ms))
+    }
+}

@@ -1,0 +1,148 @@
+//! Schedules of a running service, with its real clock and timer: backups without a request, retention after them, failures that are
+//! repeated later, and restarts. What is due when is tested beside the functions that decide it.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use chainweb_backup::{
+    BackupId, Config, Hooks, Policy, Schedule, Scheduled, Scope, Service, Status, list_backups_in, parse_interval,
+    younger_in,
+};
+
+use crate::fixture::{Node, PACT, ROCKSDB, call, make_done, wait_until};
+
+fn every(interval: &str, pact: bool) -> Schedule {
+    Schedule::new(Some(parse_interval(interval).unwrap()), None, pact, Duration::ZERO).unwrap()
+}
+
+fn start(node: &Node, schedules: Vec<Schedule>, keep: Policy) -> Service {
+    Service::start(Config { schedules, keep, ..node.config() }, node.embedded()).unwrap()
+}
+
+/// The backups with a status. A list that fails because a backup is being deleted is asked for again.
+fn with_status(service: &Service, status: Status) -> Vec<BackupId> {
+    let mut listed = service.list_backups();
+    wait_until("a list", || {
+        listed.is_ok() || {
+            listed = service.list_backups();
+            false
+        }
+    });
+    listed.unwrap().into_iter().filter(|b| b.status == status).map(|b| b.id).collect()
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis().try_into().unwrap()
+}
+
+#[test]
+fn backups_are_made_without_a_request_and_the_old_ones_go() {
+    let node = Node::new();
+    let began = Instant::now();
+    let service = start(&node, vec![every("1s", true)], Policy { keep_last: 2, ..Policy::default() });
+    wait_until("a backup without a request", || !with_status(&service, Status::Done).is_empty());
+    let first = with_status(&service, Status::Done)[0].clone();
+    wait_until("it is pruned", || service.check_backup(&first).unwrap().is_none());
+    // The third one was made two seconds after the first one at the earliest.
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+    let done = with_status(&service, Status::Done);
+    assert!(done.len() <= 3, "{done:?}");
+    let metrics = call(&service, "GET", "/metrics", &[]).unwrap().body;
+    let labels = "{schedule=\"every 1s\",scope=\"rocksdb,pact\"}";
+    for name in
+        ["schedule_next_timestamp_seconds", "schedule_last_attempt_timestamp_seconds", "schedule_failed_attempts"]
+    {
+        assert!(metrics.contains(&format!("\nchainweb_backup_{name}{labels} ")), "{name}: {metrics}");
+    }
+    assert!(metrics.contains(&format!("\nchainweb_backup_schedule_last_attempt_succeeded{labels} 1\n")), "{metrics}");
+    assert!(!metrics.contains("chainweb_backup_pruned_total 0"), "{metrics}");
+    let [row]: [Scheduled; 1] = service.schedules().try_into().unwrap();
+    assert_eq!((row.scope, row.last_succeeded, row.failed_count), (Scope::RocksdbAndPact, Some(true), 0));
+    service.shutdown();
+    // The kept ones are whole.
+    for backup in list_backups_in(&node.backups()).unwrap().iter().filter(|b| b.status == Status::Done) {
+        assert_eq!(crate::fixture::whole(&node.backups().join(backup.id.as_str())).1.len(), 1);
+    }
+}
+
+#[test]
+fn a_restart_makes_no_backup_too_many() {
+    let node = Node::new();
+    let daily = || vec![every("24h", true), every("12h", false)];
+    let service = start(&node, daily(), Policy::default());
+    wait_until("both are content", || {
+        service.schedules().iter().all(|row| row.next_ms.is_some_and(|at| at > now_ms()))
+    });
+    assert_eq!(with_status(&service, Status::Done).len(), 1, "one with Pact is enough for both");
+    drop(service);
+    for _ in 0..5 {
+        drop(start(&node, daily(), Policy::default()));
+    }
+    let service = start(&node, daily(), Policy::default());
+    wait_until("it has looked", || service.schedules().iter().all(|row| row.next_ms.is_some()));
+    assert_eq!(list_backups_in(&node.backups()).unwrap().len(), 1);
+    let [with_pact, without]: [Scheduled; 2] = service.schedules().try_into().unwrap();
+    assert_eq!(with_pact.next_ms.unwrap() - without.next_ms.unwrap(), 12 * 3_600_000);
+    assert_eq!(with_pact.last_attempt_ms, None);
+    // A backup that a client asks for moves the next one.
+    make_done(&service, PACT);
+    wait_until("it is later", || service.schedules()[0].next_ms > with_pact.next_ms);
+}
+
+#[test]
+fn what_fails_is_tried_again_but_not_in_a_loop() {
+    let node = Node::new();
+    let before = vec![vec!["/bin/sh".to_owned(), "-c".to_owned(), "exit 1".to_owned()]];
+    let hooks = Hooks { before, ..Hooks::default() };
+    let schedules = vec![every("2s", false)];
+    let config = Config { hooks, schedules: schedules.clone(), ..node.config() };
+    let service = Service::start(config, node.embedded()).unwrap();
+    sleep(Duration::from_secs(6));
+    let failed = with_status(&service, Status::Failed).len();
+    // At once, then a second later, then every two seconds.
+    assert!((2..=5).contains(&failed), "{failed}");
+    let state = &service.schedules()[0];
+    assert_eq!((state.last_succeeded, state.failed_count >= 2), (Some(false), true));
+    drop(service);
+    let service = start(&node, schedules, Policy { keep_last: 9, ..Policy::default() });
+    wait_until("the next one is good", || !with_status(&service, Status::Done).is_empty());
+    wait_until("the failures are forgotten", || service.schedules()[0].failed_count == 0);
+    wait_until("and pruned", || with_status(&service, Status::Failed).is_empty());
+}
+
+/// The backup directory goes away and comes back; the failures are not a loop, and the next backup is made.
+#[test]
+fn a_directory_that_is_gone_stops_nothing() {
+    let node = Node::new();
+    let service = start(&node, vec![every("1s", false)], Policy::default());
+    wait_until("a backup", || !with_status(&service, Status::Done).is_empty());
+    let elsewhere = node.root().join("elsewhere");
+    fs::rename(node.backups(), &elsewhere).unwrap();
+    wait_until("failures", || service.schedules()[0].failed_count > 0);
+    sleep(Duration::from_secs(2));
+    assert!(service.schedules()[0].failed_count < 10, "{:?}", service.schedules());
+    fs::rename(&elsewhere, node.backups()).unwrap();
+    let count = with_status(&service, Status::Done).len();
+    wait_until("a backup after it came back", || with_status(&service, Status::Done).len() > count);
+}
+
+#[test]
+fn a_young_backup_is_found_for_a_script() {
+    let node = Node::new();
+    let hour = Duration::from_secs(3600);
+    assert_eq!(younger_in(&node.backups(), false, hour).unwrap(), None);
+    let service = node.start();
+    let id = make_done(&service, ROCKSDB);
+    let (found, age) = younger_in(&node.backups(), false, hour).unwrap().unwrap();
+    assert!(found == id && age < Duration::from_secs(60), "{age:?}");
+    assert_eq!(younger_in(&node.backups(), true, hour).unwrap(), None, "it has no Pact");
+    let with_pact = make_done(&service, PACT);
+    assert_eq!(younger_in(&node.backups(), true, hour).unwrap().unwrap().0, with_pact);
+    sleep(Duration::from_millis(20));
+    assert_eq!(younger_in(&node.backups(), true, Duration::from_millis(10)).unwrap(), None);
+    // One that is damaged is none.
+    fs::write(node.backups().join(with_pact.as_str()).join("verified.json"), "?").unwrap();
+    assert_eq!(younger_in(&node.backups(), true, hour).unwrap(), None);
+    assert_eq!(younger_in(&node.backups(), false, hour).unwrap().unwrap().0, id);
+}
