@@ -11,7 +11,7 @@
 #   scripts/soak.sh mutations [SECONDS] [SEED]      mutations of everything that is parsed, for each parser so long (60)
 #   scripts/soak.sh hostile [N] [SEED]              N random trees of links, FIFOs, devices, huge files; run as root (10000)
 #   scripts/soak.sh clone-life [MINUTES]            what a clone costs Pact's writer while it lives, xfs and btrfs (60)
-#   scripts/soak.sh increments [N]                  N increments of Pact, for each scenario, on xfs and btrfs; as root (130)
+#   scripts/soak.sh increments [N]                  N increments of Pact, for each scenario, on xfs and btrfs, and N pairs; as root (130)
 #   scripts/soak.sh raw [N]                         N raw copies of SQLite under load, for each scenario (130)
 #   scripts/soak.sh live [N] [SCENARIO [WAY]]       N live copies under load, for each scenario, twice (100)
 #   scripts/soak.sh other-disk [N] [SEED]           N backups on another disk: node restores, blobs, ingestions, rot (500)

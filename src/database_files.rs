@@ -113,6 +113,11 @@ pub(crate) fn wal_of(database: &Path) -> PathBuf {
     beside(database, SQLITE_WAL)
 }
 
+/// The name of the database whose WAL has this name.
+pub(crate) fn database_of_wal(name: &str) -> Option<&str> {
+    name.strip_suffix(SQLITE_WAL)
+}
+
 /// The shared memory of an SQLite database: the index of its WAL, and the bytes that its users lock.
 pub(crate) fn shm_of(database: &Path) -> PathBuf {
     beside(database, SQLITE_SHM)

@@ -23,11 +23,13 @@
 //!           in_use links modes node_locks rocksdb::chain_cut rocksdb::child rocksdb::earlier_backup rocksdb::engine rocksdb::live_copy
 //!           rocksdb::live_directories rocksdb::live_files rocksdb::live_wals rocksdb::log_format rocksdb::mod
 //!           rocksdb::no_engine rocksdb::options_file rocksdb::pins rocksdb::version_edit source sqlite::attempt
-//!           sqlite::finished sqlite::fold sqlite::history sqlite::increment sqlite::locks sqlite::lost_commits sqlite::mod
-//!           sqlite::online sqlite::raw_copy sqlite::snapshot sqlite::wal sqlite::watch start_proof
+//!           sqlite::delta sqlite::finished sqlite::fold sqlite::history sqlite::increment sqlite::locks
+//!           sqlite::lost_commits sqlite::mod sqlite::online sqlite::pair sqlite::raw_copy sqlite::snapshot sqlite::wal
+//!           sqlite::watch start_proof
 //! backups   finished backups, and how one becomes finished
 //!           below catalog command commit damage details drill drill_command due filling history hooks journal moving operations
-//!           pact_base pact_pieces placement prune recover rehearsal reread restore retention start_proofs sums sums_list verification verify
+//!           pact_base pact_pieces pairs placement prune recover rehearsal reread restore retention start_proofs sums sums_list
+//!           verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
 //!           answers counters fill hook_runs increments job listing making metrics repair shared summary textfile timer timetable
 //!           watchdog worker
@@ -95,7 +97,9 @@ pub use error::{Error, Kind, Result};
 pub use fault::Fault;
 pub use format::drill::Drill;
 pub use format::hooks::HookRun;
-pub use format::record::{BlockHeights, Method, PactPart, Record, RocksdbPart, Scope, Status, Verified, Versions};
+pub use format::record::{
+    BlockHeights, Method, PactPart, Pair, Record, RocksdbPart, Scope, Status, Verified, Versions,
+};
 pub use format::start_proof::StartProof;
 pub use http::connections::{Decorate, Handler, Limits};
 pub use http::listener::{Listener, Stopper};

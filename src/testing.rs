@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use crate::backups::pairs::{self, ToFold};
 use crate::capture::rocksdb::live_copy;
 use crate::capture::rocksdb::log_format::{self, End, Fragments, Records};
 use crate::capture::rocksdb::version_edit::Versions;
 use crate::capture::source::SqliteSource;
 use crate::capture::sqlite;
-use crate::capture::sqlite::attempt::{EarlierDatabase, How};
+use crate::capture::sqlite::attempt::{EarlierDatabase, How, Linkable};
+use crate::capture::sqlite::delta::modified;
 use crate::capture::sqlite::increment::PAGE_SIZE_AT;
 use crate::capture::sqlite::wal::{HEADER_BYTES, Header, Index};
 use crate::config::PactMethod;
@@ -178,7 +180,7 @@ pub fn incremental_copy(
         let mut page_size = [0; 2];
         file.read_exact_at(&mut page_size, PAGE_SIZE_AT)?;
         let (id, bytes) = (BackupId::from_millis(1), file.metadata()?.len());
-        Ok(EarlierDatabase { id, file, bytes, page_size, sums: earlier.sums.clone() })
+        Ok(EarlierDatabase { id, file, bytes, page_size, sums: earlier.sums.clone(), linkable: None })
     };
     let base = earlier.map(open).transpose().map_err(|e| Error::io("cannot open the earlier copy".to_owned(), e))?;
     let how = How {
@@ -191,6 +193,66 @@ pub fn incremental_copy(
     let source = if is_embedded { SqliteSource::Embedded } else { SqliteSource::Foreign };
     let copied = sqlite::copy(&source(PathBuf::new()), database, to, &how)?;
     Ok((copied.part, Earlier { path: to.to_owned(), sums: copied.sums }))
+}
+
+/// A copy on which later ones can be pairs, or a pair.
+#[derive(Debug)]
+pub struct Paired {
+    /// What the record says of it.
+    pub part: PactPart,
+    path: PathBuf,
+    sums: PieceSums,
+    base_sums: PieceSums,
+}
+
+impl Paired {
+    /// Writes the database that a pair is to a new file, as a restore does.
+    ///
+    /// # Errors
+    /// As a restore's.
+    pub fn fold(&self, to: &Path) -> Result<()> {
+        let control = Control::default();
+        let pair = self.part.pair.as_ref().expect("it is a pair");
+        let wanted = ToFold { part: &self.part, pair, sums: Some(&self.sums) };
+        pairs::fold(unowned(&control), &self.path, to, wanted)?.sync().map(|_| ())
+    }
+}
+
+/// As [`incremental_copy`], but as a pair, of any size, on the base of an earlier one if there is one.
+///
+/// # Errors
+/// As a backup's.
+pub fn delta_copy(database: &Path, to: &Path, earlier: Option<&Paired>, is_embedded: bool) -> Result<Paired> {
+    let control = Control::default();
+    let open = |earlier: &Paired| -> std::io::Result<EarlierDatabase> {
+        let file = nofollow::open_regular(&earlier.path)?;
+        let (id, meta) = (BackupId::from_millis(1), file.metadata()?);
+        let mut page_size = [0; 2];
+        file.read_exact_at(&mut page_size, PAGE_SIZE_AT)?;
+        let linkable = Linkable {
+            path: earlier.path.clone(),
+            made_by: id.clone(),
+            modified: modified(&meta),
+            max_wal_bytes: u64::MAX,
+            deltas_bytes: earlier.part.pair.as_ref().map_or(0, |pair| pair.deltas_bytes),
+            deltas_count: earlier.part.pair.as_ref().map_or(0, |pair| pair.deltas_count),
+        };
+        let sums = Some(earlier.base_sums.clone());
+        Ok(EarlierDatabase { id, file, bytes: meta.len(), page_size, sums, linkable: Some(linkable) })
+    };
+    let base = earlier.map(open).transpose().map_err(|e| Error::io("cannot open the base".to_owned(), e))?;
+    let how = How {
+        node_seen_on: &|| Ok((!is_embedded).then_some(u64::MAX)),
+        method: PactMethod::Delta,
+        copier: unowned(&control),
+        base: base.as_ref(),
+        keeps_sums: true,
+    };
+    let source = if is_embedded { SqliteSource::Embedded } else { SqliteSource::Foreign };
+    let copied = sqlite::copy(&source(PathBuf::new()), database, to, &how)?;
+    let sums = copied.sums.expect("they were asked for");
+    let base_sums = copied.base_sums.unwrap_or_else(|| sums.clone());
+    Ok(Paired { part: copied.part, path: to.to_owned(), sums, base_sums })
 }
 
 /// The control of a job that copies at most `limit_bytes` per second (0: no limit) and leaves `reserve_bytes` free.

@@ -1,6 +1,8 @@
 //! Notes known damage: in the note about the last verification of a backup (`verified.json`), and in that of every other backup
 //! in which a damaged file is the same inode.
 //!
+//! The base of delta pairs is such a file, too.
+//!
 //! Invariant: damage is noted in another backup only if the file of the same name there is the same inode, and never because of a
 //! `BLAKE2SUMS`, which may be wrong (see `verification`). Notes about single files add up; a verification of the whole backup
 //! replaces them.
@@ -8,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use crate::backups::catalog::{Catalog, shared_identity};
-use crate::chainweb::ROCKSDB;
+use crate::chainweb::{ROCKSDB, SQLITE, name_in};
 use crate::config::Depth;
 use crate::disk;
 use crate::error::Result;
@@ -94,6 +96,31 @@ pub(crate) fn note_sharers(catalog: &Catalog, id: &BackupId, faults: &[Fault], a
         if !shared.is_empty() {
             log::error!("backup damaged id={} reason=\"it shares a damaged file with backup {id}\"", other.id);
             add(catalog, &other.id, &shared, at_ms)?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// Notes damage of these databases, `0/sqlite/...`, in every other backup in which one of them is the same file, under a second name. A
+/// backup whose note names damage already keeps that note. Returns the number of the backups in which it is noted now.
+pub(crate) fn note_sharers_of_pact(catalog: &Catalog, id: &BackupId, files: &[&str], at_ms: u64) -> Result<usize> {
+    let directory = |id: &BackupId| layout::directory_in(&catalog.path(id), SQLITE);
+    let names = files.iter().filter_map(|file| name_in(SQLITE, file));
+    let damaged: Vec<_> = names.filter_map(|name| Some((name, shared_identity(&directory(id).join(name))?))).collect();
+    if damaged.is_empty() {
+        return Ok(0);
+    }
+    let mut count = 0;
+    for other in catalog.readable()?.filter(|other| other.id != *id && other.record.is_some()) {
+        let path = directory(&other.id);
+        let shared = damaged.iter().filter(|(name, identity)| shared_identity(&path.join(name)) == Some(*identity));
+        let shared_count = shared.count() as u64;
+        if shared_count > 0 {
+            log::error!("backup damaged id={} reason=\"it shares a damaged file with backup {id}\"", other.id);
+            if !catalog.is_damaged(&other.id)? {
+                note_more(catalog, &other.id, shared_count, at_ms)?;
+            }
             count += 1;
         }
     }

@@ -34,6 +34,7 @@ use crate::backups::command::Ended;
 use crate::backups::drill_command;
 use crate::backups::filling::{Filling, RESERVE_BYTES};
 use crate::backups::operations::{Held, hold_sound};
+use crate::backups::pairs::Databases;
 use crate::backups::restore;
 use crate::backups::sums;
 use crate::backups::sums_list;
@@ -104,7 +105,8 @@ pub fn drill_backup(
     let whole = held.path.join(WHOLE);
     let scratch = Scratch::make(&held, &whole)?;
     fault_gate::point("drill-made", held.catalog.directory());
-    let used = scratch.fill(&whole, &options, control).and_then(|node| {
+    let databases = Databases::of(&held.path, held.found.record.as_ref());
+    let used = scratch.fill((&whole, &databases), &options, control).and_then(|node| {
         fault_gate::point("drill-filled", held.catalog.directory());
         let before = Before { states: states(&whole)?, others: others(&held)? };
         let (use_began, used) = (Instant::now(), use_databases(&held, &scratch, &node, options, control)?);
@@ -235,11 +237,16 @@ impl Scratch {
     }
 
     /// Step 3; returns the database directory.
-    fn fill(&self, whole: &Path, options: &DrillOptions<'_>, control: &Control) -> Result<PathBuf> {
+    fn fill(
+        &self,
+        (whole, databases): (&Path, &Databases),
+        options: &DrillOptions<'_>,
+        control: &Control,
+    ) -> Result<PathBuf> {
         let node = self.path.join(DRILL_NODE);
         disk::create_dir(&node, self.owner)?;
         control.set_reserve(RESERVE_BYTES);
-        let filling = Filling { copier: Copier { owner: self.owner, control }, copy: options.copy };
+        let filling = Filling { copier: Copier { owner: self.owner, control }, copy: options.copy, databases };
         restore::fill(whole, &chainweb::place_in(&node), filling).map(|_| node)
     }
 

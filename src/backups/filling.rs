@@ -2,8 +2,8 @@
 //!
 //! Invariants: the files of the backup are only read. SSTs, which RocksDB never changes, are linked if the file system permits it
 //! and if they have the owner and mode that the target needs. Every file that a node writes to (WAL, MANIFEST, CURRENT, SQLite) is
-//! cloned or copied: a restored database never shares a writable file with its backup. Files have the modes that they have in the
-//! backup. The directories belong to the caller: their modes and their sync are its task.
+//! cloned or copied: a restored database never shares a writable file with its backup. A delta pair becomes one file (see `pairs`). Files
+//! have the modes that they had at the node. The directories belong to the caller: their modes and their sync are its task.
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
+use crate::backups::pairs::{self, Databases, ToFold};
 use crate::backups::placement::is_fixed;
 use crate::backups::sums;
 use crate::control::Control;
-use crate::database_files::is_immutable;
+use crate::database_files::{database_of_wal, is_immutable};
 use crate::disk::copy::{self, Copier};
 use crate::disk::nofollow;
 use crate::disk::unsynced::{Batch, Links};
@@ -59,6 +60,8 @@ pub(crate) struct Filling<'a> {
     pub(crate) copier: Copier<'a>,
     /// Whether every byte is copied.
     pub(crate) copy: bool,
+    /// What is known of the Pact databases of the backup.
+    pub(crate) databases: &'a Databases,
 }
 
 /// A file to be restored.
@@ -71,6 +74,8 @@ pub(crate) struct Item {
     mode: u32,
     /// Whether it may be a link to the backup's file, if the file system permits it.
     pub(crate) may_link: bool,
+    /// Whether it is made of a pair: then it is always written as a whole.
+    pub(crate) is_pair: bool,
 }
 
 impl Item {
@@ -93,10 +98,16 @@ impl Filling<'_> {
             if FileType::from_raw_mode(mode) != FileType::RegularFile || sums::is_ours(&text) || is_fixed(&text) {
                 continue;
             }
+            // It is a part of a pair.
+            if database_of_wal(&text).is_some_and(|database| self.databases.pair_of(database).is_some()) {
+                continue;
+            }
             let may_link =
                 !self.copy && Owner::fits(self.copier.owner, &stat) && mode & 0o200 != 0 && is_immutable(&text);
-            let bytes = stat.st_size.cast_unsigned();
-            files.push(Item { from: from.join(&name), to: to.join(&name), bytes, mode, may_link });
+            let pair = self.databases.pair_of(&text);
+            let bytes = pair.map_or(stat.st_size.cast_unsigned(), |pair| pair.bytes());
+            let (mode, is_pair) = (self.databases.mode_of(&text).unwrap_or(mode), pair.is_some());
+            files.push(Item { from: from.join(&name), to: to.join(&name), bytes, mode, may_link, is_pair });
         }
         files.sort();
         Ok(files)
@@ -105,7 +116,7 @@ impl Filling<'_> {
     /// Whether files of the backup's directory can be cloned into a directory; `near` is that or, if it is not made yet, one on its file
     /// system.
     pub(crate) fn can_clone(&self, files: &[Item], near: &Path) -> bool {
-        let tried = files.iter().find(|file| !self.copy && !file.may_link && file.bytes > 0);
+        let tried = files.iter().find(|file| !self.copy && !file.may_link && !file.is_pair && file.bytes > 0);
         tried.is_some_and(|file| {
             nofollow::open_regular(&file.from).is_ok_and(|from| copy::can_clone(from.as_fd(), near))
         })
@@ -113,7 +124,8 @@ impl Filling<'_> {
 
     /// The bytes that these files need on the disk: clones and links take nearly nothing.
     fn needed_bytes(&self, files: &[Item], to: &Path) -> u64 {
-        if self.can_clone(files, to) { 0 } else { files.iter().filter(|i| !i.may_link).map(|i| i.bytes).sum() }
+        let clones = self.can_clone(files, to);
+        files.iter().filter(|file| !file.may_link && (file.is_pair || !clones)).map(|file| file.bytes).sum()
     }
 
     /// Fills the directories of `parts`, which exist, are empty and belong to us. Their files are durable when this returns, but not
@@ -143,10 +155,20 @@ impl Filling<'_> {
         Ok(counts)
     }
 
+    fn pair_of(&self, item: &Item) -> Option<ToFold<'_>> {
+        item.name().filter(|_| item.is_pair).and_then(|name| self.databases.pair_of(name))
+    }
+
     /// Links, clones or copies a file; returns which of them.
-    fn bring(&self, Item { from, to, bytes, mode, may_link }: &Item, unsynced: &mut Batch) -> Result<Means> {
+    fn bring(&self, item: &Item, unsynced: &mut Batch) -> Result<Means> {
+        let Item { from, to, bytes, mode, may_link, .. } = item;
         if *may_link && disk::link(from, to).is_ok() {
             return Ok(Means::Link);
+        }
+        if let Some(pair) = self.pair_of(item) {
+            let brought = pairs::fold(self.copier, from, to, pair)?;
+            brought.set_mode(mode | 0o600)?;
+            return unsynced.add(brought).map(|()| Means::Copy);
         }
         let file = nofollow::open_regular(from).context(|| format!("cannot open {}", from.display()))?;
         let cloned = if self.copy { None } else { copy::clone(self.copier, file.as_fd(), to, &|| Ok(()))? };

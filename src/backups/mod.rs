@@ -17,6 +17,7 @@ pub(crate) mod moving;
 pub(crate) mod operations;
 pub(crate) mod pact_base;
 pub(crate) mod pact_pieces;
+pub(crate) mod pairs;
 pub(crate) mod placement;
 pub(crate) mod prune;
 pub(crate) mod recover;

@@ -12,6 +12,7 @@ use crate::backups::catalog::{Catalog, Found, is_there};
 use crate::backups::damage;
 use crate::backups::details::{Details, Listed, Unreadable};
 use crate::backups::filling::Counts;
+use crate::backups::pairs::Databases;
 use crate::backups::rehearsal::{self, Rehearsal};
 use crate::backups::restore::{self, Placed, RestoreOptions, Restored};
 use crate::backups::start_proofs;
@@ -126,7 +127,8 @@ pub(crate) fn note(catalog: &Catalog, found: &Found, depth: Depth, verification:
     }
     // A user may be permitted to read a backup but not to write to it.
     let noted = damage::note(catalog, &found.id, depth, &verification.faults, now_ms())
-        .and_then(|()| damage::note_sharers(catalog, &found.id, &verification.shared_faults(), now_ms()));
+        .and_then(|()| damage::note_sharers(catalog, &found.id, &verification.shared_faults(), now_ms()))
+        .and_then(|_| damage::note_sharers_of_pact(catalog, &found.id, &verification.damaged_in_pieces(), now_ms()));
     if let Err(e) = noted {
         log::debug!("verification not noted id={} reason={:?}", found.id, e.chain());
     }
@@ -272,7 +274,8 @@ pub fn restore_backup(
     require_good(&verification)?;
     let Held { path, found, .. } = &held;
     let pact_history = restore::pact_history(&path.join(WHOLE), found.record.as_ref(), options.program, control)?;
-    let Placed { way, replaced, counts } = restore::restore(path, options, now_ms(), control)?;
+    let databases = Databases::of(path, found.record.as_ref());
+    let Placed { way, replaced, counts } = restore::restore(path, &databases, options, now_ms(), control)?;
     let Counts { linked_count, cloned_count, copied_count } = counts;
     let database_directory = options.target.to_owned();
     let restored =

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::backups::below;
 use crate::backups::filling::{self, Filling, Item, Means, Part};
+use crate::backups::pairs::Databases;
 use crate::backups::placement::{Placement, Way};
 use crate::backups::restore::{self, RestoreOptions};
 use crate::capture::source::resolve;
@@ -83,7 +84,9 @@ pub(crate) fn rehearse(
 ) -> Result<Rehearsal> {
     let whole = backup.join(WHOLE);
     let placement = Placement::of(&resolve(options.target)?)?;
-    let filling = Filling { copier: Copier { owner: restore::owner_of(&placement)?, control }, copy: options.copy };
+    let databases = Databases::of(backup, record);
+    let copier = Copier { owner: restore::owner_of(&placement)?, control };
+    let filling = Filling { copier, copy: options.copy, databases: &databases };
     let mut parts = Vec::new();
     let mut needs = Vec::new();
     for (name, place) in DIRECTORIES.into_iter().zip([&placement.rocksdb, &placement.sqlite]) {
@@ -126,8 +129,8 @@ fn rehearse_part(part: &Part, near: &Path, filling: &Filling<'_>) -> Result<Part
     let clones = filling.can_clone(&files, near);
     let means = |file: &Item| match (is_here && file.may_link, clones) {
         (true, _) => Means::Link,
-        (false, true) => Means::Clone,
-        (false, false) => Means::Copy,
+        (false, true) if !file.is_pair => Means::Clone,
+        (false, _) => Means::Copy,
     };
     let sum = |by: Means| {
         let of_these = files.iter().filter(|file| means(file) == by);

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use crate::backups::below::{self, Settle, Settled};
 use crate::backups::catalog::{is_there, lies_in_backup, look};
 use crate::backups::filling::{self, Counts, Filling, Part, RESERVE_BYTES};
+use crate::backups::pairs::Databases;
 use crate::backups::placement::{Placement, Way};
 use crate::backups::verify::VerifyOptions;
 use crate::capture::node_locks::{self, NodeLocks};
@@ -191,7 +192,13 @@ pub fn settle_restore(target: &Path, wanted: Settle) -> Result<Settled> {
 }
 
 /// Steps 1 and 3 to 9; the caller has verified the backup in `backup` and has locked it.
-pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, control: &Control) -> Result<Placed> {
+pub(crate) fn restore(
+    backup: &Path,
+    databases: &Databases,
+    options: RestoreOptions<'_>,
+    now_ms: u64,
+    control: &Control,
+) -> Result<Placed> {
     let (whole, target) = (backup.join(WHOLE), &*resolve(options.target)?);
     let placement = Placement::of(target)?;
     require_no_node(&placement.place)?;
@@ -208,7 +215,7 @@ pub(crate) fn restore(backup: &Path, options: RestoreOptions<'_>, now_ms: u64, c
         require_free(&placement)?;
     }
     control.set_reserve(RESERVE_BYTES);
-    let filling = Filling { copier: Copier { owner, control }, copy: options.copy };
+    let filling = Filling { copier: Copier { owner, control }, copy: options.copy, databases };
     let (counts, replaced) = match placement.way() {
         Way::Whole => restore_whole(&whole, &placement, filling, now_ms)?,
         Way::Below => below::exchange(&placement, &whole, &filling, now_ms)?,

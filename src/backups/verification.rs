@@ -29,6 +29,9 @@ pub struct Verification {
     /// The files with a fault for which `BLAKE2SUMS` is the only evidence.
     #[serde(skip)]
     by_list: BTreeSet<String>,
+    /// The Pact databases with a fault in a piece: every backup with the same file has it.
+    #[serde(skip)]
+    in_pieces: BTreeSet<String>,
     /// Whether a node starts from the backup; absent if that was not asked, or if there are faults.
     pub starts: Option<StartProof>,
     /// Files that are not part of the backup, such as a publisher's; they are not faults.
@@ -43,6 +46,17 @@ impl Verification {
     /// The faults that every backup with the same file has: there is evidence for them in the content, not only in a list.
     pub(crate) fn shared_faults(&self) -> Vec<Fault> {
         self.faults.iter().filter(|fault| !self.by_list.contains(&fault.file)).cloned().collect()
+    }
+
+    /// Adds the fault of a Pact database of which a piece differs from its sum.
+    pub(crate) fn fault_of_pieces(&mut self, fault: Fault) {
+        self.in_pieces.insert(fault.file.clone());
+        self.faults.push(fault);
+    }
+
+    /// The databases with such a fault.
+    pub(crate) fn damaged_in_pieces(&self) -> Vec<&str> {
+        self.in_pieces.iter().map(String::as_str).collect()
     }
 
     /// Whether the file has a fault.

@@ -2,7 +2,7 @@
 //!
 //! - **Quick**, in seconds for thousands of files: `backup.json` and `manifest.json` match their seals (see `seal`); the files
 //!   are those of `manifest.json`, with their sizes; RocksDB's CURRENT and MANIFEST name files that exist, with the sizes in
-//!   the MANIFEST; each SQLite file has a header that fits its size.
+//!   the MANIFEST; each SQLite file has a header that fits its size; and what can be told quickly of delta pairs (see `pairs`).
 //! - **Deep**, at the disk's speed: also the checksums of the manifest and of `BLAKE2SUMS`, every block of RocksDB read and
 //!   compared with its checksum, SQLite's own integrity check, and the heights of the record. RocksDB runs in a child
 //!   process if a program for it is given, so that a damaged file cannot harm the caller.
@@ -26,6 +26,7 @@ use std::path::Path;
 
 use crate::backups::catalog::MAX_RECORD_BYTES;
 use crate::backups::pact_pieces;
+use crate::backups::pairs;
 use crate::backups::sums;
 use crate::backups::sums_list::{Compared, Place};
 use crate::backups::verification::Verification;
@@ -101,6 +102,9 @@ pub(crate) fn verify(
             result.fault(*name, why);
         }
     }
+    if let Some(record) = record {
+        pairs::check(path, record, depth, &mut result, control)?;
+    }
     let existing = Existing { path, files: &files, said: said.as_ref() };
     if depth == Depth::Quick {
         for directory in DIRECTORIES {
@@ -133,7 +137,8 @@ impl Deep<'_> {
         }
         if let Some(record) = self.record {
             let faults = pact_pieces::faults((&record.id, self.existing.path), databases, self.control)?;
-            faults.into_iter().for_each(|fault| result.fault(fault.file, fault.why));
+            faults.into_iter().for_each(|fault| result.fault_of_pieces(fault));
+            pairs::check_folds(self.existing.path, record, result, self.control)?;
         }
         self.check_pact(databases, result)?;
         // A CURRENT that is not ours may be huge, and RocksDB reads all of it into memory.
@@ -383,9 +388,10 @@ fn compare_with_record(said: &Said, record: &Record, result: &mut Verification) 
         ));
     }
     for part in &record.pact {
-        let name = chainweb::path_in(SQLITE, &part.file);
-        if said.pact.get(&name) != Some(&part.bytes) {
-            fault(format!("it names {name} with {} bytes, but {MANIFEST_FILE} does not", part.bytes));
+        for (name, bytes) in pairs::files_of(part) {
+            if said.pact.get(&name) != Some(&bytes) {
+                fault(format!("it names {name} with {bytes} bytes, but {MANIFEST_FILE} does not"));
+            }
         }
     }
 }

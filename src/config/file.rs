@@ -91,7 +91,7 @@ impl fmt::Display for Expected {
             Expected::Schedules => "a schedule, or a list of schedules",
             Expected::Commands => "a command, or a list of commands: a command is a list of words",
             Expected::Size => "a number of bytes, or a size like 10GiB",
-            Expected::Method => "auto, copy or clone",
+            Expected::Method => "auto, copy, clone or delta",
             Expected::Sums => "copied, all or none",
             Expected::Verify => "quick, deep or none",
         })

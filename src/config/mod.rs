@@ -45,9 +45,12 @@ pub enum PactMethod {
     /// Shares blocks with the node's databases if the file system can (xfs, btrfs), otherwise as `Copy`: takes no time and no space
     /// at first, but from then on the node's writes break its databases into many extents.
     Clone,
+    /// Makes delta pairs, on every file system: a hard link to the database in an earlier backup, and a WAL with the pages that differ
+    /// from it. Such a backup is read only in place; a restore makes ordinary files of it.
+    Delta,
 }
 
-/// Reads `auto`, `copy` or `clone`.
+/// Reads `auto`, `copy`, `clone` or `delta`.
 ///
 /// # Errors
 /// [`Kind::Usage`] for anything else.
@@ -56,9 +59,11 @@ pub fn parse_pact_method(text: &str) -> Result<PactMethod> {
         "auto" => Ok(PactMethod::Auto),
         "copy" => Ok(PactMethod::Copy),
         "clone" => Ok(PactMethod::Clone),
-        _ => {
-            Err(Error::new(Kind::Usage, format!("{} is not a way to copy Pact: use auto, copy or clone", quote(text))))
-        }
+        "delta" => Ok(PactMethod::Delta),
+        _ => Err(Error::new(
+            Kind::Usage,
+            format!("{} is not a way to copy Pact: use auto, copy, clone or delta", quote(text)),
+        )),
     }
 }
 

@@ -45,8 +45,8 @@ use crate::error::{Error, IoContext, Kind, Result, failed};
 const BLOCK_BYTES: usize = 4096;
 
 /// How much is compared, and the longest time, between two checks of the free space.
-const LOOK_BYTES: u64 = 8 * 1024 * 1024;
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const LOOK_BYTES: u64 = 8 * 1024 * 1024;
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The earlier file.
 pub(crate) struct Earlier<'a> {
@@ -120,7 +120,7 @@ pub(crate) fn make(
         cloned_bytes: earlier.bytes,
         earlier: earlier.sums,
         done: 0,
-        pieces: Pieces::default(),
+        pieces: ComparedPieces::default(),
         writing: Writing::default(),
         refusal: None,
         next_look: 0,
@@ -225,16 +225,16 @@ struct Patching<'a> {
     earlier: Option<&'a PieceSums>,
     /// The offset up to which the new file has the content of the source.
     done: u64,
-    pieces: Pieces,
+    pieces: ComparedPieces,
     writing: Writing,
     refusal: Option<Refusal>,
     next_look: u64,
     looked: Instant,
 }
 
-/// The sums of the current piece: of the source, and of the clone as it was, if that differs so far.
+/// The sums of the current piece: of the source, and of the earlier file, if that differs so far.
 #[derive(Default)]
-struct Pieces {
+pub(crate) struct ComparedPieces {
     new: PieceSum,
     old: Option<PieceSum>,
     sums: PieceSums,
@@ -294,15 +294,20 @@ impl Patching<'_> {
             let set = pass("truncate", self.to).and_then(|()| self.out.set_len(self.done));
             set.context(|| failed("set the size of", self.to))?;
         }
-        let Pieces { new, mut sums, .. } = self.pieces;
-        sums.push_last(new);
-        Ok((self.writing.bytes, sums))
+        Ok((self.writing.bytes, self.pieces.finish()))
     }
 }
 
-impl Pieces {
-    /// Takes a window of the clone and of the source; returns a sentence if the piece that ends here is damaged in the earlier file.
-    fn take(&mut self, old: &[u8], new: &[u8], earlier: Option<&PieceSums>) -> Option<String> {
+impl ComparedPieces {
+    /// The sums of the source.
+    pub(crate) fn finish(self) -> PieceSums {
+        let ComparedPieces { new, mut sums, .. } = self;
+        sums.push_last(new);
+        sums
+    }
+
+    /// Takes a window of the earlier file and of the source; returns a sentence if the piece that ends here is damaged in the earlier file.
+    pub(crate) fn take(&mut self, old: &[u8], new: &[u8], earlier: Option<&PieceSums>) -> Option<String> {
         if let Some(sum) = &mut self.old {
             sum.take(old);
         } else if old != new {
@@ -349,7 +354,7 @@ fn differing(old: &[u8], new: &[u8]) -> Vec<std::ops::Range<usize>> {
 /// Writes through the page cache, at the pace of the disk: the kernel puts blocks that lie together into one request, and little of it
 /// waits in front of the node's own fsync.
 #[derive(Default)]
-struct Writing {
+pub(crate) struct Writing {
     /// The bytes that were written.
     bytes: u64,
     /// The range that was written since the last flush, and how many bytes in it.
@@ -360,7 +365,7 @@ struct Writing {
 }
 
 impl Writing {
-    fn write(&mut self, out: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    pub(crate) fn write(&mut self, out: &File, bytes: &[u8], at: u64) -> io::Result<()> {
         for (n, chunk) in bytes.chunks(PACE_BYTES as usize).enumerate() {
             let at = at + n as u64 * PACE_BYTES;
             out.write_all_at(chunk, at)?;

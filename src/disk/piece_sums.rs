@@ -11,11 +11,13 @@
 //!   sum = (sum ^ value) * 0x9e3779b97f4a7c15; sum = sum ^ (sum >> 32)
 //! ```
 
+use std::io::{self, Read};
+use std::path::Path;
+
 use crate::control::Control;
 use crate::disk::nofollow;
 use crate::disk::quiet_reader::{QuietReader, Sink, each_window};
 use crate::error::{IoContext, Result};
-use std::path::Path;
 
 /// The size of a piece.
 pub(crate) const PIECE_BYTES: u64 = 1024 * 1024;
@@ -38,11 +40,39 @@ impl PieceSums {
         let failed = || format!("cannot read {}", path.display());
         let file = nofollow::open_regular(path).context(failed)?;
         let bytes = file.metadata().context(failed)?.len();
-        let mut summing = Summing { piece: PieceSum::default(), sums: PieceSums::default(), control };
-        each_window(&mut QuietReader::past_cache(&file), bytes, &failed, &mut summing)?;
-        let Summing { piece, mut sums, .. } = summing;
-        sums.push_last(piece);
-        Ok(sums)
+        PieceSums::of_reader(&mut QuietReader::past_cache(&file), bytes, &failed, control)
+    }
+
+    /// Reads the first `bytes` bytes of `from`; `failed` is the context of a read error.
+    pub(crate) fn of_reader(
+        from: &mut (dyn Read + Send),
+        bytes: u64,
+        failed: &dyn Fn() -> String,
+        control: &Control,
+    ) -> Result<PieceSums> {
+        let mut summing = Summing { pieces: Pieces::default(), control };
+        each_window(from, bytes, failed, &mut summing)?;
+        Ok(summing.pieces.finish())
+    }
+
+    /// What differs in a file of which these are the recorded sums, and `found` those that it has now.
+    pub(crate) fn difference(&self, found: &PieceSums) -> Option<String> {
+        match self.sums.iter().zip(&found.sums).position(|(expected, found)| expected != found) {
+            Some(piece) => {
+                let start = piece as u64 * PIECE_BYTES;
+                Some(format!("the {PIECE_BYTES} bytes from byte {start} on differ from their recorded sum"))
+            }
+            None if found.bytes != self.bytes => {
+                Some(format!("it has {} bytes instead of the recorded {}", found.bytes, self.bytes))
+            }
+            None => None,
+        }
+    }
+
+    /// A number that stands for the file: another one for nearly every other file.
+    pub(crate) fn identity(&self) -> u32 {
+        let values = [self.bytes].into_iter().chain(self.sums.iter().copied());
+        values.fold(0, |identity, value| crc32c::crc32c_append(identity, &value.to_le_bytes()))
     }
 
     /// Takes the sum of a piece that is full, or the last one.
@@ -109,9 +139,61 @@ impl PieceSum {
     }
 }
 
-struct Summing<'a> {
+/// The sums of the pieces so far.
+#[derive(Debug, Default)]
+struct Pieces {
     piece: PieceSum,
     sums: PieceSums,
+}
+
+impl Pieces {
+    /// Takes the next bytes, as [`PieceSum::take`].
+    fn take(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let left = usize::try_from(PIECE_BYTES - self.piece.bytes).unwrap_or(usize::MAX);
+            let (now, rest) = bytes.split_at(left.min(bytes.len()));
+            bytes = rest;
+            self.piece.take(now);
+            if self.piece.bytes == PIECE_BYTES {
+                self.sums.push(&std::mem::take(&mut self.piece));
+            }
+        }
+    }
+
+    fn finish(self) -> PieceSums {
+        let Pieces { piece, mut sums } = self;
+        sums.push_last(piece);
+        sums
+    }
+}
+
+/// A reader that computes the sums of what is read through it. Each reading but the last gives whole stripes of 32 bytes.
+pub(crate) struct SummedReader<'a> {
+    inner: &'a mut (dyn Read + Send),
+    pieces: Pieces,
+}
+
+impl<'a> SummedReader<'a> {
+    pub(crate) fn new(inner: &'a mut (dyn Read + Send)) -> SummedReader<'a> {
+        SummedReader { inner, pieces: Pieces::default() }
+    }
+
+    /// The sums of all that was read.
+    pub(crate) fn finish(self) -> PieceSums {
+        self.pieces.finish()
+    }
+}
+
+impl Read for SummedReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.pieces.take(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+struct Summing<'a> {
+    pieces: Pieces,
     control: &'a Control,
 }
 
@@ -121,10 +203,7 @@ impl Sink for Summing<'_> {
     }
 
     fn take(&mut self, window: &[u8]) -> Result<()> {
-        self.piece.take(window);
-        if self.piece.bytes == PIECE_BYTES {
-            self.sums.push(&std::mem::take(&mut self.piece));
-        }
+        self.pieces.take(window);
         self.control.step();
         self.control.throttle(window.len() as u64)
     }
@@ -192,6 +271,13 @@ mod tests {
             let sums = PieceSums::of_file(&path, &Control::default()).unwrap();
             let expected: Vec<u64> = bytes.chunks(PIECE_BYTES as usize).map(sum).collect();
             assert_eq!(sums, PieceSums { bytes: length, sums: expected });
+            let mut from = &bytes[..];
+            let mut reader = SummedReader::new(&mut from);
+            // Readings of any size, but of whole stripes.
+            let mut buffer = vec![0; 96 * STRIPE_BYTES];
+            while reader.read(&mut buffer).unwrap() > 0 {}
+            let read = reader.finish();
+            assert_eq!((sums.difference(&read), sums.identity()), (None, read.identity()));
             let last = length.div_ceil(PIECE_BYTES).max(1) - 1;
             assert_eq!(sums.find(last, length).is_some(), length > 0);
             assert_eq!(sums.find(last, length + 1), None);

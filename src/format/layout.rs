@@ -5,10 +5,15 @@
 //! BACKUPS/<id>/status  backup.json  manifest.json  0.partial/ or 0/  .use  status.failed  verified.json  drill.json  starts.json
 //! and hooks.json  pact-sums.json  .pinned  .cancel
 //! BACKUPS/<id>/0/rocksDb/BLAKE2SUMS  0/sqlite/BLAKE2SUMS
+//! BACKUPS/<id>/0/sqlite/ of a delta pair: X.sqlite, X.sqlite-wal, X.sqlite-shm/
 //! TARGET/.restoring-<time>/  .restoring-<time>0/  .exchanging-<time>/  0.bak-<time>/
 //! TARGET/0/rocksDb/.restore-journal.json  .restoring-<time>/  0.bak-<time>/  and the last two in TARGET/0/sqlite/
 //! PLACE/.chainweb-backup-pin/.lock         PLACE is the database directory, its `0`, or what --pin-directory names
 //! ```
+//! A delta pair has the names that SQLite gives its own files (see `pair`). They are made while the backup is filled, in `0.partial`, the
+//! guard before the link to the base and that before the WAL, and removed with the backup; after a crash `recover` moves all to the garbage.
+//! Removing one of the names of a base leaves the others.
+//!
 //! A file that is replaced atomically is first written beside it as `.<name>.tmp`, see `disk::replace`; after a crash the next
 //! writer of the file, or `recover`, removes that.
 //!
@@ -105,7 +110,7 @@ pub(crate) const STARTS_FILE: &str = "starts.json";
 pub(crate) const HOOKS_FILE: &str = "hooks.json";
 
 /// `BACKUPS/<id>/pact-sums.json`: the sums of the pieces of the Pact databases, see `pact_sums`. Made while the backup is filled, if the
-/// next backup can make increments; removed with the data of a failed backup.
+/// next backup can make increments, or if there are delta pairs, which cannot be verified without it; removed with the data of a failed backup.
 pub(crate) const PACT_SUMS_FILE: &str = "pact-sums.json";
 
 /// `BACKUPS/<id>/.use`: the lock of one backup, see `in_use`. Made with the backup.

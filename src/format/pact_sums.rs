@@ -4,8 +4,12 @@
 //! ```text
 //! { "format": "chainweb-backup/1", "id": "1795727389899", "piece_bytes": 1048576,
 //!   "databases": { "pact-v1-chain-0.sqlite": { "bytes": 2097664, "sums": "16 hexadecimal digits for each piece" } },
+//!   "folds": { "pact-v1-chain-0.sqlite": { ... } },
 //!   "seal": ... }
 //! ```
+//! `databases` are the files of these names. If the file is the base of a delta pair, `folds` has the sums of the database that the two
+//! files of the pair are together: what a restore writes.
+//!
 //! Invariant: a file with a wrong seal, of another form, or of another backup, has no sums: a damaged sum must not make a good database seem damaged.
 
 use std::collections::BTreeMap;
@@ -30,7 +34,12 @@ const DIGITS: usize = 16;
 
 /// The sums of the databases of a backup, by the name of the file.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct PactSums(pub(crate) BTreeMap<String, PieceSums>);
+pub(crate) struct PactSums {
+    /// Those of the files.
+    pub(crate) files: BTreeMap<String, PieceSums>,
+    /// Those of what pairs are together.
+    pub(crate) folds: BTreeMap<String, PieceSums>,
+}
 
 #[derive(Serialize, Deserialize)]
 struct Text {
@@ -38,6 +47,8 @@ struct Text {
     id: BackupId,
     piece_bytes: u64,
     databases: BTreeMap<String, TextOfOne>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    folds: BTreeMap<String, TextOfOne>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -54,8 +65,11 @@ impl PactSums {
             sums.sums.iter().for_each(|sum| write!(text, "{sum:016x}").expect("memory takes every byte"));
             TextOfOne { bytes: sums.bytes, sums: text }
         };
-        let databases = self.0.iter().map(|(file, sums)| (file.clone(), one(sums))).collect();
-        seal::to_bytes(&Text { format: FORMAT.to_owned(), id: id.clone(), piece_bytes: PIECE_BYTES, databases })
+        let all = |sums: &BTreeMap<String, PieceSums>| {
+            sums.iter().map(|(file, sums)| (file.clone(), one(sums))).collect::<BTreeMap<_, _>>()
+        };
+        let (databases, folds) = (all(&self.files), all(&self.folds));
+        seal::to_bytes(&Text { format: FORMAT.to_owned(), id: id.clone(), piece_bytes: PIECE_BYTES, databases, folds })
     }
 
     /// Reads those of the backup `id` in `path`; none if there is no such file, or it is damaged.
@@ -90,8 +104,10 @@ impl PactSums {
             let fits = text.len().is_multiple_of(DIGITS) && sums.len() as u64 == bytes.div_ceil(PIECE_BYTES);
             fits.then_some(PieceSums { bytes, sums })
         };
-        let databases = text.databases.into_iter().map(|(file, text)| Some((file, one(text)?)));
-        databases.collect::<Option<_>>().map(PactSums)
+        let all = |text: BTreeMap<String, TextOfOne>| {
+            text.into_iter().map(|(file, text)| Some((file, one(text)?))).collect::<Option<BTreeMap<_, _>>>()
+        };
+        Some(PactSums { files: all(text.databases)?, folds: all(text.folds)? })
     }
 }
 
@@ -103,7 +119,12 @@ mod tests {
     #[test]
     fn sums_are_read_as_they_were_written_or_not_at_all() {
         let one = |bytes: u64| PieceSums { bytes, sums: (0..bytes.div_ceil(PIECE_BYTES)).map(|n| n * n + 7).collect() };
-        let sums = PactSums([("a".to_owned(), one(3 * PIECE_BYTES + 512)), ("b".to_owned(), one(0))].into());
+        let files = [("a".to_owned(), one(3 * PIECE_BYTES + 512)), ("b".to_owned(), one(0))].into();
+        let plain = PactSums { files, folds: BTreeMap::new() };
+        let bytes = plain.to_bytes(&BackupId::from_millis(5));
+        // As a release without pairs wrote it.
+        assert!(!String::from_utf8_lossy(&bytes).contains("folds"));
+        let sums = PactSums { folds: [("a".to_owned(), one(5 * PIECE_BYTES))].into(), ..plain };
         let id = BackupId::from_millis(5);
         let bytes = sums.to_bytes(&id);
         assert_eq!(PactSums::parse(&bytes, &id), Some(sums));
@@ -116,7 +137,8 @@ mod tests {
         let text = |digits: &str, bytes: u64| {
             let one = TextOfOne { bytes, sums: digits.to_owned() };
             let databases = [("a".to_owned(), one)].into();
-            seal::to_bytes(&Text { format: FORMAT.to_owned(), id: id.clone(), piece_bytes: PIECE_BYTES, databases })
+            let (format, folds) = (FORMAT.to_owned(), BTreeMap::new());
+            seal::to_bytes(&Text { format, id: id.clone(), piece_bytes: PIECE_BYTES, databases, folds })
         };
         for (digits, bytes) in
             [("0", 1), ("", 1), ("000000000000000g", 1), ("00000000000000000", 1), ("0000000000000000", 0)]

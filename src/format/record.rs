@@ -119,6 +119,8 @@ pub enum Method {
     RawCopy,
     /// An SQLite database that shares the blocks that did not change with an earlier backup; otherwise as a raw copy or a file copy.
     Increment,
+    /// A delta pair: a hard link to an SQLite database of an earlier backup, and a WAL with the pages that differ from it.
+    Delta,
     /// As a raw copy or a file copy, but the copy shares the blocks of the node's own file.
     RawClone,
     /// Written by SQLite's online backup.
@@ -134,6 +136,7 @@ impl Method {
             Method::Copied => "copied",
             Method::RawCopy => "raw-copy",
             Method::Increment => "increment",
+            Method::Delta => "delta",
             Method::RawClone => "raw-clone",
             Method::OnlineBackup => "online-backup",
         }
@@ -197,24 +200,60 @@ pub struct PactPart {
     pub chain: Option<u32>,
     /// How it was copied.
     pub method: Method,
-    /// Size of the copy.
+    /// Size of the copy; of a pair, the size of the database that its two files are together.
     pub bytes: u64,
     /// Height of its newest block.
     pub block_height: Option<u64>,
     /// Its hash, in hexadecimal.
     pub block_hash: Option<String>,
-    /// The backup of which it is an increment.
+    /// The backup of which it is an increment; of a pair, the backup for which its base was written, and which may be gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<BackupId>,
-    /// The bytes of an increment that were written; it shares the others with `base`.
+    /// The bytes of an increment or of a pair that were written; it shares the others with `base`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written_bytes: Option<u64>,
+    /// What makes it a pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pair: Option<Pair>,
+    /// The permissions of the node's file, if those of the copy are others: a base of pairs is read only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
     /// Why it was copied as a whole, although an earlier backup has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied_because: Option<String>,
 }
 
+/// The two files of a delta pair: the base, which has the name of the database, and the WAL beside it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pair {
+    /// Size of the base.
+    pub base_bytes: u64,
+    /// When the base was last written to: seconds since the epoch.
+    pub base_modified_seconds: i64,
+    /// The same time: nanoseconds of its second.
+    pub base_modified_nanoseconds: i64,
+    /// Size of the WAL.
+    pub wal_bytes: u64,
+    /// Number of its frames, one for each page that differs from the base.
+    pub frames_count: u64,
+    /// Number of pages of the database.
+    pub pages_count: u32,
+    /// The two checksums of its last frame, in hexadecimal.
+    pub last_checksum: String,
+    /// The BLAKE2b-512 of the WAL, in hexadecimal.
+    pub wal_blake2b: String,
+    /// Size of all WALs that were written to this base so far.
+    pub deltas_bytes: u64,
+    /// Number of these WALs.
+    pub deltas_count: u32,
+}
+
 impl PactPart {
+    /// The bytes of the file that has the name of the database.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.pair.as_ref().map_or(self.bytes, |pair| pair.base_bytes)
+    }
+
     /// The bytes that were written for it.
     pub fn all_written_bytes(&self) -> u64 {
         let whole_bytes = if self.method == Method::RawClone { 0 } else { self.bytes };
@@ -335,8 +374,8 @@ mod tests {
 
     #[test]
     fn the_word_of_a_method_is_the_one_in_the_record() {
-        use Method::{Copied, Increment, Linked, OnlineBackup, RawClone, RawCopy, Reused};
-        for method in [Linked, Reused, Copied, RawCopy, Increment, RawClone, OnlineBackup] {
+        use Method::{Copied, Delta, Increment, Linked, OnlineBackup, RawClone, RawCopy, Reused};
+        for method in [Linked, Reused, Copied, RawCopy, Increment, Delta, RawClone, OnlineBackup] {
             assert_eq!(serde_json::to_string(&method).unwrap(), format!("\"{}\"", method.word()));
         }
     }

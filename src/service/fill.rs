@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::backups::catalog::Catalog;
 use crate::backups::commit::Unfinished;
+use crate::backups::pairs;
 use crate::backups::reread::Base;
 use crate::capture::modes;
 use crate::capture::rocksdb::chain_cut::{Cut, Standing, Tip};
@@ -27,18 +28,18 @@ use crate::capture::source::{RocksSource, resolve};
 use crate::capture::sqlite::attempt::How;
 use crate::capture::sqlite::{self, lost_commits};
 use crate::chainweb::digest::Digest;
-use crate::chainweb::{self, ROCKSDB, SQLITE};
+use crate::chainweb::{self, DIRECTORIES, ROCKSDB, SQLITE};
 use crate::config::reserve_on;
 use crate::control::{Control, Phase};
-use crate::database_files::{immutable_number, is_immutable};
+use crate::database_files::{database_of_wal, immutable_number, is_immutable, wal_of};
 use crate::disk;
 use crate::disk::copy::Copier;
 use crate::disk::quiet_reader::PageCache;
-use crate::disk::sum::{self, Known};
+use crate::disk::sum::{self, Known, Sum};
 use crate::disk::unsynced::{Batch, Links};
 use crate::error::{Error, Kind, Result};
 use crate::format::layout::DISCARDED;
-use crate::format::manifest::Manifest;
+use crate::format::manifest::{Entry, Manifest};
 use crate::format::record::{Method, PactPart, RocksdbPart, Status};
 use crate::service::increments::{Increments, Needs};
 use crate::service::making::Making;
@@ -155,8 +156,9 @@ fn take_stock(backup: &mut Unfinished, making: &Making<'_>, captured: Captured) 
     let mut manifest = Manifest::of(&partial, &|path| method_of(path, &pact, &capture))?;
     require_whole(&manifest, &pact, &rocksdb)?;
     sync_links(&manifest, &partial, control)?;
-    modes::keep(making.sources, &partial, &manifest)?;
+    modes::keep(making.sources, &partial, &manifest, making.config.pact_method)?;
     sum_logs(&mut manifest, &partial, control)?;
+    know_wals(&mut manifest, &pact, making.started_ms);
     know_tables(&mut manifest, &capture, making.started_ms);
     backup.record.replay_blocks = cut.as_ref().and_then(|cut| replay_blocks(&pact, cut));
     backup.record.versions.rocksdb = rocksdb::version_in(&rocksdb).unwrap_or_default();
@@ -224,16 +226,34 @@ fn capture_rocksdb(backup: &mut Unfinished, making: &Making<'_>, mut base: Optio
 /// Makes the links durable: to the node's files, which an operator may have copied there a moment ago, and to those of an
 /// earlier backup, for the same reason.
 fn sync_links(manifest: &Manifest, partial: &Path, control: &Control) -> Result<()> {
-    let directory = partial.join(ROCKSDB);
-    let mut links = Links::of(&directory)?;
-    for file in manifest.files().filter(|file| matches!(file.method, Method::Linked | Method::Reused)) {
-        control.check()?;
-        control.step();
-        if let Some(name) = chainweb::name_in(ROCKSDB, file.path) {
+    let is_link = |file: &Entry<&str>| matches!(file.method, Method::Linked | Method::Reused);
+    for name in DIRECTORIES {
+        let directory = partial.join(name);
+        let mut names =
+            manifest.files().filter(is_link).filter_map(|file| chainweb::name_in(name, file.path)).peekable();
+        if names.peek().is_none() {
+            continue;
+        }
+        let mut links = Links::of(&directory)?;
+        for name in names {
+            control.check()?;
+            control.step();
             links.sync(Path::new(name))?;
         }
+        links.finish()?;
     }
-    links.finish()
+    Ok(())
+}
+
+/// Adds to the manifest the checksums of the WALs of pairs, which were read again just now.
+fn know_wals(manifest: &mut Manifest, pact: &[PactPart], now_ms: u64) {
+    for (name, pair) in pact.iter().filter_map(|part| Some((&part.file, part.pair.as_ref()?))) {
+        let path = wal_of(Path::new(&chainweb::path_in(SQLITE, name)));
+        let at = path.to_str().and_then(|path| manifest.find(path));
+        if let (Some(at), Some(sum)) = (at, Sum::parse(&pair.wal_blake2b)) {
+            manifest.know(at, Known { sum, read_ms: now_ms });
+        }
+    }
 }
 
 /// Computes the checksums of RocksDB's files that are no SSTs: they are small and always copied, and RocksDB takes a damaged
@@ -308,7 +328,7 @@ fn require_whole(manifest: &Manifest, pact: &[PactPart], rocksdb: &Path) -> Resu
     };
     let live = live_files::in_directory(rocksdb)?;
     let of_rocksdb = live.into_iter().map(|file| (chainweb::path_in(ROCKSDB, &file.name()), file.bytes));
-    let of_pact = pact.iter().map(|part| (chainweb::path_in(SQLITE, &part.file), part.bytes));
+    let of_pact = pact.iter().flat_map(pairs::files_of);
     for (name, expected) in of_rocksdb.chain(of_pact) {
         if manifest.bytes_of(&name) != Some(expected) {
             return Err(gone(&name));
@@ -378,7 +398,12 @@ fn replay_blocks(pact: &[PactPart], cut: &Cut) -> Option<u64> {
 
 fn method_of(path: &str, pact: &[PactPart], capture: &Capture) -> Method {
     match chainweb::name_in(SQLITE, path) {
-        Some(name) => pact.iter().find(|p| p.file == name).map_or(Method::Copied, |p| p.method),
+        Some(name) => {
+            let part = pact.iter().find(|part| part.file == database_of_wal(name).unwrap_or(name));
+            // The name of the database is that of the base.
+            let is_base = |part: &&PactPart| part.pair.is_some() && part.file == name;
+            part.map_or(Method::Copied, |part| if is_base(&part) { Method::Reused } else { part.method })
+        }
         None if capture.linked && is_immutable(path) => Method::Linked,
         None => {
             let came = table_number(path).and_then(|number| capture.brought.find(number));

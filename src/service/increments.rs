@@ -30,7 +30,8 @@ pub(crate) struct Needs {
 
 /// The increments of one backup.
 pub(crate) struct Increments {
-    /// Whether files of the backup can share blocks with those of an earlier one: then the sums of its databases are kept.
+    /// Whether files of the backup can share blocks, or be pairs on the same base, with those of another one: then the sums of its
+    /// databases are kept.
     pub(crate) are_possible: bool,
     base: Option<PactBase>,
     /// Why the database that is copied now has no earlier one.
@@ -41,9 +42,14 @@ pub(crate) struct Increments {
 impl Increments {
     /// Finds the earlier backup.
     pub(crate) fn prepare(backup: &Unfinished, making: &Making<'_>) -> Result<Increments> {
-        let is_asked = backup.record.scope.has_pact() && making.config.pact_method == PactMethod::Auto;
-        let are_possible = is_asked && can_clone(&backup.partial())?;
-        let base = if are_possible { PactBase::find(making.catalog)? } else { None };
+        let method = making.config.pact_method;
+        let are_possible = backup.record.scope.has_pact()
+            && match method {
+                PactMethod::Auto => can_clone(&backup.partial())?,
+                PactMethod::Delta => true,
+                PactMethod::Copy | PactMethod::Clone => false,
+            };
+        let base = if are_possible { PactBase::find(making.catalog, method)? } else { None };
         if let Some(base) = &base {
             log::debug!("increments of id={}", base.id);
         }
@@ -73,9 +79,11 @@ impl Increments {
 
     /// Takes a copy: its sums, why it is no increment, and the damage that was found.
     pub(crate) fn take(&mut self, copied: Copied, backup: &mut Unfinished, making: &Making<'_>) -> PactPart {
-        let Copied { mut part, sums, refusal } = copied;
+        let Copied { mut part, sums, base_sums, refusal } = copied;
         part.copied_because = part.copied_because.or(self.unfit.take());
-        self.sums.0.extend(sums.map(|sums| (part.file.clone(), sums)));
+        let (of_file, of_fold) = if part.pair.is_some() { (base_sums, sums) } else { (sums, None) };
+        self.sums.files.extend(of_file.map(|sums| (part.file.clone(), sums)));
+        self.sums.folds.extend(of_fold.map(|sums| (part.file.clone(), sums)));
         if let (Some(base), Some(refusal)) = (&self.base, refusal.filter(|refusal| refusal.is_damaged)) {
             base.note_damage(&part.file, &refusal.why, making.catalog, making.started_ms);
             let warning = format!("damage: {}; for this backup it was copied again from the node", refusal.why);

@@ -3,7 +3,7 @@
 #   tests/soak/run.sh own [COPIES [SCENARIO [WAY]]]   our RocksDB as the writer (default 100 copies of each scenario, twice)
 #   tests/soak/run.sh foreign [COPIES [SCENARIO...]]  writers of other RocksDB versions (see foreign.py; default 40 of each)
 #   tests/soak/run.sh raw [COPIES]                    raw copies of SQLite under load (default 130 of each scenario)
-#   tests/soak/run.sh increments [COPIES]             increments of Pact under load, xfs and btrfs (default 130 of each scenario)
+#   tests/soak/run.sh increments [COPIES]             increments of Pact under load, xfs and btrfs, and pairs (default 130 of each scenario)
 #   tests/soak/run.sh timing [SSTS]                   time and window beside RocksDB's checkpoint and cp -al (default 8000)
 #   tests/soak/run.sh untouched                       strace: what `make` does to the files of a node
 #   tests/soak/run.sh mutations [SECONDS] [SEED]      mutations of everything that is parsed (default 60 for each parser)
@@ -35,7 +35,7 @@ raw)
   ;;
 increments)
   export CHAINWEB_BACKUP_INCREMENTS="${2:-130}"
-  suite increments:: --test-threads 1
+  suite increments:: pairs:: --test-threads 1
   ;;
 mutations)
   export CHAINWEB_BACKUP_MUTATION_SECONDS="${2:-60}" CHAINWEB_BACKUP_SEED="${3:-7}"

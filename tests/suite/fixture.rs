@@ -598,9 +598,13 @@ pub fn whole(backup: &Path) -> (u64, Vec<u64>) {
     assert_eq!(record["bytes"].as_u64().unwrap(), listed.values().sum::<u64>());
     assert_eq!(record["id"].as_str().unwrap(), backup.file_name().unwrap().to_str().unwrap());
     assert!(record["reason"].is_null() && record["finished_ms"].is_u64() && record["phase"] == "finished", "{record}");
+    let pairs: Vec<&Value> =
+        record["pact"].as_array().unwrap().iter().filter(|part| part["pair"].is_object()).collect();
+    let is_wal = |name: &str| pairs.iter().any(|part| name == format!("{}-wal", part["file"].as_str().unwrap()));
     for path in listed.keys() {
         let name = path.file_name().unwrap().to_str().unwrap();
-        let stray = ["-wal", "-shm", "-journal", ".tmp", ".dbtmp", ".probe"].iter().any(|s| name.ends_with(s));
+        let stray =
+            !is_wal(name) && ["-wal", "-shm", "-journal", ".tmp", ".dbtmp", ".probe"].iter().any(|s| name.ends_with(s));
         assert!(!stray && name != "LOCK" && !name.starts_with("LOG"), "{} in a backup", path.display());
     }
 
@@ -619,15 +623,19 @@ pub fn whole(backup: &Path) -> (u64, Vec<u64>) {
     let mut heights = Vec::new();
     for part in record["pact"].as_array().unwrap() {
         let path = backup.join("0/sqlite").join(part["file"].as_str().unwrap());
-        let uri = format!("file:{}?mode=ro&immutable=1", path.display());
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        // A pair is read as any program reads it.
+        let how = if part["pair"].is_object() { "mode=rw" } else { "mode=ro&immutable=1" };
+        let uri = format!("file:{}?{how}", path.display());
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI;
         let height = pact_height(&Connection::open_with_flags(uri, flags).unwrap());
         assert_eq!(part["block_height"].as_u64(), Some(height));
-        assert_eq!(part["bytes"].as_u64(), Some(listed[&path]));
+        let file_bytes = if part["pair"].is_object() { &part["pair"]["base_bytes"] } else { &part["bytes"] };
+        assert_eq!(file_bytes.as_u64(), Some(listed[&path]));
         heights.push(height);
     }
     if expected.len() == 2 {
-        assert_eq!(names(&backup.join("0/sqlite")).len(), heights.len(), "the record does not list every database");
+        let count = heights.len() + 2 * pairs.len();
+        assert_eq!(names(&backup.join("0/sqlite")).len(), count, "the record does not list every database");
     }
     let now: Vec<PathBuf> = paths(&backup.join("0")).into_iter().filter(|p| p.is_file()).collect();
     assert!(now.iter().eq(listed.keys()), "looking at the backup has changed it");

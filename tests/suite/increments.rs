@@ -112,7 +112,7 @@ impl Drop for Stage {
 }
 
 /// Past the page cache: what is on the disk.
-fn require_same(one: &Path, other: &Path) {
+pub fn require_same(one: &Path, other: &Path) {
     for path in [one, other] {
         let file = File::open(path).unwrap();
         file.sync_all().unwrap();

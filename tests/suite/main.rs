@@ -32,6 +32,8 @@ mod mutations;
 #[cfg(feature = "gate")]
 mod order;
 #[cfg(feature = "gate")]
+mod pairs;
+#[cfg(feature = "gate")]
 mod parsers;
 #[cfg(feature = "gate")]
 mod reflink;

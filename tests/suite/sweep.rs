@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use chainweb_backup::gate::{self, Plan};
-use chainweb_backup::{BackupId, Service, Sources, Status};
+use chainweb_backup::{BackupId, Config, PactMethod, Service, Sources, Status};
 
 use crate::fixture::{
     BLOCKS, Node, PACT, config, copy_tree, make_done, names, scratch, settled, tree, wait_end, whole,
@@ -33,6 +33,8 @@ struct Order {
     only_recover: bool,
     /// Make an increment: another backup first, without errors.
     has_base: bool,
+    /// How increments are made.
+    method: PactMethod,
 }
 
 impl Order {
@@ -51,9 +53,13 @@ struct Outcome {
     handed_out: Option<(BackupId, Status)>,
 }
 
+fn with_method(backups: &Path, method: PactMethod) -> Config {
+    Config { pact_method: method, ..config(backups) }
+}
+
 /// Makes one backup under an order, and waits until its garbage is gone.
 fn run(sources: Sources, backups: &Path, order: &Order, note: &dyn Fn(&BackupId)) -> Outcome {
-    let service = Service::start(config(backups), sources).unwrap();
+    let service = Service::start(with_method(backups, order.method), sources).unwrap();
     gate::arm(order.plan(backups));
     let made = service.make_backup(PACT);
     let handed_out = made.ok().map(|id| {
@@ -155,8 +161,9 @@ fn every_error_and_many_pairs_beside_a_foreign_node() {
 /// Runs an order in a process of its own, on the node and the backups below `root`; returns whether it was killed.
 fn in_child(root: &Path, order: &Order) -> bool {
     let numbers: Vec<String> = order.fail_at.iter().map(u64::to_string).collect();
-    let Order { only_recover, has_base, .. } = order;
-    let text = format!("{};{};{only_recover};{has_base}", numbers.join(","), order.kill_at.unwrap_or(0));
+    let Order { only_recover, has_base, method, .. } = order;
+    let is_delta = *method == PactMethod::Delta;
+    let text = format!("{};{};{only_recover};{has_base};{is_delta}", numbers.join(","), order.kill_at.unwrap_or(0));
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["sweep::child", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
         .env(CHILD, text)
@@ -181,6 +188,7 @@ fn child() {
         kill_at: Some(parts[1].parse().unwrap()).filter(|n| *n > 0),
         only_recover: parts[2].parse().unwrap(),
         has_base: parts[3].parse().unwrap(),
+        method: if parts[4].parse().unwrap() { PactMethod::Delta } else { PactMethod::Auto },
     };
     let backups = root.join("backups");
     if order.only_recover {
@@ -190,7 +198,7 @@ fn child() {
     } else {
         let mut node = Node::create(&root, 1);
         if order.has_base {
-            make_base(&mut node);
+            make_base(&mut node, order.method);
         }
         run(node.embedded(), &backups, &order, &|id| fs::write(root.join("handed-out"), id.as_str()).unwrap());
     }
@@ -217,8 +225,13 @@ fn killed_in(root: &Path, order: &Order) -> bool {
 }
 
 /// A backup of which the next one makes an increment; the node has a block more than it.
-fn make_base(node: &mut Node) -> BackupId {
-    let service = Service::start(config(&node.backups()), node.embedded()).unwrap();
+fn make_base(node: &mut Node, method: PactMethod) -> BackupId {
+    // Otherwise a block changes a large part of the database.
+    let filler =
+        "CREATE TABLE filler (pad BLOB); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 200)
+        INSERT INTO filler SELECT zeroblob(900) FROM n; PRAGMA wal_checkpoint(TRUNCATE)";
+    node.pact()[0].execute_batch(filler).unwrap();
+    let service = Service::start(with_method(&node.backups(), method), node.embedded()).unwrap();
     let id = make_done(&service, PACT);
     service.finish();
     let height = BLOCKS + 1;
@@ -228,54 +241,66 @@ fn make_base(node: &mut Node) -> BackupId {
 }
 
 /// Each error, and each with the next one, while an increment is made: what is there is whole, and the earlier backup is as it was.
-#[test]
-fn every_error_while_an_increment_is_made() {
-    for (kind, volume) in Volume::each() {
-        let mut node = Node::create(&volume.path(), 1);
-        let base = make_base(&mut node);
-        let backups = node.backups();
-        let before = tree(&backups.join(base.as_str()));
-        let (mut errors, mut done) = (0, 0);
-        'all: for first in 1.. {
-            for fail_at in [&[first][..], &[first, first + 1]] {
-                let order = Order::fail(fail_at);
-                let outcome = run(node.embedded(), &backups, &order, &|_| ());
-                if first > outcome.gates {
-                    break 'all;
-                }
-                let (id, said) = outcome.handed_out.as_ref().map(|(id, said)| (id, *said)).unzip();
-                settle(node.embedded(), &backups, &order, id, said);
-                errors += 1;
-                done += u32::from(said == Some(Status::Done));
-                assert!(tree(&backups.join(base.as_str())) == before, "{kind} {fail_at:?}");
-                for name in
-                    names(&backups).into_iter().filter(|name| BackupId::parse(name).is_some_and(|id| id != base))
-                {
-                    fs::remove_dir_all(backups.join(name)).unwrap();
-                }
+fn every_error_of_increments(kind: &str, root: &Path, method: PactMethod) {
+    let mut node = Node::create(root, 1);
+    let base = make_base(&mut node, method);
+    let backups = node.backups();
+    let before = tree(&backups.join(base.as_str()));
+    let (mut errors, mut done) = (0, 0);
+    'all: for first in 1.. {
+        for fail_at in [&[first][..], &[first, first + 1]] {
+            let order = Order { method, ..Order::fail(fail_at) };
+            let outcome = run(node.embedded(), &backups, &order, &|_| ());
+            if first > outcome.gates {
+                break 'all;
+            }
+            let (id, said) = outcome.handed_out.as_ref().map(|(id, said)| (id, *said)).unzip();
+            settle(node.embedded(), &backups, &order, id, said);
+            errors += 1;
+            done += u32::from(said == Some(Status::Done));
+            assert!(tree(&backups.join(base.as_str())) == before, "{kind} {fail_at:?}");
+            for name in names(&backups).into_iter().filter(|name| BackupId::parse(name).is_some_and(|id| id != base)) {
+                fs::remove_dir_all(backups.join(name)).unwrap();
             }
         }
-        println!("increments, {kind}: errors={errors} done nevertheless={done}");
-        assert!(errors > 60, "{kind}: {errors}");
-        node.check();
     }
+    println!("increments, {kind}: errors={errors} done nevertheless={done}");
+    assert!(errors > 60, "{kind}: {errors}");
+    node.check();
+}
+
+fn every_kill_of_increments(kind: &str, root: &Path, method: PactMethod) {
+    let killed = |kill_at: &u64| {
+        let root = root.join(format!("{kill_at}"));
+        fs::create_dir(&root).unwrap();
+        let order = Order { kill_at: Some(*kill_at), has_base: true, method, ..Order::default() };
+        let killed = killed_in(&root, &order);
+        fs::remove_dir_all(&root).unwrap();
+        killed
+    };
+    let kills = (1..).take_while(killed).count() as u64;
+    println!("increments, {kind}: kills={kills}");
+    assert!((30..=MAX_GATES).contains(&kills), "{kind}: {kills} kills");
+}
+
+#[test]
+fn every_error_while_an_increment_is_made() {
+    Volume::each().for_each(|(kind, volume)| every_error_of_increments(kind, &volume.path(), PactMethod::Auto));
 }
 
 #[test]
 fn every_kill_while_an_increment_is_made() {
-    for (kind, volume) in Volume::each() {
-        let killed = |kill_at: &u64| {
-            let root = volume.path().join(format!("{kill_at}"));
-            fs::create_dir(&root).unwrap();
-            let order = Order { kill_at: Some(*kill_at), has_base: true, ..Order::default() };
-            let killed = killed_in(&root, &order);
-            fs::remove_dir_all(&root).unwrap();
-            killed
-        };
-        let kills = (1..).take_while(killed).count() as u64;
-        println!("increments, {kind}: kills={kills}");
-        assert!((30..=MAX_GATES).contains(&kills), "{kind}: {kills} kills");
-    }
+    Volume::each().for_each(|(kind, volume)| every_kill_of_increments(kind, &volume.path(), PactMethod::Auto));
+}
+
+#[test]
+fn every_error_while_a_pair_is_made() {
+    every_error_of_increments("pairs", scratch().path(), PactMethod::Delta);
+}
+
+#[test]
+fn every_kill_while_a_pair_is_made() {
+    every_kill_of_increments("pairs", scratch().path(), PactMethod::Delta);
 }
 
 #[test]

@@ -473,7 +473,8 @@ fn notes(backup: &Details, record: &Record) -> String {
     let bases: BTreeSet<&str> = record.pact.iter().filter_map(|part| Some(part.base.as_ref()?.as_str())).collect();
     let written = record.pact_written_bytes();
     let bases = bases.into_iter().collect::<Vec<_>>().join(", ");
-    let increment = (!bases.is_empty()).then(|| format!("Pact: increment of {bases}, {} written", size(written)));
+    let how = if record.pact.iter().any(|part| part.pair.is_some()) { "delta pairs on the files" } else { "increment" };
+    let increment = (!bases.is_empty()).then(|| format!("Pact: {how} of {bases}, {} written", size(written)));
     let hooks = backup.hooks.iter().map(hook_note);
     let all =
         [pinned, increment, backup.verified.as_ref().map(verified), backup.drill.as_ref().map(drilled), starts, reason]

@@ -1,14 +1,14 @@
 //! The input and the result of an attempt at a database: the types that all ways of copying share.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::PactMethod;
 use crate::disk::copy::Copier;
 use crate::disk::increment::Refusal;
 use crate::disk::piece_sums::PieceSums;
 use crate::error::{Error, Kind, Result};
-use crate::format::record::Method;
+use crate::format::record::{Method, Pair};
 use crate::id::BackupId;
 
 const WAL_TOO_LARGE: &str = "the node's WAL grew by more than 512 MiB while the database was copied (raise the limit of bytes \
@@ -67,14 +67,50 @@ pub(crate) struct EarlierDatabase {
     pub(crate) page_size: [u8; 2],
     /// Its sums, if the backup has them.
     pub(crate) sums: Option<PieceSums>,
+    /// If a pair is to be made, with this file as its base.
+    pub(crate) linkable: Option<Linkable>,
+}
+
+impl EarlierDatabase {
+    /// The backup that the record names as that of which this copy is an increment.
+    pub(crate) fn origin(&self) -> &BackupId {
+        self.linkable.as_ref().map_or(&self.id, |linkable| &linkable.made_by)
+    }
+}
+
+/// A base of pairs.
+#[derive(Debug, Clone)]
+pub(crate) struct Linkable {
+    /// The name to which a link is made.
+    pub(crate) path: PathBuf,
+    /// The backup for which it was written.
+    pub(crate) made_by: BackupId,
+    /// When it was last written to: seconds and nanoseconds.
+    pub(crate) modified: (i64, i64),
+    /// The size that a WAL on it may have.
+    pub(crate) max_wal_bytes: u64,
+    /// Size and number of the WALs that were written to it so far.
+    pub(crate) deltas_bytes: u64,
+    pub(crate) deltas_count: u32,
 }
 
 /// How a copy was made.
 #[derive(Debug)]
 pub(crate) struct Made {
     pub(crate) method: Method,
-    /// For an increment the bytes that were written, and the sums.
-    pub(crate) increment: Option<(u64, PieceSums)>,
+    /// If it is an increment or a pair.
+    pub(crate) increment: Option<Written>,
+}
+
+/// What was written for an increment.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// How many bytes.
+    pub(crate) bytes: u64,
+    /// The sums of the database.
+    pub(crate) sums: PieceSums,
+    /// If it is a pair: then the file with the name of the database has other sums.
+    pub(crate) pair: Option<Pair>,
 }
 
 impl Made {

@@ -1,12 +1,18 @@
 //! Opens a finished copy of a database, and has SQLite check its integrity.
 //!
-//! Invariant: it is opened with `immutable=1` only, so that no `-wal` or `-shm` appears in a backup.
+//! Invariants
+//! - A copy that is one file is opened with `immutable=1` only, so that no `-wal` or `-shm` appears in a backup.
+//! - A delta pair is never opened so, because that shows the base alone. It is opened without locks (`vfs=unix-none`) and exclusively:
+//!   then SQLite makes the index of the WAL in memory. A WAL checkpoint on close is switched off, so nothing is written. Nor is it
+//!   opened if the WAL is missing: SQLite would create one.
 
 use std::path::Path;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, ffi};
 
+use crate::capture::sqlite::pair::Beside;
 use crate::control::Control;
 use crate::error::Result;
 
@@ -37,7 +43,20 @@ pub(crate) fn integrity_fault(copy: &Path, control: &Control) -> Result<Option<S
 pub(crate) fn open(copy: &Path) -> rusqlite::Result<Connection> {
     let path = std::path::absolute(copy).unwrap_or_else(|_| copy.to_owned());
     let encoded = percent_encode(path.as_os_str().as_encoded_bytes(), URI_PATH);
-    let uri = format!("file:{encoded}?mode=ro&immutable=1");
+    let cannot_open = |why: String| rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), Some(why));
+    let is_pair = match Beside::of(&path).map_err(|e| cannot_open(e.to_string()))? {
+        Beside::Nothing => false,
+        Beside::Wal => true,
+        Beside::GuardAlone => return Err(cannot_open("its WAL is missing".to_owned())),
+    };
+    let how = if is_pair { "vfs=unix-none" } else { "immutable=1" };
+    let uri = format!("file:{encoded}?mode=ro&{how}");
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_NOFOLLOW)
+    let connection = Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_NOFOLLOW)?;
+    if is_pair {
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        // Before the first access.
+        connection.query_row("PRAGMA locking_mode=EXCLUSIVE", [], |_| Ok(()))?;
+    }
+    Ok(connection)
 }

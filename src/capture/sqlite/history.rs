@@ -5,7 +5,7 @@
 //! lower. No node writes a height that is no integer, nor a hash that is none: a backup does not fail because of them, but in the
 //! ends of a history, from which a start-up proof is made, such a height is an error.
 //!
-//! Invariant: as everywhere, a finished copy is opened as immutable, so that no file appears beside it.
+//! Invariant: a finished copy, which may be a delta pair, is opened so that no file appears beside it (`finished`).
 
 use std::path::Path;
 

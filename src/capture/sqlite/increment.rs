@@ -1,13 +1,14 @@
-//! Chooses whether a copy of a database is an increment of the same database in an earlier backup.
+//! Chooses whether a copy of a database is an increment of the same database in an earlier backup: a clone of it with other blocks
+//! (`disk::increment`), or a delta pair on it (`delta`).
 //!
-//! The choice has no influence on the content: an increment has the content of the snapshot, whatever the earlier file is (see
-//! `disk::increment`). If anything is odd, there is none, and the database is copied as a whole, in the same read transaction: an
-//! earlier database of another page size, one that cannot be cloned or read, one that is damaged, a WAL with too many frames. The
-//! reason is in the log and in the record.
+//! The choice has no influence on the content: an increment has the content of the snapshot, whatever the earlier file is. If anything
+//! is odd, there is none, and the database is copied as a whole, in the same read transaction: an earlier database of another page size,
+//! one that cannot be cloned, linked or read, one that is damaged, a WAL with too many frames. The reason is in the log and in the record.
 
 use std::path::Path;
 
-use crate::capture::sqlite::attempt::{Attempt, Burden, EarlierDatabase, How, Lost, Made};
+use crate::capture::sqlite::attempt::{Attempt, Burden, EarlierDatabase, How, Lost, Made, Written};
+use crate::capture::sqlite::delta::{self, Delta};
 use crate::capture::sqlite::snapshot::Snapshot;
 use crate::disk::increment::{self, Earlier, Incremented, Refusal, Source};
 use crate::disk::unsynced::Unsynced;
@@ -43,22 +44,43 @@ pub(crate) fn attempt(
         refuse(database, burden, Refusal { why, is_damaged: false });
         return Ok(None);
     }
-    let earlier = Earlier { file: &base.file, bytes: base.bytes, sums: base.sums.as_ref() };
-    let bytes = snapshot.bytes();
-    let refusal = match increment::make(how.copier, &earlier, Source { from: &mut *snapshot, bytes }, to, watch) {
-        Ok(Incremented::Done(done)) => {
-            let increment = Some((done.written_bytes, done.sums));
-            return Ok(Some((Made { method: Method::Increment, increment }, done.unsynced)));
-        }
-        Ok(Incremented::CannotClone) => {
-            Refusal { why: "the file system cannot share blocks".to_owned(), is_damaged: false }
-        }
-        Ok(Incremented::Refused(Refusal { why, is_damaged })) => {
-            Refusal { why: format!("the database in backup {}: {why}", base.id), is_damaged }
-        }
+    let made = match &base.linkable {
+        None => clone(base, snapshot, to, how, watch),
+        Some(linkable) => delta::make(how.copier, (base, linkable), snapshot, to, watch).map(|made| {
+            made.map(|Delta { unsynced, sums, pair }| {
+                let written = Written { bytes: pair.wal_bytes, sums, pair: Some(pair) };
+                (Made { method: Method::Delta, increment: Some(written) }, unsynced)
+            })
+        }),
+    };
+    let Refusal { why, is_damaged } = match made {
+        Ok(Ok(made)) => return Ok(Some(made)),
+        Ok(Err(refusal)) => refusal,
         Err(e) if snapshot.is_broken => return Err(Lost::Raced(e.chain())),
         Err(e) => return Err(e.into()),
     };
-    refuse(database, burden, refusal);
+    refuse(database, burden, Refusal { why: format!("the database in backup {}: {why}", base.id), is_damaged });
     Ok(None)
+}
+
+/// Makes an increment that is a clone of the earlier database.
+fn clone(
+    base: &EarlierDatabase,
+    snapshot: &mut Snapshot<'_>,
+    to: &Path,
+    how: &How<'_>,
+    watch: &dyn Fn() -> Result<()>,
+) -> Result<std::result::Result<(Made, Unsynced), Refusal>> {
+    let earlier = Earlier { file: &base.file, bytes: base.bytes, sums: base.sums.as_ref() };
+    let bytes = snapshot.bytes();
+    Ok(match increment::make(how.copier, &earlier, Source { from: snapshot, bytes }, to, watch)? {
+        Incremented::Done(done) => {
+            let written = Written { bytes: done.written_bytes, sums: done.sums, pair: None };
+            Ok((Made { method: Method::Increment, increment: Some(written) }, done.unsynced))
+        }
+        Incremented::CannotClone => {
+            Err(Refusal { why: "its blocks cannot be shared on this file system".to_owned(), is_damaged: false })
+        }
+        Incremented::Refused(refusal) => Err(refusal),
+    })
 }

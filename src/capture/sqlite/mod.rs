@@ -10,6 +10,8 @@
 //! - **Raw copy** (`raw_copy`): for every other database in WAL mode, the mode of the node's databases.
 //! - **Online backup** (`online`): for all others, those with a rollback journal.
 //!
+//! Each of the first two may make an increment of the same database in an earlier backup instead of a whole copy (`increment`).
+//!
 //! If the locks of a running node do not reach us (from another container), SQLite would empty the node's `-shm` when it opens
 //! the database here. The locks reach us if we see a lock of the node on the same file system (that of its RocksDB), or see that
 //! another process uses the `-shm`. On the same file system, a database that no process has open is copied as that of a stopped
@@ -20,6 +22,7 @@
 //!   So a database that may be open in this process is only ever opened by SQLite itself.
 
 pub(crate) mod attempt;
+pub(crate) mod delta;
 pub(crate) mod finished;
 pub(crate) mod fold;
 pub(crate) mod history;
@@ -27,6 +30,7 @@ pub(crate) mod increment;
 pub(crate) mod locks;
 pub(crate) mod lost_commits;
 pub(crate) mod online;
+pub(crate) mod pair;
 pub(crate) mod raw_copy;
 pub(crate) mod snapshot;
 pub(crate) mod wal;
@@ -52,7 +56,6 @@ use crate::chainweb;
 use crate::config::PactMethod;
 use crate::control::Control;
 use crate::database_files::{companions_of, journal_of, wal_of};
-use crate::disk;
 use crate::disk::copy;
 use crate::disk::fault_gate;
 use crate::disk::increment::Refusal;
@@ -92,8 +95,10 @@ pub(crate) fn needed_bytes(database: &Path) -> Result<u64> {
 #[derive(Debug)]
 pub(crate) struct Copied {
     pub(crate) part: PactPart,
-    /// Its sums, if they were asked for.
+    /// The sums of the database, if they were asked for.
     pub(crate) sums: Option<PieceSums>,
+    /// Of a pair also those of its base.
+    pub(crate) base_sums: Option<PieceSums>,
     /// Why it is no increment, although there was an earlier database.
     pub(crate) refusal: Option<Refusal>,
 }
@@ -104,6 +109,9 @@ pub(crate) fn copy(source: &SqliteSource, database: &Path, to: &Path, how: &How<
     let name = database.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| refused(database, "its name is not UTF-8; rename it"))?;
     let (Made { method, increment }, refusal) = copy_by_attempts(source, database, to, how)?;
+    let (written_bytes, sums, pair) =
+        increment.map_or((None, None, None), |made| (Some(made.bytes), Some(made.sums), made.pair));
+    let pair = pair.map(|pair| pair::read_again(to, pair, how.copier.control)).transpose()?;
     let newest = newest_block(to).map_err(|e| match e.kind() {
         Kind::Damaged => {
             let why = "cannot be read, nor can its copy: it is damaged or truncated; restore it from a backup";
@@ -111,23 +119,31 @@ pub(crate) fn copy(source: &SqliteSource, database: &Path, to: &Path, how: &How<
         }
         _ => e,
     })?;
-    let (written_bytes, sums) = increment.unzip();
     let sums = match sums {
         None if how.keeps_sums => Some(PieceSums::of_file(to, how.copier.control)?),
         sums => sums,
     };
+    let bytes = match (&pair, &sums) {
+        (Some(_), Some(sums)) => sums.bytes,
+        _ => look(to)?.len(),
+    };
+    // A base of pairs is read only; a restored database has the permissions of the node's.
+    let mode = || look(database).ok().map(|meta| meta.mode() & 0o777);
+    let base_sums = pair.as_ref().and_then(|_| how.base?.sums.clone());
     let part = PactPart {
         file: name.to_owned(),
         chain: chainweb::chain_of(database),
         method,
-        bytes: look(to)?.len(),
+        bytes,
         block_height: newest.as_ref().map(|(height, _)| *height),
         block_hash: newest.and_then(|(_, hash)| hash),
-        base: how.base.filter(|_| written_bytes.is_some()).map(|base| base.id.clone()),
+        base: how.base.filter(|_| written_bytes.is_some()).map(|base| base.origin().clone()),
         written_bytes,
+        pair,
+        mode: if how.method == PactMethod::Delta { mode() } else { None },
         copied_because: refusal.as_ref().map(|refusal| refusal.why.clone()),
     };
-    Ok(Copied { part, sums, refusal })
+    Ok(Copied { part, sums, base_sums, refusal })
 }
 
 /// The first attempt that gave a copy, and why it is no increment.
@@ -149,8 +165,8 @@ fn copy_by_attempts(
             Err(Lost::Final(e)) => return Err(e),
             Err(lost) => lost,
         };
-        disk::remove_file(to)?;
-        disk::remove_file(&wal_of(to))?;
+        // The files of a copy, and those of a pair.
+        delta::remove(to)?;
         if attempts == MAX_ATTEMPTS {
             return Err(lost.into_error(database, attempts));
         }
@@ -350,7 +366,11 @@ fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>, burden:
         Some((made, unsynced)) => unsynced.sync().map(|_| made)?,
         None => copy().map_err(Lost::Final).map_err(lost)?,
     };
-    let untouched = look(to)?.len() == before.0
+    let made_bytes = match &made.increment {
+        Some(increment) => increment.sums.bytes,
+        None => look(to)?.len(),
+    };
+    let untouched = made_bytes == before.0
         && fingerprint(&look(database)?) == before
         && !wal_of(database).exists()
         && !has_hot_journal(database)?;

@@ -44,6 +44,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::capture::sqlite::attempt::{Attempt, Burden, How, Lost, Made};
+use crate::capture::sqlite::delta;
 use crate::capture::sqlite::fold::fold;
 use crate::capture::sqlite::increment;
 use crate::capture::sqlite::locks::{BUSY_TIMEOUT, Held, LOCKED, Missing, ReadLock};
@@ -159,6 +160,8 @@ fn copy_held(
         None => copy_whole(to)?,
         Some(made) => {
             if compares(database) {
+                // An attempt that was discarded may have made one.
+                delta::remove(&compared(to))?;
                 let _ = copy_whole(&compared(to))?;
             }
             made

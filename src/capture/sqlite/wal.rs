@@ -1,4 +1,4 @@
-//! Parses SQLite's formats of the WAL and of the WAL index, from bytes: no I/O.
+//! Parses SQLite's formats of the WAL and of the WAL index, from bytes, and writes WALs: no I/O.
 //!
 //! Source of the WAL's format: sqlite.org/fileformat2.html, section 4. Numbers are big-endian; the checksums run over words
 //! in the byte order that the magic number names, from the header through all frames:
@@ -47,14 +47,33 @@ pub(crate) struct Header {
     page_bytes: usize,
 }
 
+/// The version of the format.
+const FORMAT: u32 = 3_007_000;
+
+/// The magic number of a WAL whose checksums run over little-endian words.
+const MAGIC: u32 = 0x377f_0682;
+
 impl Header {
+    /// The header of a new WAL.
+    pub(crate) fn new(page_bytes: u32, salts: Salts) -> Option<Header> {
+        let mut bytes = [0; HEADER_BYTES];
+        for (at, number) in [MAGIC, FORMAT, page_bytes].into_iter().enumerate() {
+            bytes[at * 4..at * 4 + 4].copy_from_slice(&number.to_be_bytes());
+        }
+        bytes[SALTS].copy_from_slice(&salts);
+        let sums = checksum(Words::LittleEndian, [0, 0], &bytes[..24]);
+        bytes[24..28].copy_from_slice(&sums[0].to_be_bytes());
+        bytes[28..32].copy_from_slice(&sums[1].to_be_bytes());
+        Header::parse(&bytes)
+    }
+
     /// Parses a header; `None` if there is none, or its checksum is wrong.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Header> {
         let bytes: [u8; HEADER_BYTES] = bytes.get(..HEADER_BYTES)?.try_into().ok()?;
         let magic = be(&bytes[0..4]);
         let page_bytes = usize::try_from(be(&bytes[8..12])).ok()?;
         let words = if magic & 1 == 1 { Words::BigEndian } else { Words::LittleEndian };
-        let sane = magic & !1 == 0x377f_0682 && page_bytes.is_power_of_two() && (512..=65536).contains(&page_bytes);
+        let sane = magic & !1 == MAGIC && page_bytes.is_power_of_two() && (512..=65536).contains(&page_bytes);
         if !sane || checksum(words, [0, 0], &bytes[..24]) != [be(&bytes[24..28]), be(&bytes[28..32])] {
             return None;
         }
@@ -80,7 +99,8 @@ impl Header {
 
     /// Size of a file with the header and this many frames.
     pub(crate) fn extent_bytes(&self, frames: u64) -> u64 {
-        HEADER_BYTES as u64 + frames * self.frame_bytes() as u64
+        // The number may be that of a damaged record.
+        (HEADER_BYTES as u64).saturating_add(frames.saturating_mul(self.frame_bytes() as u64))
     }
 
     /// Whether a frame has the salts of this WAL.
@@ -104,11 +124,31 @@ impl Header {
         be(&frame[4..8]) != 0
     }
 
+    /// The number of the page in a frame.
+    pub(crate) fn page_number(frame: &[u8]) -> u32 {
+        be(&frame[..4])
+    }
+
+    /// The number of pages of the database after a frame that commits; 0 in any other frame.
+    pub(crate) fn pages_count(frame: &[u8]) -> u32 {
+        be(&frame[4..8])
+    }
+
+    /// The page in a frame.
+    pub(crate) fn page(frame: &[u8]) -> &[u8] {
+        &frame[FRAME_HEADER_BYTES..]
+    }
+
+    /// The checksums of the header, which the first frame continues.
+    pub(crate) fn chain(&self) -> [u32; 2] {
+        [be(&self.bytes[24..28]), be(&self.bytes[28..32])]
+    }
+
     /// Begins to follow the frames; stops after `frames` frames at the latest.
     pub(crate) fn scan(&self, frames: u64) -> Scan {
         Scan {
             header: self.clone(),
-            chain: [be(&self.bytes[24..28]), be(&self.bytes[28..32])],
+            chain: self.chain(),
             frame: Vec::with_capacity(self.frame_bytes()),
             wanted: frames,
             whole: 0,
@@ -131,6 +171,61 @@ impl Header {
     /// Size of a page.
     pub(crate) fn page_bytes(&self) -> usize {
         self.page_bytes
+    }
+}
+
+/// Writes a WAL with one transaction, into memory.
+#[derive(Debug)]
+pub(crate) struct Composer {
+    header: Header,
+    chain: [u32; 2],
+    frames: u64,
+    /// The page that is not written yet, because the last one commits; 0 if there is none.
+    number: u32,
+    page: Vec<u8>,
+}
+
+impl Composer {
+    /// Begins with the header, which is appended to `to`.
+    pub(crate) fn begin(header: Header, to: &mut Vec<u8>) -> Composer {
+        to.extend_from_slice(header.bytes());
+        Composer { chain: header.chain(), header, frames: 0, number: 0, page: Vec::new() }
+    }
+
+    /// Takes the next page, and appends the frame of the one before.
+    pub(crate) fn add(&mut self, number: u32, page: &[u8], to: &mut Vec<u8>) {
+        self.write(0, to);
+        self.number = number;
+        self.page.clear();
+        self.page.extend_from_slice(page);
+    }
+
+    /// Appends the last frame, which commits a database of so many pages. Returns the number of frames, and the checksums of the last.
+    pub(crate) fn end(mut self, pages_count: u32, to: &mut Vec<u8>) -> (u64, [u32; 2]) {
+        self.write(pages_count, to);
+        (self.frames, self.chain)
+    }
+
+    /// The size of the WAL, with the page that is not written yet.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.header.extent_bytes(self.frames + u64::from(self.number != 0))
+    }
+
+    fn write(&mut self, pages_count: u32, to: &mut Vec<u8>) {
+        if self.number == 0 {
+            return;
+        }
+        let mut head = [0; FRAME_HEADER_BYTES];
+        head[..4].copy_from_slice(&self.number.to_be_bytes());
+        head[4..8].copy_from_slice(&pages_count.to_be_bytes());
+        head[8..16].copy_from_slice(&self.header.salts());
+        let words = self.header.words;
+        self.chain = checksum(words, checksum(words, self.chain, &head[..8]), &self.page);
+        head[16..20].copy_from_slice(&self.chain[0].to_be_bytes());
+        head[20..24].copy_from_slice(&self.chain[1].to_be_bytes());
+        to.extend_from_slice(&head);
+        to.extend_from_slice(&self.page);
+        self.frames += 1;
     }
 }
 
