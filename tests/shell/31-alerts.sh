@@ -19,7 +19,8 @@ status 'the metrics of no directory' 2 chainweb-backup metrics --backup-director
 has 'the message names the remedy' err '--backup-directory'
 status 'a full disk is an error, so the old file is kept' 12 sh -c 'chainweb-backup metrics --backup-directory b >/dev/full'
 
-start serve.log chainweb-backup serve --database-directory db --backup-directory b --enable-backup-api
+echo 'backup: {hooks: {afterSuccess: ["true"]}, schedule: {every: 24h}}' >hooks.yaml
+start serve.log chainweb-backup serve --database-directory db --backup-directory b --enable-backup-api --config-file hooks.yaml
 backup '?backupPact'
 is 'a backup by the service' "$word" backup-done
 backup
