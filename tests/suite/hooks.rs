@@ -312,6 +312,7 @@ fn a_job_that_stalls_has_its_hook() {
     drop(let_go);
     wait_until("the thread", || service.make_backup(PACT).is_ok());
     gate::forget_points(&database);
+    service.wait_for_hooks();
     assert_eq!(metric(&service, "hooks_total{hook=\"after-failure\",result=\"passed\"}"), 1.0);
 }
 
