@@ -153,7 +153,7 @@ pub(crate) struct Job {
     /// Free space to leave, like 10GiB [default: 1 GiB or 5 %, the smaller]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = |t: &str| parse_size(t).map_err(|e| e.chain()))]
     pub(crate) reserve_bytes: Option<u64>,
-    /// Pact databases: auto (increments on xfs, btrfs), copy, clone, delta [default: auto]
+    /// Pact: auto (increments on xfs, btrfs), copy, clone, delta [default: auto]
     #[arg(long, value_name = "HOW", value_parser = |t: &str| parse_pact_method(t).map_err(|e| e.chain()))]
     pub(crate) pact_method: Option<PactMethod>,
     /// Write checksums while idle for: copied files, all or none [default: copied]
