@@ -78,6 +78,11 @@ impl Error {
         self.source.as_ref()?.downcast_ref::<io::Error>().map(io::Error::kind)
     }
 
+    /// The number of the operating system's error that is the direct cause, if one is.
+    pub(crate) fn errno(&self) -> Option<i32> {
+        self.source.as_ref()?.downcast_ref::<io::Error>()?.raw_os_error()
+    }
+
     /// The whole chain in one line: `context: cause: cause of the cause`.
     pub fn chain(&self) -> String {
         let mut line = self.context.clone();

@@ -33,6 +33,9 @@ pub(crate) struct Inspected {
     pub(crate) keys_count: u64,
     /// Their files are names in the directory of the copy; empty if RocksDB names no file.
     pub(crate) faults: Vec<Fault>,
+    /// Files that RocksDB could not read because the operating system reported an error: that says nothing about their content.
+    #[serde(default)]
+    pub(crate) unread: Vec<Fault>,
 }
 
 impl Fault {

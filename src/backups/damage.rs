@@ -55,6 +55,20 @@ pub(crate) fn note_tables(catalog: &Catalog, id: &BackupId, faults: &[Fault], at
     note_sharers(catalog, id, faults, at_ms).map(|_| ())
 }
 
+/// Notes in a backup that a file of it is damaged, and logs it. That it cannot be noted is no error: a user may be permitted to read a
+/// backup but not to write to it.
+pub(crate) fn report(catalog: &Catalog, id: &BackupId, fault: &Fault, at_ms: u64) {
+    log::error!("backup damaged id={id} reason={:?}", fault.to_string());
+    let noted = match fault.table() {
+        Some(_) => note_tables(catalog, id, std::slice::from_ref(fault), at_ms),
+        None => note_more(catalog, id, 1, at_ms)
+            .and_then(|()| note_sharers_of_pact(catalog, id, &[&fault.file], at_ms).map(|_| ())),
+    };
+    if let Err(e) = noted {
+        log::warn!("damage not noted id={id} reason={:?}", e.chain());
+    }
+}
+
 /// Adds `count` damaged files to the note of a backup.
 pub(crate) fn note_more(catalog: &Catalog, id: &BackupId, count: u64, at_ms: u64) -> Result<()> {
     let before_count = catalog.verified(id)?.map_or(0, |verified| verified.faults_count);

@@ -27,6 +27,7 @@ use crate::clock::now_ms;
 use crate::config::Depth;
 use crate::control::Control;
 use crate::disk;
+use crate::disk::medium;
 use crate::disk::nofollow;
 use crate::error::{Error, Kind, Result};
 use crate::fault::Fault;
@@ -76,6 +77,14 @@ pub fn check_backup_in(directory: &Path, id: &BackupId) -> Result<Option<Details
 
 fn viewed(catalog: &Catalog, found: Found) -> Result<Details> {
     Ok(Details { exclusive_bytes: catalog.exclusive_bytes(&found.id), ..Details::of(catalog, found)? })
+}
+
+/// The bytes that are free for backups in a backup directory.
+///
+/// # Errors
+/// [`Kind::Usage`]: there is no such directory. [`Kind::Io`]: its file system does not say.
+pub fn free_bytes(directory: &Path) -> Result<u64> {
+    Ok(disk::free_bytes(Catalog::view(directory)?.directory())?.0)
 }
 
 /// The identifier of the backup `word`, which is an identifier, or `latest` for the newest good backup.
@@ -275,12 +284,23 @@ pub fn restore_backup(
     let Held { path, found, .. } = &held;
     let pact_history = restore::pact_history(&path.join(WHOLE), found.record.as_ref(), options.program, control)?;
     let databases = Databases::of(path, found.record.as_ref());
-    let Placed { way, replaced, counts } = restore::restore(path, &databases, options, now_ms(), control)?;
+    let placed = restore::restore(path, &databases, options, now_ms(), control).map_err(with_hint)?;
+    let Placed { way, replaced, counts } = placed;
     let Counts { linked_count, cloned_count, copied_count } = counts;
     let database_directory = options.target.to_owned();
     let restored =
         Restored { database_directory, way, replaced, linked_count, cloned_count, copied_count, pact_history };
     Ok((held.found.id, restored))
+}
+
+/// An error of a restore, with the remedy if a disk has failed.
+fn with_hint(e: Error) -> Error {
+    if !medium::is_lost(&e) {
+        return e;
+    }
+    let context = "the disk of the backup or of the target has failed: verify --deep tells whether the backup is damaged, and restore \
+                   latest then takes another one";
+    Error::new(Kind::Io, context).because(e.chain())
 }
 
 /// What [`restore_backup`] would do, after the same verification. Nothing is written; what would make the restore fail because of the

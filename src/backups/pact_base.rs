@@ -170,13 +170,8 @@ impl PactBase {
     /// Notes that its database is damaged.
     pub(crate) fn note_damage(&self, file: &str, why: &str, catalog: &Catalog, now_ms: u64) {
         let fault = Fault { file: chainweb::path_in(SQLITE, file), why: why.to_owned() };
-        log::error!("backup damaged id={} reason={:?}", self.id, fault.to_string());
         // The new backup shares nothing with this database in any case.
-        let noted = damage::note_more(catalog, &self.id, 1, now_ms)
-            .and_then(|()| damage::note_sharers_of_pact(catalog, &self.id, &[&fault.file], now_ms));
-        if let Err(e) = noted {
-            log::warn!("damage not noted id={} reason={:?}", self.id, e.chain());
-        }
+        damage::report(catalog, &self.id, &fault, now_ms);
     }
 }
 

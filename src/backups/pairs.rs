@@ -72,12 +72,13 @@ pub(crate) fn check(
             continue;
         };
         if !result.names(&wal)
-            && let Some(why) = pair::glance(&database, part, pair, base)?
+            && let Some(why) = result.read(&wal, pair::glance(&database, part, pair, base))?.flatten()
         {
             result.fault(wal, why);
         }
         if depth == Depth::Quick && !result.names(&name) && !has_its_time(&database, pair)? {
-            let difference = base.difference(&PieceSums::of_file(&database, control)?);
+            let found = result.read(&name, PieceSums::of_file(&database, control))?;
+            let difference = found.and_then(|found| base.difference(&found));
             difference.into_iter().for_each(|why| result.fault_of_pieces(Fault { file: name.clone(), why }));
         }
     }
@@ -97,12 +98,16 @@ pub(crate) fn check_folds(path: &Path, record: &Record, result: &mut Verificatio
         let failed = || format!("cannot read {}", database.display());
         let files = Files::open(&database)?;
         let why = match Fold::begin(&files, part, pair) {
-            Err(unread) => Some(unread.fault(&failed)?),
+            Err(unread) => result.read(&wal, unread.fault(&failed))?,
             Ok(mut fold) => {
                 let found = PieceSums::of_reader(&mut fold, part.bytes, &failed, control);
                 match fold.fault() {
                     Some(why) => Some(why),
-                    None => expected.difference(&found?).map(|why| format!("with it over the base, {why}")),
+                    None => {
+                        let found = result.read(&wal, found)?;
+                        let difference = found.and_then(|found| expected.difference(&found));
+                        difference.map(|why| format!("with it over the base, {why}"))
+                    }
                 }
             }
         };

@@ -6,8 +6,8 @@
 //! - When: before the capture, quietly, within the limit of bytes per second, and no longer than [`TIME_LIMIT`].
 //! - How: each file is compared with its checksum in `manifest.json`, which was computed during the copy. A file without a
 //!   checksum, in a backup of an earlier version, is compared with the node's own, once: `BLAKE2SUMS` may be anyone's.
-//! - A file that differs or cannot be read is damaged: it is not linked but copied from the node again, and the damage is noted
-//!   in every backup that has the same inode.
+//! - A file that differs, or that the disk cannot read twice, is damaged: it is not linked but copied from the node again, and the
+//!   damage is noted in every backup that has the same inode. One that cannot be read for another reason is only copied again.
 //!
 //! A backup with known damage can still be the earlier one, without its damaged files.
 
@@ -22,6 +22,7 @@ use crate::capture::rocksdb::version_edit::LiveFile;
 use crate::chainweb::{self, ROCKSDB};
 use crate::control::Control;
 use crate::database_files::immutable_number;
+use crate::disk::medium;
 use crate::disk::nofollow;
 use crate::disk::quiet_reader::PageCache;
 use crate::disk::sum::{self, Known};
@@ -132,13 +133,19 @@ impl Base {
             self.files.doubt(number);
             return Ok(None);
         };
-        let why = match sum::of(&self.files.directory().join(name), PageCache::Unchanged, control) {
+        let file = self.files.directory().join(name);
+        let why = match medium::twice(|| sum::of(&file, PageCache::Unchanged, control)) {
             Ok(sum) if sum == known.sum => {
                 self.files.know(number, Known { read_ms: now_ms, ..known });
                 return Ok(None);
             }
             Ok(_) => "its checksum differs from the recorded one".to_owned(),
-            Err(e) if e.kind() == Kind::Io => e.chain(),
+            Err(e) if medium::is_lost(&e) => e.chain(),
+            Err(e) if e.kind() == Kind::Io => {
+                log::warn!("file of an earlier backup not used id={} file={name} reason={:?}", self.id, e.chain());
+                self.files.give_up(number);
+                return Ok(None);
+            }
             Err(e) => return Err(e),
         };
         self.files.give_up(number);

@@ -9,12 +9,15 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::backups::catalog::{Catalog, shared_identity};
+use crate::backups::damage;
 use crate::backups::sums_list::{self, Place};
 use crate::capture::in_use;
 use crate::chainweb::{self, DIRECTORIES};
+use crate::clock::now_ms;
 use crate::config::Sums;
 use crate::control::Control;
 use crate::disk;
+use crate::disk::medium;
 use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::off_heap;
 use crate::disk::quiet_reader::PageCache;
@@ -185,6 +188,7 @@ pub(crate) fn write_newest(catalog: &Catalog, which: Sums, control: &Control) ->
 
 /// A directory whose `BLAKE2SUMS` is written.
 struct Directory<'a> {
+    backup: &'a Path,
     name: &'a str,
     path: PathBuf,
     prefix: String,
@@ -194,14 +198,14 @@ struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
-    fn of(backup: &Path, name: &'a str, files: &'a Files) -> Directory<'a> {
+    fn of(backup: &'a Path, name: &'a str, files: &'a Files) -> Directory<'a> {
         let prefix = prefix_of(name);
         let is_here = |at: &usize| {
             let name = files.all.file(*at).path.strip_prefix(&prefix);
             files.named[*at] && name.is_some_and(|name| !name.contains('/'))
         };
         let here = (0..files.all.count()).filter(is_here).collect();
-        Directory { name, path: layout::directory_in(backup, name), prefix, files, here }
+        Directory { backup, name, path: layout::directory_in(backup, name), prefix, files, here }
     }
 
     /// The name of the n-th file.
@@ -247,7 +251,9 @@ impl<'a> Directory<'a> {
         for (n, sum) in sums.iter_mut().enumerate().filter(|(_, sum)| sum.is_none()) {
             read_count += 1;
             // Quietly, because the page cache is for the node; linked files may be cached because the node reads them.
-            *sum = Some(sum::of(&self.path.join(self.file(n)), PageCache::Unchanged, control)?);
+            let path = self.path.join(self.file(n));
+            let read = medium::twice(|| sum::of(&path, PageCache::Unchanged, control));
+            *sum = Some(read.inspect_err(|e| self.report(n, e, catalog))?);
         }
         let write = |to: &mut dyn Write| {
             let mut to = BufWriter::new(to);
@@ -258,6 +264,15 @@ impl<'a> Directory<'a> {
         };
         disk::replace_by(&self.path, SUMS_FILE, catalog.owner(), &write)?;
         Ok(read_count)
+    }
+
+    /// Notes damage if the disk has lost the n-th file.
+    fn report(&self, n: usize, e: &Error, catalog: &Catalog) {
+        let id = self.backup.file_name().and_then(|name| BackupId::parse(name.to_str()?));
+        if let Some(id) = id.filter(|id| medium::is_lost(e) && !catalog.is_damaged(id).unwrap_or(true)) {
+            let fault = Fault { file: self.files.all.file(self.here[n]).path.to_owned(), why: e.chain() };
+            damage::report(catalog, &id, &fault, now_ms());
+        }
     }
 
     /// Adds the checksums in other backups of the catalog: an SST that several backups link is one file with the same name in each.

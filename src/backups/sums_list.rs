@@ -6,6 +6,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use crate::disk::medium;
 use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::sum::Sum;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -22,19 +23,21 @@ const MAX_INVALID: usize = 100;
 type Line<'a> = (&'a str, Sum);
 
 /// Gives each line of a directory's `BLAKE2SUMS` to `take`: its number, and the name and the checksum if it is valid, until `take`
-/// returns false; `Ok(false)` if there is no such file. Fails with [`Kind::Damaged`] if it is no file.
+/// returns false; `Ok(false)` if there is no such file. Fails with [`Kind::Damaged`] if it is no file, or if the disk has lost it; the context is
+/// the reason alone.
 pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(u64, Option<Line<'_>>) -> Result<bool>) -> Result<bool> {
     let path = directory.join(SUMS_FILE);
     let failed = || format!("cannot read {}", path.display());
     let mut lines = match nofollow::open_regular(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(e) if is_unfit(&e) => return Err(Error::new(Kind::Damaged, format!("{}: {e}", path.display()))),
+        Err(e) if is_unfit(&e) => return Err(Error::new(Kind::Damaged, "it is not a regular file")),
         other => BufReader::new(other.context(failed)?),
     };
+    let lost = |e: Error| if medium::is_lost(&e) { Error::new(Kind::Damaged, e.chain()) } else { e };
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        (&mut lines).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).context(failed)?;
+        (&mut lines).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).context(failed).map_err(lost)?;
         if line.is_empty() || !take(number, std::str::from_utf8(&line).ok().and_then(parse))? {
             break;
         }
@@ -95,7 +98,7 @@ impl Place<'_> {
         });
         match read {
             Err(e) if e.kind() == Kind::Damaged => {
-                (compared.exists, compared.defects) = (true, vec!["it is not a regular file".to_owned()]);
+                (compared.exists, compared.defects) = (true, vec![e.to_string()]);
                 return Ok(compared);
             }
             read => compared.exists = read?,

@@ -1,13 +1,23 @@
 //! The result of a verification.
 //!
-//! Invariant: a fault for which a `BLAKE2SUMS` is the only evidence is known as such, and is never noted in another backup.
+//! Invariants
+//! - A fault for which a `BLAKE2SUMS` is the only evidence is known as such, and is never noted in another backup.
+//! - A file that the disk cannot read, at two times, is damaged: it cannot be restored. If it can be read at the second time, it is
+//!   neither good nor damaged.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::take;
+use std::path::Path;
 
 use serde::Serialize;
 
+use crate::chainweb::{self, ROCKSDB};
+use crate::control::Control;
+use crate::disk::medium;
+use crate::disk::quiet_reader::PageCache;
+use crate::disk::sum;
 use crate::error::{Error, Kind, Result};
-use crate::fault::Fault;
+use crate::fault::{Fault, Inspected};
 use crate::format::layout::SUMS_FILE;
 use crate::format::start_proof::StartProof;
 
@@ -29,6 +39,9 @@ pub struct Verification {
     /// The files with a fault for which `BLAKE2SUMS` is the only evidence.
     #[serde(skip)]
     by_list: BTreeSet<String>,
+    /// The files that could not be read, and why, until they are read again.
+    #[serde(skip)]
+    unread: BTreeMap<String, String>,
     /// The Pact databases with a fault in a piece: every backup with the same file has it.
     #[serde(skip)]
     in_pieces: BTreeSet<String>,
@@ -59,9 +72,69 @@ impl Verification {
         self.in_pieces.iter().map(String::as_str).collect()
     }
 
-    /// Whether the file has a fault.
+    /// Whether the file has a fault, or could not be read.
     pub(crate) fn names(&self, file: &str) -> bool {
-        self.faults.iter().any(|fault| fault.file == file)
+        self.unread.contains_key(file) || self.faults.iter().any(|fault| fault.file == file)
+    }
+
+    /// Whether nothing is wrong so far.
+    pub(crate) fn is_good(&self) -> bool {
+        self.faults.is_empty() && self.unread.is_empty()
+    }
+
+    /// What was read from a file; `None` if the disk has lost it. Then [`Verification::settle_unread`] decides.
+    pub(crate) fn read<T>(&mut self, file: &str, read: Result<T>) -> Result<Option<T>> {
+        match read {
+            Err(e) if medium::is_lost(&e) => {
+                self.cannot_read(file, e.chain());
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    }
+
+    /// Notes that a file could not be read.
+    pub(crate) fn cannot_read(&mut self, file: impl Into<String>, why: String) {
+        self.unread.insert(file.into(), why);
+    }
+
+    /// Takes what RocksDB found when it read every block; returns whether all is good.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] if RocksDB could not read a file, does not say which, and nothing else explains it.
+    pub(crate) fn take_inspected(&mut self, inspected: Inspected) -> Result<bool> {
+        let Inspected { keys_count, faults, unread } = inspected;
+        let is_good = faults.is_empty() && unread.is_empty();
+        self.keys_count = keys_count;
+        self.faults.extend(faults.into_iter().map(Fault::of_rocksdb));
+        for Fault { file, why } in unread {
+            if !file.is_empty() {
+                self.cannot_read(chainweb::path_in(ROCKSDB, &file), why);
+            } else if self.is_good() {
+                return Err(Error::new(Kind::Io, why));
+            }
+        }
+        Ok(is_good)
+    }
+
+    /// Reads the files of the backup in `path` again that could not be read: one that the disk still cannot read is damaged.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] if one can be read now, and nothing else is wrong: it may be good.
+    pub(crate) fn settle_unread(&mut self, path: &Path, control: &Control) -> Result<()> {
+        let mut readable = Ok(());
+        for (file, why) in take(&mut self.unread) {
+            match sum::of(&path.join(&file), PageCache::Unchanged, &control.another()) {
+                Err(e) if medium::is_lost(&e) => self.fault(file, format!("the disk cannot read it: {}", e.chain())),
+                Err(e) => return Err(e),
+                Ok(_) => {
+                    let context =
+                        format!("{file} could be read only at the second time: check the disk, then try again");
+                    readable = Err(Error::new(Kind::Io, context).because(why));
+                }
+            }
+        }
+        if self.faults.is_empty() { readable } else { Ok(()) }
     }
 
     /// Adds the faults of files whose checksum differs only from that in the list.

@@ -13,6 +13,9 @@
 //! known of a file, neither a checksum of the manifest nor RocksDB's own of each block, is it damaged if its checksum differs from
 //! that in the list; and then it is so in this backup only, not in others that share it.
 //!
+//! A file of the databases that the disk cannot read is damaged (see `verification`). That our own records cannot be read is an error: a
+//! disk may come back.
+//!
 //! A file that is not in the manifest (a publisher's `snapshot_date`) is an extra: it is listed, and is not a fault. Only a file
 //! that RocksDB or SQLite would replay at the next start (a WAL, a journal) is a fault: it would change the database.
 //!
@@ -38,7 +41,10 @@ use crate::capture::sqlite::{self, finished, history};
 use crate::chainweb::{self, DIRECTORIES, ROCKSDB, SQLITE};
 use crate::config::{Depth, Verify};
 use crate::control::Control;
-use crate::database_files::{self, CURRENT, is_immutable, is_of_rocksdb, is_replayed_by_sqlite, is_sst, wal_number};
+use crate::database_files::{
+    self, CURRENT, is_immutable, is_manifest, is_of_rocksdb, is_replayed_by_sqlite, is_sst, wal_number,
+};
+use crate::disk::medium;
 use crate::disk::nofollow;
 use crate::disk::off_heap;
 use crate::disk::quiet_reader::{self, PageCache};
@@ -62,8 +68,8 @@ pub struct VerifyOptions<'a> {
     pub program: Option<&'a Path>,
 }
 
-/// Verifies the backup in `path`, whose record is `record` unless it is foreign. An error means that a file could not be read;
-/// damage of the backup is in the result.
+/// Verifies the backup in `path`, whose record is `record` unless it is foreign. An error means that a record of ours could not be
+/// read, or a file for another reason than that the disk has lost it; damage of the backup is in the result.
 pub(crate) fn verify(
     path: &Path,
     record: Option<&Record>,
@@ -98,7 +104,7 @@ pub(crate) fn verify(
         |path: &&str| chainweb::name_in(SQLITE, path).is_some_and(|name| chainweb::is_pact_database(Path::new(name)));
     let databases: Vec<&str> = files.files().map(|file| file.path).filter(is_database).collect();
     for name in &databases {
-        if let Some(why) = sqlite::header_fault(&path.join(name))? {
+        if let Some(why) = result.read(name, sqlite::header_fault(&path.join(name)))?.flatten() {
             result.fault(*name, why);
         }
     }
@@ -115,6 +121,7 @@ pub(crate) fn verify(
         let deep = Deep { existing: &existing, record, is_openable, program, control };
         deep.check(&databases, &mut result)?;
     }
+    result.settle_unread(path, control)?;
     Ok(result)
 }
 
@@ -136,8 +143,7 @@ impl Deep<'_> {
             self.compare_with_sums_of_manifest(said, &agreed, result)?;
         }
         if let Some(record) = self.record {
-            let faults = pact_pieces::faults((&record.id, self.existing.path), databases, self.control)?;
-            faults.into_iter().for_each(|fault| result.fault_of_pieces(fault));
+            pact_pieces::check((record, self.existing.path), databases, result, self.control)?;
             pairs::check_folds(self.existing.path, record, result, self.control)?;
         }
         self.check_pact(databases, result)?;
@@ -166,12 +172,7 @@ impl Deep<'_> {
     /// Has RocksDB read every block. Returns whether it found no damage.
     fn inspect_rocksdb(&self, result: &mut Verification) -> Result<bool> {
         match rocksdb::inspect(&layout::directory_in(self.existing.path, ROCKSDB), self.program, self.control) {
-            Ok(inspected) => {
-                let is_good = inspected.faults.is_empty();
-                result.keys_count = inspected.keys_count;
-                result.faults.extend(inspected.faults.into_iter().map(Fault::of_rocksdb));
-                Ok(is_good)
-            }
+            Ok(inspected) => result.take_inspected(inspected),
             Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => {
                 result.fault(chainweb::path_in(ROCKSDB, ""), e.chain());
                 Ok(false)
@@ -184,7 +185,7 @@ impl Deep<'_> {
     fn compare_cut(&self, result: &mut Verification) -> Result<()> {
         // A program without RocksDB records no height.
         let expected = self.record.and_then(|r| r.rocksdb.as_ref()?.cut_height);
-        let Some(expected) = expected.filter(|_| result.faults.is_empty()) else { return Ok(()) };
+        let Some(expected) = expected.filter(|_| result.is_good()) else { return Ok(()) };
         match rocksdb::read_cut(&layout::directory_in(self.existing.path, ROCKSDB), self.program, self.control)? {
             Heights::Damaged(fault) => result.faults.push(Fault::of_rocksdb(fault)),
             Heights::Cut(cut) if cut.as_ref().map(|cut| cut.height) != Some(expected) => {
@@ -206,7 +207,8 @@ impl Deep<'_> {
                 continue;
             }
             result.sums_count += 1;
-            if sum::of(&self.existing.path.join(name), cache_after(name), self.control)? != expected {
+            let sum = sum::of(&self.existing.path.join(name), cache_after(name), self.control);
+            if result.read(name, sum)?.is_some_and(|sum| sum != expected) {
                 result.fault(name, "its checksum differs from the manifest's");
             }
         }
@@ -237,18 +239,19 @@ impl Deep<'_> {
             // If there is a list, files with a fault are not read.
             let is_left_out = has_list && result.names(name);
             if !is_checked && !is_left_out {
-                sum::of(&place, PageCache::Filled, control)?;
-                let fault = finished::integrity_fault(&place, control)?;
+                let read = sum::of(&place, PageCache::Filled, control);
+                let fault = read.and_then(|_| finished::integrity_fault(&place, control));
                 quiet_reader::forget_cached(&place);
-                if let Some(why) = fault {
+                if let Some(why) = result.read(name, fault)?.flatten() {
                     result.fault(*name, why);
                     continue;
                 }
             }
             let part = self.record.and_then(|r| r.pact.iter().find(|part| name.ends_with(&format!("/{}", part.file))));
-            if let Some(part) = part.filter(|_| result.faults.is_empty()) {
-                let height = history::newest_block(&place)?.map(|(height, _)| height);
-                if height != part.block_height {
+            if let Some(part) = part.filter(|_| result.is_good()) {
+                let newest = result.read(name, history::newest_block(&place))?;
+                let height = newest.flatten().map(|(height, _)| height);
+                if height != part.block_height && result.is_good() {
                     let (height, expected) = (height.unwrap_or(0), part.block_height.unwrap_or(0));
                     result.fault(
                         *name,
@@ -398,7 +401,16 @@ fn compare_with_record(said: &Said, record: &Record, result: &mut Verification) 
 
 /// Checks that CURRENT names a MANIFEST, and that the files named by the MANIFEST exist with their sizes.
 fn check_rocksdb(directory: &Path, files: &Manifest, result: &mut Verification) -> Result<()> {
-    let named = live_files::read(directory)?;
+    let named = match live_files::read(directory) {
+        Err(e) if medium::is_lost(&e) => {
+            let is_read =
+                |path: &str| chainweb::name_in(ROCKSDB, path).is_some_and(|name| name == CURRENT || is_manifest(name));
+            let suspects = files.files().filter(|file| is_read(file.path));
+            suspects.for_each(|file| result.cannot_read(file.path, e.chain()));
+            return Ok(());
+        }
+        named => named?,
+    };
     result.faults.extend(named.faults.into_iter().map(Fault::of_rocksdb));
     let mut fault = |name: &str, why: &str| result.fault(chainweb::path_in(ROCKSDB, name), why);
     for file in named.live {
@@ -443,7 +455,7 @@ impl Existing<'_> {
                 return Ok(listed);
             }
             result.sums_count += 1;
-            sum(at, &self.path.join(name))
+            Ok(result.read(name, sum(at, &self.path.join(name)))?.unwrap_or(listed))
         })?;
         // A missing file that is in the manifest is reported already.
         for file in compared.absent.iter().filter(|_| self.said.is_none()) {

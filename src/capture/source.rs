@@ -332,6 +332,9 @@ pub(crate) fn is_half_restored(rocksdb: &Path) -> Result<bool> {
         Ok(()) => Ok(bytes == RESTORE_MARK.as_bytes()),
         Err(e) if nofollow::is_unfit(&e) => Ok(false),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => Ok(false),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            Err(Error::io(format!("cannot read {}: run as the node's user or as root", path.display()), e))
+        }
         Err(e) => Err(Error::io(format!("cannot read {}", path.display()), e)),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - Nothing is written.
-//! - A copy that cannot be read because it is damaged is refuted; an error of the disk is an error.
+//! - A copy that cannot be read because its content is damaged, or lost by the disk at two readings, is refuted; another error of the operating system
+//!   is an error.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +18,7 @@ use crate::chainweb::stored::{Entry, Tables};
 use crate::chainweb::tables::{CUTS, CUTS_END};
 use crate::chainweb::{SQLITE, chain_of};
 use crate::control::Control;
+use crate::disk::medium;
 use crate::error::{Error, Kind, Result};
 
 /// How long the child may take if the caller sets no limit.
@@ -70,20 +72,23 @@ pub fn starts_json(directory: &Path, limit_ms: u64, extent: &str) -> Result<Stri
 
 fn prove_here(copy: &Path, bounds: Bounds, control: &Control) -> Result<Option<Verdict>> {
     let deadline = bounds.time_limit.map(|limit| Instant::now() + limit);
-    let proved = Finished::open(copy, deadline, control).and_then(|mut copy| start::prove(&mut copy, bounds.extent));
+    let prove = || Finished::open(copy, deadline, control).and_then(|mut copy| start::prove(&mut copy, bounds.extent));
+    let proved = match prove() {
+        Err(Unread::Failed(e)) if medium::is_lost(&e) => prove(),
+        proved => proved,
+    };
     match proved {
         Ok(verdict) => Ok(Some(verdict)),
         Err(Unread::Late) => Ok(None),
-        Err(Unread::Damaged(reason)) => Ok(Some(Verdict::No { reason })),
-        Err(Unread::Failed(e)) if e.kind() == Kind::Damaged => Ok(Some(Verdict::No { reason: e.chain() })),
+        Err(Unread::Failed(e)) if e.kind() == Kind::Damaged || medium::is_lost(&e) => {
+            Ok(Some(Verdict::No { reason: e.chain() }))
+        }
         Err(Unread::Failed(e)) => Err(e),
     }
 }
 
 /// Why the databases cannot be read.
 enum Unread {
-    /// They are damaged.
-    Damaged(String),
     /// The time is over.
     Late,
     Failed(Error),
@@ -106,7 +111,7 @@ struct Finished<'a> {
 
 impl<'a> Finished<'a> {
     fn open(copy: &Path, deadline: Option<Instant>, control: &'a Control) -> std::result::Result<Finished<'a>, Unread> {
-        let entries = Entries::open(copy)?.map_err(|fault| Unread::Damaged(fault.to_string()))?;
+        let entries = Entries::open(copy)?;
         let mut pact = BTreeMap::new();
         for database in SqliteSource::Foreign(copy.with_file_name(SQLITE)).databases()? {
             if let Some(chain) = chain_of(&database) {
@@ -132,15 +137,14 @@ impl Tables for Finished<'_> {
 
     fn get(&mut self, key: &[u8]) -> std::result::Result<Option<Vec<u8>>, Unread> {
         self.go_on()?;
-        self.entries.get(key).map_err(|fault| Unread::Damaged(fault.to_string()))
+        Ok(self.entries.get(key)?)
     }
 }
 
 impl Databases for Finished<'_> {
     fn cut_below(&mut self, key: Option<&[u8]>) -> std::result::Result<Option<Entry>, Unread> {
         self.go_on()?;
-        let newest = self.entries.newest_in(CUTS, key.unwrap_or(CUTS_END));
-        newest.map_err(|fault| Unread::Damaged(fault.to_string()))
+        Ok(self.entries.newest_in(CUTS, key.unwrap_or(CUTS_END))?)
     }
 
     fn has_pact(&self) -> bool {

@@ -14,7 +14,8 @@
 //!
 //! A change is told from damage by the sums of the earlier file, which were computed when it was made (`piece_sums`): a piece that
 //! differs from the source and from its own sum is damaged. Then, and after an error of reading, there is no increment: the caller
-//! makes a copy, which shares no block with a file on bad ground.
+//! makes a copy, which shares no block with a file on bad ground. If the source has the very bytes of the damaged piece, it probably shares
+//! them, as after a restore that cloned: then the source is damaged too.
 //!
 //! Invariants: the earlier file is only read. If there is no increment, the new file is removed; after an error the caller removes it.
 
@@ -44,8 +45,8 @@ use crate::error::{Error, IoContext, Kind, Result, failed};
 /// would first have to read the rest.
 const BLOCK_BYTES: usize = 4096;
 
-/// How much is compared, and the longest time, between two checks of the free space.
-pub(crate) const LOOK_BYTES: u64 = 8 * 1024 * 1024;
+/// How much is written, and the longest time, between two checks of the free space: by so much the reserve is missed at most.
+pub(crate) const LOOK_BYTES: u64 = 1024 * 1024;
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The earlier file.
@@ -89,6 +90,20 @@ pub(crate) struct Refusal {
     pub(crate) why: String,
     /// Whether the earlier file is damaged.
     pub(crate) is_damaged: bool,
+    /// Whether the source has the same bytes as the damaged piece.
+    pub(crate) is_in_source: bool,
+}
+
+impl Refusal {
+    /// For a reason other than damage.
+    pub(crate) fn new(why: impl Into<String>) -> Refusal {
+        Refusal { why: why.into(), is_damaged: false, is_in_source: false }
+    }
+
+    /// Because the earlier file is damaged.
+    pub(crate) fn damaged(why: impl Into<String>, is_in_source: bool) -> Refusal {
+        Refusal { why: why.into(), is_damaged: true, is_in_source }
+    }
 }
 
 /// Makes the new file `to` with the content of the source, not yet synced, as a clone of the earlier file. Counts the bytes of the
@@ -175,7 +190,7 @@ fn clone_earlier(
 
 /// There is no increment, for a reason other than damage.
 fn refused(why: String) -> Incremented {
-    Incremented::Refused(Refusal { why, is_damaged: false })
+    Incremented::Refused(Refusal::new(why))
 }
 
 impl Incremented {
@@ -261,8 +276,8 @@ impl Sink for Patching<'_> {
         }
         self.done += new.len() as u64;
         let fault = self.pieces.take(old, new, self.earlier);
-        if let Some(why) = fault {
-            return Err(self.refuse(why, true));
+        if let Some(refusal) = fault {
+            return Err(self.refuse(refusal));
         }
         self.control.add_done(new.len() as u64);
         self.control.throttle(new.len() as u64)
@@ -274,17 +289,17 @@ impl Patching<'_> {
     fn read_ours(&mut self, bytes: u64) -> Result<usize> {
         let count = match self.window.fill(&mut self.ours, bytes) {
             Ok(count) => count,
-            Err(e) => return Err(self.refuse(format!("it cannot be read: {e}"), true)),
+            Err(e) => return Err(self.refuse(Refusal::damaged(format!("it cannot be read: {e}"), false))),
         };
         if count as u64 != bytes {
-            return Err(self.refuse(format!("its clone ends at {}", self.done + count as u64), false));
+            return Err(self.refuse(Refusal::new(format!("its clone ends at {}", self.done + count as u64))));
         }
         Ok(count)
     }
 
-    fn refuse(&mut self, why: String, is_damaged: bool) -> Error {
-        let error = Error::new(Kind::Changed, why.clone());
-        self.refusal = Some(Refusal { why, is_damaged });
+    fn refuse(&mut self, refusal: Refusal) -> Error {
+        let error = Error::new(Kind::Changed, refusal.why.clone());
+        self.refusal = Some(refusal);
         error
     }
 
@@ -306,8 +321,9 @@ impl ComparedPieces {
         sums
     }
 
-    /// Takes a window of the earlier file and of the source; returns a sentence if the piece that ends here is damaged in the earlier file.
-    pub(crate) fn take(&mut self, old: &[u8], new: &[u8], earlier: Option<&PieceSums>) -> Option<String> {
+    /// Takes a window of the earlier file and of the source; returns why there is no increment if the piece that ends here is damaged in
+    /// the earlier file.
+    pub(crate) fn take(&mut self, old: &[u8], new: &[u8], earlier: Option<&PieceSums>) -> Option<Refusal> {
         if let Some(sum) = &mut self.old {
             sum.take(old);
         } else if old != new {
@@ -321,11 +337,15 @@ impl ComparedPieces {
         let old = self.old.as_ref().unwrap_or(&self.new);
         let recorded = earlier.and_then(|sums| sums.find(index, start + old.bytes));
         let is_damaged = recorded.is_some_and(|recorded| old.finish() != recorded);
+        let is_in_source = self.old.is_none();
         if self.new.bytes == PIECE_BYTES {
             self.sums.push(&std::mem::take(&mut self.new));
             self.old = None;
         }
-        is_damaged.then(|| format!("the {PIECE_BYTES} bytes from byte {start} on differ from their recorded sum"))
+        is_damaged.then(|| {
+            let why = format!("the {PIECE_BYTES} bytes from byte {start} on differ from their recorded sum");
+            Refusal::damaged(why, is_in_source)
+        })
     }
 }
 

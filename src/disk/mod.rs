@@ -21,6 +21,7 @@ pub(crate) mod file_id;
 pub(crate) mod holders;
 pub(crate) mod increment;
 pub(crate) mod lock;
+pub(crate) mod medium;
 pub(crate) mod mounts;
 pub(crate) mod nofollow;
 pub(crate) mod off_heap;

@@ -12,7 +12,7 @@ use crate::capture::sqlite::attempt::EarlierDatabase;
 use crate::capture::sqlite::{self, Copied};
 use crate::config::PactMethod;
 use crate::disk;
-use crate::disk::increment::can_clone;
+use crate::disk::increment::{Refusal, can_clone};
 use crate::error::Result;
 use crate::format::layout::PACT_SUMS_FILE;
 use crate::format::pact_sums::PactSums;
@@ -86,8 +86,14 @@ impl Increments {
         self.sums.folds.extend(of_fold.map(|sums| (part.file.clone(), sums)));
         if let (Some(base), Some(refusal)) = (&self.base, refusal.filter(|refusal| refusal.is_damaged)) {
             base.note_damage(&part.file, &refusal.why, making.catalog, making.started_ms);
-            let warning = format!("damage: {}; for this backup it was copied again from the node", refusal.why);
-            backup.record.warnings.push(warning);
+            let Refusal { why, is_in_source, .. } = refusal;
+            let node = if is_in_source {
+                "the node's database has the same bytes, so it is damaged too if it shares blocks with that backup (after a restore that \
+                 cloned): check it, and restore the node from an older backup if need be"
+            } else {
+                "for this backup it was copied again from the node"
+            };
+            backup.record.warnings.push(format!("damage: {why}; {node}"));
         }
         part
     }

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, sleep};
@@ -520,6 +521,32 @@ fn a_damaged_backup_is_the_base_of_none() {
         flip(&backups.directory().join(seventh.as_str()).join("pact-sums.json"), 100);
         let (_, part, _) = backups.make(|_| ());
         assert_eq!((part.method, part.base, backups.faults_count(&seventh)), (Method::Increment, Some(seventh), 0));
+    }
+}
+
+/// After a restore that cloned, a node and a backup share blocks: if one rots, both have the same wrong bytes.
+#[test]
+fn damage_that_the_node_has_too_is_told_from_other_damage() {
+    for (kind, volume) in Volume::each() {
+        let mut backups = Backups::new(volume);
+        let (first, part, _) = backups.make(|_| ());
+        flip(&backups.database(&first), part.bytes / 2);
+        let (second, part, warnings) = backups.make(|_| ());
+        assert!(warnings.iter().any(|warning| warning.contains("copied again from the node")), "{kind}: {warnings:?}");
+        // A process that closes a database loses its locks on it, so another one flips the bit in the node's.
+        let (at, mut byte) = (part.bytes / 2, [0]);
+        File::open(backups.database(&second)).unwrap().read_exact_at(&mut byte, at).unwrap();
+        let script = r#"printf "\\$1" | dd of="$2" bs=1 seek="$3" conv=notrunc status=none"#;
+        let octal = format!("{:o}", byte[0] ^ 16);
+        let of_node = backups.node.sqlite(0);
+        let flipped = Command::new("sh").args(["-c", script, "sh", &octal]).arg(of_node).arg(at.to_string()).status();
+        assert!(flipped.unwrap().success());
+        flip(&backups.database(&second), at);
+        let (_, part, warnings) = backups.make(|_| ());
+        assert_eq!(part.method, Method::RawCopy, "{kind}");
+        let said = "the node's database has the same bytes";
+        assert!(warnings.iter().any(|warning| warning.contains(said)), "{kind}: {warnings:?}");
+        assert_eq!([&first, &second].map(|id| backups.faults_count(id)), [1, 1]);
     }
 }
 

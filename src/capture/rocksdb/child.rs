@@ -33,6 +33,9 @@ const END_WAIT: Duration = Duration::from_secs(5);
 /// How often we check whether the child makes progress.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// The exit code of a child for which the operating system is the reason, not the copy.
+const FAILED: i32 = 1;
+
 /// The largest answer that is read; a cut has one entry per chain, an inspection one fault per column family.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
@@ -58,7 +61,8 @@ impl Question<'_> {
 /// Runs `program` and reads its answer.
 ///
 /// # Errors
-/// [`Kind::Io`]: the child made no progress, reached its time limit, or was killed. [`Kind::Damaged`]: it ended without an answer.
+/// [`Kind::Io`]: the child made no progress, reached its time limit, was killed, or ended with [`FAILED`]. [`Kind::Damaged`]: it ended
+/// otherwise without an answer, for example because a damaged file made it crash.
 /// [`Kind::Cancelled`]: the job was stopped.
 pub(crate) fn ask<T: DeserializeOwned>(program: &Path, question: &Question<'_>, control: &Control) -> Result<T> {
     let mut command = Command::new(program);
@@ -85,7 +89,7 @@ pub(crate) fn ask<T: DeserializeOwned>(program: &Path, question: &Question<'_>, 
         let read = child.stderr.as_mut().map_or(Ok(0), |pipe| pipe.read_to_end(&mut err));
         read.context(|| "cannot read the error of the child that reads the copy".to_owned())?;
         let said = String::from_utf8_lossy(&err).trim().lines().last().unwrap_or("nothing").to_owned();
-        let kind = if was_killed(status) { Kind::Io } else { Kind::Damaged };
+        let kind = if was_killed(status) || status.code() == Some(FAILED) { Kind::Io } else { Kind::Damaged };
         return Err(question.failed(kind, &format!("the child process ended with {status}")).because(said));
     }
     serde_json::from_slice(&answer).map_err(|e| {

@@ -4,7 +4,10 @@
 //! opened read-only and without a LOG, so that no file appears in the backup. If possible it is opened as the node opens it, with all
 //! column families and without two-phase commit: otherwise RocksDB recovers and refuses other things.
 //!
-//! Invariant: a backup is never opened read-write.
+//! Invariants
+//! - A backup is never opened read-write.
+//! - Damage is what RocksDB finds in the content, a missing file, or one that the disk has lost. Another error of the operating system,
+//!   such as too many open files, says nothing about the copy.
 //!
 //! A build without the feature `engine` uses `no_engine` instead.
 
@@ -22,6 +25,7 @@ use crate::chainweb::tables::{CUTS, CUTS_END, OPENED, Table};
 use crate::control::Control;
 use crate::database_files::CURRENT;
 use crate::disk;
+use crate::disk::medium;
 use crate::disk::nofollow;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::{Fault, Inspected, table_in};
@@ -151,6 +155,9 @@ impl Copy {
 
 /// Reads the newest cut in a finished copy, and whether the copy has the headers of the blocks `tips`; or returns the damage that
 /// RocksDB reports.
+///
+/// # Errors
+/// [`Kind::Io`] if the operating system does not let RocksDB read. So the others.
 pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
     use {Families::*, TwoPhase::*};
     let cut = Copy::open(copy, &[(All, Off), (All, On), (Default, Off), (Default, On)])?.and_then(|copy| {
@@ -162,10 +169,14 @@ pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
         }
         Ok(cut)
     });
-    Ok(match cut {
-        Ok(cut) => Heights::Cut(cut),
-        Err(e) => Heights::Damaged(reported(&e)),
-    })
+    heights(cut)
+}
+
+fn heights(cut: std::result::Result<Option<Cut>, rocksdb::Error>) -> Result<Heights> {
+    match cut {
+        Ok(cut) => Ok(Heights::Cut(cut)),
+        Err(e) => damage(&e).map(Heights::Damaged),
+    }
 }
 
 /// Opens the copy of a database in a drill as a node does, read-write, and closes it: RocksDB replays the WALs into new SSTs and
@@ -185,6 +196,7 @@ pub(crate) fn open_as_node(scratch: &Path) -> Result<Heights> {
         db.put(OPENED, b"")?;
         newest_cut(&db)
     });
+    // Whatever the reason is, the drill has not passed.
     Ok(match cut {
         Ok(cut) => Heights::Cut(cut),
         Err(e) => Heights::Damaged(reported(&e)),
@@ -222,24 +234,25 @@ pub(crate) struct Entries {
 }
 
 impl Entries {
-    /// Opens a finished copy; the inner error is the damage that RocksDB reports. So those of the others.
+    /// Opens a finished copy.
     ///
     /// # Errors
-    /// Fails if there is no RocksDB.
-    pub(crate) fn open(copy: &Path) -> Result<std::result::Result<Entries, Fault>> {
+    /// [`Kind::Damaged`] if there is no RocksDB, or RocksDB reports damage; [`Kind::Io`] if the operating system does not let it read. So
+    /// the others.
+    pub(crate) fn open(copy: &Path) -> Result<Entries> {
         use {Families::*, TwoPhase::*};
         let opened = Copy::open(copy, &[(All, Off), (All, On), (Default, Off), (Default, On)])?;
-        Ok(opened.map(|copy| Entries { copy }).map_err(|e| reported(&e)))
+        opened.map(|copy| Entries { copy }).map_err(|e| unread(&e))
     }
 
     /// The value of a key.
-    pub(crate) fn get(&self, key: &[u8]) -> std::result::Result<Option<Vec<u8>>, Fault> {
-        self.copy.db.get(key).map_err(|e| reported(&e))
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.copy.db.get(key).map_err(|e| unread(&e))
     }
 
     /// The entry with the greatest key that begins with `prefix` and is less than `end`.
-    pub(crate) fn newest_in(&self, prefix: &[u8], end: &[u8]) -> std::result::Result<Option<Entry>, Fault> {
-        newest_in(&self.copy.db, prefix, end).map_err(|e| reported(&e))
+    pub(crate) fn newest_in(&self, prefix: &[u8], end: &[u8]) -> Result<Option<Entry>> {
+        newest_in(&self.copy.db, prefix, end).map_err(|e| unread(&e))
     }
 }
 
@@ -251,7 +264,7 @@ pub(crate) fn inspect(copy: &Path, control: &Control) -> Result<Inspected> {
     let copy = match Copy::open(copy, &[(All, Off), (All, On)])? {
         Ok(copy) => copy,
         Err(e) => {
-            inspected.faults.push(reported(&e));
+            inspected.take(&e);
             return Ok(inspected);
         }
     };
@@ -275,7 +288,7 @@ pub(crate) fn inspect(copy: &Path, control: &Control) -> Result<Inspected> {
                     }
                 }
                 Err(e) => {
-                    inspected.faults.push(reported(&e));
+                    inspected.take(&e);
                     break;
                 }
             }
@@ -284,10 +297,55 @@ pub(crate) fn inspect(copy: &Path, control: &Control) -> Result<Inspected> {
     Ok(inspected)
 }
 
-/// The fault that RocksDB reports of a copy that it cannot read.
+impl Inspected {
+    fn take(&mut self, e: &rocksdb::Error) {
+        let list = if cause(e) == Cause::Content { &mut self.faults } else { &mut self.unread };
+        list.push(reported(e));
+    }
+}
+
+/// Why RocksDB cannot read a copy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// The content is wrong, or a file is missing.
+    Content,
+    /// The disk has lost a part of a file.
+    Disk,
+    /// Another error of the operating system.
+    System,
+}
+
+/// The cause of an error. RocksDB does not pass on the number of the operating system's error, only its words (`IOError` in its
+/// `env/io_posix.cc`).
+fn cause(e: &rocksdb::Error) -> Cause {
+    let words: &str = e.as_ref();
+    match e.kind() {
+        ErrorKind::IOError if medium::is_lost_in_words(words) => Cause::Disk,
+        ErrorKind::IOError if !words.contains("No such file or directory") => Cause::System,
+        _ => Cause::Content,
+    }
+}
+
+/// What RocksDB reports of a copy that it cannot read: the file, as far as it says, and the sentence.
 fn reported(e: &rocksdb::Error) -> Fault {
-    let why = without_descriptors(&format!("RocksDB reports damage: {e}"));
+    let what = if cause(e) == Cause::Content { "RocksDB reports damage" } else { "RocksDB cannot read it" };
+    let why = without_descriptors(&format!("{what}: {e}"));
     Fault { file: table_in(&why).unwrap_or_default(), why }
+}
+
+/// The damage that RocksDB reports.
+fn damage(e: &rocksdb::Error) -> Result<Fault> {
+    if cause(e) == Cause::System { Err(unread(e)) } else { Ok(reported(e)) }
+}
+
+/// The reason why RocksDB cannot read a finished copy.
+fn unread(e: &rocksdb::Error) -> Error {
+    let sentence = reported(e).to_string();
+    match cause(e) {
+        Cause::Content => Error::new(Kind::Damaged, sentence),
+        Cause::Disk => medium::lost(sentence),
+        Cause::System => Error::new(Kind::Io, sentence),
+    }
 }
 
 /// A message of RocksDB with the plain names of its files, instead of those in a [`Held`] directory.

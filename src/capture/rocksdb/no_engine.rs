@@ -7,7 +7,7 @@ use crate::capture::rocksdb::chain_cut::{Heights, Tip};
 use crate::chainweb::stored::Entry;
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
-use crate::fault::{Fault, Inspected};
+use crate::fault::Inspected;
 
 /// An open database: this build cannot have one.
 #[derive(Debug)]
@@ -43,15 +43,15 @@ pub(crate) fn inspect(_copy: &Path, _control: &Control) -> Result<Inspected> {
 pub(crate) enum Entries {}
 
 impl Entries {
-    pub(crate) fn open(_copy: &Path) -> Result<std::result::Result<Entries, Fault>> {
+    pub(crate) fn open(_copy: &Path) -> Result<Entries> {
         Err(require("the start-up proof").expect_err("this build has no RocksDB"))
     }
 
-    pub(crate) fn get(&self, _key: &[u8]) -> std::result::Result<Option<Vec<u8>>, Fault> {
+    pub(crate) fn get(&self, _key: &[u8]) -> Result<Option<Vec<u8>>> {
         match *self {}
     }
 
-    pub(crate) fn newest_in(&self, _prefix: &[u8], _end: &[u8]) -> std::result::Result<Option<Entry>, Fault> {
+    pub(crate) fn newest_in(&self, _prefix: &[u8], _end: &[u8]) -> Result<Option<Entry>> {
         match *self {}
     }
 }

@@ -68,7 +68,7 @@ pub(crate) fn make(
 ) -> Result<std::result::Result<Delta, Refusal>> {
     let Some(shape) = Shape::of(base, snapshot.bytes()) else {
         let why = "the size of a database is no whole number of pages, or the sums of the earlier one are missing";
-        return Ok(Err(refusal(why)));
+        return Ok(Err(Refusal::new(why)));
     };
     disk::create_dir(&shm_of(to), copier.owner)?;
     let made = match link(base, linkable, to)? {
@@ -155,10 +155,6 @@ impl<'a> Shape<'a> {
     }
 }
 
-fn refusal(why: &str) -> Refusal {
-    Refusal { why: why.to_owned(), is_damaged: false }
-}
-
 /// The identity of the base, and a number that no other WAL on it has.
 fn salts_on(base: &PieceSums) -> Salts {
     let mut salts = [0; 8];
@@ -173,14 +169,14 @@ fn link(base: &EarlierDatabase, linkable: &Linkable, to: &Path) -> Result<Option
     match disk::link(&linkable.path, to) {
         Ok(()) => {}
         Err(e) if e.raw_os_error().is_some_and(|errno| cannot.contains(&errno)) => {
-            return Ok(Some(refusal(&format!("it cannot be linked: {e}"))));
+            return Ok(Some(Refusal::new(format!("it cannot be linked: {e}"))));
         }
         Err(e) => return Err(Error::io(failed("link", to), e)),
     }
     let linked = nofollow::look(to).context(|| failed("look at", to))?;
     let opened = base.file.metadata().context(|| failed("look at", to))?;
     let is_same = linked.is_some_and(|linked| FileId::from(&linked) == FileId::from(&opened));
-    Ok((!is_same).then(|| refusal("another file has replaced it")))
+    Ok((!is_same).then(|| Refusal::new("another file has replaced it")))
 }
 
 /// When a file was last written to: seconds and nanoseconds.
@@ -251,12 +247,12 @@ impl Sink for Comparing<'_> {
         }
         let fault = self.pieces.take(old, new, Some(self.shape.sums));
         self.done += window.len() as u64;
-        if let Some(why) = fault {
-            return Err(self.refuse(why, true));
+        if let Some(refusal) = fault {
+            return Err(self.refuse(refusal));
         }
         if self.composer.bytes() > self.max_wal_bytes {
             let why = format!("more than {} bytes of it have changed", self.max_wal_bytes);
-            return Err(self.refuse(why, false));
+            return Err(self.refuse(Refusal::new(why)));
         }
         if self.buffer.len() >= BUFFER_BYTES {
             self.flush()?;
@@ -277,7 +273,7 @@ impl Comparing<'_> {
         }
         result?;
         if self.done != bytes {
-            return Ok(Err(refusal(&format!("the source ended after {} of {bytes} bytes", self.done))));
+            return Ok(Err(Refusal::new(format!("the source ended after {} of {bytes} bytes", self.done))));
         }
         let Comparing { out, composer, mut buffer, written, mut writing, pieces, shape, base_bytes, .. } = self;
         let (frames_count, chain) = composer.end(shape.pages_count, &mut buffer);
@@ -304,17 +300,18 @@ impl Comparing<'_> {
     fn read_base(&mut self, bytes: u64) -> Result<usize> {
         let count = match self.window.fill(&mut self.base, bytes) {
             Ok(count) => count,
-            Err(e) => return Err(self.refuse(format!("it cannot be read: {e}"), true)),
+            Err(e) => return Err(self.refuse(Refusal::damaged(format!("it cannot be read: {e}"), false))),
         };
         if count as u64 != bytes {
-            return Err(self.refuse(format!("it ends at {}", self.done + count as u64), true));
+            let why = format!("it ends at {}", self.done + count as u64);
+            return Err(self.refuse(Refusal::damaged(why, false)));
         }
         Ok(count)
     }
 
-    fn refuse(&mut self, why: String, is_damaged: bool) -> Error {
-        let error = Error::new(Kind::Changed, why.clone());
-        self.refusal = Some(Refusal { why, is_damaged });
+    fn refuse(&mut self, refusal: Refusal) -> Error {
+        let error = Error::new(Kind::Changed, refusal.why.clone());
+        self.refusal = Some(refusal);
         error
     }
 }

@@ -5,16 +5,19 @@
 //! - A delta pair is never opened so, because that shows the base alone. It is opened without locks (`vfs=unix-none`) and exclusively:
 //!   then SQLite makes the index of the WAL in memory. A WAL checkpoint on close is switched off, so nothing is written. Nor is it
 //!   opened if the WAL is missing: SQLite would create one.
+//! - Damage is what SQLite finds in the content. That the operating system did not let it read, or that it lacks memory, descriptors or
+//!   a place for temporary files, is an error, and says nothing about the copy.
 
 use std::path::Path;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, ffi};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use crate::capture::sqlite::pair::Beside;
 use crate::control::Control;
-use crate::error::Result;
+use crate::disk::medium;
+use crate::error::{Error, Kind, Result};
 
 /// The characters that must be encoded in the path of a `file:` URI.
 const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
@@ -22,8 +25,24 @@ const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
 /// How many steps of SQLite's virtual machine pass between two checks of whether the job was stopped: some milliseconds.
 const PROGRESS_STEPS: i32 = 100_000;
 
-/// The first fault that SQLite's own integrity check finds; it reads every page.
+/// The first fault that SQLite's own integrity check finds; it reads every page. After an error of reading the check goes on, and tells
+/// of a fault in other words: so only a fault that it finds twice is one.
+///
+/// # Errors
+/// As [`unread`], but for damage; [`Kind::Io`] if it finds a fault only once.
 pub(crate) fn integrity_fault(copy: &Path, control: &Control) -> Result<Option<String>> {
+    let Some(fault) = fault_once(copy, control)? else { return Ok(None) };
+    if fault_once(copy, control)?.is_some() {
+        return Ok(Some(fault));
+    }
+    let context = format!(
+        "SQLite found a fault in {} ({fault}), and none when it read it again: check disk and memory, then try again",
+        copy.display()
+    );
+    Err(Error::new(Kind::Io, context))
+}
+
+fn fault_once(copy: &Path, control: &Control) -> Result<Option<String>> {
     let check = || -> rusqlite::Result<String> {
         let mut connection = open(copy)?;
         let watch = control.watcher();
@@ -35,19 +54,39 @@ pub(crate) fn integrity_fault(copy: &Path, control: &Control) -> Result<Option<S
     Ok(match result {
         Ok(word) if word == "ok" => None,
         Ok(fault) => Some(fault),
-        Err(e) => Some(e.to_string()),
+        Err(e) => Some(unread(|| format!("SQLite cannot read {}", copy.display()), e)?),
     })
+}
+
+/// What SQLite says of the content of a finished copy that it cannot read.
+///
+/// # Errors
+/// [`Kind::Io`] if the reason is not the content. SQLite does not pass on the number of a read error: it counts as one of the disk.
+pub(crate) fn unread(context: impl FnOnce() -> String, e: rusqlite::Error) -> Result<String> {
+    let Some(failure) = e.sqlite_error() else { return Ok(e.to_string()) };
+    match failure.code {
+        ErrorCode::SystemIoFailure => Err(medium::lost(format!("{}: {e}", context()))),
+        // There is a link in its place.
+        ErrorCode::CannotOpen if failure.extended_code == ffi::SQLITE_CANTOPEN_SYMLINK => Ok(e.to_string()),
+        ErrorCode::CannotOpen
+        | ErrorCode::OutOfMemory
+        | ErrorCode::PermissionDenied
+        | ErrorCode::DatabaseBusy
+        | ErrorCode::DatabaseLocked
+        | ErrorCode::DiskFull => Err(Error::new(Kind::Io, context()).because(e)),
+        _ => Ok(e.to_string()),
+    }
 }
 
 /// Opens it, and creates no file beside it.
 pub(crate) fn open(copy: &Path) -> rusqlite::Result<Connection> {
     let path = std::path::absolute(copy).unwrap_or_else(|_| copy.to_owned());
     let encoded = percent_encode(path.as_os_str().as_encoded_bytes(), URI_PATH);
-    let cannot_open = |why: String| rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), Some(why));
-    let is_pair = match Beside::of(&path).map_err(|e| cannot_open(e.to_string()))? {
+    let failure = |code, why: String| rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(why));
+    let is_pair = match Beside::of(&path).map_err(|e| failure(ffi::SQLITE_CANTOPEN, e.to_string()))? {
         Beside::Nothing => false,
         Beside::Wal => true,
-        Beside::GuardAlone => return Err(cannot_open("its WAL is missing".to_owned())),
+        Beside::GuardAlone => return Err(failure(ffi::SQLITE_CORRUPT, "its WAL is missing".to_owned())),
     };
     let how = if is_pair { "vfs=unix-none" } else { "immutable=1" };
     let uri = format!("file:{encoded}?mode=ro&{how}");

@@ -13,7 +13,7 @@ use data_encoding::HEXLOWER;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
-use crate::capture::sqlite::finished::open;
+use crate::capture::sqlite::finished::{self, open};
 use crate::chainweb::digest::Digest;
 use crate::chainweb::pact::{CONSENSUS_STATE, HASH, HEIGHT, HISTORIES};
 use crate::chainweb::start::{Ends, Row};
@@ -22,7 +22,7 @@ use crate::error::{Error, Kind, Result};
 /// The newest block of a finished copy: its height, and its hash in hexadecimal. `None` if there is no row at all.
 ///
 /// # Errors
-/// [`Kind::Damaged`] if SQLite cannot read it. So the others.
+/// [`Kind::Damaged`] if SQLite cannot read its content, [`Kind::Io`] if the reason is another one. So the others.
 pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
     let history = History::open(copy)?;
     let newest = match history.newest(Rows::Integers)? {
@@ -167,5 +167,6 @@ fn hash_text(hash: Hash) -> Option<String> {
 }
 
 fn unread(name: &str, e: rusqlite::Error) -> Error {
-    Error::new(Kind::Damaged, format!("SQLite cannot read {name} of the finished copy")).because(e)
+    let context = || format!("SQLite cannot read {name} of the finished copy");
+    finished::unread(context, e).map_or_else(|e| e, |damage| Error::new(Kind::Damaged, context()).because(damage))
 }

@@ -41,7 +41,7 @@ pub(crate) fn attempt(
     let Some(base) = base_of(how, burden) else { return Ok(None) };
     if base.page_size != page_size {
         let why = format!("the database in backup {} has another page size", base.id);
-        refuse(database, burden, Refusal { why, is_damaged: false });
+        refuse(database, burden, Refusal::new(why));
         return Ok(None);
     }
     let made = match &base.linkable {
@@ -53,13 +53,14 @@ pub(crate) fn attempt(
             })
         }),
     };
-    let Refusal { why, is_damaged } = match made {
+    let refusal = match made {
         Ok(Ok(made)) => return Ok(Some(made)),
         Ok(Err(refusal)) => refusal,
         Err(e) if snapshot.is_broken => return Err(Lost::Raced(e.chain())),
         Err(e) => return Err(e.into()),
     };
-    refuse(database, burden, Refusal { why: format!("the database in backup {}: {why}", base.id), is_damaged });
+    let why = format!("the database in backup {}: {}", base.id, refusal.why);
+    refuse(database, burden, Refusal { why, ..refusal });
     Ok(None)
 }
 
@@ -78,9 +79,7 @@ fn clone(
             let written = Written { bytes: done.written_bytes, sums: done.sums, pair: None };
             Ok((Made { method: Method::Increment, increment: Some(written) }, done.unsynced))
         }
-        Incremented::CannotClone => {
-            Err(Refusal { why: "its blocks cannot be shared on this file system".to_owned(), is_damaged: false })
-        }
+        Incremented::CannotClone => Err(Refusal::new("its blocks cannot be shared on this file system")),
         Incremented::Refused(refusal) => Err(refusal),
     })
 }

@@ -381,7 +381,7 @@ fn copy_file(lock: &ReadLock, database: &Path, to: &Path, how: &How<'_>, burden:
 /// Never for a file of a backup: SQLite writes to it.
 pub(crate) fn open_as_node(scratch: &Path) -> Result<Option<(u64, Option<String>)>> {
     let failed = |e: rusqlite::Error| {
-        Error::new(Kind::Database, format!("SQLite cannot use {} as a node does", scratch.display())).because(e)
+        Error::new(Kind::Damaged, format!("SQLite cannot use {} as a node does", scratch.display())).because(e)
     };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(scratch, flags).map_err(failed)?;

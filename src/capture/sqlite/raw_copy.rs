@@ -171,7 +171,7 @@ fn copy_held(
     match settle(held, database, extent.as_ref(), whole)? {
         Applies::None if extent.is_some() && is_increment => {
             let why = "its WAL was restarted".to_owned();
-            increment::refuse(database, burden, Refusal { why: why.clone(), is_damaged: false });
+            increment::refuse(database, burden, Refusal::new(why.clone()));
             Err(Lost::Raced(why))
         }
         Applies::None if extent.is_some() => {
@@ -250,7 +250,7 @@ fn make_increment(
         }
         Some(_) => {
             let why = "its WAL has too many frames".to_owned();
-            increment::refuse(database, burden, Refusal { why, is_damaged: false });
+            increment::refuse(database, burden, Refusal::new(why));
             return Ok(None);
         }
     };
