@@ -1,7 +1,7 @@
 #!/bin/sh
-# What lies where it does not belong: a link to the directory of another user in place of `0`, the note of another backup, files that
-# a node has left in a backup, names and hashes that no node writes. And the edges of a restore: --dry-run ends as the restore does,
-# --resume and --undo succeed only if the wanted database is in place because of them.
+# Files in wrong places: a link to another user's directory in place of `0`, a note of another backup, files that a node has left in a
+# backup, names and hashes that no node writes. Edge cases of a restore: --dry-run has the exit code of the restore; --resume and --undo
+# succeed only if they have put the wanted database in place.
 . "$(dirname -- "$0")/lib.sh"
 
 make() { chainweb-backup make --log-level error --backup-directory b "$@"; }
@@ -21,7 +21,7 @@ let_go() {
   pids=${pids% "$holder"}
 }
 
-# A link of the node's user to what only another user may read: root does not give it away.
+# The node's user links to files that only another user may read: root does not copy them into a backup.
 if [ "$(id -u)" -eq 0 ]; then
   mkdir -m 700 victim && node victim/db --chains 2 && chown -R 23456 victim
   chmod 755 .
@@ -58,7 +58,7 @@ if [ "$(id -u)" -eq 0 ]; then
   rm -rf user && mkdir -p user disk && cp -a victim/db/0 disk/0 && chown -R 12345 user disk/0
   for owner in 0 12345; do
     rm -rf user/0 b && ln -s "$DIR/disk/0" user/0 && chown -h "$owner" user/0
-    status "a link of $owner to what belongs to the node's user" 0 make --backup-pact --database-directory user
+    status "a link of user $owner to a directory of the node's user" 0 make --backup-pact --database-directory user
   done
   rm -rf user b disk victim
 else
@@ -108,7 +108,7 @@ for method in '' '"base": "1", "written_bytes": 18446744073709551615, "method": 
 done
 rm -rf b
 
-# What a node leaves in a backup in which it was started, and what no node leaves.
+# Files that a node leaves in a backup in which it was started, and files that no node leaves.
 node old --chains 3
 status 'a backup' 0 make --backup-pact --database-directory db
 id=$(ls b)

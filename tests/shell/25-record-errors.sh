@@ -1,7 +1,7 @@
 #!/bin/sh
-# The disk, or a server of NFS, fails while a file of our own records is read: {EIO, ESTALE} x {status, backup.json, manifest.json,
-# verified.json, starts.json, drill.json, the journal of a restore} x every command. A command that needs the file fails and names it, and
-# never says that there is no such backup; none loses a backup, and everything is as before when the disk is well again.
+# The disk or an NFS server fails while one of our records is read: {EIO, ESTALE} x {status, backup.json, manifest.json, verified.json,
+# starts.json, drill.json, the journal of a restore} x every command. A command that needs the file fails and names it, and never says
+# that there is no such backup. No command loses a backup, and when the disk works again, everything is as before.
 . "$(dirname -- "$0")/lib.sh"
 
 if ! cc -shared -fPIC -O1 -Wall -Wextra -o shim.so "$ROOT/tests/shell/errno-shim.c" 2>cc.log; then

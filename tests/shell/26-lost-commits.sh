@@ -1,7 +1,7 @@
 #!/bin/sh
-# What the files of a stopped node have lost, and nothing but a warning shows: commits behind a damaged frame of an SQLite WAL, which
-# SQLite does not apply and does not mention; RocksDB's WALs, if all were removed. The backup is what the node would find, with a warning
-# in the record and in the list; without a loss there is none.
+# Data that the files of a stopped node have lost: the commits behind a damaged frame of an SQLite WAL, which SQLite does not apply and
+# does not mention; RocksDB's WALs, if all were removed. The backup has the same content as the node would find, and a warning in the
+# record and in the list. Without such a loss there is no warning.
 . "$(dirname -- "$0")/lib.sh"
 
 python3 -c 'import sqlite3' 2>python.err || { echo "1..0 # SKIP python3 has no sqlite3: $(tail -n 1 python.err)" && exit 0; }

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Increments of Pact on xfs and btrfs, which are mounted from images: backups of a running node, each read by the program, by the
-# node, by b2sum and by a restore; removed in any order; the process killed at random moments. BACKUPS says how many (8), KILLS how
-# many times the program is killed (12), SEED when.
+# Increments of Pact on xfs and btrfs, which are mounted from images: backups of a running node, each verified by the program, by the
+# node, by b2sum and by a restore; removed in any order; the program killed at random moments. BACKUPS is their number (8), KILLS the
+# number of kills (12), SEED the seed of the moments.
 . "$(dirname -- "$0")/lib.sh"
 
 BACKUPS=${BACKUPS:-8} KILLS=${KILLS:-12} SEED=${SEED:-$(date +%s)}

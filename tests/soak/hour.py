@@ -3,7 +3,7 @@
 
     hour.py BIN MINUTES     BIN is the directory of chainweb-backup and demo-node
 
-A node of 20 chains with 2 GB grows by ten heights a second. Minute by minute by turns it is alone, or a backup with Pact is made,
+A node of 20 chains with 1 GB grows by ten heights a second. Minute by minute by turns it is alone, or a backup with Pact is made,
 which is proved to start and restored, opened and compared in a drill. Heights that end within a backup or a drill are compared with
 all of the minutes alone. Ends with exit 1 if a backup was not proved, or a drill did not pass.
 """
@@ -29,7 +29,7 @@ def row(name, spans, heights):
 def main():
     work = tempfile.mkdtemp(prefix="chainweb-backup-hour.")
     database, backups, latencies = (os.path.join(work, name) for name in ("node", "backups", "latencies"))
-    node = subprocess.Popen([DEMO, "--database-directory", database, "--fill", "2000000000", "--rate", "10", "--delay-ms", "0",
+    node = subprocess.Popen([DEMO, "--database-directory", database, "--fill", "1000000000", "--rate", "10", "--delay-ms", "0",
                              "--disable-backup-api", "--service-port", "0", "--latency-file", latencies, "--address-file",
                              work + "/address"], stdout=subprocess.DEVNULL, stderr=open(work + "/node.log", "w"))
     while not os.path.exists(work + "/address"):
