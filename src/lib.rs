@@ -12,11 +12,11 @@
 //!           cut digest graph header merkle names number pact payload rules start stored tables
 //!           version
 //! words     no I/O
-//!           clock control database_files error fault id
+//!           clock control database_files error fault id units
 //! config    what was configured
 //!           file hooks numbers schedule tree
 //! disk      every change that we make to the file system
-//!           copy fault_gate file_id holders increment lock mounts nofollow off_heap permissions piece_sums quiet_reader sum sys unsynced
+//!           copy fault_gate file_id holders increment lock medium mounts nofollow off_heap permissions piece_sums quiet_reader sum sys unsynced
 //! format    our own names and durable formats
 //!           drill hooks layout manifest pact_sums record seal start_proof
 //! capture   a source becomes a directory of synced files
@@ -31,13 +31,13 @@
 //!           pact_base pact_pieces pairs placement prune recover rehearsal reread restore retention start_proofs sums sums_list
 //!           verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
-//!           answers counters fill hook_runs increments job listing making metrics repair shared summary textfile timer timetable
-//!           watchdog worker
+//!           answers counters doctor fill hook_runs increments job listing making metrics repair shared status_page summary textfile timer
+//!           timetable watchdog worker
 //! http      words in, words out
 //!           accept connections head listener routes
 //! ```
-//! The program is `src/bin/chainweb-backup`: `args` and `rules` (what was typed), `plan` (what it means), `action` and `commands` (what is done with
-//! backups), `pages` (help, completions), `terminal`.
+//! The program is `src/bin/chainweb-backup`: `args`, `line` and `rules` (what was typed), `plan` (what it means), `action` and `commands`
+//! (what is done with backups), `table` (of `list`), `doctor`, `status`, `pages` (help, completions), `terminal`.
 //!
 //! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere else.
 //! Only `capture::rocksdb::engine` names the `rocksdb` crate, only `capture::sqlite` names `rusqlite`, only `http` names `rouille`, only
@@ -60,6 +60,7 @@ mod service;
 #[cfg(feature = "gate")]
 #[doc(hidden)]
 pub mod testing;
+mod units;
 
 pub use backups::below::{Settle, Settled};
 pub use backups::details::{Details, Listed, Progress, Unreadable};
@@ -67,8 +68,8 @@ pub use backups::drill::{DrillOptions, drill_backup};
 pub use backups::history::younger_in;
 pub use backups::hooks::run_verified_hooks;
 pub use backups::operations::{
-    Summed, cancel_backup, check_backup_in, delete_backup, find_backup, list_all_in, list_backups_in, pin_backup,
-    rehearse_restore, restore_backup, sum_backup, sweep_backups, unpin_backup, verify_backup,
+    Summed, cancel_backup, check_backup_in, delete_backup, find_backup, free_bytes, list_all_in, list_backups_in,
+    pin_backup, rehearse_restore, restore_backup, sum_backup, sweep_backups, unpin_backup, verify_backup,
 };
 pub use backups::placement::Way;
 pub use backups::prune::{prune_backups, rehearse_prune};
@@ -106,9 +107,11 @@ pub use http::listener::{Listener, Stopper};
 pub use http::routes::ROUTES;
 pub use id::BackupId;
 pub use service::Service;
+pub use service::doctor::{Finding, Health, examine};
 pub use service::shared::MakeRequest;
 pub use service::textfile::metrics_of;
 pub use service::timetable::Scheduled;
+pub use units::{length, size, utc};
 
 #[cfg(feature = "engine")]
 pub use rocksdb;

@@ -27,12 +27,15 @@ use crate::service::answers::{Held, Page};
 use crate::service::counters::OTHER_ENDPOINT;
 use crate::service::listing::{MAX_PAGE_COUNT, PAGE_COUNT};
 use crate::service::shared::MakeRequest;
+use crate::service::status_page;
 
 const TEXT: &str = "text/plain;charset=utf-8";
 const JSON: &str = "application/json";
 
 /// The content type that Prometheus asks for.
 const METRICS: &str = "text/plain;version=0.0.4;charset=utf-8";
+
+const HTML: &str = "text/html;charset=utf-8";
 
 /// How much of a body is read: an empty JSON object with white space around it.
 const BODY_BYTES: u64 = 1024;
@@ -41,8 +44,14 @@ const BODY_BYTES: u64 = 1024;
 const RETRY_SECONDS: &str = "5";
 
 /// The routes, as [`Service::handle`] serves them; the manual has the same list, which a test compares.
-pub const ROUTES: [&str; 5] =
-    ["POST /make-backup", "GET /check-backup/{backupId}", "GET /list-backups", "GET /health-check", "GET /metrics"];
+pub const ROUTES: [&str; 6] = [
+    "POST /make-backup",
+    "GET /check-backup/{backupId}",
+    "GET /list-backups",
+    "GET /health-check",
+    "GET /metrics",
+    "GET /status-page",
+];
 
 enum Route<'a> {
     Make,
@@ -50,10 +59,11 @@ enum Route<'a> {
     List,
     Health,
     Metrics,
+    Page,
 }
 
 impl Service {
-    /// Answers a request that is ours: the backup endpoints, `/health-check` and `/metrics`, each also below
+    /// Answers a request that is ours: the backup endpoints, `/health-check`, `/metrics` and `/status-page`, each also below
     /// `/chainweb/0.0/{chainwebVersion}`. `None` for every other path. Mount it in the node's own rouille server.
     pub fn handle(&self, request: &Request) -> Option<Response> {
         let url = request.raw_url();
@@ -64,9 +74,14 @@ impl Service {
         Some(self.decorate(response, &request.remote_addr().to_string()))
     }
 
-    /// The answer for a path that no route serves.
+    /// The answer of a server without other routes for a path that [`Service::handle`] does not serve: the status page at `/`, 404 at
+    /// every other path.
     pub fn not_found(&self, request: &Request) -> Response {
-        let response = text(404, "no such endpoint");
+        let url = request.raw_url();
+        let response = match url.split_once('?').unwrap_or((url, "")) {
+            ("/", query) => answer(self, &Route::Page, request, query),
+            _ => text(404, "no such endpoint"),
+        };
         self.shared().counters.requests.count(OTHER_ENDPOINT, response.status_code);
         self.decorate(response, &request.remote_addr().to_string())
     }
@@ -103,6 +118,7 @@ impl Service {
             "list-backups" => Some(Route::List),
             "health-check" => Some(Route::Health),
             "metrics" => Some(Route::Metrics),
+            "status-page" => Some(Route::Page),
             _ => bare.strip_prefix("check-backup/").filter(|id| !id.contains('/')).map(Route::Check),
         }
     }
@@ -117,6 +133,7 @@ impl Route<'_> {
             Route::List => "list-backups",
             Route::Health => "health-check",
             Route::Metrics => "metrics",
+            Route::Page => "status-page",
         }
     }
 
@@ -124,13 +141,13 @@ impl Route<'_> {
         match self {
             Route::Make => &["backupPact"],
             Route::List => &["limit", "before"],
-            Route::Check(_) | Route::Health | Route::Metrics => &[],
+            Route::Check(_) | Route::Health | Route::Metrics | Route::Page => &[],
         }
     }
 }
 
 fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> Response {
-    let is_api = matches!(route, Route::Make | Route::Check(_) | Route::List);
+    let is_api = matches!(route, Route::Make | Route::Check(_) | Route::List | Route::Page);
     if is_api && !service.shared().config.api_enabled {
         return text(404, "the backup API is off; enable it with --enable-backup-api");
     }
@@ -160,6 +177,11 @@ fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> R
         },
         Route::Health => text(200, "Health check OK."),
         Route::Metrics => service.metrics().map_or_else(too_much, |held| shared(METRICS, held)),
+        Route::Page => match service.status_page() {
+            Ok(Some(held)) => shared(HTML, held).with_unique_header("Content-Security-Policy", status_page::policy()),
+            Ok(None) => too_much(),
+            Err(e) => failure(&e),
+        },
     }
 }
 

@@ -38,6 +38,7 @@ pub(crate) struct Listings {
     pub(crate) answers: Answers,
     pub(crate) pages: Turns<Page>,
     pub(crate) metrics: Turns<()>,
+    pub(crate) status_pages: Turns<()>,
 }
 
 /// An answer that counts as held as long as this exists.

@@ -13,8 +13,8 @@ use crate::format::record::{Record, Scope};
 pub(crate) const BOUNDS_SECONDS: [f64; 9] = [1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 10_800.0, 43_200.0];
 
 /// The endpoints by which requests are counted. The last one stands for all others, and for requests that had none.
-pub(crate) const ENDPOINTS: [&str; 6] =
-    ["make-backup", "check-backup", "list-backups", "health-check", "metrics", OTHER_ENDPOINT];
+pub(crate) const ENDPOINTS: [&str; 7] =
+    ["make-backup", "check-backup", "list-backups", "health-check", "metrics", "status-page", OTHER_ENDPOINT];
 
 /// The endpoint of an answer that no route has made.
 pub(crate) const OTHER_ENDPOINT: &str = "other";

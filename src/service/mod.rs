@@ -12,6 +12,7 @@
 
 pub(crate) mod answers;
 pub(crate) mod counters;
+pub(crate) mod doctor;
 pub(crate) mod fill;
 pub(crate) mod hook_runs;
 pub(crate) mod increments;
@@ -21,6 +22,7 @@ pub(crate) mod making;
 pub(crate) mod metrics;
 pub(crate) mod repair;
 pub(crate) mod shared;
+pub(crate) mod status_page;
 pub(crate) mod summary;
 pub(crate) mod textfile;
 pub(crate) mod timer;

@@ -42,6 +42,7 @@ fn check_headers(answer: &Answer, version: &str) {
         "text/plain;charset=utf-8" => assert!(!answer.body.ends_with('\n') && !answer.body.is_empty(), "{answer:?}"),
         "application/json" => assert!(serde_json::from_str::<Value>(&answer.body).is_ok(), "{answer:?}"),
         "text/plain;version=0.0.4;charset=utf-8" => assert!(answer.body.ends_with('\n')),
+        "text/html;charset=utf-8" => assert!(answer.body.starts_with("<!doctype html>"), "{answer:?}"),
         other => panic!("{other} in {answer:?}"),
     }
 }
@@ -57,7 +58,7 @@ fn every_route_answers_with_and_without_the_prefix() {
     let node = Node::new();
     let service = start(&node, |config| config.chainweb_version = Some("mainnet01".to_owned()));
     let id = make_done(&service, ROCKSDB);
-    assert_eq!(routes("x").len(), 5);
+    assert_eq!(routes("x").len(), 6);
     for (method, path) in routes(id.as_str()) {
         for url in [path.clone(), format!("{PREFIX}{path}"), format!("/chainweb/0.0/%6dainnet01{path}")] {
             let answer = ask(&service, method, &url, &[]);

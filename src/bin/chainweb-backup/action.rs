@@ -6,11 +6,20 @@ use std::time::Duration;
 
 use chainweb_backup::{Depth, Policy};
 
+use crate::table::Column;
+
 /// A command on the backup directory. Identifiers are as typed, not parsed yet: never join one to a path.
 #[derive(Debug, PartialEq)]
 pub enum Action {
+    /// Print one screen.
+    Status,
     /// List the backups.
-    List(Output),
+    List {
+        /// How.
+        output: Output,
+        /// The columns of the table; empty: all.
+        columns: Vec<Column>,
+    },
     /// Print the metrics.
     Metrics {
         /// The configured free space that a backup must leave.

@@ -1,6 +1,6 @@
 //! The commands on finished backups: what they print, and their exit codes.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -8,15 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 use chainweb_backup::chainweb::pact::History;
-use chainweb_backup::chainweb::start::Start;
 use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
-    BackupId, Candidate, Control, Depth, Details, Drill, DrillOptions, Error, HookRun, Hooks, Kind, Listed, Record,
-    Rehearsal, RestoreOptions, Restored, Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict,
-    Verification, Verified, VerifyOptions, Way, cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup,
-    find_backup, inspect_json, list_all_in, metrics_of, pin_backup, prune_backups, rehearse_prune, rehearse_restore,
-    require_no_half_restore, restore_backup, run_verified_hooks, settle_restore, step_back, sum_backup, unpin_backup,
-    verify_backup,
+    BackupId, Candidate, Control, Depth, DrillOptions, Error, Hooks, Kind, Listed, Rehearsal, RestoreOptions, Restored,
+    Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict, Verification, VerifyOptions, Way,
+    cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup, find_backup, inspect_json, list_all_in,
+    metrics_of, pin_backup, prune_backups, rehearse_prune, rehearse_restore, require_no_half_restore, restore_backup,
+    run_verified_hooks, settle_restore, size, step_back, sum_backup, unpin_backup, verify_backup,
 };
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -25,7 +23,9 @@ use signal_hook::iterator::Signals;
 use crate::action::{Action, Output};
 use crate::args::NAME;
 use crate::plan::OURSELVES;
-use crate::terminal::{HOOK_FAILED, PROGRESS_INTERVAL, draw, exit_code, print, say, size, utc};
+use crate::status::status;
+use crate::table::{Column, moves, table};
+use crate::terminal::{HOOK_FAILED, PROGRESS_INTERVAL, draw, exit_code, print, say};
 
 /// How often a child process shows that it makes progress.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -33,7 +33,8 @@ const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Runs an [`Action`] on a backup directory, and the hooks that belong to it, within the limits of `control`; returns the exit code.
 pub fn run(directory: &Path, action: Action, hooks: &Hooks, control: &Control) -> Result<i32> {
     match action {
-        Action::List(output) => list(directory, output),
+        Action::Status => status(directory),
+        Action::List { output, columns } => list(directory, output, &columns),
         Action::Metrics { reserve_bytes } => print(metrics_of(directory, reserve_bytes)?.trim_end()),
         Action::Check(id) => check(directory, &id),
         Action::Cancel(id) => {
@@ -189,17 +190,6 @@ fn tell_start(id: &str, proof: &StartProof) -> Result<i32> {
 }
 
 /// What a node does when it starts: `at blocks 120-121, 3 to replay, 1 to rewind`.
-fn moves(start: &Start) -> String {
-    let heights = || start.chains.values().map(|chain| chain.height);
-    let (lowest, highest) = (heights().min().unwrap_or(0), heights().max().unwrap_or(0));
-    let blocks = if lowest == highest { format!("block {lowest}") } else { format!("blocks {lowest}-{highest}") };
-    let rewind = match start.rewind_sum() {
-        0 => String::new(),
-        blocks => format!(", {blocks} to rewind"),
-    };
-    format!("at {blocks}, {} to replay{rewind}", start.replay_sum())
-}
-
 fn restore(directory: &Path, id: &str, options: RestoreOptions<'_>, control: &Control) -> Result<i32> {
     let (id, restored) = with_progress(control, || restore_backup(directory, id, options, control))?;
     let Restored { database_directory, way, replaced, linked_count, cloned_count, copied_count, pact_history } =
@@ -395,14 +385,14 @@ fn check(directory: &Path, id: &str) -> Result<i32> {
     })
 }
 
-fn list(directory: &Path, output: Output) -> Result<i32> {
+fn list(directory: &Path, output: Output, columns: &[Column]) -> Result<i32> {
     let backups = list_all_in(directory)?;
     if let Some(Err(e)) = directory.parent().map(require_no_half_restore) {
         say(&format!("warning: {}", e.chain()));
     }
     match output {
         Output::Json => print(&serde_json::to_string_pretty(&backups).expect("details have only string keys"))?,
-        Output::Text => print_table(&backups)?,
+        Output::Text => print(&table(&backups, columns))?,
     };
     let unreadable =
         |backup: &Listed| if let Listed::Unreadable(backup) = backup { Some(backup.clone()) } else { None };
@@ -411,87 +401,4 @@ fn list(directory: &Path, output: Output) -> Result<i32> {
         say(&format!("error: backup {id} cannot be read: {reason}"));
     }
     Ok(i32::from(!unreadable.is_empty()))
-}
-
-fn print_table(backups: &[Listed]) -> Result<i32> {
-    let mut table = format!(
-        "{:<16} {:<18} {:<12} {:<20} {:>10} {:>10} {:>15} NOTE\n",
-        "ID", "STATUS", "SCOPE", "STARTED (UTC)", "SIZE", "EXCLUSIVE", "HEIGHT"
-    );
-    for listed in backups {
-        let backup = match listed {
-            Listed::Backup(backup) => backup,
-            Listed::Unreadable(Unreadable { id, status, reason }) => {
-                table.push_str(&format!("{:<16} {status:<18} {reason}\n", id.as_str()));
-                continue;
-            }
-        };
-        let record = backup.record.as_ref();
-        let bytes = record.map_or_else(|| "-".to_owned(), |r| size(r.bytes));
-        let exclusive = backup.exclusive_bytes.map_or_else(|| "-".to_owned(), size);
-        let heights = record.and_then(|r| r.rocksdb.as_ref()?.block_heights);
-        let heights = heights.map_or_else(|| "-".to_owned(), |heights| heights.to_string());
-        let note = match record {
-            None => "foreign".to_owned(),
-            Some(r) => notes(backup, r),
-        };
-        let (status, scope) = (backup.status.word(), backup.scope.word());
-        let started = utc(backup.started_ms);
-        let line = format!(
-            "{:<16} {status:<18} {scope:<12} {started:<20} {bytes:>10} {exclusive:>10} {heights:>15} {note}",
-            backup.id.as_str()
-        );
-        table.push_str(line.trim_end());
-        table.push('\n');
-    }
-    print(table.trim_end())
-}
-
-/// The last column of a row: pinned, verified, why it failed, warnings.
-fn notes(backup: &Details, record: &Record) -> String {
-    let verified = |v: &Verified| match v.faults_count {
-        0 => format!("verified ({}) {}", v.depth.word(), utc(v.at_ms)),
-        faults => format!("DAMAGED in {faults} places"),
-    };
-    let pinned = backup.pinned.then(|| "pinned".to_owned());
-    let drilled = |d: &Drill| match &d.reason {
-        None => format!("drill passed {}", utc(d.at_ms)),
-        Some(reason) => format!("drill FAILED {}: {reason}", utc(d.at_ms)),
-    };
-    let starts = backup.starts.as_ref().filter(|_| backup.status == Status::Done).map(|proof| match &proof.verdict {
-        chainweb::start::Verdict::Yes(start) => {
-            let said: Vec<String> =
-                std::iter::once(format!("starts {}", moves(start))).chain(start.warnings.clone()).collect();
-            said.join("; ")
-        }
-        chainweb::start::Verdict::No { reason } => format!("DOES NOT START: {reason}"),
-        chainweb::start::Verdict::Unknown { reason } => format!("start unknown: {reason}"),
-    });
-    // Without Pact it is never known.
-    let starts = starts.filter(|_| backup.scope.has_pact());
-    let reason = record.reason.clone();
-    let bases: BTreeSet<&str> = record.pact.iter().filter_map(|part| Some(part.base.as_ref()?.as_str())).collect();
-    let written = record.pact_written_bytes();
-    let bases = bases.into_iter().collect::<Vec<_>>().join(", ");
-    let how = if record.pact.iter().any(|part| part.pair.is_some()) { "delta pairs on the files" } else { "increment" };
-    let increment = (!bases.is_empty()).then(|| format!("Pact: {how} of {bases}, {} written", size(written)));
-    let hooks = backup.hooks.iter().map(hook_note);
-    let all =
-        [pinned, increment, backup.verified.as_ref().map(verified), backup.drill.as_ref().map(drilled), starts, reason]
-            .into_iter()
-            .flatten()
-            .chain(hooks);
-    let text = all.chain(record.warnings.iter().cloned()).collect::<Vec<_>>().join("; ");
-    // Another program may have written a note: nothing in it draws on a terminal.
-    text.replace(char::is_control, " ")
-}
-
-/// What a list says of a hook.
-fn hook_note(hook: &HookRun) -> String {
-    let event = hook.event.word();
-    match (hook.ended_ms(), &hook.reason) {
-        (None, _) => format!("hook {event} has not ended, began {}", utc(hook.at_ms)),
-        (Some(ended_ms), None) => format!("hook {event} passed {}", utc(ended_ms)),
-        (Some(ended_ms), Some(reason)) => format!("hook {event} FAILED {}: {reason}", utc(ended_ms)),
-    }
 }

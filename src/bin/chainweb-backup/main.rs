@@ -4,10 +4,14 @@
 mod action;
 mod args;
 mod commands;
+mod doctor;
+mod line;
 mod pages;
 mod places;
 mod plan;
 mod rules;
+mod status;
+mod table;
 mod terminal;
 
 use std::io::{self, IsTerminal, Write};
@@ -20,13 +24,13 @@ use std::time::Duration;
 use args::Child;
 use chainweb_backup::{
     BackupId, Control, Details, Error, Interval, Kind, Listener, MakeRequest, Result, Service, Status, heights_json,
-    open_json, resolve_trusted, starts_json, sweep_backups, younger_in,
+    open_json, resolve_trusted, size, starts_json, sweep_backups, younger_in,
 };
 use log::LevelFilter;
 use plan::{Around, Exit, MakePlan, Plan, ServePlan};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
-use terminal::{HOOK_FAILED, LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, say, size};
+use terminal::{HOOK_FAILED, LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, say};
 
 /// The longest time between a signal and the end; the next start recovers from what did not end by then.
 const STOP_LIMIT: Duration = Duration::from_secs(9);
@@ -78,6 +82,7 @@ fn run(plan: Plan) -> Result<i32> {
     match plan {
         Plan::Serve(plan) => serve(plan),
         Plan::Make(plan) => make(plan),
+        Plan::Doctor(plan, output) => doctor::doctor(&plan, output),
         Plan::Manage {
             backup_directory,
             database_directory,

@@ -4,7 +4,8 @@
 use chainweb_backup::{MANUAL, suggest};
 use clap_complete::shells::{Bash, Fish, Zsh};
 
-use crate::args::{NAME, Shell, program};
+use crate::args::{NAME, Shell};
+use crate::line::program;
 
 /// The mark of the blocks in the manual that a test runs.
 const TEST_MARK: &str = "<!-- test -->\n";

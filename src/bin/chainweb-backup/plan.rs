@@ -17,7 +17,8 @@ use chainweb_backup::{
 use log::LevelFilter;
 
 use crate::action::{Action, Output};
-use crate::args::{self, Child, Command, Common, Job, Limit, Serve, Typed};
+use crate::args::{self, Child, Command, Common, Job, Limit, Serve};
+use crate::line::{self, Typed};
 use crate::pages;
 use crate::places::{self, Found, Node};
 
@@ -45,6 +46,8 @@ pub enum Plan {
     Serve(ServePlan),
     /// Make one backup and print its id.
     Make(MakePlan),
+    /// Find what would make the next backup of such a service fail.
+    Doctor(ServePlan, Output),
     /// Run a command on the backup directory.
     Manage {
         /// Where the backups are.
@@ -132,7 +135,7 @@ pub struct Exit {
 
 /// Decides what to do. `args` begins with the program's name, as in `std::env::args_os`.
 pub fn parse(args: impl IntoIterator<Item = OsString>, around: &Around<'_>) -> Result<Plan, Exit> {
-    let typed = args::read(args).map_err(|e| Exit {
+    let typed = line::read(args).map_err(|e| Exit {
         code: if e.use_stderr() { 2 } else { 0 },
         to_stdout: !e.use_stderr(),
         text: e.render().to_string(),
@@ -189,15 +192,17 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
     let manage = |common: Common, action: Action| manage(common, None, action, around);
     let reading = |common: Common, limit: Limit, action: Action| self::manage(common, Some(limit), action, around);
     Ok(match command {
-        Command::Serve(typed) => serve(typed, around)?,
+        Command::Serve(typed) => Plan::Serve(serve(typed, around)?),
+        Command::Doctor(typed) => Plan::Doctor(serve(typed.serve, around)?, output(typed.json)),
         Command::Make(typed) => {
             let (backup_pact, if_older_than) = (typed.backup_pact, typed.if_older_than);
             let made = settings(typed.common, around)?.service(typed.job, &typed.limit, around)?;
             let Service { node, config, log_level, warnings, notes, .. } = made;
             Plan::Make(MakePlan { node, config, backup_pact, if_older_than, log_level, warnings, notes })
         }
+        Command::Status(typed) => manage(typed.common, Action::Status)?,
         Command::List(typed) => {
-            manage(typed.common, Action::List(if typed.json { Output::Json } else { Output::Text }))?
+            manage(typed.common, Action::List { output: output(typed.json), columns: typed.columns })?
         }
         Command::Metrics(common) => manage(common, Action::Metrics { reserve_bytes: None })?,
         Command::Check(typed) => manage(typed.common, Action::Check(typed.id))?,
@@ -208,11 +213,7 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
         }
         Command::Restore(typed) => {
             let args::Restore { id, to, replace, copy, deep, dry_run, json, resume, undo, limit, common } = typed;
-            let dry_run = match (dry_run, json) {
-                (false, _) => None,
-                (true, false) => Some(Output::Text),
-                (true, true) => Some(Output::Json),
-            };
+            let dry_run = dry_run.then(|| output(json));
             match id {
                 Some(id) => {
                     reading(common, limit, Action::Restore { id, to, replace, copy, depth: depth(deep), dry_run })?
@@ -241,6 +242,10 @@ fn plan(command: Command, around: &Around) -> Result<Plan, Exit> {
         Command::Completions(typed) => return Err(Exit::shown(pages::completions(typed.shell))),
         Command::Man(typed) => return Err(Exit::shown(pages::man(typed.command.as_deref())?)),
     })
+}
+
+fn output(json: bool) -> Output {
+    if json { Output::Json } else { Output::Text }
 }
 
 fn depth(deep: bool) -> Depth {
@@ -406,7 +411,7 @@ fn no_database_directory(version: Option<&str>, why: &str) -> String {
     )
 }
 
-fn serve(typed: Serve, around: &Around) -> Result<Plan, String> {
+fn serve(typed: Serve, around: &Around) -> Result<ServePlan, String> {
     let service = settings(typed.common, around)?.service(typed.job, &typed.limit, around)?;
     let Service { node, mut config, log_level, mut file, mut warnings, mut notes } = service;
     config.schedules = typed.times.schedules(file.schedules.take())?;
@@ -434,7 +439,7 @@ fn serve(typed: Serve, around: &Around) -> Result<Plan, String> {
     if config.api_enabled && !interface.is_loopback() {
         warnings.push(format!("listening on {interface}: every process that reaches this port can start backups"));
     }
-    Ok(Plan::Serve(ServePlan {
+    Ok(ServePlan {
         node,
         config,
         interface,
@@ -443,7 +448,7 @@ fn serve(typed: Serve, around: &Around) -> Result<Plan, String> {
         log_level,
         warnings,
         notes,
-    }))
+    })
 }
 
 fn drill(typed: args::Drill, around: &Around) -> Result<Plan, Exit> {

@@ -1,4 +1,4 @@
-//! Shared by the commands of the program: printing, sizes and times for people, exit codes.
+//! Shared by the commands of the program: printing, the log, exit codes.
 
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,7 +7,6 @@ use chainweb_backup::{Error, Kind, Result};
 use parking_lot::Mutex;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use time::macros::format_description;
 
 /// How often a progress line is drawn.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -95,25 +94,6 @@ fn stamp(now: SystemTime) -> String {
     time.unwrap_or_else(|| format!("{}s", since / 1_000_000_000))
 }
 
-/// A time for people, in UTC.
-pub fn utc(unix_ms: u64) -> String {
-    let time = OffsetDateTime::from_unix_timestamp((unix_ms / 1000).cast_signed());
-    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
-    time.ok().and_then(|t| t.format(format).ok()).unwrap_or_else(|| "-".to_owned())
-}
-
-/// A size for people.
-pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -132,8 +112,5 @@ mod tests {
         assert_eq!(at(253_402_300_800), "253402300800s");
         assert_eq!(at(i64::MAX), format!("{}s", i64::MAX));
         assert_eq!(at(-100_000_000_000_000), "-100000000000000s");
-        for ms in [0, u64::MAX, i64::MAX.unsigned_abs()] {
-            assert!(!utc(ms).is_empty());
-        }
     }
 }

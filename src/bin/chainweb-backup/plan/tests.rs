@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use chainweb_backup::MANUAL;
 
-use crate::args::{LOG_LEVELS, program};
+use crate::args::LOG_LEVELS;
+use crate::line::program;
 
 use super::*;
 
@@ -112,7 +113,7 @@ fn the_other_commands() {
     // The daemon's variables are set where the other commands run too; only `serve` judges the switch.
     let env = &[("BACKUP_DIR", "/b"), ("ENABLE_BACKUP_API", "maybe")];
     let (backup_directory, log_level) = (PathBuf::from("/b"), LevelFilter::Info);
-    let action = Action::List(Output::Json);
+    let action = Action::List { output: Output::Json, columns: Vec::new() };
     let list = Plan::Manage {
         backup_directory: "/b".into(),
         database_directory: None,

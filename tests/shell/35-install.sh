@@ -1,0 +1,66 @@
+#!/bin/sh
+# scripts/install.sh: below a directory of its own it installs everything, says so, changes nothing the second time, keeps what the
+# operator has changed, and undoes what it did. With a real root, if there is a container to be had, is not tried here.
+. "$(dirname -- "$0")/lib.sh"
+
+install_to() {
+  sh "$ROOT/scripts/install.sh" --root "$DIR/root" --binary "$BIN/chainweb-backup" --database-directory /data --backup-directory /mnt/b "$@"
+}
+
+# all DIRECTORY: every file and its content.
+all() {
+  (cd "$1" && find . -type f -exec b2sum {} + | sort -k 2)
+}
+
+status 'a dry run' 0 install_to --dry-run
+has 'it says what it would do' out "would install $DIR/root/usr/local/bin/chainweb-backup"
+check 'it does nothing' [ ! -e root ]
+
+status 'an installation' 0 install_to
+has 'it says how to go on' out 'doctor --config-file /etc/chainweb-backup/config.yaml'
+status 'the program runs' 0 root/usr/local/bin/chainweb-backup --version
+has 'the configuration names the databases' root/etc/chainweb-backup/config.yaml 'databaseDirectory: /data'
+status 'the program reads it' 2 root/usr/local/bin/chainweb-backup make --config-file root/etc/chainweb-backup/config.yaml
+has 'and looks for the node there' err '/data'
+unit=root/etc/systemd/system/chainweb-backup.service
+has 'the unit starts the program' "$unit" 'ExecStart=/usr/local/bin/chainweb-backup serve --config-file /etc/chainweb-backup/config.yaml'
+has 'the unit waits for the disk' "$unit" 'RequiresMountsFor=/mnt/b'
+check 'nothing is left to be replaced in it' sh -c "! grep -n @ '$unit'"
+for word in make restore doctor; do
+  has "there is a man page of $word" "root/usr/local/share/man/man1/chainweb-backup-$word.1" .TH
+done
+has 'there are completions' root/usr/local/share/bash-completion/completions/chainweb-backup chainweb-backup
+if command -v systemd-analyze >/dev/null; then
+  sed "s|/usr/local/bin|$DIR/root/usr/local/bin|; /^User=/d; /^Group=/d; /^Documentation=/d" "$unit" >chainweb-backup.service
+  status 'systemd accepts the unit' 0 systemd-analyze verify --man=no ./chainweb-backup.service
+else
+  skip 'systemd accepts the unit' 'there is no systemd-analyze'
+fi
+
+all root >before
+status 'a second installation' 0 install_to
+all root >after
+check 'it changes nothing' cmp -s before after
+check 'it says so' sh -c '! grep -q ^install\ / out'
+
+echo '# mine' >>root/etc/chainweb-backup/config.yaml
+all root/etc/chainweb-backup >before
+status 'one after the operator has changed the configuration' 0 install_to --backup-directory /elsewhere
+has 'the changed file is kept' out "leave $DIR/root/etc/chainweb-backup/config.yaml, which was changed"
+has 'with its change' root/etc/chainweb-backup/config.yaml '# mine'
+has 'the new one is beside it' root/etc/chainweb-backup/config.yaml.new '/elsewhere'
+has 'the unit, which was not changed, is replaced' "$unit" 'RequiresMountsFor=/elsewhere'
+
+echo mine >root/usr/local/bin/other
+status 'undone' 0 install_to --undo
+(cd root && find . -type f | sort) >left
+is 'only what others have made is left' "$(tr '\n' ' ' <left)" './etc/chainweb-backup/config.yaml ./usr/local/bin/other '
+status 'undone again' 0 install_to --undo
+has 'there is nothing to undo' out 'nothing to undo'
+
+for wrong in '--nosuch' '--user' '--user a;b' '--prefix relative' '--backup-directory /a|b' '--binary /nosuch'; do
+  # shellcheck disable=SC2086 # several words
+  status "wrong usage: $wrong" 2 sh "$ROOT/scripts/install.sh" --root "$DIR/other" $wrong
+done
+check 'wrong usage installs nothing' [ ! -e other ]
+end
