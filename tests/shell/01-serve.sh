@@ -60,7 +60,7 @@ answers GET "/check-backup/..%2f..%2fnode" 404 'no such backup'
 answers GET "/check-backup/%2e%2e" 404 'no such backup'
 answers GET "/check-backup/" 404 'no such backup'
 answers GET "/check-backup/$id/status" 404 'no such endpoint'
-answers GET / 404 'no such endpoint'
+answers GET /nosuch 404 'no such endpoint'
 answers GET /make-backup 405 'use POST'
 is 'Allow of make-backup' "$(header allow)" POST
 answers POST "/check-backup/$id" 405 'use GET'

@@ -229,7 +229,7 @@ pub(crate) struct List {
     /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
-    /// Columns of the table, separated by commas: id, status, scope, started, size, exclusive, height, note [default: all]
+    /// Columns: id,status,scope,started,size,exclusive,height,note [default: all]
     #[arg(
         long,
         value_name = "NAMES",

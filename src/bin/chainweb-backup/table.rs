@@ -23,7 +23,7 @@ pub enum Column {
     Size,
     /// What deleting it would free.
     Exclusive,
-    /// The block heights.
+    /// The lowest and the highest block.
     Height,
     /// Everything else that is known.
     Note,

@@ -235,7 +235,7 @@ fn help_and_version_are_no_errors() {
     for line in ["--version", "-V", "--database-directory /d --version"] {
         assert_eq!(shown(line), format!("chainweb-backup {}\n", env!("CARGO_PKG_VERSION")), "{line}");
     }
-    assert_eq!(commands().len(), 17);
+    assert_eq!(commands().len(), 19);
     for command in commands() {
         assert!(page.lines().any(|line| line.starts_with(&format!("  {command} "))), "{command} is not in the help");
     }
@@ -376,18 +376,18 @@ fn the_command_is_found_among_flags() {
     };
     let all: BTreeSet<(String, bool)> = program().get_subcommands().flat_map(flags).collect();
     let names: BTreeSet<&String> = all.iter().map(|(flag, _)| flag).collect();
-    assert_eq!((all.len(), names.len()), (40, 40));
+    assert_eq!((all.len(), names.len()), (41, 41));
 }
 
 #[test]
 fn a_flag_of_another_command_names_both() {
     let line = "--service-port 1 list --backup-directory b";
-    wrong(line, &[], &[], &["unexpected argument '--service-port'", "belongs to 'serve', not to 'list'"]);
+    wrong(line, &[], &[], &["unexpected argument '--service-port'", "belongs to 'serve' and 'doctor', not to 'list'"]);
     wrong(
         "--limit-bytes-per-second=1 prune",
         &[],
         &[],
-        &["'serve' and 'make' and 'verify' and 'restore' and 'drill' and 'sum'"],
+        &["'serve' and 'make' and 'doctor' and 'verify' and 'restore' and 'drill' and 'sum'"],
     );
     // Every pair of a command and a flag that it does not have.
     for flag in program().get_subcommands().flat_map(clap::Command::get_arguments) {
@@ -422,16 +422,16 @@ fn wrong_usage_is_exit_code_2_with_the_remedy() {
     wrong("--backup-directory=", &[], &[], &["a value is required"]);
     for flag in ["--service-port 1", "--service-interface ::1", "--address-file f", "--enable-backup-api"] {
         for command in ["make", "list", "check 1"] {
-            wrong(&format!("{command} {flag}"), &[], &[], &["belongs to 'serve', not to"]);
+            wrong(&format!("{command} {flag}"), &[], &[], &["belongs to 'serve' and 'doctor', not to"]);
         }
     }
     wrong(
         "--json",
         &[],
         &[],
-        &["--json belongs to 'list' and 'restore', not to 'serve' (the command when none is given)"],
+        &["--json belongs to 'doctor' and 'list' and 'restore', not to 'serve' (the command when none is given)"],
     );
-    wrong("list --reserve-bytes 1", &[], &[], &["belongs to 'serve' and 'make'"]);
+    wrong("list --reserve-bytes 1", &[], &[], &["belongs to 'serve' and 'make' and 'doctor'"]);
     wrong(
         "--database-directory /d",
         &[("ENABLE_BACKUP_API", "maybe")],
@@ -519,5 +519,5 @@ fn databases_elsewhere() {
     wrong(all, &[], &[], &["no backup directory", "--backup-directory"]);
     wrong("--rocksdb-directory /r --backup-directory /b", &[], &[], &["--sqlite-directory"]);
     wrong("--sqlite-directory /s --backup-directory /b", &[], &[], &["no database directory"]);
-    wrong("list --rocksdb-directory /r", &[], &[], &["--rocksdb-directory belongs to 'serve' and 'make'"]);
+    wrong("list --rocksdb-directory /r", &[], &[], &["--rocksdb-directory belongs to 'serve' and 'make' and 'doctor'"]);
 }
