@@ -112,6 +112,16 @@ impl Progress {
 }
 
 impl Details {
+    /// Whether its last verification found damage.
+    pub fn is_damaged(&self) -> bool {
+        self.verified.as_ref().is_some_and(|verified| verified.faults_count > 0)
+    }
+
+    /// Whether it is damaged, or a proof has found that no node starts from it.
+    pub fn is_doubtful(&self) -> bool {
+        self.is_damaged() || self.starts.as_ref().is_some_and(|proof| proof.refutation().is_some())
+    }
+
     /// The description of a job whose directory was removed.
     pub(crate) fn without_directory(id: &BackupId, status: Status, scope: Scope, started_ms: u64) -> Details {
         Details {

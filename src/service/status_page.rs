@@ -132,7 +132,7 @@ fn card(to: &mut String, name: &str, class: &str, text: &str) -> fmt::Result {
 }
 
 fn write_cards(to: &mut String, shared: &Shared, seen: &Seen, now_ms: u64) -> fmt::Result {
-    let newest = seen.rows.iter().find(|row| row.status == Status::Done && !is_doubtful(row));
+    let newest = seen.rows.iter().find(|row| row.status == Status::Done && !row.is_doubtful());
     match newest {
         None => card(to, "Newest good backup", "bad", "none")?,
         Some(newest) => {
@@ -173,12 +173,6 @@ fn written_per_day(rows: &[Details]) -> Option<u64> {
     // The oldest was written before the span began.
     let bytes = records.iter().rev().skip(1).map(written).fold(0, u64::saturating_add);
     (span_ms >= DAY_MS).then(|| bytes / (span_ms / DAY_MS)).filter(|bytes| *bytes > 0)
-}
-
-/// Whether a verification found damage in a backup, or a proof that no node starts from it.
-fn is_doubtful(row: &Details) -> bool {
-    row.verified.as_ref().is_some_and(|verified| verified.faults_count > 0)
-        || row.starts.as_ref().is_some_and(|proof| proof.refutation().is_some())
 }
 
 /// What a node does when it starts from a backup, with the class of the text.
@@ -238,7 +232,7 @@ fn write_table(to: &mut String, seen: &Seen, now_ms: u64) -> fmt::Result {
 
 fn write_row(to: &mut String, row: &Details, now_ms: u64) -> fmt::Result {
     let class = match row.status {
-        Status::Done if is_doubtful(row) => "bad",
+        Status::Done if row.is_doubtful() => "bad",
         Status::Done => "good",
         Status::InProgress => "doubt",
         Status::Failed => "bad",

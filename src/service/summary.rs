@@ -109,7 +109,7 @@ impl Summary {
                 self.last_failure_ms.get_or_insert(ended_ms);
             }
             Status::Done => {
-                if !is_damaged(backup) {
+                if !backup.is_damaged() {
                     of_scope.success.get_or_insert_with(ended);
                     self.last_success_ms.get_or_insert(ended_ms);
                 }
@@ -147,7 +147,7 @@ impl Summary {
         }
         self.pinned_count += u64::from(backup.pinned);
         self.foreign_count += u64::from(backup.foreign);
-        self.damaged_count += u64::from(is_damaged(backup));
+        self.damaged_count += u64::from(backup.is_damaged());
         if let Some(bytes) = backup.exclusive_bytes {
             self.exclusive_bytes = Some(self.exclusive_bytes.unwrap_or(0).saturating_add(bytes));
         }
@@ -172,7 +172,7 @@ impl Summary {
         match backup.starts.as_ref().map(|proof| &proof.verdict) {
             Some(Verdict::Yes(start)) => {
                 self.proof.get_or_insert((true, start.replay_sum()));
-                if !is_damaged(backup) {
+                if !backup.is_damaged() {
                     self.startable_ms.get_or_insert(record.finished_ms.unwrap_or(record.started_ms));
                 }
             }
@@ -182,10 +182,6 @@ impl Summary {
             Some(Verdict::Unknown { .. }) | None => {}
         }
     }
-}
-
-fn is_damaged(backup: &Details) -> bool {
-    backup.verified.as_ref().is_some_and(|verified| verified.faults_count > 0)
 }
 
 /// The bytes of RocksDB that were copied, and those that are links to the files of the node or of an earlier backup.

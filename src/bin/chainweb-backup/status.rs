@@ -32,7 +32,7 @@ fn screen(listed: &[Listed], free_bytes: u64, now_ms: u64) -> (String, bool) {
     let mut text = String::new();
     let mut line = |name: &str, rest: &str| writeln!(text, "{name:<13} {rest}").expect("memory takes every text");
     let when = |at_ms: u64| format!("{} ago ({} UTC)", length(now_ms.saturating_sub(at_ms)), utc(at_ms));
-    let newest = backups.iter().find(|one| one.status == Status::Done && !one.foreign && !is_doubtful(one));
+    let newest = backups.iter().find(|one| one.status == Status::Done && !one.foreign && !one.is_doubtful());
     match newest {
         None => line("newest good", "none"),
         Some(newest) => {
@@ -71,20 +71,14 @@ fn screen(listed: &[Listed], free_bytes: u64, now_ms: u64) -> (String, bool) {
         "backups",
         &format!(
             "{} good, {} damaged or not to start from, {} failed, {unreadable} unreadable, {} of other programs",
-            count(&|one| one.status == Status::Done && !one.foreign && !is_doubtful(one)),
-            count(&|one| one.status == Status::Done && !one.foreign && is_doubtful(one)),
+            count(&|one| one.status == Status::Done && !one.foreign && !one.is_doubtful()),
+            count(&|one| one.status == Status::Done && !one.foreign && one.is_doubtful()),
             count(&|one| one.status == Status::Failed),
             count(&|one| one.foreign),
         ),
     );
     line("free", &size(free_bytes));
     (text, newest.is_some() && unreadable == 0)
-}
-
-/// Whether damage of a backup is known, or that no node starts from it.
-fn is_doubtful(backup: &Details) -> bool {
-    backup.verified.as_ref().is_some_and(|verified| verified.faults_count > 0)
-        || backup.starts.as_ref().is_some_and(|proof| proof.refutation().is_some())
 }
 
 fn starts(backup: &Details) -> String {
