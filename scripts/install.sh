@@ -90,7 +90,6 @@ put() {
   to=$root$2
   if [ -f "$to" ] && cmp -s "$1" "$to"; then
     step "leave $to, which is up to date"
-    note "$to"
     return 0
   fi
   if [ -e "$to" ] && [ "${4:-}" != always ] && ! is_ours "$to"; then
@@ -105,7 +104,9 @@ put() {
   fi
   [ -n "$dry" ] && return 0
   mkdir -p "$(dirname "$to")"
-  cp "$1" "$to.tmp" && chmod "$3" "$to.tmp" && mv "$to.tmp" "$to"
+  cp "$1" "$to.tmp"
+  chmod "$3" "$to.tmp"
+  mv "$to.tmp" "$to"
   note "$to"
 }
 
@@ -118,7 +119,7 @@ tell_systemd() {
 remove_all() {
   [ -f "$list" ] || { echo "nothing to undo: there is no $list" && return 0; }
   unit=$root/etc/systemd/system/$NAME.service
-  [ ! -f "$unit" ] || tell_systemd disable --now "$NAME.service" || echo "systemctl failed: is the service still running?" >&2
+  ! is_ours "$unit" || tell_systemd disable --now "$NAME.service" || echo "systemctl failed: is the service still running?" >&2
   # The path is what follows the sum and two blanks.
   cut -c 131- "$list" >"$new/files"
   while read -r file; do

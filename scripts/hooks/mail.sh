@@ -43,5 +43,5 @@ to=$(printf '%s, ' "$@")
   # A line of a mail has at most 998 bytes.
   fold -b -w 900
   printf '\n'
-} | timeout 120 sendmail -i -- "$@" || fail 'sendmail did not take the mail'
+} | timeout --foreground 120 sendmail -i -- "$@" || fail 'sendmail did not take the mail'
 echo "sendmail took a mail for $# addresses"

@@ -45,6 +45,7 @@ done
 # The lists come from another place: no name in them leads out of the backup, no sum out of the objects.
 ! awk -F "$tab" '{ print $5 }' "$work/tree" | grep -qvE '^\./[^/]' || fail "the list of $id has a wrong name"
 ! awk -F "$tab" '{ print $5 }' "$work/tree" | grep -qE '(^|/)\.\.(/|$)' || fail "the list of $id has a wrong name"
+! cut -c 67- "$work/b2sums" | grep -qE '(^|/)\.\.(/|$)' || fail "the list of the checksums of $id has a wrong name"
 ! grep -qvE '^[0-9a-f]{64}  \./' "$work/b2sums" || fail "the list of the checksums of $id is damaged"
 cut -c 1-64 "$work/b2sums" | sort -u >"$work/wanted"
 call copy "$@" --files-from "$work/wanted" "$remote/objects" "$work/objects" || fail "cannot fetch the files of backup $id"

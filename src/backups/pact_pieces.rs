@@ -21,7 +21,7 @@ pub(crate) fn check(
     result: &mut Verification,
     control: &Control,
 ) -> Result<()> {
-    let recorded = PactSums::read(path, &record.id);
+    let recorded = PactSums::require(path, &record.id)?;
     for file in databases {
         let expected = chainweb::name_in(SQLITE, file).and_then(|name| recorded.files.get(name));
         let Some(expected) = expected.filter(|_| !result.names(file)) else { continue };

@@ -62,7 +62,10 @@ pub(crate) fn check(
         if let Some(why) = guard_fault(&database)? {
             result.fault(shm_of(Path::new(&name)).display().to_string(), why);
         }
-        let sums = sums.get_or_insert_with(|| PactSums::read(path, &record.id));
+        let sums = match &mut sums {
+            Some(sums) => sums,
+            none => none.insert(PactSums::require(path, &record.id)?),
+        };
         let (Some(base), Some(_)) = (sums.files.get(&part.file), sums.folds.get(&part.file)) else {
             if !result.names(PACT_SUMS_FILE) {
                 let why =
@@ -87,7 +90,7 @@ pub(crate) fn check(
 
 /// The deep part of the check: compares what each pair is together with its sums.
 pub(crate) fn check_folds(path: &Path, record: &Record, result: &mut Verification, control: &Control) -> Result<()> {
-    let sums = PactSums::read(path, &record.id);
+    let sums = PactSums::require(path, &record.id)?;
     for (part, pair) in pairs_of(record) {
         let name = chainweb::path_in(SQLITE, &part.file);
         let (database, wal) = (path.join(&name), path_of_wal(&name));

@@ -125,7 +125,11 @@ impl Verification {
         let mut readable = Ok(());
         for (file, why) in take(&mut self.unread) {
             match sum::of(&path.join(&file), PageCache::Unchanged, &control.another()) {
-                Err(e) if medium::is_lost(&e) => self.fault(file, format!("the disk cannot read it: {}", e.chain())),
+                Err(e) if medium::is_lost(&e) => {
+                    // A Pact database may be the base of pairs in other backups.
+                    let why = format!("the disk cannot read it: {}", e.chain());
+                    self.fault_of_pieces(Fault { file, why });
+                }
                 Err(e) => return Err(e),
                 Ok(_) => {
                     let context =

@@ -289,7 +289,8 @@ impl Patching<'_> {
     fn read_ours(&mut self, bytes: u64) -> Result<usize> {
         let count = match self.window.fill(&mut self.ours, bytes) {
             Ok(count) => count,
-            Err(e) => return Err(self.refuse(Refusal::damaged(format!("it cannot be read: {e}"), false))),
+            // A verification finds out whether the disk has lost it.
+            Err(e) => return Err(self.refuse(Refusal::new(format!("it cannot be read: {e}")))),
         };
         if count as u64 != bytes {
             return Err(self.refuse(Refusal::new(format!("its clone ends at {}", self.done + count as u64))));

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::nofollow;
 use crate::disk::piece_sums::{PIECE_BYTES, PieceSums};
+use crate::error::{IoContext, Result};
 use crate::format::layout::PACT_SUMS_FILE;
 use crate::format::record::FORMAT;
 use crate::format::seal;
@@ -70,6 +71,17 @@ impl PactSums {
         };
         let (databases, folds) = (all(&self.files), all(&self.folds));
         seal::to_bytes(&Text { format: FORMAT.to_owned(), id: id.clone(), piece_bytes: PIECE_BYTES, databases, folds })
+    }
+
+    /// As [`PactSums::read`], but that the file cannot be read is an error: it says nothing about the sums.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Io`].
+    pub(crate) fn require(path: &Path, id: &BackupId) -> Result<PactSums> {
+        let file = path.join(PACT_SUMS_FILE);
+        let bytes = nofollow::if_fit(nofollow::read_small(&file, MAX_BYTES));
+        let bytes = bytes.context(|| format!("cannot read {}", file.display()))?;
+        Ok(bytes.and_then(|bytes| PactSums::parse(&bytes, id)).unwrap_or_default())
     }
 
     /// Reads those of the backup `id` in `path`; none if there is no such file, or it is damaged.

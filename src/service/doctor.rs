@@ -32,7 +32,7 @@ use crate::disk::increment;
 use crate::disk::nofollow;
 use crate::disk::sys;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::format::record::Status;
+use crate::format::record::{Record, Status};
 use crate::units::size;
 
 /// What a finding means for the next backup.
@@ -83,6 +83,9 @@ const EARLIEST_MS: u64 = 1_767_225_600_000;
 
 /// How recently a file of RocksDB was written if a process writes it now.
 const WRITTEN_MS: u64 = 60 * 1000;
+
+/// How many good backups are looked at for the last one with Pact.
+const LOOK_BACK: usize = 100;
 
 /// The descriptors that a backup and some clients need.
 const FILES_MIN: u64 = 64;
@@ -350,21 +353,26 @@ fn room(config: &Config, sources: &Sources, place: &Place) -> Seen {
     }
 }
 
-/// The bytes that the next backup probably writes: what the last good one with as much in it has written, or else all.
+/// The bytes that the next backup probably writes: of RocksDB what the last good one has copied, of Pact what the last good one with Pact
+/// has written, if only that is written again; otherwise all.
 fn needed_bytes(config: &Config, sources: &Sources, place: &Place) -> Result<u64> {
-    let last =
-        if place.exists { Catalog::view(&place.path)?.newest_good()?.and_then(|found| found.record) } else { None };
+    let catalog = if place.exists { Some(Catalog::view(&place.path)?) } else { None };
+    let mut records: Vec<Record> = Vec::new();
+    if let Some(catalog) = &catalog {
+        let is_good = |found: &Found| found.status == Status::Done && !catalog.is_damaged(&found.id).unwrap_or(true);
+        records.extend(catalog.readable()?.filter(is_good).take(LOOK_BACK).filter_map(|found| found.record));
+    }
     let is_linked = place.exists && can_link(sources.rocksdb.path(), &place.path)?;
-    let last_copied = last.as_ref().and_then(|record| Some(record.rocksdb.as_ref()?.copied_bytes));
+    let last_copied = records.first().and_then(|record| Some(record.rocksdb.as_ref()?.copied_bytes));
     let rocksdb_bytes = match last_copied {
         _ if is_linked => 0,
         // The node writes about as much from one backup to the next.
         Some(copied_bytes) => copied_bytes.min(rocksdb::total_bytes(&sources.rocksdb)?),
         None => rocksdb::total_bytes(&sources.rocksdb)?,
     };
-    let pact_bytes = pact_bytes(sources)?;
     let is_incremental = config.pact_method == PactMethod::Auto && increment::can_clone(&place.there)?;
-    let written_bytes = last.filter(|record| !record.pact.is_empty()).map(|record| record.pact_written_bytes());
+    let pact_bytes = pact_bytes(sources)?;
+    let written_bytes = records.iter().find(|record| !record.pact.is_empty()).map(Record::pact_written_bytes);
     let written_bytes = written_bytes.filter(|_| is_incremental).map_or(pact_bytes, |written| written.min(pact_bytes));
     Ok(rocksdb_bytes.saturating_add(written_bytes))
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, bounded};
 
+use crate::backups::catalog::Found;
 use crate::backups::history;
 use crate::backups::prune;
 use crate::backups::retention::Verdict;
@@ -23,6 +24,8 @@ use crate::config::schedule::Policy;
 use crate::control::{Control, Stop};
 use crate::disk::sys;
 use crate::error::{Kind, Result};
+use crate::format::record::Status;
+use crate::id::BackupId;
 use crate::service::job;
 use crate::service::shared::{MakeRequest, Request, Shared};
 use crate::service::timer::Timer;
@@ -51,11 +54,19 @@ struct Todo {
     is_to_look: bool,
     has_garbage: bool,
     lacks_proof: bool,
+    /// A good backup was made: after its proof, those that no rule keeps are deleted.
+    is_to_prune: bool,
     lacks_sums: bool,
 }
 
 impl Todo {
-    const ALL: Todo = Todo { is_to_look: true, has_garbage: true, lacks_proof: true, lacks_sums: true };
+    const ALL: Todo =
+        Todo { is_to_look: true, has_garbage: true, lacks_proof: true, is_to_prune: false, lacks_sums: true };
+
+    /// All of it, after a job has ended or the timer; backups are deleted only after a good one.
+    fn after(&self, is_good: bool) -> Todo {
+        Todo { is_to_prune: self.is_to_prune || is_good, ..Todo::ALL }
+    }
 }
 
 impl Inbox {
@@ -118,20 +129,25 @@ pub(crate) fn work(shared: &Arc<Shared>, inbox: &Inbox) {
     loop {
         match inbox.try_next() {
             Arrived::Request(request) => {
-                make(shared, request, inbox);
-                todo = Todo::ALL;
+                let is_good = matches!(make(shared, request, inbox), Outcome::Good(_));
+                todo = todo.after(is_good);
             }
-            Arrived::Tick => todo = Todo::ALL,
+            Arrived::Tick => todo = todo.after(false),
             _ if todo.is_to_look => {
                 todo.is_to_look = false;
-                if make_due(shared, inbox) {
-                    todo = Todo::ALL;
+                if let Some(is_good) = make_due(shared, inbox) {
+                    todo = todo.after(is_good);
                 }
             }
             _ if todo.has_garbage => todo.has_garbage = sweep(shared, inbox),
             _ if todo.lacks_proof => {
                 todo.lacks_proof = false;
-                prove(shared, inbox);
+                // A backup from which no node starts does not count: another one may be due.
+                todo.is_to_look |= prove(shared, inbox);
+            }
+            _ if todo.is_to_prune => {
+                todo.is_to_prune = false;
+                prune(shared);
             }
             _ if todo.lacks_sums => {
                 todo.lacks_sums = false;
@@ -170,21 +186,38 @@ fn make(shared: &Arc<Shared>, request: Request, inbox: &Inbox) -> Outcome {
             let _ = late.reply.send(Ok(id.clone()));
         }
     }
-    let is_done = job::run(shared, backup, &control);
-    if is_done {
-        prune(shared);
-    }
+    let is_good = job::run(shared, backup, &control) && is_sound(shared, &id);
     shared.count_exclusive_bytes();
-    if is_done { Outcome::Good(id) } else { Outcome::Failed(id) }
+    if is_good { Outcome::Good(id) } else { Outcome::Failed(id) }
 }
 
-/// Deletes the backups that no rule keeps, if there is a rule.
+/// Whether neither damage of a backup is known nor that no node starts from it. What cannot be read is not known.
+fn is_sound(shared: &Shared, id: &BackupId) -> bool {
+    let is_damaged = shared.catalog.is_damaged(id).unwrap_or(true);
+    !is_damaged && shared.catalog.starts(id).is_ok_and(|proof| proof.is_none_or(|proof| proof.refutation().is_none()))
+}
+
+/// Whether backups may be deleted: the newest one that is done is sound, as far as is known after its proof. One that is not stays where
+/// the operator sees it, and is no reason to delete another.
+fn may_prune(shared: &Shared) -> Result<bool> {
+    let is_ours = |found: &Found| found.status == Status::Done && found.record.is_some();
+    let Some(newest) = shared.catalog.readable()?.find(is_ours) else { return Ok(false) };
+    Ok(is_sound(shared, &newest.id))
+}
+
+/// Deletes the backups that no rule keeps, if there is a rule and the newest backup is sound.
 fn prune(shared: &Shared) {
     let policy = shared.config.keep;
     if policy == Policy::default() || shared.state.lock().is_stopping {
         return;
     }
-    let pruned = shared.catalog.require_same().and_then(|()| prune::prune(&shared.catalog, policy));
+    let pruned = shared.catalog.require_same().and_then(|()| match may_prune(shared)? {
+        true => prune::prune(&shared.catalog, policy),
+        false => {
+            log::info!("backups not pruned reason=\"the newest one is damaged, or a node does not start from it\"");
+            Ok(Vec::new())
+        }
+    });
     match pruned {
         Ok(judged) => {
             let count = |wanted| judged.iter().filter(|(_, verdict)| *verdict == wanted).count();
@@ -192,6 +225,7 @@ fn prune(shared: &Shared) {
             shared.counters.pruned(deleted_count as u64, failed_count as u64);
             if deleted_count > 0 {
                 log::info!("backups pruned deleted={deleted_count} kept={}", judged.len() - deleted_count);
+                shared.count_exclusive_bytes();
             }
         }
         Err(e) => {
@@ -201,12 +235,11 @@ fn prune(shared: &Shared) {
     }
 }
 
-/// Makes the backup that is due, or sets the timer to the moment at which the next one is. Returns whether an attempt was made.
-fn make_due(shared: &Arc<Shared>, inbox: &Inbox) -> bool {
-    let Some(timer) = &shared.timer else { return false };
-    if shared.state.lock().requests.is_none() {
-        return false;
-    }
+/// Makes the backup that is due, or sets the timer to the moment at which the next one is. Returns whether the attempt has
+/// made a good one; `None` if there was no attempt.
+fn make_due(shared: &Arc<Shared>, inbox: &Inbox) -> Option<bool> {
+    let timer = shared.timer.as_ref()?;
+    shared.state.lock().requests.as_ref()?;
     let (ended, now) = (history::ended(&shared.catalog), now_ms());
     let step = {
         let mut timetable = shared.timetable.lock();
@@ -223,7 +256,7 @@ fn make_due(shared: &Arc<Shared>, inbox: &Inbox) -> bool {
             if let Err(e) = timer.set(at_ms) {
                 log::error!("schedules stopped reason={:?}", e.chain());
             }
-            false
+            None
         }
         Step::Make { row, backup_pact } => {
             let (reply, answer) = bounded(1);
@@ -234,8 +267,9 @@ fn make_due(shared: &Arc<Shared>, inbox: &Inbox) -> bool {
             {
                 log::error!("backup refused reason={:?}", e.chain());
             }
+            let is_good = matches!(outcome, Outcome::Good(_));
             shared.timetable.lock().end(row, now, outcome);
-            true
+            Some(is_good)
         }
     }
 }
@@ -256,17 +290,22 @@ fn while_idle<T>(shared: &Shared, inbox: &Inbox, work: impl FnOnce(&Control) -> 
 }
 
 /// Makes the start-up proof of the newest backup if it has none: it took too long for the job, or another program made the backup.
-fn prove(shared: &Shared, inbox: &Inbox) {
+/// Returns whether it was made.
+fn prove(shared: &Shared, inbox: &Inbox) -> bool {
     if shared.config.verify.is_none() {
-        return;
+        return false;
     }
     let program = shared.config.heights_program.as_deref();
     match while_idle(shared, inbox, |control| start_proofs::prove_newest(&shared.catalog, program, control)) {
         None | Some(Ok(None)) => {}
-        Some(Ok(Some(id))) => log::info!("start-up proof made id={id}"),
+        Some(Ok(Some(id))) => {
+            log::info!("start-up proof made id={id}");
+            return true;
+        }
         Some(Err(e)) if e.kind() == Kind::Cancelled => log::debug!("start-up proof postponed reason={:?}", e.chain()),
         Some(Err(e)) => log::warn!("start not proved reason={:?}", e.chain()),
     }
+    false
 }
 
 /// Computes the checksums that the newest good backup lacks.

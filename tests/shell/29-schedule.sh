@@ -119,4 +119,18 @@ for wrong in '--every 24' '--every 5h --at 03:00' '--at 3:00' '--jitter 5m' '--e
   status "serve $wrong is 2" 2 chainweb-backup serve --database-directory node --service-port 0 $wrong
 done
 status 'the node is whole' 0 demo-node verify node
+# A backup from which no node starts stays, and is no reason to delete another one.
+node proved
+status 'a good backup' 0 chainweb-backup make --backup-pact --database-directory proved --backup-directory kept --keep-last 1 --log-level error
+good=$(cat out)
+cp -a proved planted
+status 'a fault is planted' 0 demo-node plant --fault missing-outputs --height 20 --chain 1 planted
+rm planted/0/sqlite/pact-v1-chain-1.sqlite
+status 'a backup of it' 0 chainweb-backup make --backup-pact --database-directory planted --backup-directory kept --keep-last 1
+refuted=$(cat out)
+chainweb-backup list --backup-directory kept >list
+has 'no node starts from it' list 'DOES NOT START'
+is 'both are there' "$(ls kept | tr '\n' ' ')" "$good $refuted "
+status 'the next good one' 0 chainweb-backup make --backup-pact --database-directory proved --backup-directory kept --keep-last 1
+is 'is kept alone' "$(ls kept | tr '\n' ' ')" "$(cat out) "
 end

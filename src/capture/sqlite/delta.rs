@@ -300,7 +300,8 @@ impl Comparing<'_> {
     fn read_base(&mut self, bytes: u64) -> Result<usize> {
         let count = match self.window.fill(&mut self.base, bytes) {
             Ok(count) => count,
-            Err(e) => return Err(self.refuse(Refusal::damaged(format!("it cannot be read: {e}"), false))),
+            // A verification finds out whether the disk has lost it.
+            Err(e) => return Err(self.refuse(Refusal::new(format!("it cannot be read: {e}")))),
         };
         if count as u64 != bytes {
             let why = format!("it ends at {}", self.done + count as u64);

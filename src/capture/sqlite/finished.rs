@@ -58,6 +58,9 @@ fn fault_once(copy: &Path, control: &Control) -> Result<Option<String>> {
     })
 }
 
+/// The codes of SQLite for a read that failed. (`CORRUPTFS` is its name for `EIO`.)
+const READ_ERRORS: [i32; 3] = [ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_CORRUPTFS, ffi::SQLITE_IOERR_SHORT_READ];
+
 /// What SQLite says of the content of a finished copy that it cannot read.
 ///
 /// # Errors
@@ -65,10 +68,13 @@ fn fault_once(copy: &Path, control: &Control) -> Result<Option<String>> {
 pub(crate) fn unread(context: impl FnOnce() -> String, e: rusqlite::Error) -> Result<String> {
     let Some(failure) = e.sqlite_error() else { return Ok(e.to_string()) };
     match failure.code {
-        ErrorCode::SystemIoFailure => Err(medium::lost(format!("{}: {e}", context()))),
+        ErrorCode::SystemIoFailure if READ_ERRORS.contains(&failure.extended_code) => {
+            Err(medium::lost(format!("{}: {e}", context())))
+        }
         // There is a link in its place.
         ErrorCode::CannotOpen if failure.extended_code == ffi::SQLITE_CANTOPEN_SYMLINK => Ok(e.to_string()),
-        ErrorCode::CannotOpen
+        ErrorCode::SystemIoFailure
+        | ErrorCode::CannotOpen
         | ErrorCode::OutOfMemory
         | ErrorCode::PermissionDenied
         | ErrorCode::DatabaseBusy
