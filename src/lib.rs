@@ -69,7 +69,8 @@ pub use backups::history::younger_in;
 pub use backups::hooks::run_verified_hooks;
 pub use backups::operations::{
     Summed, cancel_backup, check_backup_in, delete_backup, find_backup, free_bytes, list_all_in, list_backups_in,
-    pin_backup, rehearse_restore, restore_backup, sum_backup, sweep_backups, unpin_backup, verify_backup,
+    list_briefly_in, pin_backup, rehearse_restore, restore_backup, sum_backup, sweep_backups, unpin_backup,
+    verify_backup,
 };
 pub use backups::placement::Way;
 pub use backups::prune::{prune_backups, rehearse_prune};

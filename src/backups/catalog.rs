@@ -82,6 +82,13 @@ pub(crate) struct Found {
     pub(crate) started_ms: u64,
 }
 
+impl Found {
+    /// Whether it is finished, and was made by us.
+    pub(crate) fn is_done_by_us(&self) -> bool {
+        self.status == Status::Done && self.record.is_some()
+    }
+}
+
 impl Catalog {
     /// Opens the backup directory, and creates it if it does not exist. Our files get the owner of `source`, the database.
     pub(crate) fn open(directory: &Path, source: &Path) -> Result<Catalog> {
@@ -308,8 +315,7 @@ impl Catalog {
     pub(crate) fn newest_good(&self) -> Result<Option<Found>> {
         // A backup of which this cannot be read is passed over: there may be an older one.
         let is_sound = |f: &Found| !self.is_damaged(&f.id).unwrap_or(true);
-        let is_good = |f: &Found| f.status == Status::Done && f.record.is_some() && is_sound(f);
-        Ok(self.readable()?.find(is_good))
+        Ok(self.readable()?.find(|f| f.is_done_by_us() && is_sound(f)))
     }
 
     /// Whether the last verification of a backup found damage.

@@ -105,7 +105,7 @@ struct Group {
 }
 
 impl Group {
-    /// Waits for the end of the command, and kills what it has left running; `None` if it did not end by `deadline`.
+    /// Waits for the end of the command, and kills the processes that it left running; `None` if it did not end by `deadline`.
     fn wait(&mut self, deadline: Instant, control: &Control) -> Result<Option<ExitStatus>> {
         let mut pause = PAUSE;
         while !self.has_ended()? {

@@ -92,49 +92,44 @@ fn add(catalog: &Catalog, id: &BackupId, names: &[&str], at_ms: u64) -> Result<(
     write(catalog, id, Verified { id: None, depth: Depth::Deep, at_ms, faults_count, damaged })
 }
 
-/// Notes the same damage, for which there is evidence in the content, in every other backup in which a damaged SST is the same file, under a second name. Returns the number
-/// of these backups.
+/// Notes the same damage, for which there is evidence in the content, in every other backup in which a damaged SST is the same file.
+/// Returns the number of these backups.
 pub(crate) fn note_sharers(catalog: &Catalog, id: &BackupId, faults: &[Fault], at_ms: u64) -> Result<usize> {
-    let directory = |id: &BackupId| layout::directory_in(&catalog.path(id), ROCKSDB);
-    let names: BTreeSet<&str> = faults.iter().filter_map(Fault::table).collect();
-    let with_identity = names.into_iter().map(|name| Some((name, shared_identity(&directory(id).join(name))?)));
+    let names = faults.iter().filter_map(Fault::table).collect();
+    each_sharer(catalog, id, (ROCKSDB, names), &|other, shared| add(catalog, other, shared, at_ms))
+}
+
+/// The same of Pact databases, `0/sqlite/...`. A backup whose note names damage already keeps that note.
+pub(crate) fn note_sharers_of_pact(catalog: &Catalog, id: &BackupId, files: &[&str], at_ms: u64) -> Result<usize> {
+    let names = files.iter().filter_map(|file| name_in(SQLITE, file)).collect();
+    each_sharer(catalog, id, (SQLITE, names), &|other, shared| match catalog.is_damaged(other)? {
+        true => Ok(()),
+        false => note_more(catalog, other, shared.len() as u64, at_ms),
+    })
+}
+
+/// Gives every other backup of ours in which files of the backup `id` are the same, under a second name, to `note`, with the names that
+/// they share. The files are in this directory. Returns the number of these backups.
+fn each_sharer(
+    catalog: &Catalog,
+    id: &BackupId,
+    (directory, names): (&str, BTreeSet<&str>),
+    note: &dyn Fn(&BackupId, &[&str]) -> Result<()>,
+) -> Result<usize> {
+    let in_backup = |id: &BackupId| layout::directory_in(&catalog.path(id), directory);
+    let with_identity = names.into_iter().map(|name| Some((name, shared_identity(&in_backup(id).join(name))?)));
     let damaged: Vec<_> = with_identity.flatten().collect();
     if damaged.is_empty() {
         return Ok(0);
     }
     let mut count = 0;
     for other in catalog.readable()?.filter(|other| other.id != *id && other.record.is_some()) {
-        let path = directory(&other.id);
+        let path = in_backup(&other.id);
         let has = |(name, identity): &&(&str, _)| shared_identity(&path.join(name)) == Some(*identity);
         let shared: Vec<&str> = damaged.iter().filter(has).map(|(name, _)| *name).collect();
         if !shared.is_empty() {
             log::error!("backup damaged id={} reason=\"it shares a damaged file with backup {id}\"", other.id);
-            add(catalog, &other.id, &shared, at_ms)?;
-            count += 1;
-        }
-    }
-    Ok(count)
-}
-
-/// Notes damage of these databases, `0/sqlite/...`, in every other backup in which one of them is the same file, under a second name. A
-/// backup whose note names damage already keeps that note. Returns the number of the backups in which it is noted now.
-pub(crate) fn note_sharers_of_pact(catalog: &Catalog, id: &BackupId, files: &[&str], at_ms: u64) -> Result<usize> {
-    let directory = |id: &BackupId| layout::directory_in(&catalog.path(id), SQLITE);
-    let names = files.iter().filter_map(|file| name_in(SQLITE, file));
-    let damaged: Vec<_> = names.filter_map(|name| Some((name, shared_identity(&directory(id).join(name))?))).collect();
-    if damaged.is_empty() {
-        return Ok(0);
-    }
-    let mut count = 0;
-    for other in catalog.readable()?.filter(|other| other.id != *id && other.record.is_some()) {
-        let path = directory(&other.id);
-        let shared = damaged.iter().filter(|(name, identity)| shared_identity(&path.join(name)) == Some(*identity));
-        let shared_count = shared.count() as u64;
-        if shared_count > 0 {
-            log::error!("backup damaged id={} reason=\"it shares a damaged file with backup {id}\"", other.id);
-            if !catalog.is_damaged(&other.id)? {
-                note_more(catalog, &other.id, shared_count, at_ms)?;
-            }
+            note(&other.id, &shared)?;
             count += 1;
         }
     }

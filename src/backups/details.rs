@@ -122,6 +122,11 @@ impl Details {
         self.is_damaged() || self.starts.as_ref().is_some_and(|proof| proof.refutation().is_some())
     }
 
+    /// Whether it is finished, ours, and not doubtful.
+    pub fn is_good(&self) -> bool {
+        self.status == Status::Done && !self.foreign && !self.is_doubtful()
+    }
+
     /// The description of a job whose directory was removed.
     pub(crate) fn without_directory(id: &BackupId, status: Status, scope: Scope, started_ms: u64) -> Details {
         Details {

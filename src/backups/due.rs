@@ -6,7 +6,7 @@
 //! ```text
 //! newest good backup            due: the next moment of the schedule after its begin, and the jitter
 //! attempts that failed since    not before the last one and a delay, which doubles with each: a minute, two, four … an hour;
-//!                               and so many in 24 hours only
+//!                               and a bounded number in 24 hours
 //! ```
 //! A backup counts if it is good, no damage is known, and no proof says that a node does not start from it; for a schedule with Pact only
 //! one with Pact. A backup that is done and does not count is an attempt that failed: otherwise a node that does not start would be
@@ -15,8 +15,8 @@
 //! # The clock
 //! The newest backup is the one with the largest identifier, whatever its time. If its time is ahead of the clock by at most a tenth of
 //! the interval, it is believed: the clock was set right by a few minutes, and that must not make a second backup. If it is further
-//! ahead, the clock was set back since, nobody knows by how much, and a backup is due at once. Its time is right, and it is the newest
-//! from then on. Older backups cannot decide in place of one from the future: as time goes on, one after the other of those that were
+//! ahead, the clock was set back since, by an unknown time, and a backup is due at once. The time of that one is right, and it is the
+//! newest from then on. Older backups cannot decide in place of one from the future: as time goes on, one after the other of those that were
 //! made before the clock was set back would seem to be new. So a clock that is set costs one backup too many, or delays one by an
 //! interval and a tenth; it never stops the backups, and never makes them run in a loop.
 
@@ -52,7 +52,7 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Whether a schedule, or a caller who wants Pact, is content with it.
+    /// Whether it counts for a schedule or a caller that wants Pact, or does not.
     fn counts(&self, wants_pact: bool) -> bool {
         self.is_good && (self.has_pact || !wants_pact)
     }
@@ -101,7 +101,7 @@ fn retry_ms(failed: &[u64], every_ms: u64) -> u64 {
     let doublings = u32::try_from(failed.len() - 1).unwrap_or(u32::MAX).min(16);
     let delay_ms = (first_delay_ms << doublings).min(LONGEST_DELAY_MS.min(every_ms).max(first_delay_ms));
     let in_a_day = usize::try_from(RETRIES_A_DAY + DAY_MS / every_ms.max(1)).unwrap_or(usize::MAX);
-    // With so many failures in the last 24 hours, the oldest of them must be older than that first.
+    // If the bound is reached, the oldest of these failures must first be 24 hours old.
     let bound_ms = failed.get(in_a_day - 1).map_or(0, |oldest_ms| oldest_ms.saturating_add(DAY_MS));
     last_ms.saturating_add(delay_ms).max(bound_ms)
 }
@@ -147,7 +147,7 @@ mod tests {
         START_MS + (hours * HOUR_MS as f64) as u64
     }
 
-    /// A backup that began so many hours after the start, and took a minute.
+    /// A backup that began this number of hours after the start, and took a minute.
     fn made(hours: f64, has_pact: bool, is_good: bool) -> Ended {
         let started_ms = at(hours);
         let id = BackupId::from_millis(started_ms);

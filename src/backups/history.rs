@@ -31,7 +31,8 @@ pub(crate) fn ended(catalog: &Catalog) -> Result<Vec<Ended>> {
     Ok(catalog.readable()?.filter_map(ended).collect())
 }
 
-fn is_sound(catalog: &Catalog, id: &BackupId) -> bool {
+/// Whether neither damage of a backup is known nor that no node starts from it.
+pub(crate) fn is_sound(catalog: &Catalog, id: &BackupId) -> bool {
     let doubt = || Ok::<_, crate::error::Error>(catalog.is_damaged(id)? || refutation(catalog, id)?.is_some());
     matches!(doubt(), Ok(false))
 }

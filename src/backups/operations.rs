@@ -58,8 +58,20 @@ pub fn list_backups_in(directory: &Path) -> Result<Vec<Details>> {
 /// # Errors
 /// [`Kind::Usage`]: there is no such directory. [`Kind::Io`]: it cannot be listed, or another directory took its place.
 pub fn list_all_in(directory: &Path) -> Result<Vec<Listed>> {
+    list_all_by(directory, &viewed)
+}
+
+/// As [`list_all_in`], without the bytes that deleting a backup would free: to count them, every file is looked at.
+///
+/// # Errors
+/// The same.
+pub fn list_briefly_in(directory: &Path) -> Result<Vec<Listed>> {
+    list_all_by(directory, &Details::of)
+}
+
+fn list_all_by(directory: &Path, describe: &dyn Fn(&Catalog, Found) -> Result<Details>) -> Result<Vec<Listed>> {
     let catalog = Catalog::view(directory)?;
-    let list = |id: BackupId| match catalog.find(&id).and_then(|f| f.map(|f| viewed(&catalog, f)).transpose()) {
+    let list = |id: BackupId| match catalog.find(&id).and_then(|f| f.map(|f| describe(&catalog, f)).transpose()) {
         Ok(found) => Ok(found.map(|found| Listed::Backup(Box::new(found)))),
         Err(e) => catalog.require_same().map(|()| Some(Listed::Unreadable(Unreadable::new(&id, &e)))),
     };
@@ -137,7 +149,7 @@ pub(crate) fn note(catalog: &Catalog, found: &Found, depth: Depth, verification:
     // A user may be permitted to read a backup but not to write to it.
     let noted = damage::note(catalog, &found.id, depth, &verification.faults, now_ms())
         .and_then(|()| damage::note_sharers(catalog, &found.id, &verification.shared_faults(), now_ms()))
-        .and_then(|_| damage::note_sharers_of_pact(catalog, &found.id, &verification.damaged_in_pieces(), now_ms()));
+        .and_then(|_| damage::note_sharers_of_pact(catalog, &found.id, &verification.damaged_in_content(), now_ms()));
     if let Err(e) = noted {
         log::debug!("verification not noted id={} reason={:?}", found.id, e.chain());
     }
@@ -171,8 +183,7 @@ fn hold(catalog: Catalog, word: &str, is_fit: &dyn Fn(&Catalog, &Found) -> bool)
 
 /// The newest finished backup of ours that is fit; of the foreign ones with a RocksDB only if none of ours is finished.
 fn latest(catalog: &Catalog, is_fit: impl Fn(&Found) -> bool) -> Result<Option<Found>> {
-    let is_ours = |f: &Found| f.status == Status::Done && f.record.is_some();
-    let mut ours = catalog.readable()?.filter(is_ours).peekable();
+    let mut ours = catalog.readable()?.filter(Found::is_done_by_us).peekable();
     if ours.peek().is_some() {
         return Ok(ours.find(is_fit));
     }

@@ -13,21 +13,20 @@ use crate::format::layout::{PACT_SUMS_FILE, SUMS_FILE};
 use crate::format::pact_sums::PactSums;
 use crate::format::record::{Method, Record};
 
-/// Finds the first fault of each of these databases of the backup in `path`; reads all of them that have sums. An increment has sums: if
+/// Finds the first fault of each of these databases of the backup in `path`, whose sums are given; reads all of them that have sums. An increment has sums: if
 /// they are gone, that is noted.
 pub(crate) fn check(
-    (record, path): (&Record, &Path),
+    (record, recorded, path): (&Record, &PactSums, &Path),
     databases: &[&str],
     result: &mut Verification,
     control: &Control,
 ) -> Result<()> {
-    let recorded = PactSums::require(path, &record.id)?;
     for file in databases {
         let expected = chainweb::name_in(SQLITE, file).and_then(|name| recorded.files.get(name));
         let Some(expected) = expected.filter(|_| !result.names(file)) else { continue };
         let Some(found) = result.read(file, PieceSums::of_file(&path.join(file), control))? else { continue };
         if let Some(why) = expected.difference(&found) {
-            result.fault_of_pieces(Fault { file: (*file).to_owned(), why });
+            result.fault_of_content(Fault { file: (*file).to_owned(), why });
         }
     }
     let has_sum = |file: &String| recorded.files.contains_key(file);

@@ -1,4 +1,4 @@
-//! The delta pairs of a finished backup (see `pair`): what is checked of them, and how a restore makes ordinary files of them.
+//! Checks the delta pairs of a finished backup (see `pair`), and restores each as an ordinary file.
 //!
 //! What tells that a pair is whole is in two sealed files of the backup: the record has sizes, the time at which the base was written,
 //! and the last frame of the WAL; `pact-sums.json` has the sums of the base and of the database that both are together. A backup with
@@ -82,15 +82,18 @@ pub(crate) fn check(
         if depth == Depth::Quick && !result.names(&name) && !has_its_time(&database, pair)? {
             let found = result.read(&name, PieceSums::of_file(&database, control))?;
             let difference = found.and_then(|found| base.difference(&found));
-            difference.into_iter().for_each(|why| result.fault_of_pieces(Fault { file: name.clone(), why }));
+            difference.into_iter().for_each(|why| result.fault_of_content(Fault { file: name.clone(), why }));
         }
     }
     Ok(())
 }
 
 /// The deep part of the check: compares what each pair is together with its sums.
-pub(crate) fn check_folds(path: &Path, record: &Record, result: &mut Verification, control: &Control) -> Result<()> {
-    let sums = PactSums::require(path, &record.id)?;
+pub(crate) fn check_folds(
+    (record, sums, path): (&Record, &PactSums, &Path),
+    result: &mut Verification,
+    control: &Control,
+) -> Result<()> {
     for (part, pair) in pairs_of(record) {
         let name = chainweb::path_in(SQLITE, &part.file);
         let (database, wal) = (path.join(&name), path_of_wal(&name));
@@ -119,7 +122,7 @@ pub(crate) fn check_folds(path: &Path, record: &Record, result: &mut Verificatio
     Ok(())
 }
 
-/// What is wrong with the guard of a database.
+/// The fault of the guard of a database, in words.
 fn guard_fault(database: &Path) -> Result<Option<String>> {
     let guard = shm_of(database);
     let failed = || format!("cannot look at {}", guard.display());
@@ -148,7 +151,7 @@ pub(crate) struct Databases(BTreeMap<String, Database>);
 #[derive(Debug)]
 struct Database {
     part: PactPart,
-    /// Of a pair, the sums of what it is together.
+    /// The sums of the fold, if it is a pair.
     sums: Option<PieceSums>,
 }
 

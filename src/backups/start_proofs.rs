@@ -19,7 +19,6 @@ use crate::control::Control;
 use crate::disk;
 use crate::error::Result;
 use crate::format::layout::{self, STARTS_FILE};
-use crate::format::record::Status;
 use crate::format::start_proof::StartProof;
 use crate::id::BackupId;
 
@@ -72,8 +71,7 @@ pub(crate) fn note(catalog: &Catalog, proof: &StartProof) -> Result<()> {
 
 /// Proves the newest backup of ours that is done, if that was not done yet; returns its identifier.
 pub(crate) fn prove_newest(catalog: &Catalog, program: Option<&Path>, control: &Control) -> Result<Option<BackupId>> {
-    let is_ours = |found: &Found| found.status == Status::Done && found.record.is_some();
-    let Some(newest) = catalog.readable()?.find(is_ours) else { return Ok(None) };
+    let Some(newest) = catalog.readable()?.find(Found::is_done_by_us) else { return Ok(None) };
     if catalog.starts(&newest.id)?.is_some() {
         return Ok(None);
     }

@@ -42,9 +42,9 @@ pub struct Verification {
     /// The files that could not be read, and why, until they are read again.
     #[serde(skip)]
     unread: BTreeMap<String, String>,
-    /// The Pact databases with a fault in a piece: every backup with the same file has it.
+    /// The files whose own bytes are wrong or lost: every backup with the same file has the fault.
     #[serde(skip)]
-    in_pieces: BTreeSet<String>,
+    in_content: BTreeSet<String>,
     /// Whether a node starts from the backup; absent if that was not asked, or if there are faults.
     pub starts: Option<StartProof>,
     /// Files that are not part of the backup, such as a publisher's; they are not faults.
@@ -61,15 +61,15 @@ impl Verification {
         self.faults.iter().filter(|fault| !self.by_list.contains(&fault.file)).cloned().collect()
     }
 
-    /// Adds the fault of a Pact database of which a piece differs from its sum.
-    pub(crate) fn fault_of_pieces(&mut self, fault: Fault) {
-        self.in_pieces.insert(fault.file.clone());
+    /// Adds a fault of the bytes of a file, which every backup with the same file has.
+    pub(crate) fn fault_of_content(&mut self, fault: Fault) {
+        self.in_content.insert(fault.file.clone());
         self.faults.push(fault);
     }
 
-    /// The databases with such a fault.
-    pub(crate) fn damaged_in_pieces(&self) -> Vec<&str> {
-        self.in_pieces.iter().map(String::as_str).collect()
+    /// The files with such a fault.
+    pub(crate) fn damaged_in_content(&self) -> Vec<&str> {
+        self.in_content.iter().map(String::as_str).collect()
     }
 
     /// Whether the file has a fault, or could not be read.
@@ -128,7 +128,7 @@ impl Verification {
                 Err(e) if medium::is_lost(&e) => {
                     // A Pact database may be the base of pairs in other backups.
                     let why = format!("the disk cannot read it: {}", e.chain());
-                    self.fault_of_pieces(Fault { file, why });
+                    self.fault_of_content(Fault { file, why });
                 }
                 Err(e) => return Err(e),
                 Ok(_) => {

@@ -53,6 +53,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Fault;
 use crate::format::layout::{self, MANIFEST_FILE, RECORD_FILE, SUMS_FILE, WHOLE};
 use crate::format::manifest::{self, Entry, Manifest};
+use crate::format::pact_sums::PactSums;
 use crate::format::record::Record;
 use crate::format::seal;
 
@@ -143,8 +144,10 @@ impl Deep<'_> {
             self.compare_with_sums_of_manifest(said, &agreed, result)?;
         }
         if let Some(record) = self.record {
-            pact_pieces::check((record, self.existing.path), databases, result, self.control)?;
-            pairs::check_folds(self.existing.path, record, result, self.control)?;
+            let path = self.existing.path;
+            let sums = PactSums::require(path, &record.id)?;
+            pact_pieces::check((record, &sums, path), databases, result, self.control)?;
+            pairs::check_folds((record, &sums, path), result, self.control)?;
         }
         self.check_pact(databases, result)?;
         // A CURRENT that is not ours may be huge, and RocksDB reads all of it into memory.

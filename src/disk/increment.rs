@@ -46,8 +46,8 @@ use crate::error::{Error, IoContext, Kind, Result, failed};
 const BLOCK_BYTES: usize = 4096;
 
 /// How much is written, and the longest time, between two checks of the free space: by so much the reserve is missed at most.
-pub(crate) const LOOK_BYTES: u64 = 1024 * 1024;
-pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_BYTES: u64 = 1024 * 1024;
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The earlier file.
 pub(crate) struct Earlier<'a> {
@@ -138,8 +138,7 @@ pub(crate) fn make(
         pieces: ComparedPieces::default(),
         writing: Writing::default(),
         refusal: None,
-        next_look: 0,
-        looked: Instant::now(),
+        room: RoomCheck::new(),
     };
     let unreadable = || format!("cannot read the source of {}", to.display());
     let result = each_window(source.from, source.bytes, &unreadable, &mut patching);
@@ -243,8 +242,7 @@ struct Patching<'a> {
     pieces: ComparedPieces,
     writing: Writing,
     refusal: Option<Refusal>,
-    next_look: u64,
-    looked: Instant,
+    room: RoomCheck,
 }
 
 /// The sums of the current piece: of the source, and of the earlier file, if that differs so far.
@@ -259,11 +257,7 @@ impl Sink for Patching<'_> {
     fn proceed(&mut self) -> Result<()> {
         self.control.check()?;
         (self.watch)()?;
-        if self.writing.bytes >= self.next_look || self.looked.elapsed() >= LOOK_INTERVAL {
-            require_room(self.to, self.control.reserve_bytes())?;
-            (self.next_look, self.looked) = (self.writing.bytes + LOOK_BYTES, Instant::now());
-        }
-        Ok(())
+        self.room.check(self.to, self.writing.bytes, self.control)
     }
 
     fn take(&mut self, new: &[u8]) -> Result<()> {
@@ -370,6 +364,27 @@ fn differing(old: &[u8], new: &[u8]) -> Vec<std::ops::Range<usize>> {
         }
     }
     runs
+}
+
+/// Checks the free space from time to time while a file is written.
+pub(crate) struct RoomCheck {
+    next_bytes: u64,
+    looked: Instant,
+}
+
+impl RoomCheck {
+    pub(crate) fn new() -> RoomCheck {
+        RoomCheck { next_bytes: 0, looked: Instant::now() }
+    }
+
+    /// Fails if the reserve of the job is reached; looks only after [`LOOK_BYTES`] or [`LOOK_INTERVAL`].
+    pub(crate) fn check(&mut self, to: &Path, written_bytes: u64, control: &Control) -> Result<()> {
+        if written_bytes >= self.next_bytes || self.looked.elapsed() >= LOOK_INTERVAL {
+            require_room(to, control.reserve_bytes())?;
+            *self = RoomCheck { next_bytes: written_bytes + LOOK_BYTES, looked: Instant::now() };
+        }
+        Ok(())
+    }
 }
 
 /// Writes through the page cache, at the pace of the disk: the kernel puts blocks that lie together into one request, and little of it

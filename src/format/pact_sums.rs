@@ -73,32 +73,32 @@ impl PactSums {
         seal::to_bytes(&Text { format: FORMAT.to_owned(), id: id.clone(), piece_bytes: PIECE_BYTES, databases, folds })
     }
 
-    /// As [`PactSums::read`], but that the file cannot be read is an error: it says nothing about the sums.
+    /// Reads those of the backup `id` in `path`; none if there is no such file, or it is damaged.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Io`].
+    /// [`crate::error::Kind::Io`]: the file cannot be read, which says nothing about the sums.
     pub(crate) fn require(path: &Path, id: &BackupId) -> Result<PactSums> {
         let file = path.join(PACT_SUMS_FILE);
-        let bytes = nofollow::if_fit(nofollow::read_small(&file, MAX_BYTES));
-        let bytes = bytes.context(|| format!("cannot read {}", file.display()))?;
-        Ok(bytes.and_then(|bytes| PactSums::parse(&bytes, id)).unwrap_or_default())
+        let bytes = match nofollow::read_small(&file, MAX_BYTES) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(PactSums::default()),
+            Err(e) if nofollow::is_unfit(&e) => Vec::new(),
+            read => read.context(|| format!("cannot read {}", file.display()))?,
+        };
+        Ok(PactSums::parse(&bytes, id).unwrap_or_else(|| {
+            log::warn!(
+                "sums not used path={} reason=\"damaged, of an unknown form, or of another backup\"",
+                file.display()
+            );
+            PactSums::default()
+        }))
     }
 
-    /// Reads those of the backup `id` in `path`; none if there is no such file, or it is damaged.
+    /// The same for a caller that can do without them: none if the file cannot be read.
     pub(crate) fn read(path: &Path, id: &BackupId) -> PactSums {
-        let path = path.join(PACT_SUMS_FILE);
-        match nofollow::read_small(&path, MAX_BYTES).map(|bytes| PactSums::parse(&bytes, id)) {
-            Ok(Some(sums)) => sums,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => PactSums::default(),
-            other => {
-                let why = other.map_or_else(
-                    |e| e.to_string(),
-                    |_| "it is damaged, of an unknown form, or of another backup".to_owned(),
-                );
-                log::warn!("sums not used path={} reason={why:?}", path.display());
-                PactSums::default()
-            }
-        }
+        PactSums::require(path, id).unwrap_or_else(|e| {
+            log::warn!("sums not used reason={:?}", e.chain());
+            PactSums::default()
+        })
     }
 
     fn parse(bytes: &[u8], id: &BackupId) -> Option<PactSums> {

@@ -148,7 +148,7 @@ fn verify(making: &Making<'_>, path: &Path, record: &Record, sharers_count: &Cel
     let options = VerifyOptions { depth, program: making.program() };
     let verification = verify::verify(path, Some(record), options, making.copier.control)?;
     let noted = damage::note_sharers(catalog, &record.id, &verification.shared_faults(), now_ms());
-    let pact = damage::note_sharers_of_pact(catalog, &record.id, &verification.damaged_in_pieces(), now_ms());
+    let pact = damage::note_sharers_of_pact(catalog, &record.id, &verification.damaged_in_content(), now_ms());
     // If its files are links to the node's, another capture would have the same.
     let is_shared = record.rocksdb.as_ref().is_some_and(|rocksdb| rocksdb.oldest_read_ms.is_some());
     let counts = [noted.as_ref().ok().filter(|_| is_shared), pact.as_ref().ok()];

@@ -89,8 +89,8 @@ fn render(shared: &Shared, now_ms: u64) -> Result<String> {
     let directory = shared.catalog.directory().display().to_string();
     let written = write_body(&mut body, shared, &seen, &directory, now_ms);
     written.expect("memory takes every text");
-    let title = seen.rows.iter().find(|row| row.status == Status::Done).map_or_else(
-        || "no backup".to_owned(),
+    let title = seen.rows.iter().find(|row| row.is_good()).map_or_else(
+        || "no good one".to_owned(),
         |newest| format!("{} ago", length(now_ms.saturating_sub(newest.started_ms))),
     );
     Ok(FRAME.replace("@TITLE@", &format!("Backups: {title}")).replace("@BODY@", &body))
@@ -132,7 +132,7 @@ fn card(to: &mut String, name: &str, class: &str, text: &str) -> fmt::Result {
 }
 
 fn write_cards(to: &mut String, shared: &Shared, seen: &Seen, now_ms: u64) -> fmt::Result {
-    let newest = seen.rows.iter().find(|row| row.status == Status::Done && !row.is_doubtful());
+    let newest = seen.rows.iter().find(|row| row.is_good());
     match newest {
         None => card(to, "Newest good backup", "bad", "none")?,
         Some(newest) => {

@@ -24,8 +24,6 @@ use crate::config::schedule::Policy;
 use crate::control::{Control, Stop};
 use crate::disk::sys;
 use crate::error::{Kind, Result};
-use crate::format::record::Status;
-use crate::id::BackupId;
 use crate::service::job;
 use crate::service::shared::{MakeRequest, Request, Shared};
 use crate::service::timer::Timer;
@@ -186,23 +184,16 @@ fn make(shared: &Arc<Shared>, request: Request, inbox: &Inbox) -> Outcome {
             let _ = late.reply.send(Ok(id.clone()));
         }
     }
-    let is_good = job::run(shared, backup, &control) && is_sound(shared, &id);
+    let is_good = job::run(shared, backup, &control) && history::is_sound(&shared.catalog, &id);
     shared.count_exclusive_bytes();
     if is_good { Outcome::Good(id) } else { Outcome::Failed(id) }
-}
-
-/// Whether neither damage of a backup is known nor that no node starts from it. What cannot be read is not known.
-fn is_sound(shared: &Shared, id: &BackupId) -> bool {
-    let is_damaged = shared.catalog.is_damaged(id).unwrap_or(true);
-    !is_damaged && shared.catalog.starts(id).is_ok_and(|proof| proof.is_none_or(|proof| proof.refutation().is_none()))
 }
 
 /// Whether backups may be deleted: the newest one that is done is sound, as far as is known after its proof. One that is not stays where
 /// the operator sees it, and is no reason to delete another.
 fn may_prune(shared: &Shared) -> Result<bool> {
-    let is_ours = |found: &Found| found.status == Status::Done && found.record.is_some();
-    let Some(newest) = shared.catalog.readable()?.find(is_ours) else { return Ok(false) };
-    Ok(is_sound(shared, &newest.id))
+    let Some(newest) = shared.catalog.readable()?.find(Found::is_done_by_us) else { return Ok(false) };
+    Ok(history::is_sound(&shared.catalog, &newest.id))
 }
 
 /// Deletes the backups that no rule keeps, if there is a rule and the newest backup is sound.

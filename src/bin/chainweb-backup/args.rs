@@ -1,4 +1,4 @@
-//! The declaration of the command line: commands, flags, values, help texts. `line` reads one, `plan` decides what it means.
+//! The declaration of the command line: commands, flags, values, help texts. `line` parses a command line, `plan` interprets it.
 
 use std::ffi::OsString;
 use std::net::IpAddr;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use chainweb_backup::{Details, Listed, Result, Status, free_bytes, length, list_all_in, size, utc};
+use chainweb_backup::{Details, Listed, Result, Status, free_bytes, length, list_briefly_in, size, utc};
 
 use crate::table::moves;
 use crate::terminal::print;
@@ -12,7 +12,7 @@ use crate::terminal::print;
 /// Prints the state of a backup directory. The exit code is 0 if there is a good backup, as far as is known, and everything could be read;
 /// otherwise 1.
 pub fn status(directory: &Path) -> Result<i32> {
-    let listed = list_all_in(directory)?;
+    let listed = list_briefly_in(directory)?;
     let free_bytes = free_bytes(directory)?;
     let now_ms = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -32,7 +32,7 @@ fn screen(listed: &[Listed], free_bytes: u64, now_ms: u64) -> (String, bool) {
     let mut text = String::new();
     let mut line = |name: &str, rest: &str| writeln!(text, "{name:<13} {rest}").expect("memory takes every text");
     let when = |at_ms: u64| format!("{} ago ({} UTC)", length(now_ms.saturating_sub(at_ms)), utc(at_ms));
-    let newest = backups.iter().find(|one| one.status == Status::Done && !one.foreign && !one.is_doubtful());
+    let newest = backups.iter().find(|one| one.is_good());
     match newest {
         None => line("newest good", "none"),
         Some(newest) => {
@@ -71,7 +71,7 @@ fn screen(listed: &[Listed], free_bytes: u64, now_ms: u64) -> (String, bool) {
         "backups",
         &format!(
             "{} good, {} damaged or not to start from, {} failed, {unreadable} unreadable, {} of other programs",
-            count(&|one| one.status == Status::Done && !one.foreign && !one.is_doubtful()),
+            count(&|one| one.is_good()),
             count(&|one| one.status == Status::Done && !one.foreign && one.is_doubtful()),
             count(&|one| one.status == Status::Failed),
             count(&|one| one.foreign),

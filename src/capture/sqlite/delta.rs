@@ -21,7 +21,6 @@ use std::borrow::Cow;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
 
 use crate::capture::sqlite::attempt::{EarlierDatabase, Linkable};
 use crate::capture::sqlite::pair::{chain_text, first_salt};
@@ -33,7 +32,7 @@ use crate::disk;
 use crate::disk::copy::Copier;
 use crate::disk::fault_gate::pass;
 use crate::disk::file_id::FileId;
-use crate::disk::increment::{ComparedPieces, LOOK_BYTES, LOOK_INTERVAL, Refusal, Writing};
+use crate::disk::increment::{ComparedPieces, Refusal, RoomCheck, Writing};
 use crate::disk::nofollow;
 use crate::disk::piece_sums::PieceSums;
 use crate::disk::quiet_reader::{QuietReader, Sink, Window, each_window};
@@ -117,8 +116,7 @@ fn write_wal(
         done: 0,
         pieces: ComparedPieces::default(),
         refusal: None,
-        next_look: 0,
-        looked: Instant::now(),
+        room: RoomCheck::new(),
     };
     let compared = comparing.run(snapshot)?;
     Ok(compared.map(|(pair, sums)| Delta { unsynced: Unsynced::of(out, to, pair.wal_bytes), sums, pair }))
@@ -211,19 +209,14 @@ struct Comparing<'a> {
     done: u64,
     pieces: ComparedPieces,
     refusal: Option<Refusal>,
-    next_look: u64,
-    looked: Instant,
+    room: RoomCheck,
 }
 
 impl Sink for Comparing<'_> {
     fn proceed(&mut self) -> Result<()> {
         self.control.check()?;
         (self.watch)()?;
-        if self.written >= self.next_look || self.looked.elapsed() >= LOOK_INTERVAL {
-            disk::require_room(self.to, self.control.reserve_bytes())?;
-            (self.next_look, self.looked) = (self.written + LOOK_BYTES, Instant::now());
-        }
-        Ok(())
+        self.room.check(self.to, self.written, self.control)
     }
 
     fn take(&mut self, window: &[u8]) -> Result<()> {
