@@ -119,7 +119,8 @@ pub use rocksdb;
 pub use {rouille, rusqlite};
 
 /// The pages of the [`manual`], topic and text, for `chainweb-backup help TOPIC`.
-pub const MANUAL: [(&str, &str); 7] = [
+pub const MANUAL: [(&str, &str); 8] = [
+    ("one-disk", include_str!("manual/one-disk.md")),
     ("api", include_str!("manual/api.md")),
     ("commands", include_str!("manual/commands.md")),
     ("configuration", include_str!("manual/configuration.md")),
@@ -143,6 +144,8 @@ pub mod manual {
     pub mod format {}
     #[doc = include_str!("manual/monitoring.md")]
     pub mod monitoring {}
+    #[doc = include_str!("manual/one-disk.md")]
+    pub mod one_disk {}
     #[doc = include_str!("manual/performance.md")]
     pub mod performance {}
 }
