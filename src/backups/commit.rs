@@ -7,7 +7,8 @@
 //!    status.failed, status (in progress), sync            the id was not handed out
 //! 3  rename .creating-<id> -> <id>, sync the parent       an in-progress backup, which recover fails;
 //!    ONLY NOW IS THE ID HANDED OUT                        the same after each step up to 6
-//! 4  fill 0.partial
+//! 4  fill 0.partial, also with each BLAKE2SUMS that
+//!    needs no reading; it is not in manifest.json
 //! 5  write manifest.json, and what will be backup.json
 //!    and status; sync these, the files of step 4 that
 //!    are no links, and its directories, bottom-up

@@ -1,9 +1,13 @@
 //! Checksums as the community publishes them: `BLAKE2SUMS` in a directory, in the format of coreutils' `b2sum`, so that
 //! `b2sum -c BLAKE2SUMS` checks the directory.
 //!
-//! Invariants: the file appears by one atomic rename, with every file of the directory in it, and is the only file that is added
-//! to a backup after its commit. A file whose checksum was computed when it was copied, or is known from another backup of the
-//! catalog that has the same inode, is not read again.
+//! A file whose checksum was computed when it was copied, or is known from another backup of the catalog that has the same inode, is
+//! not read again. A list for which no file must be read is a part of the unfinished backup, and is there when its status says done.
+//! Every other one is written later, while the service is idle.
+//!
+//! Invariants: a later list appears by one atomic rename, with every file of the directory in it, and is the only file that is added to
+//! a backup after its commit. It appears only in a directory that still has all these files: `rm -rf` fails in a directory that gets a
+//! new file after it was listed.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -12,19 +16,21 @@ use crate::backups::catalog::{Catalog, shared_identity};
 use crate::backups::damage;
 use crate::backups::sums_list::{self, Place};
 use crate::capture::in_use;
-use crate::chainweb::{self, DIRECTORIES};
+use crate::chainweb::{self, DIRECTORIES, SQLITE};
 use crate::clock::now_ms;
 use crate::config::Sums;
 use crate::control::Control;
 use crate::disk;
+use crate::disk::fault_gate;
 use crate::disk::medium;
 use crate::disk::nofollow::{self, is_unfit};
 use crate::disk::off_heap;
 use crate::disk::quiet_reader::PageCache;
 use crate::disk::sum::{self, Sum};
+use crate::disk::unsynced::Batch;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Fault;
-use crate::format::layout::{self, MANIFEST_FILE, SUMS_FILE, WHOLE};
+use crate::format::layout::{self, MANIFEST_FILE, PARTIAL, SUMS_FILE, WHOLE};
 use crate::format::manifest::{self, Entry, Manifest};
 use crate::format::record::Method;
 use crate::id::BackupId;
@@ -90,18 +96,25 @@ pub(crate) fn prefix_of(directory: &str) -> String {
     chainweb::path_in(directory, "") + "/"
 }
 
-/// The existing files of a finished backup.
-struct Files {
-    all: Manifest,
-    /// For each of them, whether it is in `manifest.json`.
+/// The files of a backup.
+struct Files<'a> {
+    all: &'a Manifest,
+    /// For each of them, whether it is part of the backup.
     named: Vec<bool>,
-    /// For each of them, its checksum in `manifest.json`.
+    /// For each of them, its checksum in the manifest.
     sums: Vec<Option<Sum>>,
 }
 
-impl Files {
-    fn of(backup: &Path) -> Result<Files> {
-        let (all, _) = Manifest::found(&backup.join(WHOLE))?;
+impl<'a> Files<'a> {
+    /// Those of an unfinished backup.
+    fn of_unfinished(all: &'a Manifest) -> Files<'a> {
+        let mut sums = off_heap::list();
+        sums.extend(all.files().map(|file| file.blake2b));
+        Files { all, named: vec![true; all.count()], sums }
+    }
+
+    /// The files `all` that exist in a finished backup.
+    fn of(all: &'a Manifest, backup: &Path) -> Result<Files<'a>> {
         let (mut named, mut sums) = (vec![false; all.count()], off_heap::list());
         sums.resize(all.count(), None);
         let mut look = |file: Entry<String>| {
@@ -118,9 +131,39 @@ impl Files {
 
 /// The files that no `BLAKE2SUMS` of a backup names because they are not part of it: a publisher may add files.
 pub(crate) fn left_out(path: &Path) -> Result<Vec<String>> {
-    let files = Files::of(path)?;
+    let (all, _) = Manifest::found(&path.join(WHOLE))?;
+    let files = Files::of(&all, path)?;
     let extras = files.all.files().zip(&files.named).filter(|(_, named)| !**named).map(|(file, _)| file.path);
     Ok(extras.filter(|path| !path.rsplit('/').next().is_some_and(is_ours)).map(str::to_owned).collect())
+}
+
+/// Writes the `BLAKE2SUMS` of the unfinished backup `id` for which no file must be read, of the directories that have no file of the
+/// node's own. That a list cannot be completed now is no error: it is written later.
+pub(crate) fn write_known(
+    catalog: &Catalog,
+    id: &BackupId,
+    (manifest, which): (&Manifest, Sums),
+    unsynced: &mut Batch,
+) -> Result<()> {
+    if which == Sums::None {
+        return Ok(());
+    }
+    let (backup, files) = (catalog.path(id), Files::of_unfinished(manifest));
+    for name in DIRECTORIES {
+        let path = backup.join(PARTIAL).join(name);
+        let directory = Directory { path, ..Directory::of(&backup, name, &files) };
+        let is_linked = |at: &usize| manifest.file(*at).method == Method::Linked;
+        if directory.here.is_empty() || directory.here.iter().any(is_linked) {
+            continue;
+        }
+        // The lists of RocksDB in other backups are long, and its files that are no links have their checksums.
+        let sums = if name == SQLITE { directory.look_up(directory.known(), catalog) } else { Ok(directory.known()) };
+        if let Some(sums) = sums.ok().filter(|sums| sums.iter().all(Option::is_some)) {
+            let write = |to: &mut dyn Write| directory.write_lines(&sums, to);
+            unsynced.add(disk::write_new_by(&directory.path.join(SUMS_FILE), catalog.owner(), &write)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes the missing `BLAKE2SUMS` of a finished backup; returns how many files were read, `None` if none was missing. Files that
@@ -131,7 +174,8 @@ pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Contr
         return Ok(None);
     }
     log::info!("writing checksums of={}", path.display());
-    let files = Files::of(path)?;
+    let (all, _) = Manifest::found(&path.join(WHOLE))?;
+    let files = Files::of(&all, path)?;
     let mut read_count = 0;
     for name in missing {
         let directory = Directory::of(path, name, &files);
@@ -155,7 +199,8 @@ pub(crate) struct Completed {
 /// another one in the list. A line of a file without a checksum in the manifest is kept: it may be the only evidence that the file
 /// was changed.
 pub(crate) fn complete(catalog: &Catalog, path: &Path, control: &Control) -> Result<Completed> {
-    let files = Files::of(path)?;
+    let (all, _) = Manifest::found(&path.join(WHOLE))?;
+    let files = Files::of(&all, path)?;
     let mut completed = Completed::default();
     for name in DIRECTORIES {
         let directory = Directory::of(path, name, &files);
@@ -192,13 +237,13 @@ struct Directory<'a> {
     name: &'a str,
     path: PathBuf,
     prefix: String,
-    files: &'a Files,
+    files: &'a Files<'a>,
     /// The indices of the files in it, sorted.
     here: Vec<usize>,
 }
 
 impl<'a> Directory<'a> {
-    fn of(backup: &'a Path, name: &'a str, files: &'a Files) -> Directory<'a> {
+    fn of(backup: &'a Path, name: &'a str, files: &'a Files<'a>) -> Directory<'a> {
         let prefix = prefix_of(name);
         let is_here = |at: &usize| {
             let name = files.all.file(*at).path.strip_prefix(&prefix);
@@ -229,7 +274,7 @@ impl<'a> Directory<'a> {
         let mut known = self.known();
         let belongs = |at: usize| self.here.binary_search(&at).is_ok();
         let (directory, prefix) = (self.path.clone(), self.prefix.clone());
-        let place = Place { directory, prefix, files: &self.files.all, belongs: &belongs };
+        let place = Place { directory, prefix, files: self.files.all, belongs: &belongs };
         let mut compared = place.compare(&mut |at, listed| {
             let Ok(n) = self.here.binary_search(&at) else { return Ok(listed) };
             Ok(*known[n].get_or_insert(listed))
@@ -255,15 +300,33 @@ impl<'a> Directory<'a> {
             let read = medium::twice(|| sum::of(&path, PageCache::Unchanged, control));
             *sum = Some(read.inspect_err(|e| self.report(n, e, catalog))?);
         }
-        let write = |to: &mut dyn Write| {
-            let mut to = BufWriter::new(to);
-            for (n, sum) in sums.iter().flatten().enumerate() {
-                writeln!(to, "{sum}  {}", self.file(n))?;
-            }
-            to.flush()
-        };
-        disk::replace_by(&self.path, SUMS_FILE, catalog.owner(), &write)?;
+        self.require_all()?;
+        let write = |to: &mut dyn Write| self.write_lines(&sums, to);
+        disk::replace_if(&self.path, SUMS_FILE, catalog.owner(), &write, &|| self.require_all())?;
         Ok(read_count)
+    }
+
+    /// Writes the lines of the list, if it is complete.
+    fn write_lines(&self, sums: &[Option<Sum>], to: &mut dyn Write) -> io::Result<()> {
+        let mut to = BufWriter::new(to);
+        for (n, sum) in sums.iter().flatten().enumerate() {
+            writeln!(to, "{sum}  {}", self.file(n))?;
+        }
+        to.flush()
+    }
+
+    /// Fails if a file is gone.
+    fn require_all(&self) -> Result<()> {
+        fault_gate::point("sums-look", &self.path);
+        let is_gone = |n: &usize| matches!(nofollow::look(&self.path.join(self.file(*n))), Ok(None));
+        match (0..self.here.len()).find(is_gone) {
+            None => Ok(()),
+            Some(n) => {
+                let file = self.path.join(self.file(n));
+                let context = format!("{} is gone: the backup is being removed, or is damaged", file.display());
+                Err(Error::new(Kind::NotFound, context))
+            }
+        }
     }
 
     /// Notes damage if the disk has lost the n-th file.
@@ -277,10 +340,10 @@ impl<'a> Directory<'a> {
 
     /// Adds the checksums in other backups of the catalog: an SST that several backups link is one file with the same name in each.
     fn look_up(&self, mut known: Vec<Option<Sum>>, catalog: &Catalog) -> Result<Vec<Option<Sum>>> {
-        if known.iter().all(Option::is_some) {
-            return Ok(known);
-        }
-        for found in catalog.readable()? {
+        let mut others = catalog.readable()?;
+        while known.iter().any(Option::is_none)
+            && let Some(found) = others.next()
+        {
             let other = layout::directory_in(&catalog.path(&found.id), self.name);
             if other == self.path {
                 continue;

@@ -1,7 +1,7 @@
 //! A directory's `BLAKE2SUMS`, compared with the files of the backup.
 //!
-//! Invariant: a defect of the list is no fault of a file. The list is written after the commit, and another program may have
-//! written it: it may be empty, cut off or wrong while every file is whole, and it can be made again.
+//! Invariant: a defect of the list is no fault of a file. The list may have been written after the commit, and by another program:
+//! it may be empty, cut off or wrong while every file is whole, and it can be made again.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@
 //!
 //! A foreign backup has no manifest: everything is checked that needs none. A backup with a manifest and no record was ours.
 //!
-//! `BLAKE2SUMS` is written after the commit, by anyone, and can be made again: a defect of it is a note. Only if nothing better is
+//! `BLAKE2SUMS` may be written after the commit, by anyone, and can be made again: a defect of it is a note. Only if nothing better is
 //! known of a file, neither a checksum of the manifest nor RocksDB's own of each block, is it damaged if its checksum differs from
 //! that in the list; and then it is so in this backup only, not in others that share it.
 //!
@@ -339,7 +339,7 @@ fn compare_with_manifest(
     }
     result.faults.append(&mut faults);
     for (file, _) in files.files().zip(&said.named).filter(|(_, named)| !**named) {
-        // BLAKE2SUMS is written after the commit, and a process that wrote it may have been interrupted.
+        // No manifest names a BLAKE2SUMS, and a process that wrote one after the commit may have been interrupted.
         if file.path.rsplit('/').next().is_some_and(sums::is_ours) {
             continue;
         }

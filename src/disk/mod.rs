@@ -198,13 +198,19 @@ pub(crate) fn write_new_by(path: &Path, owner: Option<Owner>, fill: Fill<'_>) ->
 
 /// Replaces `directory/name` by `bytes`, atomically and durably: a reader, and a power cut, see the old or the new file.
 pub(crate) fn replace(directory: &Path, name: &str, bytes: &[u8], owner: Option<Owner>) -> Result<()> {
-    replace_by(directory, name, owner, &|file| file.write_all(bytes))
+    replace_if(directory, name, owner, &|file| file.write_all(bytes), &|| Ok(()))
 }
 
-/// As [`replace`], for content that is not in memory as a whole.
-pub(crate) fn replace_by(directory: &Path, name: &str, owner: Option<Owner>, fill: Fill<'_>) -> Result<()> {
-    let written = begin_replace(directory, name, owner, fill).and_then(Unsynced::sync);
-    if let Err(cause) = written.and_then(|_| put_in_place(directory, name)) {
+/// As [`replace`], for content that is not in memory as a whole, and only if `still` does not fail when the content is on the disk.
+pub(crate) fn replace_if(
+    directory: &Path,
+    name: &str,
+    owner: Option<Owner>,
+    fill: Fill<'_>,
+    still: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    let written = begin_replace(directory, name, owner, fill).and_then(Unsynced::sync).and_then(|_| still());
+    if let Err(cause) = written.and_then(|()| put_in_place(directory, name)) {
         // The cause is reported, not an error of the clean-up: the next replace removes the temporary file.
         let _ = end_replace(directory, name);
         return Err(cause);

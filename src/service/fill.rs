@@ -18,6 +18,7 @@ use crate::backups::catalog::Catalog;
 use crate::backups::commit::Unfinished;
 use crate::backups::pairs;
 use crate::backups::reread::Base;
+use crate::backups::sums;
 use crate::capture::modes;
 use crate::capture::rocksdb::chain_cut::{Cut, Standing, Tip};
 use crate::capture::rocksdb::engine;
@@ -55,8 +56,8 @@ const MAX_BLOCKS_AHEAD: u64 = 2;
 /// cannot read RocksDB's heights.
 const PACT_AHEAD_PAUSE: Duration = Duration::from_secs(1);
 
-/// Fills the backup and completes its record. Returns its files, and those that are not synced yet: the directories, and the
-/// files of RocksDB that are no links.
+/// Fills the backup and completes its record. Returns its files, and those that are not synced yet: the directories, the files of
+/// RocksDB that are no links, and the lists of checksums, which are not among its files.
 pub(crate) fn fill(backup: &mut Unfinished, making: &Making<'_>) -> Result<(Manifest, Batch)> {
     let control = making.copier.control;
     control.enter(Phase::PreFlight);
@@ -146,7 +147,7 @@ fn copy_pact(
     Ok(())
 }
 
-/// Lists the files that are there now, makes the links durable, and completes the record.
+/// Lists the files that are there now, makes the links durable, completes the record, and writes the lists of checksums that are known.
 fn take_stock(backup: &mut Unfinished, making: &Making<'_>, captured: Captured) -> Result<(Manifest, Batch)> {
     let Captured { capture, cut, captures_count } = captured;
     let (partial, control) = (backup.partial(), making.copier.control);
@@ -164,7 +165,9 @@ fn take_stock(backup: &mut Unfinished, making: &Making<'_>, captured: Captured) 
     backup.record.versions.rocksdb = rocksdb::version_in(&rocksdb).unwrap_or_default();
     backup.record.versions.chainweb = cut.as_ref().and_then(|cut| cut.version.clone());
     backup.record.rocksdb = Some(rocksdb_part(&manifest, &capture, captures_count, cut));
-    Ok((manifest, capture.unsynced))
+    let mut unsynced = capture.unsynced;
+    sums::write_known(making.catalog, backup.id(), (&manifest, making.config.sums), &mut unsynced)?;
+    Ok((manifest, unsynced))
 }
 
 /// The last capture of RocksDB.

@@ -589,7 +589,7 @@ pub fn whole(backup: &Path) -> (u64, Vec<u64>) {
         .filter_map(|path| {
             let meta = path.symlink_metadata().unwrap();
             assert!(meta.is_dir() || meta.is_file(), "{} is neither file nor directory", path.display());
-            meta.is_file().then_some((path, meta.len()))
+            (meta.is_file() && !is_list(&path)).then_some((path, meta.len()))
         })
         .collect();
     assert_eq!(listed, found, "the manifest and the files differ");
@@ -634,12 +634,28 @@ pub fn whole(backup: &Path) -> (u64, Vec<u64>) {
         heights.push(height);
     }
     if expected.len() == 2 {
-        let count = heights.len() + 2 * pairs.len();
+        let count = heights.len() + 2 * pairs.len() + usize::from(backup.join("0/sqlite/BLAKE2SUMS").exists());
         assert_eq!(names(&backup.join("0/sqlite")).len(), count, "the record does not list every database");
     }
-    let now: Vec<PathBuf> = paths(&backup.join("0")).into_iter().filter(|p| p.is_file()).collect();
+    paths(&backup.join("0")).iter().filter(|path| is_list(path)).for_each(|list| check_list(list));
+    let now: Vec<PathBuf> =
+        paths(&backup.join("0")).into_iter().filter(|path| path.is_file() && !is_list(path)).collect();
     assert!(now.iter().eq(listed.keys()), "looking at the backup has changed it");
     (height, heights)
+}
+
+fn is_list(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "BLAKE2SUMS")
+}
+
+/// Fails unless a list of checksums has every file of its directory, with its checksum.
+pub fn check_list(list: &Path) {
+    let directory = list.parent().unwrap();
+    let files = paths(directory).into_iter().filter(|path| path.is_file() && !is_list(path));
+    let expected: Vec<String> =
+        files.map(|path| format!("{}  {}", blake2(&path), path.file_name().unwrap().display())).collect();
+    let text = fs::read_to_string(list).unwrap();
+    assert_eq!(text.lines().collect::<Vec<_>>(), expected, "{}", list.display());
 }
 
 /// Fails unless everything in a backup directory is settled: each backup is whole, or failed and empty; no garbage.

@@ -55,6 +55,8 @@ mod sqlite_races;
 mod sqlite_stress;
 mod start_proof;
 #[cfg(feature = "gate")]
+mod sums;
+#[cfg(feature = "gate")]
 mod sweep;
 mod tidy;
 #[cfg(feature = "gate")]

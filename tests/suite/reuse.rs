@@ -64,7 +64,7 @@ impl Stage {
     }
 
     /// Puts `count` SSTs of about `bytes` bytes each into the database.
-    fn fill(&self, from: usize, count: usize, bytes: usize) {
+    pub fn fill(&self, from: usize, count: usize, bytes: usize) {
         let mut random = fastrand::Rng::with_seed(from as u64);
         self.run(|db| {
             for n in from..from + count {
@@ -87,7 +87,7 @@ impl Stage {
         to
     }
 
-    fn make(&self, change: impl FnOnce(&mut Config)) -> BackupId {
+    pub fn make(&self, change: impl FnOnce(&mut Config)) -> BackupId {
         let mut config = config(&self.backups());
         change(&mut config);
         let service = Service::start(config, Sources::directory(&self.directory())).unwrap();

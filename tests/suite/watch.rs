@@ -1,17 +1,15 @@
-//! Around a job: what can end it, its limit, its verification, and the checksums after it.
+//! Around a job: what can end it, its limit, and its verification.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use chainweb_backup::rusqlite::Connection;
 use chainweb_backup::{
-    BackupId, Config, Control, Depth, Kind, Phase, Service, Status, Sums, VerifyOptions, cancel_backup,
-    check_backup_in, gate, verify_backup,
+    BackupId, Config, Control, Depth, Kind, Phase, Service, Status, VerifyOptions, cancel_backup, gate, verify_backup,
 };
 
 use crate::fixture::{DEEP, Node, PACT, ROCKSDB, call, make_done, make_failed, names, record, wait_until};
@@ -195,66 +193,4 @@ fn a_child_without_progress_is_ended() {
     let (faults, took) = verify(&format!("for n in 1 2 3 4 5 6; do sleep 1; echo; done; exec {binary} \"$@\""));
     assert!(took > Duration::from_secs(6), "{took:?}");
     assert_eq!(faults.unwrap(), []);
-}
-
-fn b2sum_agrees(directory: &Path) {
-    let sums = directory.join("BLAKE2SUMS");
-    let status = Command::new("b2sum").args(["--quiet", "-c"]).arg(&sums).current_dir(directory).status().unwrap();
-    assert!(status.success());
-    let listed = fs::read_to_string(&sums).unwrap().lines().count();
-    assert_eq!(listed + 1, names(directory).len(), "every file has a sum");
-}
-
-#[test]
-fn sums_are_written_while_idle() {
-    let node = Node::new();
-    for (sums, rocksdb, pact) in [(Sums::None, false, false), (Sums::Copied, false, true), (Sums::All, true, true)] {
-        let service = Service::start(Config { sums, ..node.config() }, node.embedded()).unwrap();
-        let id = make_done(&service, PACT);
-        // An incomplete list, as a power cut leaves it, does no harm.
-        let backup = node.backups().join(id.as_str());
-        if sums == Sums::None {
-            fs::write(backup.join("0/sqlite/.BLAKE2SUMS.tmp"), "half a l").unwrap();
-            let deep = verify_backup(&node.backups(), id.as_str(), DEEP, &Control::default()).unwrap();
-            assert_eq!(deep.1.faults, []);
-        }
-        // The work is done before the service ends.
-        service.finish();
-        for (name, expected) in [("rocksDb", rocksdb), ("sqlite", pact)] {
-            let directory = node.backups().join(id.as_str()).join("0").join(name);
-            assert_eq!(directory.join("BLAKE2SUMS").exists(), expected, "{sums:?} {name}");
-            if expected {
-                b2sum_agrees(&directory);
-            }
-        }
-        let told = check_backup_in(&node.backups(), &id).unwrap().unwrap().sums;
-        let expected: &[&str] =
-            [&[][..], &["sqlite"], &["rocksDb", "sqlite"]][usize::from(pact) + usize::from(rocksdb)];
-        assert_eq!(told, expected);
-    }
-}
-
-/// Checksums that would take very long delay neither a new backup nor the end of the service.
-#[test]
-fn sums_give_way() {
-    let node = Node::new();
-    make_done(&node.start(), ROCKSDB);
-    let config = Config { sums: Sums::All, limit_bytes_per_second: Some(1), ..node.config() };
-    for is_wanted in [true, false] {
-        let service = Arc::new(Service::start(config.clone(), node.embedded()).unwrap());
-        let (answers, answer) = mpsc::channel();
-        let asking = Arc::clone(&service);
-        std::thread::spawn(move || {
-            if is_wanted {
-                answers.send(Some(asking.make_backup(ROCKSDB).unwrap())).unwrap();
-            } else {
-                asking.shutdown();
-                answers.send(None).unwrap();
-            }
-        });
-        if let Some(id) = answer.recv_timeout(Duration::from_secs(30)).expect("it gives way") {
-            service.set_limit(None);
-            wait_for(&service, &id, Status::Done);
-        }
-    }
 }
