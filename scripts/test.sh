@@ -16,7 +16,7 @@ phase doc env RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps 
 # The gate is a feature of this crate alone, so the dependencies are the same for both.
 skips=$(mktemp)
 trap 'rm -f "$skips"' EXIT
-phase test env CHAINWEB_BACKUP_SKIPS="$skips" cargo test --release --locked --features gate || failed=1
+phase test env CHAINWEB_BACKUP_SKIPS="$skips" cargo test --release --locked --features gate --no-fail-fast || failed=1
 phase build-slim build_slim || exit 1
 phase demo sh scripts/demo.sh || failed=1
 # The tests have left programs with the gate in them.

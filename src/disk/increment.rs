@@ -7,10 +7,10 @@
 //! 4  the size of the source: truncate, or extend
 //! ```
 //! Why the result is the source, whatever is in the earlier file: what is compared is the new file itself. It is read past the page
-//! cache, so from the disk, after it was cloned, and no process but this one writes to it. Each of its blocks was read and is equal
-//! to the source's, or was written, or lies behind its former end and was written or is a hole, which reads as zeroes as the source's
-//! does there. A block of the earlier file that has rotted differs from the source, and is written like one that has changed. A block
-//! that rots after it was compared is lost, as it would be in a copy.
+//! cache, so from the disk, after it was cloned, and no process but this one writes to it: only to blocks that were read before. Each of
+//! its blocks was read and is equal to the source's, or was written, or lies behind its former end and was written or is a hole, which
+//! reads as zeroes as the source's does there. A block of the earlier file that has rotted differs from the source, and is written like
+//! one that has changed. A block that rots after it was compared is lost, as it would be in a copy.
 //!
 //! A change is told from damage by the sums of the earlier file, which were computed when it was made (`piece_sums`): a piece that
 //! differs from the source and from its own sum is damaged. Then, and after an error of reading, there is no increment: the caller
@@ -35,7 +35,7 @@ use crate::disk::fault_gate::pass;
 use crate::disk::file_id::FileId;
 use crate::disk::nofollow;
 use crate::disk::piece_sums::{PIECE_BYTES, PieceSum, PieceSums};
-use crate::disk::quiet_reader::{QuietReader, Sink, Window, each_window};
+use crate::disk::quiet_reader::{Limited, PairSink, QuietReader, each_window_of_two};
 use crate::disk::sys::{self, Flush};
 use crate::disk::unsynced::{PACE_BYTES, Unsynced, is_on_ext4_or_xfs, is_on_xfs_or_btrfs};
 use crate::disk::{create_new, remove_file, require_room};
@@ -130,8 +130,6 @@ pub(crate) fn make(
         to,
         control: copier.control,
         watch,
-        ours: QuietReader::past_cache(&reading),
-        window: Window::new(source.bytes),
         cloned_bytes: earlier.bytes,
         earlier: earlier.sums,
         done: 0,
@@ -141,7 +139,9 @@ pub(crate) fn make(
         room: RoomCheck::new(),
     };
     let unreadable = || format!("cannot read the source of {}", to.display());
-    let result = each_window(source.from, source.bytes, &unreadable, &mut patching);
+    let mut ours = QuietReader::past_cache(&reading);
+    let second: Limited<'_> = (&mut ours, earlier.bytes);
+    let result = each_window_of_two((source.from, source.bytes), second, &unreadable, &mut patching);
     if let Some(refusal) = patching.refusal.take() {
         return Incremented::Refused(refusal).without(to);
     }
@@ -231,9 +231,6 @@ struct Patching<'a> {
     to: &'a Path,
     control: &'a Control,
     watch: &'a dyn Fn() -> Result<()>,
-    /// Reads the new file.
-    ours: QuietReader<'a>,
-    window: Window,
     /// The size of the clone before anything was written to it.
     cloned_bytes: u64,
     earlier: Option<&'a PieceSums>,
@@ -253,17 +250,15 @@ pub(crate) struct ComparedPieces {
     sums: PieceSums,
 }
 
-impl Sink for Patching<'_> {
+impl PairSink for Patching<'_> {
     fn proceed(&mut self) -> Result<()> {
         self.control.check()?;
         (self.watch)()?;
         self.room.check(self.to, self.writing.bytes, self.control)
     }
 
-    fn take(&mut self, new: &[u8]) -> Result<()> {
-        let before = self.cloned_bytes.saturating_sub(self.done).min(new.len() as u64);
-        let count = if before == 0 { 0 } else { self.read_ours(before)? };
-        let old = self.window.filled(count);
+    fn take(&mut self, new: &[u8], ours: io::Result<&[u8]>) -> Result<()> {
+        let old = self.before(new.len(), ours)?;
         for run in differing(old, new) {
             let at = self.done + run.start as u64;
             self.writing.write(self.out, &new[run], at).context(|| failed("write", self.to))?;
@@ -279,17 +274,15 @@ impl Sink for Patching<'_> {
 }
 
 impl Patching<'_> {
-    /// Reads the next `bytes` bytes of the new file.
-    fn read_ours(&mut self, bytes: u64) -> Result<usize> {
-        let count = match self.window.fill(&mut self.ours, bytes) {
-            Ok(count) => count,
+    /// What the new file had in a window of so many bytes before anything was written there.
+    fn before<'w>(&mut self, window_bytes: usize, ours: io::Result<&'w [u8]>) -> Result<&'w [u8]> {
+        let expected = self.cloned_bytes.saturating_sub(self.done).min(window_bytes as u64);
+        match ours {
+            Ok(ours) if ours.len() as u64 >= expected => Ok(&ours[..expected as usize]),
+            Ok(ours) => Err(self.refuse(Refusal::new(format!("its clone ends at {}", self.done + ours.len() as u64)))),
             // A verification finds out whether the disk has lost it.
-            Err(e) => return Err(self.refuse(Refusal::new(format!("it cannot be read: {e}")))),
-        };
-        if count as u64 != bytes {
-            return Err(self.refuse(Refusal::new(format!("its clone ends at {}", self.done + count as u64))));
+            Err(e) => Err(self.refuse(Refusal::new(format!("it cannot be read: {e}")))),
         }
-        Ok(count)
     }
 
     fn refuse(&mut self, refusal: Refusal) -> Error {

@@ -12,7 +12,8 @@
 //!   the end of the file, and kernels that do not report what is cached.
 //! - Nothing here makes the kernel write: the data that the node has written waits for the node's own fsync.
 //! - The flags of a descriptor that is also used elsewhere are not changed.
-//! - A thread of its own reads a large file, at most [`WINDOWS`] ahead, so that one disk reads while another writes.
+//! - A thread of its own reads a large file, at most [`WINDOWS`] ahead, so that one disk reads while another writes, and two files that
+//!   are compared are read at the same time.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -22,7 +23,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::mpsc;
-use std::thread;
+use std::thread::{self, Scope};
 
 use rustix::fs::{Advice, OFlags};
 use rustix::io::Errno;
@@ -202,6 +203,18 @@ pub(crate) trait Sink {
     fn take(&mut self, window: &[u8]) -> Result<()>;
 }
 
+/// Takes the windows of two files that are compared.
+pub(crate) trait PairSink {
+    /// Asked before each window; an error ends the reading.
+    fn proceed(&mut self) -> Result<()>;
+
+    /// Takes a window as [`Sink::take`], and the same range of the second file, as far as that has it, or why it cannot be read.
+    fn take(&mut self, window: &[u8], second: io::Result<&[u8]>) -> Result<()>;
+}
+
+/// A file to read, and how much of it at most.
+pub(crate) type Limited<'a> = (&'a mut (dyn Read + Send), u64);
+
 /// Gives the first `limit_bytes` of a file (the whole file, if it is shorter) to `sink`, window by window. `failed` is the
 /// context of a read error.
 pub(crate) fn each_window(
@@ -210,67 +223,103 @@ pub(crate) fn each_window(
     failed: &dyn Fn() -> String,
     sink: &mut dyn Sink,
 ) -> Result<()> {
-    if limit_bytes >= THREAD_FROM_BYTES
-        && let Some(result) = each_window_ahead(&mut *from, limit_bytes, failed, sink)
-    {
-        return result;
-    }
-    let mut window = Window::new(limit_bytes);
-    let mut left = limit_bytes;
-    while left > 0 {
-        sink.proceed()?;
-        let count = window.fill(from, left).context(failed)?;
-        if count == 0 {
-            break;
+    thread::scope(|scope| {
+        let mut windows = Windows::begin(scope, (from, limit_bytes));
+        loop {
+            sink.proceed()?;
+            match windows.next().context(failed)? {
+                [] => return Ok(()),
+                window => sink.take(window)?,
+            }
         }
-        sink.take(window.filled(count))?;
-        left -= count as u64;
-    }
-    Ok(())
+    })
 }
 
-/// As [`each_window`], with a thread of its own that reads; `None`, with nothing read, if no thread can be started.
-fn each_window_ahead(
-    from: &mut (dyn Read + Send),
-    limit_bytes: u64,
+/// As [`each_window`] for the file `first`, beside a second one, whose windows have the same offsets. Each has a thread of its own that
+/// reads.
+pub(crate) fn each_window_of_two(
+    first: Limited<'_>,
+    second: Limited<'_>,
     failed: &dyn Fn() -> String,
-    sink: &mut dyn Sink,
-) -> Option<Result<()>> {
+    sink: &mut dyn PairSink,
+) -> Result<()> {
     thread::scope(|scope| {
+        let (mut windows, mut beside) = (Windows::begin(scope, first), Windows::begin(scope, second));
+        loop {
+            sink.proceed()?;
+            match windows.next().context(failed)? {
+                [] => return Ok(()),
+                window => sink.take(window, beside.next())?,
+            }
+        }
+    })
+}
+
+/// The windows of a file, in order.
+enum Windows<'a> {
+    /// Each is read when it is asked for.
+    Here { from: &'a mut (dyn Read + Send), left_bytes: u64, window: Window },
+    /// A thread reads them ahead.
+    Ahead {
+        give_back: mpsc::Sender<Window>,
+        filled: mpsc::Receiver<io::Result<(Window, usize)>>,
+        current: Option<Window>,
+    },
+}
+
+impl<'a> Windows<'a> {
+    /// Begins to read, with a thread of its own if the file is large, and a thread can be started.
+    fn begin<'scope>(scope: &'scope Scope<'scope, '_>, (from, limit_bytes): Limited<'a>) -> Windows<'a>
+    where
+        'a: 'scope,
+    {
+        let here = |from| Windows::Here { from, left_bytes: limit_bytes, window: Window::new(limit_bytes) };
+        if limit_bytes < THREAD_FROM_BYTES {
+            return here(from);
+        }
+        let (hand_over, handed_over) = mpsc::channel::<&mut (dyn Read + Send)>();
         let (give_back, empty) = mpsc::channel::<Window>();
-        let (give, filled) = mpsc::channel::<io::Result<(Window, usize)>>();
+        let (give, filled) = mpsc::channel();
         let read = move || {
-            let mut left = limit_bytes;
+            let Ok(from) = handed_over.recv() else { return };
+            let mut left_bytes = limit_bytes;
             for mut window in empty {
-                let result = match window.fill(from, left) {
-                    Ok(0) => break,
-                    Ok(count) => {
-                        left -= count as u64;
-                        Ok((window, count))
-                    }
-                    Err(e) => Err(e),
-                };
+                let result = window.fill_next(from, &mut left_bytes).map(|count| (window, count));
+                let is_last = result.as_ref().map_or(true, |(_, count)| *count == 0);
                 // The receiver has stopped: an error, or the job was cancelled.
-                if give.send(result).is_err() || left == 0 {
+                if give.send(result).is_err() || is_last {
                     break;
                 }
             }
         };
-        thread::Builder::new().name("read".to_owned()).spawn_scoped(scope, read).ok()?;
+        if thread::Builder::new().name("read".to_owned()).spawn_scoped(scope, read).is_err() {
+            return here(from);
+        }
         for _ in 0..WINDOWS {
             let _ = give_back.send(Window::new(limit_bytes));
         }
-        let mut take = || -> Result<()> {
-            loop {
-                sink.proceed()?;
-                let Ok(next) = filled.recv() else { return Ok(()) };
-                let (window, count) = next.context(failed)?;
-                sink.take(window.filled(count))?;
-                let _ = give_back.send(window);
+        let _ = hand_over.send(from);
+        Windows::Ahead { give_back, filled, current: None }
+    }
+
+    /// The next window; it is empty at the end. Not asked again after an error.
+    fn next(&mut self) -> io::Result<&[u8]> {
+        match self {
+            Windows::Here { from, left_bytes, window } => {
+                let count = window.fill_next(*from, left_bytes)?;
+                Ok(window.filled(count))
             }
-        };
-        Some(take())
-    })
+            Windows::Ahead { give_back, filled, current } => {
+                if let Some(window) = current.take() {
+                    let _ = give_back.send(window);
+                }
+                // The thread has ended after the last window.
+                let Ok(next) = filled.recv() else { return Ok(&[]) };
+                let (window, count) = next?;
+                Ok(current.insert(window).filled(count))
+            }
+        }
+    }
 }
 
 /// Memory for [`WINDOW_BYTES`], or for less if the file is shorter. Nothing else lies in its pages: while the disk writes to
@@ -292,6 +341,13 @@ impl Window {
 
     pub(crate) fn filled(&self, count: usize) -> &[u8] {
         &self.memory[self.start..self.start + count]
+    }
+
+    /// Reads the next window of a file of which `left_bytes` are left to read; returns the number of bytes.
+    fn fill_next(&mut self, from: &mut dyn Read, left_bytes: &mut u64) -> io::Result<usize> {
+        let count = if *left_bytes == 0 { 0 } else { self.fill(from, *left_bytes)? };
+        *left_bytes -= count as u64;
+        Ok(count)
     }
 
     /// Reads until the window is full or has `limit_bytes`, or the file ends; returns the number of bytes.

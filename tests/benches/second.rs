@@ -19,11 +19,12 @@ enum Way {
     Cp,
     Copy,
     Increment,
+    Delta,
     VacuumInto,
     Sqlite3Rsync,
 }
 
-const WAYS: [Way; 5] = [Way::Cp, Way::Copy, Way::Increment, Way::VacuumInto, Way::Sqlite3Rsync];
+const WAYS: [Way; 6] = [Way::Cp, Way::Copy, Way::Increment, Way::Delta, Way::VacuumInto, Way::Sqlite3Rsync];
 
 impl Way {
     fn name(self) -> &'static str {
@@ -31,6 +32,7 @@ impl Way {
             Way::Cp => "`cp` and `sync`",
             Way::Copy => "ours: `make --backup-pact --pact-method copy`",
             Way::Increment => "ours: `make --backup-pact`",
+            Way::Delta => "ours: `make --backup-pact --pact-method delta`",
             Way::VacuumInto => "reference: VACUUM INTO, all at once",
             Way::Sqlite3Rsync => "`sqlite3_rsync` to one replica, which keeps no older state",
         }
@@ -46,6 +48,7 @@ impl Way {
             Way::Cp => script(r#"cp --reflink=never "$1"/*.sqlite "$2"; sync "$2"/*"#, &of_day),
             Way::Copy => make_by(scale, node, place, &["--backup-pact", "--pact-method", "copy"]),
             Way::Increment => make_by(scale, node, place, &["--backup-pact"]),
+            Way::Delta => make_by(scale, node, place, &["--backup-pact", "--pact-method", "delta"]),
             Way::VacuumInto => script(
                 r#"for f in "$1"/*.sqlite; do sqlite3 "$f" "VACUUM INTO '$2/${f##*/}'" & done; wait; sync "$2"/*"#,
                 &of_day,
@@ -77,7 +80,7 @@ pub fn pact(scale: &Scale) {
 fn on(scale: &Scale, node: &Path, kind: &str, mounted: &Mounted) {
     let open = crate::writers::open_as_a_node(node);
     let wanted: Vec<Way> =
-        WAYS.into_iter().filter(|way| scale.peers || matches!(way, Way::Cp | Way::Increment | Way::Copy)).collect();
+        WAYS.into_iter().filter(|way| scale.peers || !matches!(way, Way::VacuumInto | Way::Sqlite3Rsync)).collect();
     let wanted: Vec<Way> = wanted
         .into_iter()
         .filter(|way| *way != Way::Sqlite3Rsync || crate::speed::is_installed("sqlite3_rsync"))

@@ -19,6 +19,7 @@
 
 use std::borrow::Cow;
 use std::fs::{File, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -35,7 +36,7 @@ use crate::disk::file_id::FileId;
 use crate::disk::increment::{ComparedPieces, Refusal, RoomCheck, Writing};
 use crate::disk::nofollow;
 use crate::disk::piece_sums::PieceSums;
-use crate::disk::quiet_reader::{QuietReader, Sink, Window, each_window};
+use crate::disk::quiet_reader::{Limited, PairSink, QuietReader, each_window_of_two};
 use crate::disk::unsynced::Unsynced;
 use crate::error::{Error, IoContext, Kind, Result, failed};
 use crate::format::record::Pair;
@@ -104,8 +105,6 @@ fn write_wal(
         to,
         control: copier.control,
         watch,
-        base: QuietReader::past_cache(&base.file),
-        window: Window::new(snapshot.bytes()),
         base_bytes: base.bytes,
         max_wal_bytes: linkable.max_wal_bytes,
         shape,
@@ -118,7 +117,7 @@ fn write_wal(
         refusal: None,
         room: RoomCheck::new(),
     };
-    let compared = comparing.run(snapshot)?;
+    let compared = comparing.run(snapshot, (&mut QuietReader::past_cache(&base.file), base.bytes))?;
     Ok(compared.map(|(pair, sums)| Delta { unsynced: Unsynced::of(out, to, pair.wal_bytes), sums, pair }))
 }
 
@@ -195,8 +194,6 @@ struct Comparing<'a> {
     to: &'a Path,
     control: &'a Control,
     watch: &'a dyn Fn() -> Result<()>,
-    base: QuietReader<'a>,
-    window: Window,
     base_bytes: u64,
     max_wal_bytes: u64,
     shape: &'a Shape<'a>,
@@ -212,17 +209,15 @@ struct Comparing<'a> {
     room: RoomCheck,
 }
 
-impl Sink for Comparing<'_> {
+impl PairSink for Comparing<'_> {
     fn proceed(&mut self) -> Result<()> {
         self.control.check()?;
         (self.watch)()?;
         self.room.check(self.to, self.written, self.control)
     }
 
-    fn take(&mut self, window: &[u8]) -> Result<()> {
-        let before = self.base_bytes.saturating_sub(self.done).min(window.len() as u64);
-        let count = if before == 0 { 0 } else { self.read_base(before)? };
-        let old = self.window.filled(count);
+    fn take(&mut self, window: &[u8], base: io::Result<&[u8]>) -> Result<()> {
+        let old = self.old(window.len(), base)?;
         let page_bytes = self.shape.page_bytes as usize;
         let new = without_lock_page(window, old, self.done, page_bytes);
         let new = &*new;
@@ -257,10 +252,14 @@ impl Sink for Comparing<'_> {
 
 impl Comparing<'_> {
     /// Compares all of it; returns what is known of the pair by then, and the sums of the snapshot.
-    fn run(mut self, snapshot: &mut Snapshot<'_>) -> Result<std::result::Result<(Pair, PieceSums), Refusal>> {
+    fn run(
+        mut self,
+        snapshot: &mut Snapshot<'_>,
+        base: Limited<'_>,
+    ) -> Result<std::result::Result<(Pair, PieceSums), Refusal>> {
         let (bytes, to) = (snapshot.bytes(), self.to);
         let unreadable = || format!("cannot read the source of {}", to.display());
-        let result = each_window(snapshot, bytes, &unreadable, &mut self);
+        let result = each_window_of_two((snapshot, bytes), base, &unreadable, &mut self);
         if let Some(refusal) = self.refusal.take() {
             return Ok(Err(refusal));
         }
@@ -289,18 +288,18 @@ impl Comparing<'_> {
         Ok(())
     }
 
-    /// Reads the next `bytes` bytes of the base.
-    fn read_base(&mut self, bytes: u64) -> Result<usize> {
-        let count = match self.window.fill(&mut self.base, bytes) {
-            Ok(count) => count,
+    /// What the base has in a window of so many bytes.
+    fn old<'w>(&mut self, window_bytes: usize, base: io::Result<&'w [u8]>) -> Result<&'w [u8]> {
+        let expected = self.base_bytes.saturating_sub(self.done).min(window_bytes as u64);
+        match base {
+            Ok(base) if base.len() as u64 >= expected => Ok(&base[..expected as usize]),
+            Ok(base) => {
+                let why = format!("it ends at {}", self.done + base.len() as u64);
+                Err(self.refuse(Refusal::damaged(why, false)))
+            }
             // A verification finds out whether the disk has lost it.
-            Err(e) => return Err(self.refuse(Refusal::new(format!("it cannot be read: {e}")))),
-        };
-        if count as u64 != bytes {
-            let why = format!("it ends at {}", self.done + count as u64);
-            return Err(self.refuse(Refusal::damaged(why, false)));
+            Err(e) => Err(self.refuse(Refusal::new(format!("it cannot be read: {e}")))),
         }
-        Ok(count)
     }
 
     fn refuse(&mut self, refusal: Refusal) -> Error {
