@@ -47,6 +47,9 @@ done
 ! awk -F "$tab" '{ print $5 }' "$work/tree" | grep -qE '(^|/)\.\.(/|$)' || fail "the list of $id has a wrong name"
 ! cut -c 67- "$work/b2sums" | grep -qE '(^|/)\.\.(/|$)' || fail "the list of the checksums of $id has a wrong name"
 ! grep -qvE '^[0-9a-f]{64}  \./' "$work/b2sums" || fail "the list of the checksums of $id is damaged"
+awk -F "$tab" '$2 == "f" { print $5 }' "$work/tree" | sort >"$work/names.tree"
+cut -c 67- "$work/b2sums" | sort >"$work/names.b2sums"
+cmp -s "$work/names.tree" "$work/names.b2sums" || fail "the lists of $id do not name the same files: run rclone.sh for this backup again"
 cut -c 1-64 "$work/b2sums" | sort -u >"$work/wanted"
 call copy "$@" --files-from "$work/wanted" "$remote/objects" "$work/objects" || fail "cannot fetch the files of backup $id"
 
@@ -63,7 +66,7 @@ while IFS=$tab read -r left sum name; do
 done <"$work/moves"
 b2sum --quiet -c "$work/b2sums" >&2 || fail "files of backup $id are damaged in $remote"
 while IFS=$tab read -r mode _ _ time name; do
-  touch -d "@$time" "$name"
+  touch -c -d "@$time" "$name"
   chmod "$mode" "$name"
 done <"$work/tree"
 sync

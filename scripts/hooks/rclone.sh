@@ -86,11 +86,21 @@ done <"$work/lacking"
 if [ -s "$work/lacking" ]; then
   call copy "$@" --copy-links "$work/objects" "$remote/objects" || fail "cannot store the files of backup $id in $remote/objects"
 fi
-# Lists, the one that completes the copy last. They are written once: a copy that is complete stays as it is.
+# Lists, the one that completes the copy last. They are written once: a copy that is complete stays as it is. It is complete if both lists
+# are there and name the same files.
 awk -F "$tab" '{ print $1 "  " $3 }' "$work/summed" | sort -k 2 >"$work/b2sums"
-call lsf "$@" --files-only --include "/$id.b2sums" "$remote" >"$work/complete" || fail "cannot list $remote"
-if [ ! -s "$work/complete" ]; then
-  call copyto "$@" "$work/tree" "$remote/$id.tree" || fail "cannot store $remote/$id.tree"
-  call copyto "$@" "$work/b2sums" "$remote/$id.b2sums" || fail "cannot store $remote/$id.b2sums"
+call lsf "$@" --files-only --include "/$id.tree" --include "/$id.b2sums" "$remote" >"$work/lists" || fail "cannot list $remote"
+is_complete() {
+  [ "$(wc -l <"$work/lists")" -eq 2 ] || return 1
+  for list in tree b2sums; do
+    call cat "$@" "$remote/$id.$list" >"$work/stored.$list" || fail "cannot read $remote/$id.$list"
+  done
+  awk -F "$tab" '$2 == "f" { print $5 }' "$work/stored.tree" | sort >"$work/names.tree"
+  sed -n 's/^[0-9a-f]\{64\}  //p' "$work/stored.b2sums" | sort >"$work/names.b2sums"
+  [ -s "$work/names.b2sums" ] && cmp -s "$work/names.tree" "$work/names.b2sums"
+}
+if ! is_complete "$@"; then
+  call copyto "$@" --ignore-times "$work/tree" "$remote/$id.tree" || fail "cannot store $remote/$id.tree"
+  call copyto "$@" --ignore-times "$work/b2sums" "$remote/$id.b2sums" || fail "cannot store $remote/$id.b2sums"
 fi
 echo "stored $id in $remote: $(wc -l <"$work/lacking") of $(wc -l <"$work/files") files were not there"

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! step                                            a crash after it leaves
-//! 1  note that the hook begins                    a note without an end, and perhaps the hook, which goes on
+//! 1  note that the hook begins                    a note without an end, and perhaps the hook, which goes on;
+//!                                                 the next recovery calls it interrupted, which is a failure
 //! 2  run it, until it ends or its time is over    the same
 //! 3  note how it ended                            the note
 //! ```
@@ -32,10 +33,11 @@ use crate::clock::now_ms;
 use crate::config::hooks::{Event, Hooks};
 use crate::control::Control;
 use crate::disk;
+use crate::disk::lock::Lock;
 use crate::disk::sys;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::hooks::{HookRun, HookRuns};
-use crate::format::layout::HOOKS_FILE;
+use crate::format::layout::{HOOKS_FILE, USE_FILE};
 use crate::id::BackupId;
 
 /// The variables of our own environment that a hook gets, if they are set; `PATH` always.
@@ -46,6 +48,9 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// How long a hook may take to end after SIGTERM: the service must end within 10 seconds.
 const TERM_LIMIT: Duration = Duration::from_secs(2);
+
+/// The reason of a hook whose end was not noted.
+const INTERRUPTED: &str = "interrupted: the program that ran it ended before, or its end could not be noted";
 
 /// The longest reason in the environment of a hook, and the longest line of its output in a reason, in characters.
 const MAX_REASON_CHARS: usize = 1000;
@@ -181,6 +186,31 @@ fn try_note(catalog: &Catalog, id: &BackupId, hook: &HookRun) -> Result<()> {
     let mut runs = catalog.hooks(id)?;
     runs.retain(|earlier| earlier.event != hook.event || earlier.number < hook.number);
     runs.push(hook.clone());
+    write(catalog, id, runs)
+}
+
+/// Notes that a hook failed whose end was not noted: the program that ran it ended before, or the disk was full. Does nothing while a
+/// living process works on the backup.
+pub(crate) fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
+    let has_begun = |runs: &[HookRun]| runs.iter().any(|hook| hook.duration_ms.is_none());
+    if !has_begun(&catalog.hooks(id)?) {
+        return Ok(());
+    }
+    let Some(_use_lock) = Lock::try_take(&catalog.path(id).join(USE_FILE), catalog.owner())? else { return Ok(()) };
+    // It may have ended meanwhile.
+    let mut runs = catalog.hooks(id)?;
+    if !has_begun(&runs) {
+        return Ok(());
+    }
+    for hook in runs.iter_mut().filter(|hook| hook.duration_ms.is_none()) {
+        hook.duration_ms = Some(0);
+        hook.reason = Some(INTERRUPTED.to_owned());
+        log::warn!("hook interrupted id={id} hook={} program={:?}", hook.event.word(), hook.program);
+    }
+    write(catalog, id, runs)
+}
+
+fn write(catalog: &Catalog, id: &BackupId, runs: Vec<HookRun>) -> Result<()> {
     let bytes = serde_json::to_vec(&HookRuns { id: id.clone(), runs }).expect("the runs have only string keys");
     let path = catalog.path(id);
     disk::replace(&path, HOOKS_FILE, &bytes, catalog.owner()).inspect_err(|_| {

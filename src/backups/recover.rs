@@ -11,6 +11,7 @@ use rustix::fs::FileType;
 
 use crate::backups::catalog::{Catalog, INTERRUPTED, is_there, look, read_record, read_status};
 use crate::backups::commit;
+use crate::backups::hooks;
 use crate::disk::lock::Lock;
 use crate::disk::{self, fault_gate, nofollow};
 use crate::error::{IoContext, Result};
@@ -54,9 +55,9 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
         }
         Some(Status::Done) => {
             disk::remove_file(&path.join(STATUS_FAILED_FILE))?;
-            end_notes(catalog, &path)?;
+            end_notes(catalog, &path, id)?;
         }
-        Some(_) if unsettled(&path, id)?.is_none() => end_notes(catalog, &path)?,
+        Some(_) if unsettled(&path, id)?.is_none() => end_notes(catalog, &path, id)?,
         Some(_) => {
             fault_gate::point("settle", &path);
             // Another process may be making it, or be about to write why it failed.
@@ -70,8 +71,8 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
     Ok(())
 }
 
-/// Removes what an interrupted writer of a note in a backup that has ended left.
-fn end_notes(catalog: &Catalog, path: &Path) -> Result<()> {
+/// Removes what an interrupted writer of a note in a backup that has ended left, and ends the hook that ran for it.
+fn end_notes(catalog: &Catalog, path: &Path, id: &BackupId) -> Result<()> {
     for name in [VERIFIED_FILE, STARTS_FILE, DRILL_FILE, HOOKS_FILE] {
         // A process that works on the backup may be writing it now.
         if is_there(&path.join(disk::temporary(name)))?
@@ -80,7 +81,7 @@ fn end_notes(catalog: &Catalog, path: &Path) -> Result<()> {
             disk::end_replace(path, name)?;
         }
     }
-    Ok(())
+    hooks::settle(catalog, id)
 }
 
 /// The record of a backup whose end is not settled, and the reason as far as it is known; `None` for a settled one.

@@ -30,7 +30,7 @@ pub struct HookRun {
     pub passed: bool,
     /// When it began, milliseconds since the epoch.
     pub at_ms: u64,
-    /// How long it took, in milliseconds; absent if it has not ended: it is running, or this program ended before it.
+    /// How long it took, in milliseconds; absent if it has not ended, 0 if its end is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
     /// Why it failed.

@@ -106,7 +106,8 @@ pub(crate) const DRILL_FILE: &str = "drill.json";
 pub(crate) const STARTS_FILE: &str = "starts.json";
 
 /// `BACKUPS/<id>/hooks.json`: the outcomes of the hooks. Made when the first hook of the backup begins, replaced when one begins or ends;
-/// kept with the record of a failed backup. After a crash it says of the hook that ran that it has not ended.
+/// kept with the record of a failed backup. After a crash it says of the hook that ran that it has not ended; the next
+/// recovery says that it was interrupted.
 pub(crate) const HOOKS_FILE: &str = "hooks.json";
 
 /// `BACKUPS/<id>/pact-sums.json`: the sums of the pieces of the Pact databases, see `pact_sums`. Made while the backup is filled, if the

@@ -331,9 +331,9 @@ fn of_hooks(text: &mut Text, backups: &Summary, configured: &[Event]) {
     };
     let last = |event: Event| Some((by("hook", event.word()), seconds(Some(last_ms(&event)?))));
     let samples: Vec<(String, f64)> = Event::ALL.into_iter().filter_map(last).collect();
-    let help = "When the last hook ended that passed; 0 for none.";
+    let help = "When the hooks of the last backup ended of which all passed; 0 for none.";
     text.metric("last_hook_success_timestamp_seconds", "gauge", help, &samples);
-    let passed = |(event, (_, passed)): (&Event, &(u64, bool))| (by("hook", event.word()), truth(*passed));
+    let passed = |(event, passed): (&Event, &bool)| (by("hook", event.word()), truth(*passed));
     let samples: Vec<(String, f64)> = backups.newest_hooks.iter().map(passed).collect();
     let help = "Whether the hooks of the newest backup that has some of this event passed.";
     text.metric("last_hook_passed", "gauge", help, &samples);

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use crate::backups::details::Details;
 use crate::chainweb::start::Verdict;
 use crate::config::hooks::Event;
+use crate::format::hooks::HookRun;
 use crate::format::record::{Method, Record, RocksdbPart, Status};
 use crate::service::counters::{SCOPES, place_of};
 
@@ -55,13 +56,10 @@ pub(crate) struct Summary {
     pub(crate) proof: Option<(bool, u64)>,
     /// The end of the newest good one from which a node starts.
     pub(crate) startable_ms: Option<u64>,
-    /// For each event the newest backup of ours with a hook of it that has ended, by its number in the order of adding: whether all of
-    /// them passed.
-    pub(crate) newest_hooks: BTreeMap<Event, (u64, bool)>,
-    /// For each event, when the last hook ended that passed.
+    /// For each event, whether the hooks of it that have ended passed, of the newest backup of ours with one.
+    pub(crate) newest_hooks: BTreeMap<Event, bool>,
+    /// For each event, when the hooks of the last backup ended of which all passed.
     pub(crate) passed_hooks_ms: BTreeMap<Event, u64>,
-    /// The number of backups of ours that were added.
-    added_count: u64,
     /// The node's version in the newest record.
     pub(crate) node_version: Option<String>,
 }
@@ -119,13 +117,14 @@ impl Summary {
     }
 
     fn add_hooks(&mut self, backup: &Details) {
-        self.added_count += 1;
-        for (hook, ended_ms) in backup.hooks.iter().filter_map(|hook| Some((hook, hook.ended_ms()?))) {
-            let (newest, passed) = self.newest_hooks.entry(hook.event).or_insert((self.added_count, true));
-            *passed &= hook.passed || *newest != self.added_count;
-            if hook.passed {
-                let last_ms = self.passed_hooks_ms.entry(hook.event).or_default();
-                *last_ms = ended_ms.max(*last_ms);
+        for event in Event::ALL {
+            let of_event = || backup.hooks.iter().filter(|hook| hook.event == event);
+            let Some(last_ms) = of_event().filter_map(HookRun::ended_ms).max() else { continue };
+            let have_passed = of_event().all(|hook| hook.passed || hook.ended_ms().is_none());
+            self.newest_hooks.entry(event).or_insert(have_passed);
+            if of_event().all(|hook| hook.passed) {
+                let passed_ms = self.passed_hooks_ms.entry(event).or_default();
+                *passed_ms = last_ms.max(*passed_ms);
             }
         }
     }

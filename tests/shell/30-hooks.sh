@@ -100,6 +100,28 @@ has 'its standard input is the record' success.json "\"id\":\"$id\",\"status\":\
   is 'make has failed' "$made_is" 1
   check 'the process of the hook is gone' [ ! -d "/proc/$(cat before.pid)" ]
   rm before.slow before.pid
+
+  # The copies off the host are as old as the last backup of which all hooks passed.
+  passed() { chainweb-backup metrics $at | grep '^chainweb_backup_last_hook_success_timestamp_seconds{hook="after-success"}'; }
+  before=$(passed)
+  sed "s|- \[$DIR/success.sh, first\]|- [/bin/false]|" config.yaml >half.yaml
+  status 'one of two hooks fails' 16 chainweb-backup make --config-file half.yaml --log-level error
+  is 'the metrics do not call that a success' "$(passed)" "$before"
+
+  # A program that is killed leaves a hook that failed, not one that may still pass.
+  : >success.slow
+  rm -f success.pid
+  chainweb-backup make --config-file config.yaml >made 2>make.log </dev/null &
+  maker=$!
+  until [ -s success.pid ]; do sleep 0.01; done
+  kill -9 "$maker"
+  wait "$maker" 2>/dev/null
+  kill -9 "$(cat success.pid)"
+  rm success.slow
+  status 'the next make' 0 make
+  chainweb-backup list $at >list
+  has 'list says that the hook was interrupted' list 'hook after-success FAILED'
+  has 'and why' list 'interrupted: the program that ran it ended before'
 }
 
 sed 's/limitSeconds: 2/limitSeconds: 300/; s/^backup:/&\n  api: {enabled: true}/' config.yaml >serve.yaml

@@ -189,6 +189,20 @@ if command -v rclone >/dev/null; then
   rm "plain/$second.b2sums"
   status 'of two copies the complete one' 1 "$hooks/rclone-restore.sh" "disk:$DIR/plain" "$second" plain.back --config=rclone.conf
   has 'is the only one' err "there is no complete backup $second"
+  # Lists that are cut, or missing.
+  rclone_hook() { hook after-success "$second" "$hooks/rclone.sh" "disk:$DIR/plain" "$DIR/plain.state" --config="$DIR/rclone.conf"; }
+  status 'the copy is completed' 0 rclone_hook
+  cp "plain/$second.tree" kept.tree
+  cp "plain/$second.b2sums" kept.b2sums
+  for damage in ": >plain/$second.b2sums" "rm plain/$second.tree" "head -n 6 kept.b2sums >plain/$second.b2sums" \
+    "sed '\$d' kept.tree >plain/$second.tree"; do
+    eval "$damage"
+    status "after $damage" 1 "$hooks/rclone-restore.sh" "disk:$DIR/plain" "$second" plain.back --config=rclone.conf
+    is 'nothing is brought back' "$(ls -A plain.back)" ''
+    status 'the hook stores the lists again' 0 rclone_hook
+    check 'both' cmp kept.tree "plain/$second.tree"
+    check 'are whole' cmp kept.b2sums "plain/$second.b2sums"
+  done
   status 'a state directory that is missing' 1 hook after-success "$first" "$hooks/rclone.sh" "disk:$DIR/plain" "$DIR/none" --config="$DIR/rclone.conf"
   status 'a remote that is unknown' 1 hook after-success "$first" "$hooks/rclone.sh" nowhere:x "$DIR/plain.state" --config="$DIR/rclone.conf"
   if port=$(free_port); then
