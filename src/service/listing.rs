@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::backups::details::{Details, Listed, Unreadable};
+use crate::backups::details::Details;
 use crate::disk::off_heap;
 use crate::error::{Error, Kind, Result};
 use crate::id::BackupId;
@@ -67,15 +67,7 @@ fn render(shared: &Arc<Shared>, page: &Page) -> Result<Answer> {
     let mut listed_count = 0;
     bytes.push(b'[');
     for id in asked {
-        let listed = match shared.details(id, shared.catalog.find(id)) {
-            Ok(None) => continue,
-            Ok(Some(details)) => Listed::Backup(Box::new(details)),
-            // One backup that cannot be read does not hide the others; a directory that was replaced has none of them.
-            Err(e) => {
-                shared.catalog.require_same()?;
-                Listed::Unreadable(Unreadable::new(id, &e))
-            }
-        };
+        let Some(listed) = shared.listed(id)? else { continue };
         let end = bytes.len();
         if listed_count > 0 {
             bytes.push(b',');

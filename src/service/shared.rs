@@ -15,7 +15,7 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use crate::backups::catalog::{Catalog, Found};
-use crate::backups::details::{Details, Progress};
+use crate::backups::details::{Details, Listed, Progress, Unreadable};
 use crate::capture::source::Sources;
 use crate::config::hooks::Event;
 use crate::config::{Config, reserve_on};
@@ -184,6 +184,15 @@ impl Shared {
         };
         details.exclusive_bytes = state.exclusive_bytes.get(id).copied();
         Ok(Some(details))
+    }
+
+    /// A backup as an element of a list; `None` if it does not exist. One that cannot be read does not hide the others; a directory that
+    /// was replaced has none of them, which is an error.
+    pub(crate) fn listed(&self, id: &BackupId) -> Result<Option<Listed>> {
+        match self.details(id, self.catalog.find(id)) {
+            Ok(details) => Ok(details.map(|details| Listed::Backup(Box::new(details)))),
+            Err(e) => self.catalog.require_same().map(|()| Some(Listed::Unreadable(Unreadable::new(id, &e)))),
+        }
     }
 
     /// The values that the metrics show of this moment.

@@ -1,4 +1,4 @@
-//! The page for people at `/`: the running job, the backups, the free space, the last failures. One HTML file that needs no other file and
+//! The page for people at `/`: the running job, the backups, the next scheduled one, the free space, the last failures. One HTML file that needs no other file and
 //! no script; the browser loads it again every 30 seconds.
 //!
 //! Invariants
@@ -11,7 +11,7 @@ use std::fmt::{self, Write};
 use data_encoding::BASE64;
 use sha2::{Digest as _, Sha256};
 
-use crate::backups::details::{Details, Progress};
+use crate::backups::details::{Details, Listed, Progress, Unreadable};
 use crate::chainweb::start::{Start, Verdict};
 use crate::clock::now_ms;
 use crate::disk;
@@ -67,9 +67,19 @@ impl fmt::Display for Safe<'_> {
 /// What the page shows, newest first.
 #[derive(Default)]
 struct Seen {
-    rows: Vec<Details>,
-    unreadable: Vec<(String, String)>,
+    rows: Vec<Listed>,
     all_count: usize,
+}
+
+impl Seen {
+    /// Those that can be read.
+    fn backups(&self) -> impl Iterator<Item = &Details> {
+        self.rows.iter().filter_map(|row| if let Listed::Backup(details) = row { Some(&**details) } else { None })
+    }
+
+    fn newest_good(&self) -> Option<&Details> {
+        self.backups().find(|backup| backup.is_good())
+    }
 }
 
 impl Service {
@@ -89,7 +99,7 @@ fn render(shared: &Shared, now_ms: u64) -> Result<String> {
     let directory = shared.catalog.directory().display().to_string();
     let written = write_body(&mut body, shared, &seen, &directory, now_ms);
     written.expect("memory takes every text");
-    let title = seen.rows.iter().find(|row| row.is_good()).map_or_else(
+    let title = seen.newest_good().map_or_else(
         || "no good one".to_owned(),
         |newest| format!("{} ago", length(now_ms.saturating_sub(newest.started_ms))),
     );
@@ -100,13 +110,7 @@ fn look(shared: &Shared) -> Result<Seen> {
     let ids = shared.catalog.ids_newest_first()?;
     let mut seen = Seen { all_count: ids.len(), ..Seen::default() };
     for id in ids.iter().take(ROWS_MAX) {
-        match shared.details(id, shared.catalog.find(id)) {
-            Ok(details) => seen.rows.extend(details),
-            Err(e) => {
-                shared.catalog.require_same()?;
-                seen.unreadable.push((id.as_str().to_owned(), e.chain()));
-            }
-        }
+        seen.rows.extend(shared.listed(id)?);
     }
     Ok(seen)
 }
@@ -116,15 +120,15 @@ fn write_body(to: &mut String, shared: &Shared, seen: &Seen, directory: &str, no
     writeln!(to, "<div class=\"cards\">")?;
     write_cards(to, shared, seen, now_ms)?;
     writeln!(to, "</div>")?;
-    for row in &seen.rows {
-        if let Some(progress) = &row.progress {
-            write_progress(to, row, progress)?;
+    for backup in seen.backups() {
+        if let Some(progress) = &backup.progress {
+            write_progress(to, backup, progress)?;
         }
     }
     write_table(to, seen, now_ms)?;
     write_failures(to, seen, now_ms)?;
     let (at, version) = (utc(now_ms), env!("CARGO_PKG_VERSION"));
-    writeln!(to, "<p class=\"soft\">{at} UTC · chainweb-backup {version} · loaded again every 30 seconds</p>")
+    writeln!(to, "<footer>{at} UTC · chainweb-backup {version} · loaded again every 30 seconds</footer>")
 }
 
 fn card(to: &mut String, name: &str, class: &str, text: &str) -> fmt::Result {
@@ -132,14 +136,13 @@ fn card(to: &mut String, name: &str, class: &str, text: &str) -> fmt::Result {
 }
 
 fn write_cards(to: &mut String, shared: &Shared, seen: &Seen, now_ms: u64) -> fmt::Result {
-    let newest = seen.rows.iter().find(|row| row.is_good());
-    match newest {
+    match seen.newest_good() {
         None => card(to, "Newest good backup", "bad", "none")?,
         Some(newest) => {
             let age = length(now_ms.saturating_sub(newest.started_ms));
             card(to, "Newest good backup", "good", &format!("{age} ago, {}", newest.scope.word()))?;
             let (class, text) = starts(newest);
-            card(to, "A node that is restored from it", class, &text)?;
+            card(to, "A node restored from it", class, &text)?;
             let drill = newest.drill.as_ref();
             let (class, text) = match drill {
                 None => ("doubt", "never: drill latest".to_owned()),
@@ -149,22 +152,40 @@ fn write_cards(to: &mut String, shared: &Shared, seen: &Seen, now_ms: u64) -> fm
             card(to, "Restored as a drill", class, &text)?;
         }
     }
+    write_next(to, shared, now_ms)?;
     let Ok((free_bytes, _)) = disk::free_bytes(shared.catalog.directory()) else {
         return card(to, "Free space", "bad", "unknown");
     };
-    let per_day = written_per_day(&seen.rows);
+    let per_day = written_per_day(seen);
     let days = per_day.and_then(|per_day| free_bytes.checked_div(per_day));
     let class = if days.is_some_and(|days| days < 2) { "bad" } else { "" };
     let until = days.map_or(String::new(), |days| format!(", full in {days} days if no backup is deleted"));
     card(to, "Free space", class, &format!("{}{until}", size(free_bytes)))
 }
 
+/// The backup that the schedules make next, if there are any.
+fn write_next(to: &mut String, shared: &Shared, now_ms: u64) -> fmt::Result {
+    let states = shared.timetable.lock().states();
+    let Some((due_ms, next)) =
+        states.iter().filter_map(|state| Some((state.next_ms?, state))).min_by_key(|(at, _)| *at)
+    else {
+        return Ok(());
+    };
+    let wait_ms = due_ms.saturating_sub(now_ms);
+    let when = if wait_ms == 0 { "now".to_owned() } else { format!("in {}", length(wait_ms)) };
+    let (class, failed) = match next.failed_count {
+        0 => ("", String::new()),
+        count => ("bad", format!(", after {count} failed attempts")),
+    };
+    card(to, "Next scheduled backup", class, &format!("{when}, {}{failed}", next.scope.word()))
+}
+
 /// The bytes that backups write in a day, from the first and the last of the good ones that are shown; `None` if they span less than a
 /// day.
-fn written_per_day(rows: &[Details]) -> Option<u64> {
+fn written_per_day(seen: &Seen) -> Option<u64> {
     const DAY_MS: u64 = 24 * 3600 * 1000;
     let records: Vec<&Record> =
-        rows.iter().filter(|row| row.status == Status::Done).filter_map(|row| row.record.as_ref()).collect();
+        seen.backups().filter(|row| row.status == Status::Done).filter_map(|row| row.record.as_ref()).collect();
     let span_ms = records.first()?.started_ms.checked_sub(records.last()?.started_ms)?;
     let written = |record: &&Record| {
         let rocksdb_bytes = record.rocksdb.as_ref().map_or(0, |part| part.copied_bytes);
@@ -213,41 +234,49 @@ fn write_table(to: &mut String, seen: &Seen, now_ms: u64) -> fmt::Result {
     }
     writeln!(
         to,
-        "<table><thead><tr><th>Backup<th>Status<th>Age<th class=\"number\">Size<th class=\"number\">Alone<th class=\"number\">Blocks\
+        "<table><thead><tr><th>Backup<th>Status<th>Age<th class=\"number\">Size<th class=\"number\">Exclusive<th class=\"number\">Blocks\
          <th>Start<th>Notes</thead><tbody>"
     )?;
-    for (id, reason) in &seen.unreadable {
-        writeln!(
-            to,
-            "<tr><td data-name=\"Backup\"><code>{}</code><td data-name=\"Status\" class=\"bad\">unreadable<td colspan=\"6\">{}",
-            Safe(id),
-            Safe(reason)
-        )?;
-    }
     for row in &seen.rows {
-        write_row(to, row, now_ms)?;
+        match row {
+            Listed::Backup(backup) => write_row(to, backup, now_ms)?,
+            Listed::Unreadable(Unreadable { id, status, reason }) => writeln!(
+                to,
+                "<tr><td data-name=\"Backup\"><code>{}</code><td data-name=\"Status\" class=\"bad\">{status}\
+                 <td data-name=\"Reason\" class=\"text\" colspan=\"6\">{}",
+                Safe(id.as_str()),
+                Safe(reason)
+            )?,
+        }
     }
     writeln!(to, "</tbody></table>")
 }
 
+/// A row; a cell without a value is empty.
 fn write_row(to: &mut String, row: &Details, now_ms: u64) -> fmt::Result {
-    let class = match row.status {
-        Status::Done if row.is_doubtful() => "bad",
-        Status::Done => "good",
-        Status::InProgress => "doubt",
-        Status::Failed => "bad",
+    let (class, damaged) = match row.status {
+        Status::Done if row.is_damaged() => ("bad", ", damaged"),
+        Status::Done if row.is_doubtful() => ("bad", ""),
+        Status::Done => ("good", ""),
+        Status::InProgress => ("doubt", ""),
+        Status::Failed => ("bad", ""),
     };
-    let record = row.record.as_ref();
-    let bytes = record.map_or_else(|| "-".to_owned(), |record| size(record.bytes));
-    let alone = row.exclusive_bytes.map_or_else(|| "-".to_owned(), size);
+    let is_done = row.status == Status::Done;
+    let record = row.record.as_ref().filter(|_| is_done);
+    let bytes = record.map_or_else(String::new, |record| size(record.bytes));
+    let alone = row.exclusive_bytes.map_or_else(String::new, size);
     let heights = record.and_then(|record| record.rocksdb.as_ref()?.block_heights);
-    let heights = heights.map_or_else(|| "-".to_owned(), |heights| heights.to_string());
-    let (start_class, start) = if row.status == Status::Done { starts(row) } else { ("soft", "-".to_owned()) };
+    let heights = heights.map_or_else(String::new, |heights| heights.to_string());
+    let (start_class, start) = match starts(row) {
+        _ if !is_done => ("", String::new()),
+        (_, text) if row.is_damaged() => ("soft", text),
+        seen => seen,
+    };
     writeln!(
         to,
-        "<tr><td data-name=\"Backup\"><code>{}</code><br><span class=\"soft\">{}</span><td data-name=\"Status\" class=\"{class}\">{}\
-         <td data-name=\"Age\">{}<td data-name=\"Size\" class=\"number\">{bytes}<td data-name=\"Alone\" class=\"number\">{alone}\
-         <td data-name=\"Blocks\" class=\"number\">{}<td data-name=\"Start\" class=\"{start_class}\">{}<td data-name=\"Notes\">{}",
+        "<tr><td data-name=\"Backup\"><code>{}</code><br><span class=\"soft\">{}</span><td data-name=\"Status\" class=\"{class}\">{}{damaged}\
+         <td data-name=\"Age\">{}<td data-name=\"Size\" class=\"number\">{bytes}<td data-name=\"Exclusive\" class=\"number\">{alone}\
+         <td data-name=\"Blocks\" class=\"number\">{}<td data-name=\"Start\" class=\"text {start_class}\">{}<td data-name=\"Notes\" class=\"text\">{}</td>",
         Safe(row.id.as_str()),
         row.scope.word(),
         row.status.word(),
@@ -272,7 +301,7 @@ fn notes(row: &Details) -> String {
 }
 
 fn write_failures(to: &mut String, seen: &Seen, now_ms: u64) -> fmt::Result {
-    let failed = seen.rows.iter().filter(|row| row.status == Status::Failed).take(FAILURES_MAX);
+    let failed = seen.backups().filter(|row| row.status == Status::Failed).take(FAILURES_MAX);
     let mut failed = failed.peekable();
     if failed.peek().is_none() {
         return Ok(());
