@@ -1,8 +1,8 @@
 //! Backups of a running Chainweb node: its RocksDB and its SQLite databases, taken beside the writing node, committed at
 //! one point, found again after any crash. No Tokio: one backup thread, one channel, a status map.
 //!
-//! [`manual`] has the HTTP interface, the command line, the configuration, the on-disk format, performance, monitoring, and
-//! [how to embed this crate in a node](manual::embedding).
+//! [`manual`] has the HTTP interface, the command line, the configuration, the on-disk format, performance, monitoring, stories from the
+//! installed program to a restored node, and [how to embed this crate in a node](manual::embedding).
 //!
 //! # Architecture
 //! A functional core with one dirty hand, in rooms with names on the doors. A folder uses only itself and folders above it in
@@ -119,15 +119,18 @@ pub use rocksdb;
 pub use {rouille, rusqlite};
 
 /// The pages of the [`manual`], topic and text, for `chainweb-backup help TOPIC`.
-pub const MANUAL: [(&str, &str); 8] = [
-    ("one-disk", include_str!("manual/one-disk.md")),
+pub const MANUAL: [(&str, &str); 11] = [
     ("api", include_str!("manual/api.md")),
     ("commands", include_str!("manual/commands.md")),
     ("configuration", include_str!("manual/configuration.md")),
     ("monitoring", include_str!("manual/monitoring.md")),
     ("format", include_str!("manual/format.md")),
     ("performance", include_str!("manual/performance.md")),
+    ("one-disk", include_str!("manual/one-disk.md")),
+    ("container", include_str!("manual/container.md")),
     ("embedding", include_str!("manual/embedding.md")),
+    ("from-api", include_str!("manual/from-api.md")),
+    ("from-copying", include_str!("manual/from-copying.md")),
 ];
 
 /// The manual, a module for each page. `chainweb-backup help TOPIC` prints the same text.
@@ -138,10 +141,16 @@ pub mod manual {
     pub mod commands {}
     #[doc = include_str!("manual/configuration.md")]
     pub mod configuration {}
+    #[doc = include_str!("manual/container.md")]
+    pub mod container {}
     #[doc = include_str!("manual/embedding.md")]
     pub mod embedding {}
     #[doc = include_str!("manual/format.md")]
     pub mod format {}
+    #[doc = include_str!("manual/from-api.md")]
+    pub mod from_api {}
+    #[doc = include_str!("manual/from-copying.md")]
+    pub mod from_copying {}
     #[doc = include_str!("manual/monitoring.md")]
     pub mod monitoring {}
     #[doc = include_str!("manual/one-disk.md")]

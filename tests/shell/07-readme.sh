@@ -73,7 +73,7 @@ status 'what was restored by hand is whole' 0 demo-node verify --expect-chains 3
 marks=$(grep -c '^<!-- test -->$' "$readme")
 for page in "$manual"/*.md; do
   name=${page##*/}
-  grep -q "^story ${name%.md}\$" "$ROOT/tests/shell/38-stories.sh" || marks=$((marks + $(grep -c '^<!-- test -->$' "$page")))
+  grep -q "^ *story ${name%.md}\$" "$ROOT/tests/shell/38-stories.sh" || marks=$((marks + $(grep -c '^<!-- test -->$' "$page")))
 done
 is 'every block with the mark was run' "$count_run" "$marks"
 

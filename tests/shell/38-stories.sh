@@ -34,7 +34,7 @@ shown() {
 here() {
   sed -E -e "s#(^|[] =:@'\"[])/(var|etc|usr/local|srv|mnt|data|backup)([/: '\"]|\$)#\1$DIR/\2\3#g" \
     -e "s#127\.0\.0\.1:1849#\$(cat '$DIR/units/chainweb-backup.address')#g; s#127\.0\.0\.1:1848#127.0.0.1:$port#g" \
-    -e "s#~/\.cache/chainweb-backup#${BIN%/release}#"
+    -e "s#~/\.cache/chainweb-backup#${BIN%/release}#; s#\.\./chainweb-backup#$ROOT#"
 }
 
 # plain: a line without its numbers, and without the directories of this host.
@@ -50,10 +50,10 @@ program() {
 for tool in python3 rsync unshare; do
   command -v "$tool" >/dev/null || { echo "1..0 # SKIP there is no $tool" && exit 0; }
 done
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+port=$(free_port)
 mkdir bin units
 ln -s "$ROOT/scripts" scripts
-ln -s "$ROOT" chainweb-backup
 PATH=$DIR/bin:$DIR/usr/local/bin:$PATH
 export PATH
 trap 'ended=$?; for at in units/*.pid; do [ ! -e "$at" ] || unit stop "$(basename "$at" .pid)"; done; (exit "$ended"); leave' EXIT
@@ -88,6 +88,7 @@ case $1 in
     done
     ;;
   stop)
+    [ -e "$at.pid" ] || exit 0
     read -r pid <"$at.pid"
     # Of a container its first process, which unshare has started.
     for child in $(cat "/proc/$pid/task/$pid/children" 2>/dev/null); do pid=$child; done
@@ -140,13 +141,15 @@ END
 # story PAGE: runs its blocks in one shell, and compares what it shows. Before the N-th block the test's own file before.N is run.
 story() {
   page=$manual/$1.md n=1
-  printf 'set -eu\ncd "%s"\n' "$DIR" >session
+  printf 'set -eu\ncd "%s"\ntrap "kill \${!:-} 2>/dev/null || :" EXIT\n' "$DIR" >session
   while block "$page" sh "$n" | here >commands && [ -s commands ]; do
     { printf 'exec >"%s/said.%d" 2>&1\n' "$DIR" "$n" ; cat "before.$n" 2>/dev/null; cat commands; printf 'echo %d >"%s/reached"\n' "$n" "$DIR"; } >>session
     n=$((n + 1))
   done
   : >reached
-  status "$1: its commands" 0 sh session
+  got=0
+  timeout --foreground 800 sh session </dev/null || got=$?
+  is "$1: its commands" "$got" 0
   is "$1: all $((n - 1)) blocks" "$(cat reached)" "$((n - 1))"
   [ "$got" -eq 0 ] || sed 's/^/# /' "said.$(($(cat reached) + 1))"
   is "$1: its blocks are those with the mark" "$(grep -c '^<!-- test -->$' "$page")" "$((n - 1))"
@@ -165,8 +168,11 @@ story() {
 database=$DIR/var/lib/chainweb-node/mainnet01
 sh scripts/install.sh --root "$DIR" --database-directory "$database" --backup-directory "$database/backups" >install.log
 mkdir -p "$DIR/srv/chainweb"
-echo "exec demo-node --database-directory '$database' --fill 20000000 --write-buffer-bytes 1000000 --rate 5 --disable-backup-api \"\$@\"" >units/chainweb-node
-unit start chainweb-node
+the_node() {
+  echo "exec demo-node --database-directory '$database' --fill 20000000 --write-buffer-bytes 1000000 --rate 5 --disable-backup-api \"\$@\"" >units/chainweb-node
+  unit start chainweb-node
+}
+the_node
 cat >before.7 <<END
 unit stop chainweb-node
 unit stop chainweb-backup
@@ -180,5 +186,88 @@ has 'the node on the restored database has a whole history' verified 'ok'
 check 'the old database was kept' grep -q '^0.bak-' names
 unit stop chainweb-node
 status 'so has that from the other host' 0 demo-node verify "$database"
-rm -rf var etc usr srv units/*
+clear() { rm -rf var etc usr srv mnt data backup units/*; }
+clear
+
+# A node in a container: a volume at `0`, and a disk for backups. The repository of restic is a directory.
+in_container() {
+  [ "$(id -u)" -eq 0 ] || { skip container 'only root can mount' && return; }
+  command -v restic >/dev/null || { skip container 'there is no restic' && return; }
+  mkdir -p srv/chainweb/0 backup mnt/nas
+  { truncate -s 400M volume.img && mkfs.ext4 -q volume.img && mount -o loop volume.img srv/chainweb/0 && mount -t tmpfs tmpfs backup; } >mount.log 2>&1 ||
+    { skip container "nothing can be mounted: $(tail -n 1 mount.log)" && return; }
+  mounts="$DIR/backup $DIR/srv/chainweb/0"
+  unshare --mount --pid --fork true 2>mount.log || { skip container "there are no namespaces: $(tail -n 1 mount.log)" && return; }
+  sh scripts/install.sh --root "$DIR" --user root --database-directory "$DIR/srv/chainweb" --backup-directory "$DIR/backup" >install.log
+  docker run -d --name chainweb-node -v "$DIR/srv/chainweb/0:$DIR/data/chainweb-db/0" chainweb-node \
+    demo-node --database-directory "$DIR/data/chainweb-db" --fill 20000000 --write-buffer-bytes 1000000 --rate 5 --disable-backup-api
+  python3 - "$port" >receiver.log 2>&1 <<'END' &
+import http.server, sys
+class Receiver(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        open("received", "ab").write(self.path.encode() + b" " + self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Receiver).serve_forever()
+END
+  pids="$pids $!"
+  printf "sed -i 's#https://hooks.example.org#http://127.0.0.1:%s#' '%s/etc/chainweb-backup/webhook'\n" "$port" "$DIR" >before.2
+  # Both disks are lost, and the new ones are empty.
+  cat >before.7 <<END
+unit stop chainweb-node
+demo-node verify srv/chainweb >verified
+ls srv/chainweb/0/rocksDb/0.bak-*/CURRENT srv/chainweb/0/sqlite/0.bak-*/pact-v1-chain-0.sqlite >kept
+rm -rf srv/chainweb/0/* backup/chainweb
+END
+  story container
+  has 'the webhook got the message' received '/secret'
+  has 'the node on the database that was exchanged has a whole history' verified ok
+  is 'the old database was kept' "$(wc -l <kept)" 2
+  unit stop chainweb-node
+  unit stop chainweb-backup
+  status 'so has the one from restic' 0 demo-node verify srv/chainweb
+  status 'the backup by the container is whole' 0 demo-node verify "backup/chainweb/$(ls backup/chainweb | tail -n 1)"
+}
+in_container
+unmount_all
+clear
+
+# Those who used the node's own API, and those who copied a stopped node. Of the old backups, the first has Pact from a later moment than
+# RocksDB, as the node makes them; the second lacks RocksDB's WAL, as publishers make them.
+sh scripts/install.sh --root "$DIR" --database-directory "$database" --backup-directory "$database/backups" >install.log
+the_node
+unit stop chainweb-node
+theirs=$database/backups/1648665437000 old=$DIR/mnt/old/2026-11-01
+mkdir -p "$theirs/0" "$old" backup srv
+cp -a "$database/0/rocksDb" "$theirs/0/" && printf backup-done >"$theirs/status"
+unit start chainweb-node
+sleep 2
+unit stop chainweb-node
+cp -a "$database/0/sqlite" "$theirs/0/"
+cp -a "$database/0" "$old/" && rm "$old"/0/rocksDb/*.log
+unit start chainweb-node
+systemctl start chainweb-backup.service
+story from-api
+status 'the backup that the script made is whole' 0 demo-node verify "$database/backups/$(ls "$database/backups" | tail -n 1)"
+rm -rf srv/restored
+story from-copying
+unit stop chainweb-node
+unit stop chainweb-backup
+status 'so is the one that was made beside the old copies' 0 demo-node verify "$(ls -d backup/chainweb/*)"
+clear
+
+# A node that embeds the library. What the crate's own build has compiled is used, but for the library itself, the first time: less than a minute on two cores.
+embedded() {
+  command -v cargo >/dev/null || { skip embedding 'there is no cargo' && return; }
+  ls "$BIN"/build/librocksdb-sys-*/output >/dev/null 2>&1 || { skip embedding "RocksDB would be compiled, there is none in $BIN" && return; }
+  mkdir -p srv/chainweb usr/local/lib/chainweb-backup && cp scripts/hooks/rsync.sh usr/local/lib/chainweb-backup/
+  port=$(free_port)
+  block "$manual/embedding.md" rust,no_run 1 | here >main.rs
+  echo 'cp ../main.rs src/' >before.2
+  echo 'until [ -e "../srv/chainweb/$id/status" ]; do sleep 0.1; done' >before.3
+  story embedding
+  (cd small-node && CARGO_TARGET_DIR=${BIN%/release} cargo clean --quiet --release -p small-node)
+  is 'its newest backup was copied' "$(ls srv/chainweb | tail -n 1)" "$(ls small-node/node/backups | tail -n 1)"
+}
+embedded
 end
