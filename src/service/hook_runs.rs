@@ -47,21 +47,33 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<Option<JoinHandle<()>>> {
     Ok(Some(thread))
 }
 
-/// Puts an errand into the queue; does not wait, and touches no disk.
-pub(crate) fn enqueue(shared: &Shared, state: &mut State, mut errand: Errand) {
+/// Why an errand was not put into the queue, for the log.
+pub(crate) struct Refused {
+    event: Event,
+    reason: &'static str,
+}
+
+impl Refused {
+    pub(crate) fn log(&self, id: &BackupId) {
+        log::error!("hooks not run id={id} hook={} reason={:?}", self.event.word(), self.reason);
+    }
+}
+
+/// Puts an errand into the queue; does not wait, and touches no disk. The caller logs a refusal, when it has released the lock.
+pub(crate) fn enqueue(shared: &Shared, state: &mut State, mut errand: Errand) -> Option<Refused> {
     errand.events.retain(|event| !shared.config.hooks.commands(*event).is_empty());
-    let Some(event) = errand.events.first().copied() else { return };
+    let event = errand.events.first().copied()?;
     let id = errand.id.clone();
     let refused = match &state.hook_orders {
         Some(orders) if orders.len() >= MAX_WAITING => Some("too many hooks are waiting"),
         Some(orders) => orders.send(Order::Run(Box::new(errand))).err().map(|_| "the thread of the hooks has ended"),
         None => Some("the service is shutting down"),
     };
-    if let Some(reason) = refused {
+    refused.map(|reason| {
         shared.counters.hook_ended(event, false);
-        state.failed_hook = Some(id.clone());
-        log::error!("hooks not run id={id} hook={} reason={reason:?}", event.word());
-    }
+        state.failed_hook = Some(id);
+        Refused { event, reason }
+    })
 }
 
 /// Waits until all errands that are in the queue now are done.
@@ -116,14 +128,18 @@ fn work(shared: &Shared, orders: &Receiver<Order>) {
 /// Runs the hooks of a job that has ended.
 fn run(shared: &Shared, errand: &Errand) {
     let (id, control) = (&errand.id, Arc::new(Control::default()));
-    {
+    let is_stopping = {
         let mut state = shared.state.lock();
         if state.is_stopping {
             state.failed_hook = Some(id.clone());
-            log::warn!("hooks not run id={id} reason=\"the service is shutting down\"");
-            return;
+        } else {
+            state.hook = Some(Arc::clone(&control));
         }
-        state.hook = Some(Arc::clone(&control));
+        state.is_stopping
+    };
+    if is_stopping {
+        log::warn!("hooks not run id={id} reason=\"the service is shutting down\"");
+        return;
     }
     if let Err(e) = try_run(shared, errand, &control) {
         let event = errand.events[0];

@@ -10,7 +10,8 @@
 //!
 //! Invariants
 //! - Nothing is committed that the verification did not find good.
-//! - [`end`] does not touch the disk, and does not wait: the watchdog calls it for a job whose thread hangs.
+//! - [`end`] does not touch the disk, and does not wait: the watchdog calls it for a job whose thread hangs. It logs when it has released
+//!   the lock of the state.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -198,33 +199,48 @@ fn end(shared: &Shared, id: &BackupId, ending: &Ending) {
     if matches!(ending, Ending::Done(_) | Ending::Failed { is_on_disk: true, .. }) {
         state.jobs.remove(id);
     }
-    let stalled = if matches!(ending, Ending::Stalled) { hook_runs::stalled(id, &state) } else { None };
     if has_ended {
+        drop(state);
         log::info!("thread of the stalled backup returned id={id} seconds={seconds:.2}");
         return;
     }
+    let stalled = if matches!(ending, Ending::Stalled) { hook_runs::stalled(id, &state) } else { None };
     let mut errand = Errand { id: id.clone(), events: vec![Event::AfterFailure], reason: None, stalled };
     match ending {
         Ending::Done(record) => {
             errand.events = vec![Event::OnVerified, Event::AfterSuccess];
             errand.events.retain(|event| *event != Event::OnVerified || shared.config.verify.is_some());
             shared.counters.job_ended(Outcome::Done(record, seconds), &control);
-            log_done(record, seconds);
         }
         Ending::Failed { cause, .. } => {
             state.last_failure = Some((id.clone(), cause.kind()));
             shared.counters.job_ended(Outcome::Failed, &control);
             errand.reason = Some(cause.chain());
-            log::error!("backup failed id={id} seconds={seconds:.2} reason={:?}", cause.chain());
         }
         Ending::Stalled => {
             state.last_failure = Some((id.clone(), Kind::Cancelled));
             shared.counters.job_ended(Outcome::Stalled, &control);
             errand.reason = Some(format!("stalled: no progress for {} s", shared.config.stall_limit.as_secs()));
-            log::error!("backup stalled id={id} limit_seconds={}", shared.config.stall_limit.as_secs());
         }
     }
-    hook_runs::enqueue(shared, &mut state, errand);
+    let refused = hook_runs::enqueue(shared, &mut state, errand);
+    drop(state);
+    ending.log(shared, id, seconds);
+    refused.iter().for_each(|refused| refused.log(id));
+}
+
+impl Ending {
+    fn log(&self, shared: &Shared, id: &BackupId, seconds: f64) {
+        match self {
+            Ending::Done(record) => log_done(record, seconds),
+            Ending::Failed { cause, .. } => {
+                log::error!("backup failed id={id} seconds={seconds:.2} reason={:?}", cause.chain());
+            }
+            Ending::Stalled => {
+                log::error!("backup stalled id={id} limit_seconds={}", shared.config.stall_limit.as_secs());
+            }
+        }
+    }
 }
 
 fn log_done(record: &Record, seconds: f64) {

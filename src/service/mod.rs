@@ -175,11 +175,15 @@ impl Service {
 
     /// The same with what the backup covers; the record is read once.
     pub(crate) fn status_and_scope(&self, id: &BackupId) -> Result<Option<(Status, Scope)>> {
-        let mapped = self.shared.state.lock().jobs.get(id).map(|job| (job.status, job.scope));
+        let (mapped, has_thread) = {
+            let state = self.shared.state.lock();
+            (state.jobs.get(id).map(|job| (job.status, job.scope)), state.running.as_ref() == Some(id))
+        };
         match mapped {
             Some((Status::InProgress, _)) => Ok(mapped),
-            // The disk lacks the end of this job, so the status map decides until the backup is deleted.
-            Some(_) if !self.shared.is_deleted(id) => Ok(mapped),
+            // The disk lacks the end of this job, so the status map decides until the backup is deleted. While its thread hangs, the
+            // disk probably does.
+            Some(_) if has_thread || !self.shared.is_deleted(id) => Ok(mapped),
             _ => Ok(self.shared.catalog.find(id)?.map(|found| (found.status, found.scope))),
         }
     }

@@ -5,6 +5,8 @@
 //!   end could not be written. For everything else the catalog on disk decides.
 //! - Whether a job runs is decided, and a request is put into the channel, under one lock. So a request that finds no
 //!   job running is answered before the next job begins, and a hundred callers at once get one identifier.
+//! - Under that lock nothing is read, written, logged or waited for: a disk that hangs, or a log that nobody reads, blocks no request
+//!   that does not need it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use crate::config::hooks::Event;
 use crate::config::{Config, reserve_on};
 use crate::control::Control;
 use crate::disk;
+use crate::disk::fault_gate;
 use crate::disk::nofollow;
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{Scope, Status};
@@ -91,6 +94,15 @@ pub(crate) struct Job {
     pub(crate) control: Arc<Control>,
 }
 
+/// What the status map says of a job.
+struct Mapped {
+    status: Status,
+    scope: Scope,
+    started_ms: u64,
+    /// While it is in progress.
+    progress: Option<Progress>,
+}
+
 /// A request for a backup, on its way to the backup thread.
 pub(crate) struct Request {
     pub(crate) make: MakeRequest,
@@ -118,6 +130,13 @@ pub(crate) enum Order {
 impl Job {
     pub(crate) fn progress(&self) -> Progress {
         Progress::of(&self.control, self.started.elapsed())
+    }
+
+    /// What the status map says of it now.
+    fn mapped(&self) -> Mapped {
+        let Job { status, scope, started_ms, .. } = *self;
+        let progress = (status == Status::InProgress).then(|| self.progress());
+        Mapped { status, scope, started_ms, progress }
     }
 
     fn running(&self) -> Running {
@@ -158,15 +177,20 @@ impl State {
 impl Shared {
     /// Whether the directory of a backup is certainly gone.
     pub(crate) fn is_deleted(&self, id: &BackupId) -> bool {
-        nofollow::is_directory(&self.catalog.path(id)).is_ok_and(|is_there| !is_there)
+        let path = self.catalog.path(id);
+        fault_gate::point("is-deleted", &path);
+        nofollow::is_directory(&path).is_ok_and(|is_there| !is_there)
     }
 
     /// A backup as the disk and the status map together describe it.
     pub(crate) fn details(&self, id: &BackupId, found: Result<Option<Found>>) -> Result<Option<Details>> {
         let on_disk = found.and_then(|found| found.map(|found| Details::of(&self.catalog, found)).transpose());
-        let state = self.state.lock();
-        let deleted = |j: &&Job| j.status != Status::InProgress && self.is_deleted(id);
-        let mut details = match (state.jobs.get(id).filter(|j| !deleted(j)), on_disk) {
+        let (mapped, exclusive_bytes) = {
+            let state = self.state.lock();
+            (state.jobs.get(id).map(Job::mapped), state.exclusive_bytes.get(id).copied())
+        };
+        let deleted = |job: &Mapped| job.status != Status::InProgress && self.is_deleted(id);
+        let details = match (mapped.filter(|job| !deleted(job)), on_disk) {
             (None, Err(e)) => return Err(e),
             (None, Ok(None)) => return Ok(None),
             (None, Ok(Some(on_disk))) => on_disk,
@@ -174,7 +198,7 @@ impl Shared {
                 status: job.status,
                 scope: job.scope,
                 foreign: false,
-                progress: (job.status == Status::InProgress).then(|| job.progress()),
+                progress: job.progress,
                 // The status map decides, whatever the disk says.
                 ..on_disk
                     .ok()
@@ -182,8 +206,7 @@ impl Shared {
                     .unwrap_or_else(|| Details::without_directory(id, job.status, job.scope, job.started_ms))
             },
         };
-        details.exclusive_bytes = state.exclusive_bytes.get(id).copied();
-        Ok(Some(details))
+        Ok(Some(Details { exclusive_bytes, ..details }))
     }
 
     /// A backup as an element of a list; `None` if it does not exist. One that cannot be read does not hide the others; a directory that

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use chainweb_backup::rusqlite::Connection;
 use chainweb_backup::{
-    BackupId, Config, Control, Depth, Kind, Phase, Service, Status, VerifyOptions, cancel_backup, gate, verify_backup,
+    BackupId, Config, Control, Depth, Kind, Phase, Service, Status, VerifyOptions, cancel_backup, check_backup_in,
+    gate, verify_backup,
 };
 
 use crate::fixture::{DEEP, Node, PACT, ROCKSDB, call, make_done, make_failed, names, record, wait_until};
@@ -71,6 +72,50 @@ fn a_job_that_hangs_is_called_failed() {
     assert_eq!(names(&node.backups().join(id.as_str())), FAILED);
     // The return of its thread was no second end.
     assert_eq!(counted(&service)[1], "1");
+    gate::forget_points(&database);
+}
+
+/// The disk hangs when a service looks whether a backup was deleted; here, in a hook that does not return. Clients that ask for something
+/// else get their answers.
+#[test]
+fn a_disk_that_hangs_blocks_no_answer_for_which_it_is_not_needed() {
+    let node = Node::new();
+    let (database, before) = (node.sqlite(0), make_done(&node.start(), PACT));
+    let (let_go, hang) = mpsc::channel::<()>();
+    let hangs = AtomicBool::new(true);
+    gate::at_point(&database, move |name| {
+        if name == "raw-held" && hangs.swap(false, SeqCst) {
+            let _ = hang.recv_timeout(Duration::from_secs(60));
+        }
+    });
+    let config = Config { stall_limit: Duration::from_secs(2), ..node.config() };
+    let service = Service::start(config, node.embedded()).unwrap();
+    let id = service.make_backup(PACT).unwrap();
+    wait_for(&service, &id, Status::Failed);
+    let backup = node.backups().join(id.as_str());
+    let ((looks, looking), (see, unseen)) = (mpsc::channel(), mpsc::channel::<()>());
+    gate::at_point(&backup, move |name| {
+        if name == "is-deleted" {
+            let _ = looks.send(());
+            let _ = unseen.recv_timeout(Duration::from_secs(60));
+        }
+    });
+    std::thread::scope(|scope| {
+        let details = scope.spawn(|| service.details(&id).unwrap().unwrap().status);
+        looking.recv_timeout(Duration::from_secs(60)).expect("it looks at the disk");
+        let (answers, answer) = mpsc::channel();
+        let (service, before, id) = (&service, &before, &id);
+        scope.spawn(move || {
+            answers.send(service.check_backup(before).unwrap()).unwrap();
+            // While its thread hangs, the disk is not asked.
+            answers.send(service.check_backup(id).unwrap()).unwrap();
+        });
+        let answers = [(); 2].map(|()| answer.recv_timeout(Duration::from_secs(20)));
+        drop((see, let_go));
+        assert_eq!(answers, [Ok(Some(Status::Done)), Ok(Some(Status::Failed))]);
+        assert_eq!(details.join().unwrap(), Status::Failed);
+    });
+    gate::forget_points(&backup);
     gate::forget_points(&database);
 }
 
@@ -141,6 +186,33 @@ fn a_job_that_waits_for_a_lock_can_be_cancelled() {
     // Until its thread is free, a request for a backup gets this identifier.
     wait_until("the thread", || service.make_backup(PACT).is_ok_and(|next| next != id));
     make_done(&service, PACT);
+}
+
+/// However a child ends, only its own word is damage: it may lack memory, or threads, or have failed an assertion.
+#[test]
+fn a_child_that_ends_without_an_answer_proves_no_damage() {
+    let node = Node::new();
+    let id = make_done(&node.start(), ROCKSDB);
+    let program = node.root().join("child");
+    let verify = |script: &str| {
+        let script = format!("rm -f {0}; printf '#!/bin/sh\n{script}\n' >{0} && chmod 755 {0}", program.display());
+        assert!(Command::new("/bin/sh").args(["-c", &script]).status().unwrap().success());
+        let options = VerifyOptions { program: Some(&program), ..DEEP };
+        verify_backup(&node.backups(), id.as_str(), options, &Control::default()).map(|(_, found)| found.faults)
+    };
+    let signals = ["ABRT", "SEGV", "BUS", "ILL", "FPE", "TRAP", "SYS", "XCPU", "XFSZ", "QUIT", "KILL", "TERM", "PIPE"];
+    let by_signal = signals.map(|signal| (format!("ulimit -c 0; kill -{signal} $$"), "ended with signal"));
+    let by_code = [1, 2, 12, 101, 255].map(|code| (format!("exit {code}"), "ended with exit status"));
+    let by_output = ["echo {", "true", "echo 7"].map(|script| (script.to_owned(), "not the expected JSON"));
+    for (script, why) in by_signal.into_iter().chain(by_code).chain(by_output) {
+        let error = verify(&script).expect_err(&script);
+        assert!(matches!(error.kind(), Kind::Io | Kind::Database), "{script}: {:?}", error.kind());
+        assert!(error.chain().contains(why), "{script}: {}", error.chain());
+        let noted = check_backup_in(&node.backups(), &id).unwrap().unwrap().verified;
+        assert!(noted.is_none(), "{script}: {noted:?}");
+    }
+    // Its own word.
+    assert_eq!(verify("echo it is damaged >&2; exit 13").unwrap().len(), 1);
 }
 
 /// A page of a finished copy is overwritten while the heights are read: no size changes.
