@@ -1,6 +1,9 @@
 //! Deletes the backups that a retention rule does not keep; `retention` has the rules.
 //!
-//! Invariant: before a backup is deleted, a good one that is kept is verified quickly.
+//! Invariants
+//! - Before a backup is deleted, the newest good one, and the newest good one with Pact, which are kept, are verified quickly. So no
+//!   backup is deleted because of one that only seems to be good, in either scope.
+//! - A backup that cannot be read is kept, is no reason to delete another one, and does not keep the others from being deleted.
 
 use std::path::Path;
 
@@ -14,14 +17,15 @@ use crate::config::schedule::Policy;
 use crate::control::Control;
 use crate::disk::fault_gate;
 use crate::error::{Error, Kind, Result};
+use crate::format::record::Status;
 use crate::id::BackupId;
 
 /// Every backup, newest first, with its verdict.
 type Judged = Vec<(Candidate, Verdict)>;
 
 /// Judges every backup by `policy`, and deletes those that it does not keep. A backup that is in use, was pinned meanwhile or cannot
-/// be deleted is kept, and its verdict says so. Before any is deleted, the newest good backup is verified quickly; one with faults
-/// counts as damaged.
+/// be deleted is kept, and its verdict says so. Before any is deleted, the newest good backup, and the newest good one with Pact, are
+/// verified quickly; one with faults counts as damaged. One that cannot be read is kept, counts for no rule, and prevents nothing.
 ///
 /// # Errors
 /// [`Kind::Usage`]: no such directory. [`Kind::Io`]: it cannot be listed.
@@ -38,6 +42,7 @@ pub(crate) fn prune(catalog: &Catalog, policy: Policy) -> Result<Vec<(Candidate,
     let (found, mut judged) = judge_all(catalog, policy, &note_quick)?;
     fault_gate::point("prune-judged", catalog.directory());
     for (found, (_, verdict)) in found.iter().zip(&mut judged).filter(|(_, (_, v))| *v == Verdict::Delete) {
+        let Some(found) = found else { continue };
         if let Err(e) = delete(catalog, found) {
             *verdict = undeleted(catalog, &found.id, &e);
         }
@@ -53,21 +58,30 @@ pub fn rehearse_prune(directory: &Path, policy: Policy) -> Result<Vec<(Candidate
     Ok(judge_all(&Catalog::view(directory)?, policy, &|_, _| ())?.1)
 }
 
-/// Every backup, and its verdict after a quick verification of the newest good backup: the others are deleted because it is kept. One
-/// with faults is given to `note`, it counts as damaged, and the next newest is verified.
-fn judge_all(catalog: &Catalog, policy: Policy, note: &dyn Fn(&Found, &Verification)) -> Result<(Vec<Found>, Judged)> {
-    let found: Vec<Found> = catalog.readable()?.collect();
-    let mut candidates = found.iter().map(|f| candidate(catalog, f)).collect::<Result<Vec<Candidate>>>()?;
-    let mut unread = Vec::new();
+/// Every backup, and its verdict after a quick verification of the newest good backup and of the newest good one with Pact: the others are
+/// deleted because these are kept. One with faults is given to `note`, it counts as damaged, and the next newest is verified.
+fn judge_all(
+    catalog: &Catalog,
+    policy: Policy,
+    note: &dyn Fn(&Found, &Verification),
+) -> Result<(Vec<Option<Found>>, Judged)> {
+    let (found, mut candidates): (Vec<_>, Vec<_>) = read_all(catalog)?.into_iter().unzip();
+    let mut unread: Vec<usize> = (0..found.len()).filter(|at| found[*at].is_none()).collect();
+    let mut verified = Vec::new();
     let verdicts = loop {
         let mut verdicts = judge(&candidates, policy);
-        unread.iter().for_each(|at: &usize| verdicts[*at] = Verdict::Keep("not verified"));
-        let newest_good = good_newest_first(&candidates).first().copied();
-        // Each turn marks one more backup as damaged.
-        let Some(at) = newest_good.filter(|_| verdicts.contains(&Verdict::Delete)) else { break verdicts };
-        let backup = &found[at];
+        unread.iter().for_each(|at| verdicts[*at] = Verdict::Unread);
+        let good = good_newest_first(&candidates);
+        let with_pact = good.iter().find(|at| candidates[**at].has_pact);
+        let next = good.first().into_iter().chain(with_pact).copied().find(|at| !verified.contains(at));
+        // Each turn verifies one more, or marks one more as damaged.
+        let Some(at) = next.filter(|_| verdicts.contains(&Verdict::Delete)) else { break verdicts };
+        let Some(backup) = &found[at] else { break verdicts };
         match verify_quickly(catalog, backup) {
-            Ok(verification) if verification.faults.is_empty() => break verdicts,
+            Ok(verification) if verification.faults.is_empty() => {
+                verified.push(at);
+                continue;
+            }
             Ok(verification) => {
                 log::warn!("backup damaged id={} reason={:?}", backup.id, verification.faults[0].to_string());
                 note(backup, &verification);
@@ -82,6 +96,24 @@ fn judge_all(catalog: &Catalog, policy: Policy, note: &dyn Fn(&Found, &Verificat
         candidates[at].damaged = true;
     };
     Ok((found, candidates.into_iter().zip(verdicts).collect()))
+}
+
+/// Every backup, newest first, and what decides about it. One that cannot be read, or whose notes cannot, is logged: it may be good, and
+/// it may be known to be damaged.
+fn read_all(catalog: &Catalog) -> Result<Vec<(Option<Found>, Candidate)>> {
+    let mut all = Vec::new();
+    for id in catalog.ids_newest_first()? {
+        let read = catalog.find(&id).and_then(|found| found.map(|f| Ok((candidate(catalog, &f)?, f))).transpose());
+        match read {
+            Ok(None) => {}
+            Ok(Some((candidate, found))) => all.push((Some(found), candidate)),
+            Err(e) => {
+                log::warn!("backup not read id={id} reason={:?}", e.chain());
+                all.push((None, unknown(id)));
+            }
+        }
+    }
+    Ok(all)
 }
 
 fn verify_quickly(catalog: &Catalog, found: &Found) -> Result<Verification> {
@@ -102,6 +134,20 @@ fn undeleted(catalog: &Catalog, id: &BackupId, why: &Error) -> Verdict {
             log::error!("backup not deleted id={id} reason={:?}", why.chain());
             Verdict::Failed
         }
+    }
+}
+
+/// A backup of which nothing is known: it counts for no rule.
+fn unknown(id: BackupId) -> Candidate {
+    Candidate {
+        started_ms: id.millis().unwrap_or(0),
+        id,
+        status: Status::Failed,
+        foreign: false,
+        pinned: false,
+        damaged: true,
+        refuted: false,
+        has_pact: false,
     }
 }
 

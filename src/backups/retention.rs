@@ -45,6 +45,8 @@ pub enum Verdict {
     Gone,
     /// It could not be deleted; the log says why.
     Failed,
+    /// It, or a note in it, could not be read; the log says why. It is kept and counts for no rule; its other properties are not known.
+    Unread,
 }
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;

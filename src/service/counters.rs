@@ -93,7 +93,7 @@ impl Counters {
         self.hooks[event as usize][usize::from(!passed)].fetch_add(1, Relaxed);
     }
 
-    /// Counts the backups that were deleted because no rule keeps them, and those that could not be deleted.
+    /// Counts the backups that were deleted because no rule keeps them, and those that could not be deleted or read.
     pub(crate) fn pruned(&self, deleted_count: u64, failed_count: u64) {
         self.pruned_count.fetch_add(deleted_count, Relaxed);
         self.prune_failures_count.fetch_add(failed_count, Relaxed);

@@ -136,7 +136,7 @@ pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> St
     of_schedules(&mut text, &now.schedules);
     let help = "Backups that this process deleted because no rule keeps them.";
     text.counter("pruned_total", help, &counters.pruned_count);
-    let help = "Backups that could not be deleted, and prunes that failed.";
+    let help = "Backups that could not be deleted, or not be read, and prunes that failed.";
     text.counter("prune_failures_total", help, &counters.prune_failures_count);
     let help = "The most bytes that are copied per second; 0 is no limit.";
     text.gauge("limit_bytes_per_second", help, now.limit_bytes as f64);

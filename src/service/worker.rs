@@ -212,7 +212,8 @@ fn prune(shared: &Shared) {
     match pruned {
         Ok(judged) => {
             let count = |wanted| judged.iter().filter(|(_, verdict)| *verdict == wanted).count();
-            let (deleted_count, failed_count) = (count(Verdict::Delete), count(Verdict::Failed));
+            let (deleted_count, failed_count) =
+                (count(Verdict::Delete), count(Verdict::Failed) + count(Verdict::Unread));
             shared.counters.pruned(deleted_count as u64, failed_count as u64);
             if deleted_count > 0 {
                 log::info!("backups pruned deleted={deleted_count} kept={}", judged.len() - deleted_count);

@@ -103,6 +103,23 @@ while read -r name words; do
   [ -z "$problems" ] || echo "#${problems#;}" | tr ';' '\n' | sed 's/^ */# /'
 done <commands
 
+# What prune cannot read, it keeps, and it prunes the others.
+middle=$(ls whole | sed -n 2p)
+for file in verified.json starts.json status backup.json; do
+  fresh
+  failing "b/$middle/$file" $EIO chainweb-backup prune --backup-directory b --keep-last 1 --dry-run
+  is "$file of one cannot be read: prune --dry-run tells by its exit code" "$got" 1
+  has 'it names it' out "$middle: kept (it cannot be read)"
+  has 'and would delete the other' out "$first: would be deleted"
+  failing "b/$middle/$file" $EIO chainweb-backup prune --backup-directory b --keep-last 1
+  is "$file of one cannot be read: prune tells by its exit code" "$got" 1
+  has 'it says why' err 'Input/output error'
+  is 'the other one is deleted' "$(ls b | tr '\n' ' ')" "$middle $last "
+  check 'it is as it was' kept "$middle"
+  failing "b/$last/$file" $EIO chainweb-backup prune --backup-directory b --keep-last 1
+  is "$file of the newest cannot be read: it is no reason to delete the other" "$got $(ls b | tr '\n' ' ')" "1 $middle $last "
+done
+
 # The journal of a restore, and the mark in CURRENT.
 problems=''
 for file in .restore-journal.json CURRENT; do

@@ -225,6 +225,28 @@ fn a_newest_backup_that_was_damaged_by_hand_is_no_reason_to_delete_another() {
     }
 }
 
+/// The newest backup is good and has no Pact. The newest with Pact only seems to be good: it is no reason to delete another with Pact.
+#[test]
+fn a_damaged_backup_with_pact_is_no_reason_to_delete_another_one_with_pact() {
+    let node = Node::new();
+    let backups = node.backups();
+    let service = node.start();
+    let [first, intact, damaged] = [(); 3].map(|()| make_done(&service, PACT));
+    let [older, last] = [(); 2].map(|()| make_done(&service, ROCKSDB));
+    drop(service);
+    fs::remove_file(backups.join(damaged.as_str()).join("0/sqlite/pact-v1-chain-0.sqlite")).unwrap();
+    let policy = Policy { keep_last: 1, ..Policy::default() };
+    for prune in [rehearse_prune as Prune, prune_backups] {
+        let judged = prune(&backups, policy).unwrap();
+        let verdict = |id: &BackupId| judged.iter().find(|(backup, _)| backup.id == *id).unwrap().1;
+        assert_eq!(verdict(&last), Verdict::Keep("last good"));
+        assert_eq!(verdict(&intact), Verdict::Keep("last good with Pact"));
+        assert!([&first, &damaged, &older].iter().all(|id| verdict(id) == Verdict::Delete), "{judged:?}");
+    }
+    let (_, found) = verify_backup(&backups, intact.as_str(), QUICK, &Control::default()).unwrap();
+    assert_eq!(found.faults, []);
+}
+
 /// A name that no clock can have caused does not move the identifiers of later backups. No identifier is given out twice, even if
 /// backups are deleted.
 #[test]

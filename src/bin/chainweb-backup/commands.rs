@@ -71,14 +71,8 @@ pub fn run(directory: &Path, action: Action, hooks: &Hooks, control: &Control) -
             print(&format!("{id}: BLAKE2SUMS {done}, {} files read", summed.read_count))
         }
         Action::Delete(ids) => delete(directory, &ids),
-        Action::Prune { policy, dry_run: true } => {
-            tell_pruned(&rehearse_prune(directory, policy)?, "would be deleted").map(|()| 0)
-        }
-        Action::Prune { policy, dry_run: false } => {
-            let judged = prune_backups(directory, policy)?;
-            tell_pruned(&judged, "deleted")?;
-            Ok(i32::from(judged.iter().any(|(_, verdict)| *verdict == Verdict::Failed)))
-        }
+        Action::Prune { policy, dry_run: true } => tell_pruned(&rehearse_prune(directory, policy)?, "would be deleted"),
+        Action::Prune { policy, dry_run: false } => tell_pruned(&prune_backups(directory, policy)?, "deleted"),
         Action::Pin(id) => print(&format!("{}: pinned", pin_backup(directory, &id)?)),
         Action::Unpin(id) => print(&format!("{}: no longer pinned", unpin_backup(directory, &id)?)),
     }
@@ -358,16 +352,19 @@ fn delete(directory: &Path, ids: &[String]) -> Result<i32> {
     Ok(0)
 }
 
-fn tell_pruned(judged: &[(Candidate, Verdict)], deleted: &str) -> Result<()> {
-    judged.iter().try_for_each(|(Candidate { id, .. }, verdict)| {
+/// Prints the verdicts; returns the exit code, which tells if a backup could not be deleted or read.
+fn tell_pruned(judged: &[(Candidate, Verdict)], deleted: &str) -> Result<i32> {
+    for (Candidate { id, .. }, verdict) in judged {
         let line = match verdict {
             Verdict::Keep(why) => format!("{id}: kept ({why})"),
             Verdict::Delete => format!("{id}: {deleted}"),
             Verdict::Gone => format!("{id}: already deleted by another process"),
             Verdict::Failed => format!("{id}: not deleted"),
+            Verdict::Unread => format!("{id}: kept (it cannot be read)"),
         };
-        print(&line).map(|_| ())
-    })
+        print(&line)?;
+    }
+    Ok(i32::from(judged.iter().any(|(_, verdict)| matches!(verdict, Verdict::Failed | Verdict::Unread))))
 }
 
 fn check(directory: &Path, id: &str) -> Result<i32> {
