@@ -53,6 +53,7 @@ use crate::error::{Error, IoContext, Kind, Result, failed};
 /// The modes of the files and directories that we create, before the umask.
 const DIRECTORY_MODE: u32 = 0o777;
 const PRIVATE_MODE: u32 = 0o700;
+const READ_ONLY_MODE: u32 = 0o555;
 const FILE_MODE: u32 = 0o666;
 
 /// The depth to which a tree is walked to remove it: each level holds a descriptor. Deeper directories are first moved up.
@@ -130,6 +131,13 @@ pub(crate) fn ensure_private_dir(path: &Path, owner: Option<Owner>) -> Result<()
 /// Creates a directory that must not exist yet, and that only its owner may enter.
 pub(crate) fn create_private_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
     create_dir_with(path, PRIVATE_MODE, owner)
+}
+
+/// Creates a directory that must not exist yet, and that stays empty: whatever the umask, every user may read it, and only root can
+/// make a file in it.
+pub(crate) fn create_read_only_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
+    create_dir_with(path, READ_ONLY_MODE, owner)?;
+    permissions::set_exactly(path, READ_ONLY_MODE)
 }
 
 /// Creates a directory and those of its parents that do not exist.

@@ -12,8 +12,13 @@ use crate::error::{IoContext, Result, failed};
 
 /// Gives a directory that we created the permissions of `mode`; its owner may always use it.
 pub(crate) fn set_of_directory(path: &Path, mode: u32) -> Result<()> {
+    set_exactly(path, mode | 0o700)
+}
+
+/// The same, but its owner has no other permissions than those.
+pub(crate) fn set_exactly(path: &Path, mode: u32) -> Result<()> {
     let directory = nofollow::open_directory(path).context(|| failed("open directory", path))?;
-    set(&directory, path, mode | 0o700)
+    set(&directory, path, mode)
 }
 
 /// Gives a file that we created the permissions of `mode`. Does not change a file with a second name: it is a hard link to a

@@ -42,10 +42,15 @@ make_one
 is 'the first backup is a copy' "$code $(methods "$made")" '0 "method": "raw-copy" '
 first=$made
 is 'which is read only' "$(stat -c %a "$(database "$first")")" 444
+# guard ID: the modes of the guards.
+guard() {
+  stat -c %a "$backups/$1/0/sqlite/"*-shm | sort -u
+}
 while [ "$(ls "$backups" | wc -l)" -lt "$BACKUPS" ]; do
   make_one
   is 'the next one has pairs' "$code $(methods "$made")" '0 "method": "delta" '
   check 'it is good' good "$made"
+  is 'its guards are read only' "$(guard "$made")" 555
 done
 is 'all have the same base' "$(stat -c %h "$(database "$made")")" "$BACKUPS"
 base_bytes=$(stat -c %s "$(database "$made")")
@@ -169,13 +174,29 @@ if [ "$(id -u)" -eq 0 ] && command -v setpriv >/dev/null; then
   chmod 755 "$DIR"
   cp "$(command -v chainweb-backup)" program
   cp -a node theirs && mkdir their-backups && chown -R 65534:65534 theirs their-backups
-  for n in 1 2 3; do
-    setpriv --reuid 65534 --regid 65534 --clear-groups ./program make --database-directory theirs --backup-directory their-backups \
+  as_user() {
+    setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
+  }
+  before_umask=$(umask)
+  for n in 0 077 000 027 002; do
+    umask "$n"
+    as_user ./program make --database-directory theirs --backup-directory their-backups \
       --backup-pact --reserve-bytes 0 --pact-method delta >out 2>err || echo "# $(tail -n 1 err)"
   done
+  umask "$before_umask"
   backups=$DIR/their-backups made=$(cat out)
   is 'as the node'\''s user' "$(methods "$made")" '"method": "delta" '
   check 'which is good' good "$made"
+  is 'its guards are read only, whatever the umask' "$(stat -c %a "$backups"/*/0/sqlite/*-shm | sort -u)" 555
+  removed=$(ls "$backups" | sed -n 2p)
+  check 'the user can remove one by hand' as_user rm -rf "$backups/$removed"
+  check 'it is gone' [ ! -e "$backups/$removed" ]
+  check 'copy one by hand' as_user cp -a "$backups/$made" "$backups/copy"
+  check 'and remove that' as_user rm -rf "$backups/copy"
+  status 'delete one' 0 as_user ./program delete --backup-directory their-backups "$(ls "$backups" | sed -n 2p)"
+  status 'and prune them' 0 as_user ./program prune --backup-directory their-backups --keep-last 1
+  is 'nothing is left of the others' "$(ls -A "$backups" | grep -vx -e .lock -e .service | tr '\n' ' ')" "$made "
+  check 'the last one is still good' good "$made"
   chown -R 0:0 theirs
   chown -R 12345:23456 theirs
   chainweb-backup make --database-directory theirs --backup-directory owned --backup-pact --reserve-bytes 0 --pact-method delta >out 2>err

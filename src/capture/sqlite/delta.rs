@@ -1,7 +1,7 @@
 //! Makes delta pairs (see `pair`): a second name for a database of an earlier backup, and a WAL with the pages that differ from it.
 //!
 //! ```text
-//! 1  the guard, an empty directory: from now on no SQLite writes to the base under this name
+//! 1  the guard, an empty directory that is read only: from now on no SQLite writes to the base under this name
 //! 2  the name of the database: a hard link to the base
 //! 3  window by window: read the snapshot, read the base, add each page that differs to the WAL
 //! 4  the caller checks that the snapshot was held, syncs the WAL, and has it read again (`pair::read_again`)
@@ -70,7 +70,7 @@ pub(crate) fn make(
         let why = "the size of a database is no whole number of pages, or the sums of the earlier one are missing";
         return Ok(Err(Refusal::new(why)));
     };
-    disk::create_dir(&shm_of(to), copier.owner)?;
+    disk::create_read_only_dir(&shm_of(to), copier.owner)?;
     let made = match link(base, linkable, to)? {
         Some(refusal) => Err(refusal),
         None => write_wal(copier, (base, linkable, &shape), snapshot, &wal_of(to), watch)?,

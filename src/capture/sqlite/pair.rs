@@ -4,7 +4,7 @@
 //! X.sqlite       the base: a whole database that an earlier backup wrote; read only, never changed
 //! X.sqlite-wal   a WAL with one transaction: one frame for each page that differs from the base, and always page 1; the numbers of
 //!                the pages ascend, the last frame commits; the first salt is the identity of the base
-//! X.sqlite-shm/  an empty directory, the guard
+//! X.sqlite-shm/  an empty directory, read only, the guard
 //! ```
 //! SQLite (3.36 and newer) opens such a pair by itself and reads the right content: the newest version of each page is in the WAL.
 //! Instead of the file with the index of the WAL it finds a directory, into which it cannot write, so it makes the index in memory and
