@@ -10,6 +10,7 @@
 use std::collections::BTreeSet;
 
 use crate::backups::catalog::{Catalog, shared_identity};
+use crate::backups::verification::Verification;
 use crate::chainweb::{ROCKSDB, SQLITE, name_in};
 use crate::config::Depth;
 use crate::disk;
@@ -23,15 +24,30 @@ use crate::id::BackupId;
 const MAX_NAMES: usize = 1000;
 
 /// Notes the result of a verification in the backup. A quick verification without a fault does not replace the note of a deep
-/// one, which says more.
-pub(crate) fn note(catalog: &Catalog, id: &BackupId, depth: Depth, faults: &[Fault], at_ms: u64) -> Result<()> {
+/// one, which says more; one that is not whole adds to the note.
+pub(crate) fn note(
+    catalog: &Catalog,
+    id: &BackupId,
+    depth: Depth,
+    verification: &Verification,
+    at_ms: u64,
+) -> Result<()> {
+    let faults = &verification.faults;
     if depth == Depth::Quick && faults.is_empty() && catalog.verified(id)?.is_some_and(|before| before.is_deep()) {
         return Ok(());
     }
-    let tables: BTreeSet<String> = faults.iter().filter_map(|fault| fault.table().map(str::to_owned)).collect();
-    let others_count = faults.iter().filter(|fault| fault.table().is_none()).count() as u64;
-    let damaged = if others_count == 0 && tables.len() <= MAX_NAMES { tables } else { BTreeSet::new() };
-    write(catalog, id, Verified { id: None, depth, at_ms, faults_count: faults.len() as u64, damaged })
+    let mut tables: BTreeSet<String> = faults.iter().filter_map(|fault| fault.table().map(str::to_owned)).collect();
+    let (mut faults_count, mut has_others) = (faults.len() as u64, faults.iter().any(|fault| fault.table().is_none()));
+    // A note that cannot be read now must not prevent this one.
+    if verification.is_partial()
+        && let Ok(Some(before)) = catalog.verified(id)
+    {
+        has_others |= before.faults_count > 0 && before.damaged.is_empty();
+        tables.extend(before.damaged);
+        faults_count = faults_count.max(before.faults_count).max(tables.len() as u64);
+    }
+    let damaged = if has_others || tables.len() > MAX_NAMES { BTreeSet::new() } else { tables };
+    write(catalog, id, Verified { id: None, depth, at_ms, faults_count, damaged })
 }
 
 fn write(catalog: &Catalog, id: &BackupId, verified: Verified) -> Result<()> {
@@ -51,8 +67,8 @@ pub(crate) fn tables(catalog: &Catalog, id: &BackupId) -> Result<Option<BTreeSet
 
 /// Adds these damaged SSTs to the note of the backup, and to the note of every other backup that shares one of them.
 pub(crate) fn note_tables(catalog: &Catalog, id: &BackupId, faults: &[Fault], at_ms: u64) -> Result<()> {
-    add(catalog, id, &faults.iter().filter_map(Fault::table).collect::<Vec<_>>(), at_ms)?;
-    note_sharers(catalog, id, faults, at_ms).map(|_| ())
+    let added = add(catalog, id, &faults.iter().filter_map(Fault::table).collect::<Vec<_>>(), at_ms);
+    added.and(note_sharers(catalog, id, faults, at_ms).map(drop))
 }
 
 /// Notes in a backup that a file of it is damaged, and logs it. That it cannot be noted is no error: a user may be permitted to read a
@@ -61,8 +77,9 @@ pub(crate) fn report(catalog: &Catalog, id: &BackupId, fault: &Fault, at_ms: u64
     log::error!("backup damaged id={id} reason={:?}", fault.to_string());
     let noted = match fault.table() {
         Some(_) => note_tables(catalog, id, std::slice::from_ref(fault), at_ms),
-        None => note_more(catalog, id, 1, at_ms)
-            .and_then(|()| note_sharers_of_pact(catalog, id, &[&fault.file], at_ms).map(|_| ())),
+        None => {
+            note_more(catalog, id, 1, at_ms).and(note_sharers_of_pact(catalog, id, &[&fault.file], at_ms).map(drop))
+        }
     };
     if let Err(e) = noted {
         log::warn!("damage not noted id={id} reason={:?}", e.chain());
@@ -109,7 +126,8 @@ pub(crate) fn note_sharers_of_pact(catalog: &Catalog, id: &BackupId, files: &[&s
 }
 
 /// Gives every other backup of ours in which files of the backup `id` are the same, under a second name, to `note`, with the names that
-/// they share. The files are in this directory. Returns the number of these backups.
+/// they share. The files are in this directory. Returns the number of these backups; if one cannot be noted, the others are, and the
+/// first error is returned.
 fn each_sharer(
     catalog: &Catalog,
     id: &BackupId,
@@ -122,16 +140,16 @@ fn each_sharer(
     if damaged.is_empty() {
         return Ok(0);
     }
-    let mut count = 0;
+    let mut noted = Ok(0);
     for other in catalog.readable()?.filter(|other| other.id != *id && other.record.is_some()) {
         let path = in_backup(&other.id);
         let has = |(name, identity): &&(&str, _)| shared_identity(&path.join(name)) == Some(*identity);
         let shared: Vec<&str> = damaged.iter().filter(has).map(|(name, _)| *name).collect();
         if !shared.is_empty() {
             log::error!("backup damaged id={} reason=\"it shares a damaged file with backup {id}\"", other.id);
-            note(&other.id, &shared)?;
-            count += 1;
+            let this = note(&other.id, &shared);
+            noted = noted.and_then(|count| this.map(|()| count + 1));
         }
     }
-    Ok(count)
+    noted
 }

@@ -177,7 +177,9 @@ fn use_databases(
 /// Fails unless the databases have the blocks that the record names.
 fn compare(opened: &Opened, record: Option<&Record>) -> Result<()> {
     let cut = match &opened.rocksdb {
-        Some(Heights::Damaged(fault)) => return Err(Error::new(Kind::Damaged, fault.why.clone())),
+        Some(Heights::Damaged(fault) | Heights::Unread(fault)) => {
+            return Err(Error::new(Kind::Damaged, fault.why.clone()));
+        }
         Some(Heights::Cut(cut)) => cut.as_ref().map(|cut| cut.height),
         None => None,
     };

@@ -147,10 +147,10 @@ pub(crate) fn note(catalog: &Catalog, found: &Found, depth: Depth, verification:
         return;
     }
     // A user may be permitted to read a backup but not to write to it.
-    let noted = damage::note(catalog, &found.id, depth, &verification.faults, now_ms())
-        .and_then(|()| damage::note_sharers(catalog, &found.id, &verification.shared_faults(), now_ms()))
-        .and_then(|_| damage::note_sharers_of_pact(catalog, &found.id, &verification.damaged_in_content(), now_ms()));
-    if let Err(e) = noted {
+    let noted = damage::note(catalog, &found.id, depth, verification, now_ms());
+    let shared = damage::note_sharers(catalog, &found.id, &verification.shared_faults(), now_ms());
+    let pact = damage::note_sharers_of_pact(catalog, &found.id, &verification.damaged_in_content(), now_ms());
+    if let Err(e) = noted.and(shared).and(pact) {
         log::debug!("verification not noted id={} reason={:?}", found.id, e.chain());
     }
 }

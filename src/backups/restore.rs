@@ -415,7 +415,7 @@ pub(crate) fn pact_history(
     }
     Ok(match rocksdb::read_cut(&whole.join(ROCKSDB), program, control) {
         Ok(Heights::Cut(cut)) => of_version(cut.and_then(|cut| cut.version).as_deref()),
-        Ok(Heights::Damaged(fault)) => unknown(&fault.to_string()),
+        Ok(Heights::Damaged(fault) | Heights::Unread(fault)) => unknown(&fault.to_string()),
         Err(e) if e.kind() == Kind::Cancelled => return Err(e),
         Err(e) => unknown(&e.chain()),
     })

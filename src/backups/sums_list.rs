@@ -37,7 +37,9 @@ pub(crate) fn each(directory: &Path, take: &mut dyn FnMut(u64, Option<Line<'_>>)
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        (&mut lines).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).context(failed).map_err(lost)?;
+        // What was read before an error is kept.
+        let read = || (&mut lines).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).context(failed);
+        medium::twice(read).map_err(lost)?;
         if line.is_empty() || !take(number, std::str::from_utf8(&line).ok().and_then(parse))? {
             break;
         }

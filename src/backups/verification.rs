@@ -4,6 +4,7 @@
 //! - A fault for which a `BLAKE2SUMS` is the only evidence is known as such, and is never noted in another backup.
 //! - A file that the disk cannot read, at two times, is damaged: it cannot be restored. If it can be read at the second time, it is
 //!   neither good nor damaged.
+//! - Damage that was found is in the result, also if the verification could not go on: then it is not whole, and a note says why.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::take;
@@ -18,7 +19,7 @@ use crate::disk::quiet_reader::PageCache;
 use crate::disk::sum;
 use crate::error::{Error, Kind, Result};
 use crate::fault::{Fault, Inspected};
-use crate::format::layout::SUMS_FILE;
+use crate::format::layout::{SUMS_FILE, WHOLE};
 use crate::format::start_proof::StartProof;
 
 /// The result of a verification.
@@ -34,8 +35,11 @@ pub struct Verification {
     pub keys_count: u64,
     /// Empty if the backup is good.
     pub faults: Vec<Fault>,
-    /// Defects of `BLAKE2SUMS`; they are no faults of the backup.
+    /// What is no fault of the backup: defects of `BLAKE2SUMS`, and why the verification is not whole.
     pub notes: Vec<Fault>,
+    /// Whether it ended before everything was looked at, because of an error.
+    #[serde(skip)]
+    is_partial: bool,
     /// The files with a fault for which `BLAKE2SUMS` is the only evidence.
     #[serde(skip)]
     by_list: BTreeSet<String>,
@@ -107,22 +111,48 @@ impl Verification {
         let is_good = faults.is_empty() && unread.is_empty();
         self.keys_count = keys_count;
         self.faults.extend(faults.into_iter().map(Fault::of_rocksdb));
-        for Fault { file, why } in unread {
-            if !file.is_empty() {
-                self.cannot_read(chainweb::path_in(ROCKSDB, &file), why);
-            } else if self.is_good() {
-                return Err(Error::new(Kind::Io, why));
-            }
-        }
+        unread.into_iter().try_for_each(|fault| self.cannot_read_by_rocksdb(fault))?;
         Ok(is_good)
+    }
+
+    /// Notes that RocksDB could not read a file.
+    ///
+    /// # Errors
+    /// As [`Verification::take_inspected`].
+    pub(crate) fn cannot_read_by_rocksdb(&mut self, Fault { file, why }: Fault) -> Result<()> {
+        if !file.is_empty() {
+            self.cannot_read(chainweb::path_in(ROCKSDB, &file), why);
+        } else if self.is_good() {
+            return Err(Error::new(Kind::Io, why));
+        }
+        Ok(())
+    }
+
+    /// Whether it ended before everything was looked at.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.is_partial
+    }
+
+    /// The result of a verification that ended so: damage that was found counts, even if it could not go on.
+    pub(crate) fn ended(mut self, end: Result<()>) -> Result<Verification> {
+        match end {
+            Err(e) if self.faults.is_empty() => return Err(e),
+            Err(e) => {
+                let why = format!("the verification is not whole: {}", e.chain());
+                self.notes.push(Fault { file: WHOLE.to_owned(), why });
+                self.is_partial = true;
+            }
+            Ok(()) => {}
+        }
+        Ok(self)
     }
 
     /// Reads the files of the backup in `path` again that could not be read: one that the disk still cannot read is damaged.
     ///
     /// # Errors
-    /// [`Kind::Io`] if one can be read now, and nothing else is wrong: it may be good.
+    /// [`Kind::Io`] if one can be read now: it may be good. If a reading ends with another error, the others are read all the same.
     pub(crate) fn settle_unread(&mut self, path: &Path, control: &Control) -> Result<()> {
-        let mut readable = Ok(());
+        let mut unsettled = Ok(());
         for (file, why) in take(&mut self.unread) {
             match sum::of(&path.join(&file), PageCache::Unchanged, &control.another()) {
                 Err(e) if medium::is_lost(&e) => {
@@ -130,15 +160,15 @@ impl Verification {
                     let why = format!("the disk cannot read it: {}", e.chain());
                     self.fault_of_content(Fault { file, why });
                 }
-                Err(e) => return Err(e),
+                Err(e) => unsettled = unsettled.and(Err(e)),
                 Ok(_) => {
                     let context =
                         format!("{file} could be read only at the second time: check the disk, then try again");
-                    readable = Err(Error::new(Kind::Io, context).because(why));
+                    unsettled = unsettled.and(Err(Error::new(Kind::Io, context).because(why)));
                 }
             }
         }
-        if self.faults.is_empty() { readable } else { Ok(()) }
+        unsettled
     }
 
     /// Adds the faults of files whose checksum differs only from that in the list.
@@ -160,5 +190,27 @@ pub(crate) fn require_good(verification: &Verification) -> Result<()> {
             let count = verification.faults.len();
             Err(Error::new(Kind::Damaged, format!("the backup is damaged: {count} faults, the first is: {first}")))
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A file that could not be read has another error at the second reading: that does not hide damage that was found before.
+    #[test]
+    fn an_error_of_the_second_reading_hides_no_damage() {
+        let mut verification = Verification::default();
+        verification.cannot_read("a file that is gone", "an error of the disk".to_owned());
+        let settled = verification.settle_unread(Path::new("/nonexistent"), &Control::default());
+        assert_eq!(verification.ended(settled).unwrap_err().io_kind(), Some(std::io::ErrorKind::NotFound));
+
+        let mut verification = Verification::default();
+        verification.fault("a", "it is damaged");
+        verification.cannot_read("b", "an error of the disk".to_owned());
+        let settled = verification.settle_unread(Path::new("/nonexistent"), &Control::default());
+        let ended = verification.ended(settled).unwrap();
+        assert_eq!((ended.faults.len(), ended.notes.len(), ended.is_partial), (1, 1, true));
     }
 }

@@ -70,18 +70,29 @@ pub struct VerifyOptions<'a> {
 }
 
 /// Verifies the backup in `path`, whose record is `record` unless it is foreign. An error means that a record of ours could not be
-/// read, or a file for another reason than that the disk has lost it; damage of the backup is in the result.
+/// read, or a file for another reason than that the disk has lost it, and that no damage was found before; damage is in the result.
 pub(crate) fn verify(
     path: &Path,
     record: Option<&Record>,
     options: VerifyOptions<'_>,
     control: &Control,
 ) -> Result<Verification> {
-    let VerifyOptions { depth, program } = options;
-    if depth == Depth::Deep {
+    if options.depth == Depth::Deep {
         engine::require("deep verification")?;
     }
     let mut result = Verification::default();
+    let looked = look((path, record), options, &mut result, control);
+    let settled = result.settle_unread(path, control);
+    result.ended(looked.and(settled))
+}
+
+/// Looks at everything, and puts what it finds into `result`.
+fn look(
+    (path, record): (&Path, Option<&Record>),
+    VerifyOptions { depth, program }: VerifyOptions<'_>,
+    result: &mut Verification,
+    control: &Control,
+) -> Result<()> {
     let whole = path.join(WHOLE);
     // The files that exist.
     let (files, others) = Manifest::found(&whole)?;
@@ -94,13 +105,13 @@ pub(crate) fn verify(
     result.bytes = files.bytes();
     control.set_total(result.bytes);
     if let Some(record) = record {
-        check_seals(path, record, &mut result)?;
+        check_seals(path, record, result)?;
     }
-    let said = compare_with_manifest(path, record, &files, &mut result)?;
+    let said = compare_with_manifest(path, record, &files, result)?;
     if let (Some(said), Some(record)) = (&said, record) {
-        compare_with_record(said, record, &mut result);
+        compare_with_record(said, record, result);
     }
-    check_rocksdb(&whole.join(ROCKSDB), &files, &mut result)?;
+    check_rocksdb(&whole.join(ROCKSDB), &files, result)?;
     let is_database =
         |path: &&str| chainweb::name_in(SQLITE, path).is_some_and(|name| chainweb::is_pact_database(Path::new(name)));
     let databases: Vec<&str> = files.files().map(|file| file.path).filter(is_database).collect();
@@ -110,20 +121,19 @@ pub(crate) fn verify(
         }
     }
     if let Some(record) = record {
-        pairs::check(path, record, depth, &mut result, control)?;
+        pairs::check(path, record, depth, result, control)?;
     }
     let existing = Existing { path, files: &files, said: said.as_ref() };
     if depth == Depth::Quick {
         for directory in DIRECTORIES {
-            existing.compare_list_with_manifest(directory, &mut result)?;
+            existing.compare_list_with_manifest(directory, result)?;
         }
     } else {
         let is_openable = blocking.is_empty();
         let deep = Deep { existing: &existing, record, is_openable, program, control };
-        deep.check(&databases, &mut result)?;
+        deep.check(&databases, result)?;
     }
-    result.settle_unread(path, control)?;
-    Ok(result)
+    Ok(())
 }
 
 /// What the deep part of a verification looks at.
@@ -176,7 +186,7 @@ impl Deep<'_> {
     fn inspect_rocksdb(&self, result: &mut Verification) -> Result<bool> {
         match rocksdb::inspect(&layout::directory_in(self.existing.path, ROCKSDB), self.program, self.control) {
             Ok(inspected) => result.take_inspected(inspected),
-            Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => {
+            Err(e) if e.kind() == Kind::Damaged => {
                 result.fault(chainweb::path_in(ROCKSDB, ""), e.chain());
                 Ok(false)
             }
@@ -191,6 +201,7 @@ impl Deep<'_> {
         let Some(expected) = expected.filter(|_| result.is_good()) else { return Ok(()) };
         match rocksdb::read_cut(&layout::directory_in(self.existing.path, ROCKSDB), self.program, self.control)? {
             Heights::Damaged(fault) => result.faults.push(Fault::of_rocksdb(fault)),
+            Heights::Unread(fault) => result.cannot_read_by_rocksdb(fault)?,
             Heights::Cut(cut) if cut.as_ref().map(|cut| cut.height) != Some(expected) => {
                 let height = cut.map_or(0, |cut| cut.height);
                 let why =

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 const LOST: [i32; 6] = [libc::EIO, libc::ENODATA, libc::EREMOTEIO, libc::EILSEQ, libc::EBADMSG, libc::EUCLEAN];
 
 /// What `read` returns, or what it returns the second time if the disk seems to have lost the content.
-pub(crate) fn twice<T>(read: impl Fn() -> Result<T>) -> Result<T> {
+pub(crate) fn twice<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
     match read() {
         Err(e) if is_lost(&e) => read(),
         other => other,

@@ -160,7 +160,7 @@ fn verify(making: &Making<'_>, path: &Path, record: &Record, sharers_count: &Cel
     match depth {
         // Each backup that is done was verified quickly: that needs no note.
         Depth::Quick => Ok(()),
-        Depth::Deep => damage::note(catalog, &record.id, depth, &[], now_ms()),
+        Depth::Deep => damage::note(catalog, &record.id, depth, &verification, now_ms()),
     }
 }
 

@@ -57,17 +57,27 @@ impl Capturing<'_, '_> {
                 return Ok((capture, None));
             }
             control.enter(Phase::Heights);
-            let fault = match rocksdb::read_cut(self.to, self.making.program(), control) {
+            let (kind, fault) = match rocksdb::read_cut(self.to, self.making.program(), control) {
                 Ok(Heights::Cut(cut)) => return Ok((capture, cut)),
-                Ok(Heights::Damaged(fault)) => fault,
-                Err(e) if e.kind() == Kind::Damaged => Fault { file: String::new(), why: e.chain() },
+                Ok(Heights::Damaged(fault)) => (Kind::Damaged, fault),
+                Ok(Heights::Unread(fault)) => (Kind::Io, fault),
+                // A crash may have its cause in the content.
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Database) => {
+                    (e.kind(), Fault { file: String::new(), why: e.chain() })
+                }
                 Err(e) => return Err(e),
             };
             let fault = Fault::of_rocksdb(fault);
-            // A damaged WAL is the node's own.
-            let is_of_node = fault.table().is_none() && !capture.warnings.is_empty();
-            if is_of_node || capture.brought.reused().next().is_none() {
-                return Err(capture.blame(Error::new(Kind::Damaged, format!("RocksDB cannot read the copy: {fault}"))));
+            let number = fault.table().and_then(immutable_number);
+            let is_reused = |number: u64| capture.brought.find(number).is_some_and(|came| came.reused);
+            let is_hopeless = match kind {
+                // Only of a file that was taken over is there another one.
+                Kind::Io => !number.is_some_and(is_reused),
+                // A damaged WAL is the node's own.
+                _ => number.is_none() && !capture.warnings.is_empty(),
+            };
+            if is_hopeless || capture.brought.reused().next().is_none() {
+                return Err(capture.blame(Error::new(kind, format!("RocksDB cannot read the copy: {fault}"))));
             }
             tries_count += 1;
             self.mend(&fault, &capture, tries_count)?;
@@ -117,5 +127,8 @@ fn is_bad_there(base: &mut Base, number: u64, fault: &Fault, making: &Making<'_>
         return Ok(is_bad);
     }
     let there = rocksdb::read_cut(base.files.directory(), making.program(), control)?;
-    Ok(matches!(there, Heights::Damaged(there) if Fault::of_rocksdb(there.clone()).file == fault.file))
+    Ok(match there {
+        Heights::Damaged(there) | Heights::Unread(there) => Fault::of_rocksdb(there).file == fault.file,
+        Heights::Cut(_) => false,
+    })
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The databases of a backup cannot be read any more. If the disk has lost a block (below btrfs, which reports EIO for it), the backup is
 # damaged: prune keeps another one, restore passes over it, no later backup uses the lost file. If the reason is another one (one error
-# that passes, too many open files), the verification fails, and nothing is noted.
+# that passes, too many open files, too little memory), the verification fails, and nothing is noted.
 . "$(dirname -- "$0")/lib.sh"
 
 # list_of ID: its line in the list.
@@ -106,21 +106,36 @@ fi
 
 # An error that passes.
 backups=$DIR/b
+demo-node --database-directory node --blocks 5 --rate 0 --delay-ms 0 --exit-when-done --disable-backup-api --service-port 0 \
+  --fill 2000000 >node3.log 2>&1 </dev/null
 make_one >out
 id=$(cat out)
 cp -a b whole
+# read_fails N: the N-th reading of a file of the databases fails; leaves $fired and $got. None fails if N is 0.
+read_fails() {
+  got=0
+  rm -rf b shim.log shim.log.count
+  cp -a whole b
+  env LD_PRELOAD="$DIR/shim.so" SHIM_DIR="$DIR/b/$id/0" SHIM_GROUP=read SHIM_N="$1" SHIM_ERRNO=5 SHIM_LOG="$DIR/shim.log" \
+    chainweb-backup verify --backup-directory b "$id" --deep >out 2>err </dev/null || got=$?
+  fired=$(grep -c '^fired' shim.log)
+  codes="$codes $got"
+  case $got in 0 | 1) ;; *) problems="$problems; read $1: $got, $(tail -n 1 out err | tr '\n' ' ')" ;; esac
+  ! list_of "$id" | grep -qE 'DAMAGED|DOES NOT START' || problems="$problems; read $1: $(list_of "$id")"
+}
 if cc -shared -fPIC -O1 -Wall -Wextra -o shim.so "$ROOT/tests/shell/errno-shim.c" 2>cc.log; then
   n=0 fired=1 problems='' codes=''
   while [ "$fired" -gt 0 ] && [ "$n" -lt 400 ]; do
-    n=$((n + 1 + n / 20)) got=0
-    rm -rf b shim.log shim.log.count
-    cp -a whole b
-    env LD_PRELOAD="$DIR/shim.so" SHIM_DIR="$DIR/b/$id/0" SHIM_GROUP=read SHIM_N="$n" SHIM_ERRNO=5 SHIM_LOG="$DIR/shim.log" \
-      chainweb-backup verify --backup-directory b "$id" --deep >out 2>err </dev/null || got=$?
-    fired=$(grep -c '^fired' shim.log)
-    codes="$codes $got"
-    case $got in 0 | 1) ;; *) problems="$problems; read $n: $got, $(tail -n 1 out err | tr '\n' ' ')" ;; esac
-    ! list_of "$id" | grep -qE 'DAMAGED|DOES NOT START' || problems="$problems; read $n: $(list_of "$id")"
+    n=$((n + 1 + n / 20))
+    read_fails "$n"
+  done
+  # The last ones are those of the heights, and of the start-up proof.
+  read_fails 0
+  reads_count=$(grep -c '^call' shim.log)
+  n=$((reads_count - 150))
+  while [ "$n" -lt "$reads_count" ]; do
+    n=$((n + 2))
+    read_fails "$n"
   done
   check 'one error that passes is no damage' [ -z "$problems" ]
   [ -z "$problems" ] || echo "#${problems#;}" | tr ';' '\n' | sed 's/^ */# /'
@@ -144,4 +159,21 @@ done
 check 'too few descriptors are no damage' [ -z "$problems" ]
 [ -z "$problems" ] || echo "#${problems#;}" | tr ';' '\n' | sed 's/^ */# /'
 check 'some limits made the verification fail' [ "$failed" -gt 0 ]
+
+# Too little memory: RocksDB aborts.
+problems='' failed=0 aborted=0
+for limit in 20 30 40 50 60 70 80 90 100 110 120 130 140 160 180 200 250 300; do
+  rm -rf b
+  cp -a whole b
+  got=0
+  (ulimit -c 0 && ulimit -v $((limit * 1000)) && exec chainweb-backup verify --backup-directory b "$id" --deep) >out 2>err </dev/null || got=$?
+  [ "$got" -eq 0 ] || failed=$((failed + 1))
+  ! grep -q 'the child process ended with signal: 6' err || aborted=$((aborted + 1))
+  [ "$got" -ne 13 ] || problems="$problems; $limit MB: $(cat out err | head -n 3 | tr '\n' ' ')"
+  ! list_of "$id" | grep -qE 'DAMAGED|DOES NOT START' || problems="$problems; $limit MB: $(list_of "$id")"
+done
+check 'too little memory is no damage' [ -z "$problems" ]
+[ -z "$problems" ] || echo "#${problems#;}" | tr ';' '\n' | sed 's/^ */# /'
+check 'some limits made the verification fail' [ "$failed" -gt 0 ]
+echo "# $failed limits of memory were too small, the child aborted with $aborted of them"
 end

@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use chainweb_backup::rocksdb::{DB, Options};
 use chainweb_backup::{
-    BackupId, Control, Depth, Policy, RestoreOptions, Service, Sources, Verdict, VerifyOptions, check_backup_in,
+    BackupId, Control, Depth, Kind, Policy, RestoreOptions, Service, Sources, Verdict, VerifyOptions, check_backup_in,
     list_backups_in, prune_backups, rehearse_prune, restore_backup, sum_backup, verify_backup,
 };
 
@@ -64,6 +65,61 @@ fn damage_in_one_sst_is_not_noted_for_another_whose_name_is_part_of_it() {
     assert!(!found.faults.is_empty() && found.faults.iter().all(|fault| fault.file == expected), "{:?}", found.faults);
     assert_eq!(noted(&backups, &second), Some(1), "one damaged file is shared, not two");
     assert_eq!(noted(&backups, &third), None, "it shares no damaged file");
+}
+
+/// The note of one backup cannot be written: those of the others are.
+#[test]
+fn damage_is_noted_wherever_it_can_be_noted() {
+    let mut node = Node::new();
+    let service = node.start();
+    let ids = [0; 4].map(|_| make_done(&service, ROCKSDB));
+    drop(service);
+    node.close();
+    let backups = node.backups();
+    let rocksdb = backups.join(ids[0].as_str()).join("0/rocksDb");
+    let sst = names(&rocksdb).into_iter().find(|name| name.ends_with(".sst")).unwrap();
+    flip(&rocksdb.join(sst));
+    // Of a sharer, and of the backup that is verified.
+    for unwritable in [2, 0] {
+        let temporary = backups.join(ids[unwritable].as_str()).join(".verified.json.tmp");
+        fs::create_dir_all(temporary.join("in the way")).unwrap();
+        let (_, found) = verify_backup(&backups, ids[0].as_str(), DEEP, &Control::default()).unwrap();
+        assert_eq!(found.faults.len(), 1, "{:?}", found.faults);
+        for (n, id) in ids.iter().enumerate() {
+            assert_eq!(noted(&backups, id), (n != unwritable).then_some(1), "{unwritable}: {n}");
+            let _ = fs::remove_file(backups.join(id.as_str()).join("verified.json"));
+        }
+        fs::remove_dir_all(&temporary).unwrap();
+    }
+}
+
+/// A verification finds damage, and then ends with an error: the damage is noted, and what was noted before is kept.
+#[test]
+fn damage_that_was_found_is_noted_although_the_verification_could_not_go_on() {
+    let mut node = Node::new();
+    let id = make_done(&node.start(), PACT);
+    node.close();
+    let backups = node.backups();
+    let rocksdb = backups.join(id.as_str()).join("0/rocksDb");
+    let ssts: Vec<String> = names(&rocksdb).into_iter().filter(|name| name.ends_with(".sst")).collect();
+    flip(&rocksdb.join(&ssts[0]));
+    let verify = |program| {
+        let options = VerifyOptions { depth: Depth::Deep, program };
+        verify_backup(&backups, id.as_str(), options, &Control::default()).map(|(_, found)| found)
+    };
+    assert_eq!(verify(None).unwrap().faults.len(), 1);
+
+    let program = node.root().join("killed");
+    let script = format!("printf '#!/bin/sh\nkill -KILL $$\n' >{0} && chmod 755 {0}", program.display());
+    assert!(Command::new("/bin/sh").args(["-c", &script]).status().unwrap().success());
+    assert_eq!(verify(Some(&program)).unwrap_err().kind(), Kind::Io, "nothing else is wrong that it can see");
+    fs::remove_file(rocksdb.join(&ssts[1])).unwrap();
+    let found = verify(Some(&program)).expect("a file is missing");
+    assert!(found.faults.iter().all(|fault| fault.file.ends_with(&ssts[1])), "{:?}", found.faults);
+    assert!(found.notes.iter().any(|note| note.why.contains("the verification is not whole")), "{:?}", found.notes);
+    let noted = check_backup_in(&backups, &id).unwrap().unwrap().verified.unwrap();
+    assert_eq!(noted.damaged.into_iter().collect::<Vec<_>>(), ssts[..2]);
+    assert_eq!(noted.faults_count, 2);
 }
 
 /// A file that a publisher added to a backup is listed, and has no other effect.

@@ -73,8 +73,10 @@ impl Standing {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Heights {
-    /// RocksDB cannot read the copy. The file is a name in the directory of the copy; empty if RocksDB names none.
+    /// The content of the copy is damaged. The file is a name in the directory of the copy; empty if RocksDB names none.
     Damaged(Fault),
+    /// The disk did not let RocksDB read, with an error after which the content may be lost, or may be read at another time.
+    Unread(Fault),
     /// The newest cut, if there is one.
     Cut(Option<Cut>),
 }

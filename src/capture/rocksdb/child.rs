@@ -7,6 +7,20 @@
 //!   none for the stall limit is killed, for example because a file that RocksDB opens is a FIFO or on a disk that hangs.
 //!   A child that waits for the limit of bytes per second writes empty lines.
 //! - We do not wait for a killed child that cannot end because it waits for a disk.
+//! - Only the child's own word is damage: its answer, or its exit code. However else it ends says nothing for certain about the copy, so
+//!   that is an error, and no reason to rely on another backup or to delete this one:
+//!
+//! ```text
+//! it ends by                       because                                                     kind
+//! exit code 13                     it says that there is no database, or a damaged one          Damaged
+//! SIGSEGV, SIGFPE                  RocksDB crashed: because of the content, or of a fault of    Database
+//!                                  the memory or of RocksDB
+//! SIGABRT                          no memory (std::bad_alloc), no thread to be had, a failed    Io
+//!                                  assertion, a panic while it panicked
+//! SIGBUS, SIGILL, SIGSYS, SIGTRAP  a page of the program could not be read, a trap, a filter    Io
+//! SIGXCPU, SIGXFSZ, SIGKILL ...    a limit, the kernel without memory, an operator              Io
+//! any other exit code              an error of the operating system, a panic (101), usage       Io
+//! ```
 
 use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
@@ -33,8 +47,8 @@ const END_WAIT: Duration = Duration::from_secs(5);
 /// How often we check whether the child makes progress.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The exit code of a child for which the operating system is the reason, not the copy.
-const FAILED: i32 = 1;
+/// The exit code of a child that says that the copy is damaged.
+const DAMAGED: i32 = 13;
 
 /// The largest answer that is read; a cut has one entry per chain, an inspection one fault per column family.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
@@ -61,9 +75,8 @@ impl Question<'_> {
 /// Runs `program` and reads its answer.
 ///
 /// # Errors
-/// [`Kind::Io`]: the child made no progress, reached its time limit, was killed, or ended with [`FAILED`]. [`Kind::Damaged`]: it ended
-/// otherwise without an answer, for example because a damaged file made it crash.
-/// [`Kind::Cancelled`]: the job was stopped.
+/// [`Kind::Io`]: the child made no progress, reached its time limit, or ended without an answer. [`Kind::Damaged`]: it says that the copy
+/// is damaged. [`Kind::Database`]: it crashed. [`Kind::Cancelled`]: the job was stopped.
 pub(crate) fn ask<T: DeserializeOwned>(program: &Path, question: &Question<'_>, control: &Control) -> Result<T> {
     let mut command = Command::new(program);
     command
@@ -89,17 +102,19 @@ pub(crate) fn ask<T: DeserializeOwned>(program: &Path, question: &Question<'_>, 
         let read = child.stderr.as_mut().map_or(Ok(0), |pipe| pipe.read_to_end(&mut err));
         read.context(|| "cannot read the error of the child that reads the copy".to_owned())?;
         let said = String::from_utf8_lossy(&err).trim().lines().last().unwrap_or("nothing").to_owned();
-        let kind = if was_killed(status) || status.code() == Some(FAILED) { Kind::Io } else { Kind::Damaged };
-        return Err(question.failed(kind, &format!("the child process ended with {status}")).because(said));
+        return Err(question.failed(kind_of(status), &format!("the child process ended with {status}")).because(said));
     }
-    serde_json::from_slice(&answer).map_err(|e| {
-        question.failed(Kind::Damaged, "the output of the child process is not the expected JSON").because(e)
-    })
+    serde_json::from_slice(&answer)
+        .map_err(|e| question.failed(Kind::Io, "the output of the child process is not the expected JSON").because(e))
 }
 
-/// Whether another process or the kernel ended the child, for example because memory is short: that says nothing about the copy.
-fn was_killed(status: ExitStatus) -> bool {
-    status.signal().is_some_and(|signal| [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGHUP].contains(&signal))
+/// What the end of a child without an answer says: see the table above.
+fn kind_of(status: ExitStatus) -> Kind {
+    match (status.code(), status.signal()) {
+        (Some(DAMAGED), _) => Kind::Damaged,
+        (_, Some(libc::SIGSEGV | libc::SIGFPE)) => Kind::Database,
+        _ => Kind::Io,
+    }
 }
 
 /// Waits for the end of the child, and reads what it writes.

@@ -6,12 +6,13 @@
 //!
 //! Invariants
 //! - A backup is never opened read-write.
-//! - Damage is what RocksDB finds in the content, a missing file, or one that the disk has lost. Another error of the operating system,
-//!   such as too many open files, says nothing about the copy.
+//! - Damage is what RocksDB finds in the content, or a missing file. A file that the disk may have lost is told apart from it: one error
+//!   may pass. Another error of the operating system, such as too many open files, says nothing about the copy.
 //!
 //! A build without the feature `engine` uses `no_engine` instead.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -114,13 +115,16 @@ impl Copy {
     /// Opens it in the first of these ways that RocksDB permits: as the node does, or with prepared transactions, or only the
     /// default column family. The inner error is RocksDB's.
     fn open(copy: &Path, ways: &[(Families, TwoPhase)]) -> Result<std::result::Result<Copy, rocksdb::Error>> {
+        let failed = || format!("cannot look at {}", copy.display());
         let none = || Error::new(Kind::Damaged, format!("there is no RocksDB in {} (no file CURRENT)", copy.display()));
-        let directory = match nofollow::is_directory(copy) {
-            Ok(true) => Held::open(copy)?,
-            _ => return Err(none()),
-        };
-        if !directory.path.join(CURRENT).is_file() {
+        if !nofollow::is_directory(copy).context(failed)? {
             return Err(none());
+        }
+        let directory = Held::open(copy)?;
+        match directory.path.join(CURRENT).metadata() {
+            Ok(meta) if meta.is_file() => {}
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io(failed(), e)),
+            _ => return Err(none()),
         }
         let named = options_file::option_in(copy, "wal_recovery_mode");
         let recovery =
@@ -153,8 +157,8 @@ impl Copy {
     }
 }
 
-/// Reads the newest cut in a finished copy, and whether the copy has the headers of the blocks `tips`; or returns the damage that
-/// RocksDB reports.
+/// Reads the newest cut in a finished copy, and whether the copy has the headers of the blocks `tips`; or returns why RocksDB cannot
+/// read it.
 ///
 /// # Errors
 /// [`Kind::Io`] if the operating system does not let RocksDB read. So the others.
@@ -175,7 +179,11 @@ pub(crate) fn read_cut(copy: &Path, tips: &[Tip]) -> Result<Heights> {
 fn heights(cut: std::result::Result<Option<Cut>, rocksdb::Error>) -> Result<Heights> {
     match cut {
         Ok(cut) => Ok(Heights::Cut(cut)),
-        Err(e) => damage(&e).map(Heights::Damaged),
+        Err(e) => match cause(&e) {
+            Cause::Content => Ok(Heights::Damaged(reported(&e))),
+            Cause::Disk => Ok(Heights::Unread(reported(&e))),
+            Cause::System => Err(unread(&e)),
+        },
     }
 }
 
@@ -331,11 +339,6 @@ fn reported(e: &rocksdb::Error) -> Fault {
     let what = if cause(e) == Cause::Content { "RocksDB reports damage" } else { "RocksDB cannot read it" };
     let why = without_descriptors(&format!("{what}: {e}"));
     Fault { file: table_in(&why).unwrap_or_default(), why }
-}
-
-/// The damage that RocksDB reports.
-fn damage(e: &rocksdb::Error) -> Result<Fault> {
-    if cause(e) == Cause::System { Err(unread(e)) } else { Ok(reported(e)) }
 }
 
 /// The reason why RocksDB cannot read a finished copy.
