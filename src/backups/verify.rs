@@ -263,8 +263,14 @@ impl Deep<'_> {
             }
             let part = self.record.and_then(|r| r.pact.iter().find(|part| name.ends_with(&format!("/{}", part.file))));
             if let Some(part) = part.filter(|_| result.is_good()) {
-                let newest = result.read(name, history::newest_block(&place))?;
-                let height = newest.flatten().map(|(height, _)| height);
+                let newest = match result.read(name, history::newest_block(&place)) {
+                    Err(e) if e.kind() == Kind::Damaged => {
+                        result.fault(*name, e.chain());
+                        continue;
+                    }
+                    newest => newest?.flatten(),
+                };
+                let height = newest.map(|(height, _)| height);
                 if height != part.block_height && result.is_good() {
                     let (height, expected) = (height.unwrap_or(0), part.block_height.unwrap_or(0));
                     result.fault(

@@ -2,8 +2,8 @@
 //!
 //! Invariants
 //! - Nothing is written.
-//! - A copy that cannot be read because its content is damaged, or lost by the disk at two readings, is refuted; another error of the operating system
-//!   is an error.
+//! - A copy that cannot be read because its content is damaged, or lost by the disk, at two readings, is refuted; another error of the
+//!   operating system is an error. (Of some errors of reading, which may pass, SQLite says that the content is damaged.)
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -73,16 +73,15 @@ pub fn starts_json(directory: &Path, limit_ms: u64, extent: &str) -> Result<Stri
 fn prove_here(copy: &Path, bounds: Bounds, control: &Control) -> Result<Option<Verdict>> {
     let deadline = bounds.time_limit.map(|limit| Instant::now() + limit);
     let prove = || Finished::open(copy, deadline, control).and_then(|mut copy| start::prove(&mut copy, bounds.extent));
+    let refutes = |e: &Error| e.kind() == Kind::Damaged || medium::is_lost(e);
     let proved = match prove() {
-        Err(Unread::Failed(e)) if medium::is_lost(&e) => prove(),
+        Err(Unread::Failed(e)) if refutes(&e) => prove(),
         proved => proved,
     };
     match proved {
         Ok(verdict) => Ok(Some(verdict)),
         Err(Unread::Late) => Ok(None),
-        Err(Unread::Failed(e)) if e.kind() == Kind::Damaged || medium::is_lost(&e) => {
-            Ok(Some(Verdict::No { reason: e.chain() }))
-        }
+        Err(Unread::Failed(e)) if refutes(&e) => Ok(Some(Verdict::No { reason: e.chain() })),
         Err(Unread::Failed(e)) => Err(e),
     }
 }

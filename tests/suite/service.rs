@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use chainweb_backup::{
-    BackupId, Control, Kind, MakeRequest, Phase, Policy, Scope, Service, Sources, Status, check_backup_in,
+    BackupId, Control, Kind, MakeRequest, Phase, Policy, Scope, Service, Sources, Status, Verdict, check_backup_in,
     delete_backup, list_backups_in, prune_backups, verify_backup,
 };
 
@@ -195,7 +195,8 @@ fn a_damaged_status_file_is_an_error_and_not_an_absence() {
         let (latest, _) = verify_backup(&backups, "latest", QUICK, &Control::default()).unwrap();
         assert_eq!(latest, older);
         let judged = prune_backups(&backups, Policy { keep_last: 1, ..Policy::default() }).unwrap();
-        assert_eq!(judged.into_iter().map(|(backup, _)| backup.id).collect::<Vec<_>>(), std::slice::from_ref(&older));
+        let verdicts: Vec<_> = judged.into_iter().map(|(backup, verdict)| (backup.id, verdict)).collect();
+        assert_eq!(verdicts, [(id.clone(), Verdict::Unread), (older.clone(), Verdict::Keep("last good"))]);
         assert!(backups.join(id.as_str()).join("0").exists());
     }
     fs::write(&status, "backup-done").unwrap();

@@ -22,8 +22,12 @@ use crate::error::{Error, Kind, Result};
 /// The newest block of a finished copy: its height, and its hash in hexadecimal. `None` if there is no row at all.
 ///
 /// # Errors
-/// [`Kind::Damaged`] if SQLite cannot read its content, [`Kind::Io`] if the reason is another one. So the others.
+/// [`Kind::Damaged`] if SQLite cannot read its content, at two readings, [`Kind::Io`] if the reason is another one. So the next.
 pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
+    finished::twice(|| newest_once(copy))
+}
+
+fn newest_once(copy: &Path) -> Result<Option<(u64, Option<String>)>> {
     let history = History::open(copy)?;
     let newest = match history.newest(Rows::Integers)? {
         None if history.has_table(CONSENSUS_STATE)? => {
@@ -36,7 +40,7 @@ pub(crate) fn newest_block(copy: &Path) -> Result<Option<(u64, Option<String>)>>
 
 /// The height of the lowest row of a finished copy.
 pub(crate) fn lowest_height(copy: &Path) -> Result<Option<u64>> {
-    let lowest = History::open(copy)?.firsts(Order::Lowest, Rows::Integers)?;
+    let lowest = finished::twice(|| History::open(copy)?.firsts(Order::Lowest, Rows::Integers))?;
     Ok(lowest.into_iter().filter_map(|block| u64::try_from(block.height).ok()).min())
 }
 
