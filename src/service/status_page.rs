@@ -20,6 +20,7 @@ use crate::format::record::{Record, Status};
 use crate::service::Service;
 use crate::service::answers::{Answer, Held};
 use crate::service::shared::Shared;
+use crate::service::timetable::Scheduled;
 use crate::units::{length, size, utc};
 
 /// The page around its content.
@@ -152,7 +153,9 @@ fn write_cards(to: &mut String, shared: &Shared, seen: &Seen, now_ms: u64) -> fm
             card(to, "Restored as a drill", class, &text)?;
         }
     }
-    write_next(to, shared, now_ms)?;
+    if let Some((class, text)) = next(&shared.timetable.lock().states(), now_ms) {
+        card(to, "Next scheduled backup", class, &text)?;
+    }
     let Ok((free_bytes, _)) = disk::free_bytes(shared.catalog.directory()) else {
         return card(to, "Free space", "bad", "unknown");
     };
@@ -163,21 +166,22 @@ fn write_cards(to: &mut String, shared: &Shared, seen: &Seen, now_ms: u64) -> fm
     card(to, "Free space", class, &format!("{}{until}", size(free_bytes)))
 }
 
-/// The backup that the schedules make next, if there are any.
-fn write_next(to: &mut String, shared: &Shared, now_ms: u64) -> fmt::Result {
-    let states = shared.timetable.lock().states();
+/// The backup that the schedules make next, with the class of the text; `None` if there are no schedules.
+fn next(states: &[Scheduled], now_ms: u64) -> Option<(&'static str, String)> {
+    let first = states.first()?;
+    // A schedule decides as soon as the service has nothing else to do.
     let Some((due_ms, next)) =
         states.iter().filter_map(|state| Some((state.next_ms?, state))).min_by_key(|(at, _)| *at)
     else {
-        return Ok(());
+        return Some(("soft", format!("{}: not decided yet", first.schedule)));
     };
     let wait_ms = due_ms.saturating_sub(now_ms);
     let when = if wait_ms == 0 { "now".to_owned() } else { format!("in {}", length(wait_ms)) };
-    let (class, failed) = match next.failed_count {
-        0 => ("", String::new()),
-        count => ("bad", format!(", after {count} failed attempts")),
-    };
-    card(to, "Next scheduled backup", class, &format!("{when}, {}{failed}", next.scope.word()))
+    let scope = next.scope.word();
+    Some(match next.failed_count {
+        0 => ("", format!("{when}, {scope}")),
+        count => ("bad", format!("{when}, {scope}, after {count} failed attempts")),
+    })
 }
 
 /// The bytes that backups write in a day, from the first and the last of the good ones that are shown; `None` if they span less than a
@@ -323,6 +327,28 @@ fn write_failures(to: &mut String, seen: &Seen, now_ms: u64) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::record::Scope;
+
+    #[test]
+    fn the_next_scheduled_backup_is_the_one_that_is_due_first() {
+        let schedule = |next_ms, scope, failed_count| Scheduled {
+            schedule: "every 3h".to_owned(),
+            scope,
+            next_ms,
+            last_attempt_ms: None,
+            last_succeeded: None,
+            failed_count,
+        };
+        let (pact, rocksdb) = (Scope::RocksdbAndPact, Scope::Rocksdb);
+        let said = |states: &[Scheduled]| next(states, 1_000_000);
+        assert_eq!(said(&[]), None);
+        let undecided = schedule(None, pact, 0);
+        assert_eq!(said(std::slice::from_ref(&undecided)), Some(("soft", "every 3h: not decided yet".to_owned())));
+        let later = schedule(Some(601_000_000), pact, 0);
+        assert_eq!(said(&[undecided, later.clone()]), Some(("", "in 6 days, rocksdb,pact".to_owned())));
+        let due = schedule(Some(999_000), rocksdb, 2);
+        assert_eq!(said(&[later, due]), Some(("bad", "now, rocksdb, after 2 failed attempts".to_owned())));
+    }
 
     #[test]
     fn nothing_from_outside_is_markup() {
