@@ -59,7 +59,13 @@ pub(crate) struct Unfinished {
 
 impl Unfinished {
     /// Steps 1 to 3. Fails with [`Kind::Busy`] while another process makes a backup here.
-    pub(crate) fn create(catalog: &Catalog, scope: Scope, now_ms: u64, versions: Versions) -> Result<Unfinished> {
+    pub(crate) fn create(
+        catalog: &Catalog,
+        scope: Scope,
+        schedule: Option<&str>,
+        now_ms: u64,
+        versions: Versions,
+    ) -> Result<Unfinished> {
         catalog.require_same()?;
         let lock_path = catalog.job_lock_path();
         let job_lock = Lock::try_take(&lock_path, catalog.owner())?.ok_or_else(|| {
@@ -76,7 +82,8 @@ impl Unfinished {
             }
             job_lock.write_note(&lock_path, id.as_str())?;
             let creating = catalog.directory().join(layout::creating(&id));
-            let record = Record::new(id.clone(), scope, now_ms, versions.clone());
+            let schedule = schedule.map(str::to_owned);
+            let record = Record { schedule, ..Record::new(id.clone(), scope, now_ms, versions.clone()) };
             let born = birth(&creating, &record, catalog.owner())
                 .and_then(|use_lock| Ok((use_lock, disk::rename_new(&creating, &catalog.path(&id))?)));
             match born {
@@ -170,8 +177,9 @@ impl Unfinished {
         }
         disk::end_replace(&self.path, STATUS_FILE)?;
         disk::remove_file(&self.path.join(MANIFEST_FILE))?;
-        let Record { id, scope, started_ms, versions, .. } = &self.record;
-        self.record = Record::new(id.clone(), *scope, *started_ms, versions.clone());
+        let Record { id, scope, schedule, started_ms, versions, .. } = &self.record;
+        let new = Record::new(id.clone(), *scope, *started_ms, versions.clone());
+        self.record = Record { schedule: schedule.clone(), ..new };
         disk::replace(&self.path, RECORD_FILE, &self.record.to_bytes(), self.owner)?;
         self.record.warnings.push(format!("filled again: the first time, {reason}"));
         // The space may be needed. If this fails, a later sweep removes the garbage.

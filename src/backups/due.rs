@@ -5,9 +5,13 @@
 //!
 //! ```text
 //! newest good backup            due: the next moment of the schedule after its begin, and the jitter
-//! attempts that failed since    not before the last one and a delay, which doubles with each: a minute, two, four … an hour;
-//!                               and a bounded number in 24 hours
+//! its own attempts that failed  not before the last one and a delay, which doubles with each: a minute, two, four … an hour;
+//! since                         and a bounded number in 24 hours
 //! ```
+//! A good backup counts, whoever asked for it. Of the failures only those of the schedule itself count: the record of a backup names the
+//! schedule for which it was made. A client that asks again and again, or another schedule, must not use up the attempts of this one, nor
+//! delay it for ever. If what failed for them fails for the schedule, too, that costs one attempt, which begins its own delays.
+//!
 //! A backup counts if it is good, no damage is known, and no proof says that a node does not start from it; for a schedule with Pact only
 //! one with Pact. A backup that is done and does not count is an attempt that failed: otherwise a node that does not start would be
 //! backed up without a pause.
@@ -47,6 +51,8 @@ pub(crate) struct Ended {
     pub(crate) started_ms: u64,
     pub(crate) ended_ms: u64,
     pub(crate) has_pact: bool,
+    /// The schedule for which it was made, as text.
+    pub(crate) schedule: Option<String>,
     /// Whether it is done, without known damage, and not refuted: a node can start from it, as far as is known.
     pub(crate) is_good: bool,
 }
@@ -63,7 +69,7 @@ impl Ended {
 pub(crate) struct Due {
     /// Milliseconds since the epoch; now or before means at once.
     pub(crate) at_ms: u64,
-    /// The attempts that failed since the newest good backup.
+    /// The attempts of the schedule that failed since the newest good backup.
     pub(crate) failed_count: u64,
 }
 
@@ -73,7 +79,7 @@ pub(crate) fn newest(backups: &[Ended], wants_pact: bool, interval_ms: u64, now_
     (newest.started_ms <= now_ms.saturating_add(interval_ms / AHEAD_SHARE)).then_some(newest)
 }
 
-/// When the next backup of a schedule is due. `backups` are all that have ended, the newest first; `refused_ms` are the times of the
+/// When the next backup of a schedule is due. `backups` are all that have ended, the newest first; `refused_ms` are the times of its
 /// attempts since the last good one that left no backup at all; `seed` decides the jitter.
 pub(crate) fn next(schedule: &Schedule, backups: &[Ended], refused_ms: &[u64], now_ms: u64, seed: u64) -> Due {
     let every_ms = millis(schedule.every);
@@ -81,10 +87,12 @@ pub(crate) fn next(schedule: &Schedule, backups: &[Ended], refused_ms: &[u64], n
         let moment_ms = next_moment(schedule, newest.started_ms);
         moment_ms.saturating_add(jitter_ms(schedule, moment_ms, seed))
     });
+    let name = schedule.to_string();
+    let is_own = |backup: &&Ended| backup.has_pact == schedule.pact && backup.schedule.as_deref() == Some(&name);
     let failed = backups
         .iter()
         .take_while(|backup| !backup.counts(schedule.pact))
-        .filter(|backup| !backup.is_good && backup.has_pact == schedule.pact)
+        .filter(|backup| !backup.is_good && is_own(backup))
         .map(|backup| backup.ended_ms);
     // An attempt in the far future was made before the clock was set back.
     let is_believed = |at_ms: &u64| *at_ms <= now_ms.saturating_add(LONGEST_DELAY_MS);
@@ -97,13 +105,18 @@ pub(crate) fn next(schedule: &Schedule, backups: &[Ended], refused_ms: &[u64], n
 /// The earliest time of the next attempt after these failures, the newest first.
 fn retry_ms(failed: &[u64], every_ms: u64) -> u64 {
     let Some(last_ms) = failed.first() else { return 0 };
-    let first_delay_ms = (every_ms / 60).clamp(LEAST_DELAY_MS, FIRST_DELAY_MS);
+    let first_delay_ms = first_delay_ms(every_ms);
     let doublings = u32::try_from(failed.len() - 1).unwrap_or(u32::MAX).min(16);
     let delay_ms = (first_delay_ms << doublings).min(LONGEST_DELAY_MS.min(every_ms).max(first_delay_ms));
     let in_a_day = usize::try_from(RETRIES_A_DAY + DAY_MS / every_ms.max(1)).unwrap_or(usize::MAX);
     // If the bound is reached, the oldest of these failures must first be 24 hours old.
     let bound_ms = failed.get(in_a_day - 1).map_or(0, |oldest_ms| oldest_ms.saturating_add(DAY_MS));
     last_ms.saturating_add(delay_ms).max(bound_ms)
+}
+
+/// The delay after the first failure of a schedule with this interval.
+pub(crate) fn first_delay_ms(every_ms: u64) -> u64 {
+    (every_ms / 60).clamp(LEAST_DELAY_MS, FIRST_DELAY_MS)
 }
 
 /// The first moment of a schedule after a time.
@@ -147,11 +160,16 @@ mod tests {
         START_MS + (hours * HOUR_MS as f64) as u64
     }
 
-    /// A backup that began this number of hours after the start, and took a minute.
+    /// A backup that began this number of hours after the start, and took a minute. A client asked for it.
     fn made(hours: f64, has_pact: bool, is_good: bool) -> Ended {
         let started_ms = at(hours);
         let id = BackupId::from_millis(started_ms);
-        Ended { id, started_ms, ended_ms: started_ms + 60_000, has_pact, is_good }
+        Ended { id, started_ms, ended_ms: started_ms + 60_000, has_pact, schedule: None, is_good }
+    }
+
+    /// The same, made for a schedule.
+    fn made_for(schedule: &Schedule, hours: f64, is_good: bool) -> Ended {
+        Ended { schedule: Some(schedule.to_string()), ..made(hours, schedule.pact, is_good) }
     }
 
     fn due(schedule: &Schedule, backups: &[Ended], now_hours: f64) -> f64 {
@@ -226,7 +244,7 @@ mod tests {
                 continue;
             }
             times.push(now_ms);
-            let failed = Ended { started_ms: now_ms, ended_ms: now_ms, ..made(27.0, true, false) };
+            let failed = Ended { started_ms: now_ms, ended_ms: now_ms, ..made_for(&nightly, 27.0, false) };
             backups.insert(0, Ended { id: BackupId::from_millis(now_ms), ..failed });
         }
         let minutes: Vec<u64> = times.windows(2).map(|pair| (pair[1] - pair[0]) / 60_000).collect();
@@ -236,13 +254,28 @@ mod tests {
             assert!(in_a_day <= RETRIES_A_DAY + 1, "{in_a_day} attempts in a day");
         }
         assert!(times.len() > 30, "it never gives up: {}", times.len());
-        // A backup that was refuted is a failure; one of another scope is not.
-        let backups = [made(27.1, false, false), made(27.0, true, false), made(3.0, true, true)];
-        assert_eq!(next(&nightly, &backups, &[], at(27.01), 0).failed_count, 1);
         // A schedule of seconds tries again after a second.
         let fast = schedule("5s", None, false, "0s");
-        let backups = [made(2.0, false, false), made(1.0, false, true)];
+        let backups = [made_for(&fast, 2.0, false), made(1.0, false, true)];
         assert_eq!(next(&fast, &backups, &[], at(2.0), 0).at_ms, at(2.0) + 61_000);
+    }
+
+    /// A client whose backups fail every few minutes, and another schedule, neither use up its attempts nor delay it.
+    #[test]
+    fn only_its_own_failures_count_for_a_schedule() {
+        let nightly = schedule("24h", Some("03:00"), true, "0s");
+        let others = [schedule("24h", Some("03:00"), false, "0s"), schedule("12h", Some("03:00"), true, "0s")];
+        let of_others = |n: u32| {
+            let hours = 26.0 + f64::from(n) / 60.0;
+            [made(hours, true, false), made_for(&others[0], hours, false), made_for(&others[1], hours, false)]
+        };
+        let mut backups: Vec<Ended> = (0..60).rev().flat_map(of_others).chain([made(3.0, true, true)]).collect();
+        assert_eq!(next(&nightly, &backups, &[], at(27.0), 0), Due { at_ms: at(27.0), failed_count: 0 });
+        backups.insert(1, made_for(&nightly, 27.0, false));
+        assert_eq!(next(&nightly, &backups, &[], at(27.0), 0), Due { at_ms: at(27.0) + 120_000, failed_count: 1 });
+        // Their good ones count.
+        backups.insert(0, made_for(&others[1], 28.0, true));
+        assert_eq!(next(&nightly, &backups, &[], at(28.0), 0), Due { at_ms: at(51.0), failed_count: 0 });
     }
 
     #[test]

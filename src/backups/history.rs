@@ -24,6 +24,7 @@ pub(crate) fn ended(catalog: &Catalog) -> Result<Vec<Ended>> {
             started_ms: found.started_ms,
             ended_ms: record.finished_ms.unwrap_or(record.started_ms),
             has_pact: found.scope.has_pact(),
+            schedule: record.schedule.clone(),
             is_good: found.status == Status::Done && is_sound(catalog, &found.id),
             id: found.id,
         })

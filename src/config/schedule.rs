@@ -82,6 +82,11 @@ impl Schedule {
         }
         Ok(Schedule { every, at, pact, jitter })
     }
+
+    /// Whether another one makes the same backups, at another jitter perhaps.
+    pub(crate) fn makes_the_same(&self, other: &Schedule) -> bool {
+        (self.every, self.at, self.pact) == (other.every, other.at, other.pact)
+    }
 }
 
 impl fmt::Display for Schedule {

@@ -287,6 +287,10 @@ pub struct Record {
     pub id: BackupId,
     /// The databases that it covers.
     pub scope: Scope,
+    /// The schedule for which it was made, like `every 24h at 03:00`; absent if a client or a command asked for it, and in records of
+    /// versions until 0.2.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
     /// The last phase that was recorded.
     pub phase: Phase,
     /// Milliseconds since the epoch.
@@ -326,6 +330,7 @@ impl Record {
             format: FORMAT.to_owned(),
             id,
             scope,
+            schedule: None,
             phase: Phase::PreFlight,
             started_ms,
             finished_ms: None,

@@ -31,6 +31,7 @@ use crate::chainweb::start::Extent;
 use crate::clock::now_ms;
 use crate::config::Depth;
 use crate::config::hooks::Event;
+use crate::config::schedule::Schedule;
 use crate::control::Control;
 use crate::disk::copy::Copier;
 use crate::error::{Error, Kind, Result};
@@ -61,7 +62,11 @@ enum Ending {
 }
 
 /// Writes the record of a new job and puts the job into the status map: afterwards its identifier may be handed out.
-pub(crate) fn begin(shared: &Shared, make: MakeRequest) -> Result<(Unfinished, Arc<Control>)> {
+pub(crate) fn begin(
+    shared: &Shared,
+    make: MakeRequest,
+    schedule: Option<&Schedule>,
+) -> Result<(Unfinished, Arc<Control>)> {
     shared.sources.require_no_half_restore()?;
     let scope = if make.backup_pact { Scope::RocksdbAndPact } else { Scope::Rocksdb };
     if make.backup_pact && shared.sources.sqlite.databases()?.is_empty() {
@@ -78,7 +83,8 @@ pub(crate) fn begin(shared: &Shared, make: MakeRequest) -> Result<(Unfinished, A
         chainweb: None,
     };
     let started_ms = now_ms();
-    let backup = Unfinished::create(&shared.catalog, scope, started_ms, versions)?;
+    let schedule = schedule.map(ToString::to_string);
+    let backup = Unfinished::create(&shared.catalog, scope, schedule.as_deref(), started_ms, versions)?;
     // The watchdog ends a job whose child makes no progress.
     let control = Arc::new(Control::limited(Arc::clone(&shared.limit)).with_stall_limit(Duration::ZERO));
     let (status, started) = (Status::InProgress, Instant::now());

@@ -367,7 +367,7 @@ fn of_schedules(text: &mut Text, schedules: &[Scheduled]) {
     let help = "Whether that attempt made a good backup.";
     let samples = each(&|row| row.last_succeeded.map(truth));
     text.metric("schedule_last_attempt_succeeded", "gauge", help, &samples);
-    let help = "Attempts that failed since the newest good backup of the schedule.";
+    let help = "Its own attempts that failed since the newest good backup that counts for the schedule.";
     let samples = each(&|row| Some(row.failed_count as f64));
     text.metric("schedule_failed_attempts", "gauge", help, &samples);
 }

@@ -157,7 +157,7 @@ impl Service {
                 return state.answer_while(running);
             }
             let requests = state.requests.as_ref().ok_or_else(shutting_down)?;
-            requests.send(Request { make: request, reply }).map_err(|_| shutting_down())?;
+            requests.send(Request { make: request, schedule: None, reply }).map_err(|_| shutting_down())?;
             if let Some(work) = &state.idle_work {
                 work.stop(Stop::Yielded);
             }

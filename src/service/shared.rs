@@ -20,6 +20,7 @@ use crate::backups::catalog::{Catalog, Found};
 use crate::backups::details::{Details, Listed, Progress, Unreadable};
 use crate::capture::source::Sources;
 use crate::config::hooks::Event;
+use crate::config::schedule::Schedule;
 use crate::config::{Config, reserve_on};
 use crate::control::Control;
 use crate::disk;
@@ -106,6 +107,8 @@ struct Mapped {
 /// A request for a backup, on its way to the backup thread.
 pub(crate) struct Request {
     pub(crate) make: MakeRequest,
+    /// The schedule that asks, if it is one.
+    pub(crate) schedule: Option<Schedule>,
     pub(crate) reply: Sender<Result<BackupId>>,
 }
 

@@ -5,18 +5,21 @@
 //! - Everything that comes from outside the program (names, reasons, versions, heights) is escaped: a node or another program may have
 //!   written it.
 //! - The page shows the newest [`ROWS_MAX`] backups, so it has a largest size.
+//! - The newest good backup is named even if it is older than those, but at most [`LOOKS_MAX`] backups are read for that.
 
 use std::fmt::{self, Write};
 
 use data_encoding::BASE64;
 use sha2::{Digest as _, Sha256};
 
+use crate::backups::catalog::Found;
 use crate::backups::details::{Details, Listed, Progress, Unreadable};
 use crate::chainweb::start::{Start, Verdict};
 use crate::clock::now_ms;
 use crate::disk;
 use crate::error::Result;
 use crate::format::record::{Record, Status};
+use crate::id::BackupId;
 use crate::service::Service;
 use crate::service::answers::{Answer, Held};
 use crate::service::shared::Shared;
@@ -28,6 +31,9 @@ const FRAME: &str = include_str!("status_page.html");
 
 /// How many backups are shown.
 const ROWS_MAX: usize = 50;
+
+/// How many backups are read in search of the newest good one.
+const LOOKS_MAX: usize = 2000;
 
 /// How many reasons of failed backups are shown.
 const FAILURES_MAX: usize = 5;
@@ -69,6 +75,8 @@ impl fmt::Display for Safe<'_> {
 #[derive(Default)]
 struct Seen {
     rows: Vec<Listed>,
+    /// The newest good one, perhaps older than all of them.
+    newest_good: Option<Details>,
     all_count: usize,
 }
 
@@ -76,10 +84,6 @@ impl Seen {
     /// Those that can be read.
     fn backups(&self) -> impl Iterator<Item = &Details> {
         self.rows.iter().filter_map(|row| if let Listed::Backup(details) = row { Some(&**details) } else { None })
-    }
-
-    fn newest_good(&self) -> Option<&Details> {
-        self.backups().find(|backup| backup.is_good())
     }
 }
 
@@ -100,7 +104,7 @@ fn render(shared: &Shared, now_ms: u64) -> Result<String> {
     let directory = shared.catalog.directory().display().to_string();
     let written = write_body(&mut body, shared, &seen, &directory, now_ms);
     written.expect("memory takes every text");
-    let title = seen.newest_good().map_or_else(
+    let title = seen.newest_good.as_ref().map_or_else(
         || "no good one".to_owned(),
         |newest| format!("{} ago", length(now_ms.saturating_sub(newest.started_ms))),
     );
@@ -113,7 +117,18 @@ fn look(shared: &Shared) -> Result<Seen> {
     for id in ids.iter().take(ROWS_MAX) {
         seen.rows.extend(shared.listed(id)?);
     }
+    let shown = seen.backups().find(|backup| backup.is_good()).cloned();
+    // One that cannot be read is in the list, and in the metrics.
+    let older = || ids.iter().take(LOOKS_MAX).skip(ROWS_MAX).find_map(|id| good(shared, id));
+    seen.newest_good = shown.or_else(older);
     Ok(seen)
+}
+
+/// The description of a backup, if it is good.
+fn good(shared: &Shared, id: &BackupId) -> Option<Details> {
+    // Of those that failed, only status and record are read.
+    let found = shared.catalog.find(id).ok()?.filter(Found::is_done_by_us)?;
+    shared.details(id, Ok(Some(found))).ok()?.filter(Details::is_good)
 }
 
 fn write_body(to: &mut String, shared: &Shared, seen: &Seen, directory: &str, now_ms: u64) -> fmt::Result {
@@ -137,11 +152,15 @@ fn card(to: &mut String, name: &str, class: &str, text: &str) -> fmt::Result {
 }
 
 fn write_cards(to: &mut String, shared: &Shared, seen: &Seen, now_ms: u64) -> fmt::Result {
-    match seen.newest_good() {
+    match &seen.newest_good {
+        None if seen.all_count > LOOKS_MAX => {
+            card(to, "Newest good backup", "bad", &format!("none among the newest {LOOKS_MAX}"))?;
+        }
         None => card(to, "Newest good backup", "bad", "none")?,
         Some(newest) => {
             let age = length(now_ms.saturating_sub(newest.started_ms));
-            card(to, "Newest good backup", "good", &format!("{age} ago, {}", newest.scope.word()))?;
+            let id = newest.id.as_str();
+            card(to, "Newest good backup", "good", &format!("{age} ago, {}, {id}", newest.scope.word()))?;
             let (class, text) = starts(newest);
             card(to, "A node restored from it", class, &text)?;
             let drill = newest.drill.as_ref();

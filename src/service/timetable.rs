@@ -4,6 +4,9 @@
 //! good backup, if something removed it at once (a hook that moves backups to another host): otherwise the next one would follow
 //! without a pause. After a restart both are forgotten, which costs one attempt.
 //!
+//! While another process makes a backup, a backup that is due is postponed: by a minute, again and again. That is no attempt, so it
+//! delays none and counts for no bound; the time at which the backup was due stays as it was.
+//!
 //! Invariant: no I/O; the caller passes the backups and the time.
 
 use serde::Serialize;
@@ -29,7 +32,7 @@ pub struct Scheduled {
     pub last_attempt_ms: Option<u64>,
     /// Whether that one made a good backup.
     pub last_succeeded: Option<bool>,
-    /// The attempts that failed since the newest good backup that counts.
+    /// Its attempts that failed since the newest good backup that counts.
     pub failed_count: u64,
 }
 
@@ -48,13 +51,15 @@ struct Row {
     failed: Vec<(u64, Option<BackupId>)>,
     /// The last good backup that this process made.
     made: Option<Ended>,
+    /// It is not tried again before this time, because another process makes a backup.
+    postponed_ms: u64,
 }
 
 /// The next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Make the backup of this schedule now.
-    Make { row: usize, backup_pact: bool },
+    Make(Schedule),
     /// Nothing is due before this time.
     WaitUntil(u64),
 }
@@ -68,6 +73,8 @@ pub(crate) enum Outcome {
     Failed(BackupId),
     /// It made no backup.
     Refused,
+    /// There was none: another process makes a backup.
+    Postponed,
 }
 
 impl Timetable {
@@ -82,7 +89,7 @@ impl Timetable {
                 last_succeeded: None,
                 failed_count: 0,
             };
-            Row { schedule: *schedule, state, failed: Vec::new(), made: None }
+            Row { schedule: *schedule, state, failed: Vec::new(), made: None, postponed_ms: 0 }
         };
         Timetable { rows: schedules.iter().map(row).collect(), seed }
     }
@@ -98,40 +105,59 @@ impl Timetable {
             let due = row.next(backups, now_ms, self.seed);
             (row.state.next_ms, row.state.failed_count) = (Some(due.at_ms), due.failed_count);
         }
-        let is_due = |row: &&(usize, &Row)| row.1.state.next_ms.is_some_and(|at_ms| at_ms <= now_ms);
-        let rows: Vec<(usize, &Row)> = self.rows.iter().enumerate().collect();
-        let due = rows.iter().filter(is_due).max_by_key(|(_, row)| row.schedule.pact);
+        let due = self.rows.iter().filter(|row| row.attempt_ms(now_ms) <= now_ms).max_by_key(|row| row.schedule.pact);
         match due {
-            Some((at, row)) => Step::Make { row: *at, backup_pact: row.schedule.pact },
-            None => Step::WaitUntil(rows.iter().filter_map(|(_, row)| row.state.next_ms).min().unwrap_or(u64::MAX)),
+            Some(row) => Step::Make(row.schedule),
+            None => Step::WaitUntil(self.rows.iter().map(|row| row.attempt_ms(now_ms)).min().unwrap_or(u64::MAX)),
         }
     }
 
     /// The backups cannot be read: an attempt of each schedule failed.
     pub(crate) fn unreadable(&mut self, now_ms: u64) {
-        (0..self.rows.len()).for_each(|row| self.end(row, now_ms, Outcome::Refused));
+        self.rows.iter_mut().for_each(|row| row.end(now_ms, &Outcome::Refused));
     }
 
     /// Notes how the attempt of a schedule ended that began at `began_ms`.
-    pub(crate) fn end(&mut self, row: usize, began_ms: u64, outcome: Outcome) {
-        let row = &mut self.rows[row];
-        row.state.last_attempt_ms = Some(began_ms);
-        row.state.last_succeeded = Some(matches!(outcome, Outcome::Good(_)));
-        match outcome {
-            Outcome::Good(id) => {
-                let has_pact = row.schedule.pact;
-                row.made = Some(Ended { id, started_ms: began_ms, ended_ms: began_ms, has_pact, is_good: true });
-                row.failed.clear();
-            }
-            Outcome::Failed(id) => row.failed.push((began_ms, Some(id))),
-            Outcome::Refused => row.failed.push((began_ms, None)),
-        }
-        let excess = row.failed.len().saturating_sub(MAX_FAILED);
-        row.failed.drain(..excess);
+    pub(crate) fn end(&mut self, schedule: &Schedule, began_ms: u64, outcome: Outcome) {
+        // If it was configured twice, both have made the attempt.
+        let rows = self.rows.iter_mut().filter(|row| row.schedule.makes_the_same(schedule));
+        rows.for_each(|row| row.end(began_ms, &outcome));
     }
 }
 
 impl Row {
+    /// When the next attempt may begin.
+    fn attempt_ms(&self, now_ms: u64) -> u64 {
+        // One that is further away was decided before the clock was set back.
+        let is_believed = self.postponed_ms <= now_ms.saturating_add(self.first_delay_ms());
+        self.state.next_ms.unwrap_or(u64::MAX).max(if is_believed { self.postponed_ms } else { 0 })
+    }
+
+    fn end(&mut self, began_ms: u64, outcome: &Outcome) {
+        if *outcome == Outcome::Postponed {
+            self.postponed_ms = began_ms.saturating_add(self.first_delay_ms());
+            return;
+        }
+        self.state.last_attempt_ms = Some(began_ms);
+        self.state.last_succeeded = Some(matches!(outcome, Outcome::Good(_)));
+        match outcome {
+            Outcome::Good(id) => {
+                let (id, started_ms, ended_ms) = (id.clone(), began_ms, began_ms);
+                let (has_pact, schedule) = (self.schedule.pact, Some(self.state.schedule.clone()));
+                self.made = Some(Ended { id, started_ms, ended_ms, has_pact, schedule, is_good: true });
+                self.failed.clear();
+            }
+            Outcome::Failed(id) => self.failed.push((began_ms, Some(id.clone()))),
+            Outcome::Refused | Outcome::Postponed => self.failed.push((began_ms, None)),
+        }
+        let excess = self.failed.len().saturating_sub(MAX_FAILED);
+        self.failed.drain(..excess);
+    }
+
+    fn first_delay_ms(&self) -> u64 {
+        due::first_delay_ms(due::millis(self.schedule.every))
+    }
+
     fn next(&mut self, backups: &[Ended], now_ms: u64, seed: u64) -> Due {
         let removed = self.made.as_ref().filter(|made| backups.iter().all(|backup| backup.id != made.id));
         let with_removed = removed.map(|made| {
@@ -188,9 +214,10 @@ mod tests {
         /// At which true time the clock is set, and to which wall time of then.
         steps: Vec<(u64, u64)>,
         steps_count: usize,
-        /// When the service is down, and when attempts fail: true times, in order.
+        /// When the service is down, when attempts fail, and when another process makes a backup: true times, in order.
         outages: Vec<(u64, u64)>,
         failing: Vec<(u64, u64)>,
+        busy: Vec<(u64, u64)>,
         backups: Vec<Ended>,
         last_number: u64,
         made: Vec<Made>,
@@ -232,8 +259,10 @@ mod tests {
             let mut at: Vec<u64> = (0..random.usize(..=6)).map(|_| random.u64(..MONTH_MS)).collect();
             at.sort_unstable();
             let steps = at.into_iter().map(|true_ms| set(&mut random, true_ms)).collect();
-            let (downs_count, failing_count) = (random.usize(..=5), random.usize(..=3));
+            let (downs_count, failing_count, busy_count) =
+                (random.usize(..=5), random.usize(..=3), random.usize(..=3));
             let outages = spans(&mut random, downs_count, 12 * HOUR_MS);
+            let busy = spans(&mut random, busy_count, 12 * HOUR_MS);
             let failing = spans(&mut random, failing_count, 30 * HOUR_MS);
             Month {
                 timetable: Timetable::new(&schedules, random.u64(..)),
@@ -245,6 +274,7 @@ mod tests {
                 steps_count: 0,
                 outages,
                 failing,
+                busy,
                 backups: Vec::new(),
                 last_number: 0,
                 made: Vec::new(),
@@ -269,29 +299,54 @@ mod tests {
             self.true_ms = until_ms;
         }
 
-        fn is_failing(&self) -> bool {
-            self.failing.iter().any(|(from_ms, to_ms)| (*from_ms..*to_ms).contains(&self.true_ms))
+        fn is_in(&self, spans: &[(u64, u64)]) -> bool {
+            spans.iter().any(|(from_ms, to_ms)| (*from_ms..*to_ms).contains(&self.true_ms))
         }
 
-        fn attempt(&mut self, row: usize, has_pact: bool) {
-            self.attempts_count += 1;
+        fn next_id(&mut self) -> BackupId {
+            self.last_number = self.wall_ms.max(self.last_number + 1);
+            BackupId::from_millis(self.last_number)
+        }
+
+        /// A client asks for a backup, which fails.
+        fn fail_for_client(&mut self) {
+            let (id, now_ms, has_pact) = (self.next_id(), self.wall_ms, self.random.bool());
+            let failed =
+                Ended { id, started_ms: now_ms, ended_ms: now_ms, has_pact, schedule: None, is_good: false };
+            self.backups.insert(0, failed);
+        }
+
+        fn attempt(&mut self, schedule: &Schedule) {
             let (began_ms, true_ms, steps_count) = (self.wall_ms, self.true_ms, self.steps_count);
-            let fails = self.is_failing();
+            if self.is_in(&self.busy) {
+                return self.timetable.end(schedule, began_ms, Outcome::Postponed);
+            }
+            self.attempts_count += 1;
+            let fails = self.is_in(&self.failing);
             if fails && self.random.bool() {
                 let ms = self.random.u64(..MINUTE_MS);
                 self.pass(ms, false);
-                return self.timetable.end(row, began_ms, Outcome::Refused);
+                return self.timetable.end(schedule, began_ms, Outcome::Refused);
             }
-            self.last_number = began_ms.max(self.last_number + 1);
-            let id = BackupId::from_millis(self.last_number);
+            let (id, has_pact) = (self.next_id(), schedule.pact);
             let duration_ms = self.random.u64(MINUTE_MS..20 * MINUTE_MS);
             self.pass(duration_ms, false);
             let ended_ms = self.wall_ms;
-            self.backups.insert(0, Ended { id: id.clone(), started_ms: began_ms, ended_ms, has_pact, is_good: !fails });
+            let (id_made, schedule_made) = (id.clone(), Some(schedule.to_string()));
+            let ended = Ended {
+                id: id_made,
+                started_ms: began_ms,
+                ended_ms,
+                has_pact,
+                schedule: schedule_made,
+                is_good: !fails,
+            };
+            self.backups.insert(0, ended);
             // What was done and turned out bad is a failure, too.
             let outcome = if fails && self.random.bool() { Outcome::Failed(id) } else { Outcome::Good(id) };
-            self.timetable.end(row, began_ms, outcome);
+            self.timetable.end(schedule, began_ms, outcome);
             if !fails {
+                let row = self.schedules.iter().position(|row| row == schedule).unwrap();
                 self.made.push(Made { row, true_ms, wall_ms: began_ms, has_pact, steps_count });
                 self.prune();
             }
@@ -324,8 +379,11 @@ mod tests {
                     self.timetable = Timetable::new(&self.schedules, self.random.u64(..));
                     continue;
                 }
+                if self.random.u8(..) < 64 {
+                    self.fail_for_client();
+                }
                 match self.timetable.step(&self.backups, self.wall_ms) {
-                    Step::Make { row, backup_pact } => self.attempt(row, backup_pact),
+                    Step::Make(schedule) => self.attempt(&schedule),
                     Step::WaitUntil(at_ms) => {
                         let wait_ms = at_ms.checked_sub(self.wall_ms).filter(|ms| *ms > 0).expect("it is later");
                         let down_ms = down.peek().map_or(u64::MAX, |(from_ms, _)| from_ms.saturating_sub(self.true_ms));
@@ -342,7 +400,7 @@ mod tests {
             let failed_ms: u64 = self.failing.iter().map(overlap).sum();
             // After many failures, the next attempt is a day after the first.
             let bound_ms = if failed_ms > 0 { DAY_MS } else { 0 };
-            self.outages.iter().map(overlap).sum::<u64>() + failed_ms + bound_ms
+            self.outages.iter().chain(&self.busy).map(overlap).sum::<u64>() + failed_ms + bound_ms
         }
 
         /// The longest permitted time between two backups; the clock was set so often in between.
@@ -397,15 +455,16 @@ mod tests {
     /// Something removes each backup at once: the next one is made at its time nevertheless.
     #[test]
     fn a_backup_that_is_gone_is_not_made_again_at_once() {
-        let mut timetable = Timetable::new(&[schedule("1h", None, false, "0s")], 0);
+        let hourly = schedule("1h", None, false, "0s");
+        let mut timetable = Timetable::new(&[hourly], 0);
         let now_ms = 1_704_067_200_000;
-        assert_eq!(timetable.step(&[], now_ms), Step::Make { row: 0, backup_pact: false });
-        timetable.end(0, now_ms, Outcome::Good(BackupId::from_millis(now_ms)));
+        assert_eq!(timetable.step(&[], now_ms), Step::Make(hourly));
+        timetable.end(&hourly, now_ms, Outcome::Good(BackupId::from_millis(now_ms)));
         assert_eq!(timetable.step(&[], now_ms + 1), Step::WaitUntil(now_ms + HOUR_MS));
         let later_ms = now_ms + HOUR_MS;
-        assert_eq!(timetable.step(&[], later_ms), Step::Make { row: 0, backup_pact: false });
+        assert_eq!(timetable.step(&[], later_ms), Step::Make(hourly));
         // One that left no record is no reason to try at once, either.
-        timetable.end(0, later_ms, Outcome::Failed(BackupId::from_millis(later_ms)));
+        timetable.end(&hourly, later_ms, Outcome::Failed(BackupId::from_millis(later_ms)));
         assert_eq!(timetable.step(&[], later_ms), Step::WaitUntil(later_ms + MINUTE_MS));
         let state = &timetable.states()[0];
         assert_eq!((state.last_succeeded, state.failed_count), (Some(false), 1));
@@ -413,11 +472,30 @@ mod tests {
         assert_eq!(timetable.step(&[], later_ms + MINUTE_MS), Step::WaitUntil(later_ms + 3 * MINUTE_MS));
     }
 
+    /// For hours another process makes a backup: that is no failure, and delays the next one by a minute.
+    #[test]
+    fn while_another_process_makes_a_backup_it_is_postponed_and_nothing_counts() {
+        let hourly = schedule("1h", None, false, "0s");
+        let mut timetable = Timetable::new(&[hourly, schedule("1h", None, false, "1m")], 0);
+        let start_ms = 1_704_067_200_000;
+        let begins: Vec<u64> = (0..600).map(|n| start_ms + n * MINUTE_MS).collect();
+        for now_ms in &begins {
+            assert!(matches!(timetable.step(&[], *now_ms), Step::Make(one) if one.makes_the_same(&hourly)));
+            timetable.end(&hourly, *now_ms, Outcome::Postponed);
+            assert_eq!(timetable.step(&[], *now_ms), Step::WaitUntil(*now_ms + MINUTE_MS));
+        }
+        let Scheduled { failed_count, last_attempt_ms, last_succeeded, .. } = timetable.states()[0].clone();
+        assert_eq!((failed_count, last_attempt_ms, last_succeeded), (0, None, None));
+        // A clock that is set back meanwhile delays nothing.
+        let long_ago_ms = start_ms - 40 * DAY_MS;
+        assert!(matches!(timetable.step(&[], long_ago_ms), Step::Make(_)));
+    }
+
     #[test]
     fn one_with_pact_comes_first() {
         let rows = [schedule("1h", None, false, "0s"), schedule("24h", None, true, "0s")];
         let mut timetable = Timetable::new(&rows, 0);
-        assert_eq!(timetable.step(&[], 5), Step::Make { row: 1, backup_pact: true });
+        assert_eq!(timetable.step(&[], 5), Step::Make(rows[1]));
         assert_eq!(timetable.states()[1].schedule, "every 24h");
     }
 }

@@ -23,7 +23,7 @@ use crate::clock::now_ms;
 use crate::config::schedule::Policy;
 use crate::control::{Control, Stop};
 use crate::disk::sys;
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::service::job;
 use crate::service::shared::{MakeRequest, Request, Shared};
 use crate::service::timer::Timer;
@@ -159,17 +159,9 @@ pub(crate) fn work(shared: &Arc<Shared>, inbox: &Inbox) {
 
 /// Answers a request: makes the backup, or says why not.
 fn make(shared: &Arc<Shared>, request: Request, inbox: &Inbox) -> Outcome {
-    let (backup, control) = match job::begin(shared, request.make) {
+    let (backup, control) = match job::begin(shared, request.make, request.schedule.as_ref()) {
         Ok(begun) => begun,
-        Err(e) => {
-            if e.kind() != Kind::Usage {
-                log::error!("backup refused reason={:?}", e.chain());
-            }
-            let running = (e.kind() == Kind::Busy).then(|| shared.catalog.running().ok()?).flatten();
-            // A caller that has gone away needs no answer.
-            let _ = request.reply.send(running.ok_or(e));
-            return Outcome::Refused;
-        }
+        Err(e) => return refuse(shared, request, e),
     };
     let id = backup.id().clone();
     let _ = request.reply.send(Ok(id.clone()));
@@ -187,6 +179,21 @@ fn make(shared: &Arc<Shared>, request: Request, inbox: &Inbox) -> Outcome {
     let is_good = job::run(shared, backup, &control) && history::is_sound(&shared.catalog, &id);
     shared.count_exclusive_bytes();
     if is_good { Outcome::Good(id) } else { Outcome::Failed(id) }
+}
+
+/// Answers a request for which no job could begin.
+fn refuse(shared: &Shared, request: Request, why: Error) -> Outcome {
+    let (kind, is_scheduled) = (why.kind(), request.schedule.is_some());
+    match kind {
+        Kind::Busy if is_scheduled => log::info!("scheduled backup postponed reason={:?}", why.chain()),
+        // It is the client's mistake; a schedule has nobody else to tell.
+        Kind::Usage if !is_scheduled => {}
+        _ => log::error!("backup refused reason={:?}", why.chain()),
+    }
+    let running = (kind == Kind::Busy).then(|| shared.catalog.running().ok()?).flatten();
+    // A caller that has gone away needs no answer.
+    let _ = request.reply.send(running.ok_or(why));
+    if kind == Kind::Busy { Outcome::Postponed } else { Outcome::Refused }
 }
 
 /// Whether backups may be deleted: the newest one that is done is sound, as far as is known after its proof. One that is not stays where
@@ -250,17 +257,13 @@ fn make_due(shared: &Arc<Shared>, inbox: &Inbox) -> Option<bool> {
             }
             None
         }
-        Step::Make { row, backup_pact } => {
-            let (reply, answer) = bounded(1);
-            let outcome = make(shared, Request { make: MakeRequest { backup_pact }, reply }, inbox);
-            // Any other error is logged already.
-            if let Ok(Err(e)) = answer.try_recv()
-                && e.kind() == Kind::Usage
-            {
-                log::error!("backup refused reason={:?}", e.chain());
-            }
+        Step::Make(schedule) => {
+            let make_request = MakeRequest { backup_pact: schedule.pact };
+            // Nobody waits for the answer.
+            let (reply, _answer) = bounded(1);
+            let outcome = make(shared, Request { make: make_request, schedule: Some(schedule), reply }, inbox);
             let is_good = matches!(outcome, Outcome::Good(_));
-            shared.timetable.lock().end(row, now, outcome);
+            shared.timetable.lock().end(&schedule, now, outcome);
             Some(is_good)
         }
     }

@@ -683,3 +683,24 @@ fn whatever_the_request_is_there_is_no_panic_and_no_server_error() {
     });
     assert_eq!(ask(&service, "GET", "/health-check", &[]).status, 200);
 }
+
+/// The newest good backup may be older than all that the page lists. What is read for it has a limit, and the page says so.
+#[test]
+fn the_status_page_names_the_newest_good_backup_behind_many_that_failed() {
+    let node = Node::new();
+    let service = node.start();
+    let id = make_done(&service, ROCKSDB);
+    let title = "<title>Backups: no good one</title>";
+    for (count, is_named) in [(60, true), (2100, false)] {
+        for number in (1..=count).map(|n| id.as_str().parse::<u64>().unwrap() + n) {
+            let failed = node.backups().join(number.to_string());
+            fs::create_dir_all(&failed).unwrap();
+            fs::write(failed.join("status"), "backup-failed").unwrap();
+        }
+        let page = ask(&service, "GET", "/status-page", &[]).body;
+        assert!(page.contains(&format!("(the newest 50 of {})", count + 1)), "{page}");
+        assert_eq!(page.contains(id.as_str()), is_named, "{page}");
+        assert_eq!(page.contains(title), !is_named);
+        assert_eq!(page.contains("none among the newest 2000"), !is_named);
+    }
+}

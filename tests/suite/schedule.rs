@@ -10,7 +10,7 @@ use chainweb_backup::{
     younger_in,
 };
 
-use crate::fixture::{Node, PACT, ROCKSDB, call, make_done, wait_until};
+use crate::fixture::{Node, PACT, ROCKSDB, call, make_done, make_failed, record, wait_end, wait_until};
 
 fn every(interval: &str, pact: bool) -> Schedule {
     Schedule::new(Some(parse_interval(interval).unwrap()), None, pact, Duration::ZERO).unwrap()
@@ -109,6 +109,55 @@ fn what_fails_is_tried_again_but_not_in_a_loop() {
     wait_until("the next one is good", || !with_status(&service, Status::Done).is_empty());
     wait_until("the failures are forgotten", || service.schedules()[0].failed_count == 0);
     wait_until("and pruned", || with_status(&service, Status::Failed).is_empty());
+}
+
+/// What others could not do delays no schedule, and its own failures are known after a restart.
+#[test]
+fn only_its_own_failures_delay_a_schedule() {
+    let node = Node::new();
+    let hooks = Hooks { before: vec![vec!["/bin/false".to_owned()]], ..Hooks::default() };
+    let failing = Config { hooks, ..node.config() };
+    let service = Service::start(failing.clone(), node.embedded()).unwrap();
+    (0..3).for_each(|_| drop(make_failed(&service, ROCKSDB)));
+    drop(service);
+    let hourly = vec![every("1h", false)];
+    let service = Service::start(Config { schedules: hourly.clone(), ..failing.clone() }, node.embedded()).unwrap();
+    wait_until("an attempt", || service.schedules()[0].last_attempt_ms.is_some());
+    wait_until("its end", || service.schedules()[0].next_ms.is_some_and(|at| at > now_ms()));
+    let state = service.schedules()[0].clone();
+    assert_eq!((state.failed_count, state.last_succeeded), (1, Some(false)));
+    assert!(state.next_ms.unwrap() < now_ms() + 61_000, "one failure is a delay of a minute: {state:?}");
+    drop(service);
+    for _ in 0..2 {
+        let service = Service::start(Config { schedules: hourly.clone(), ..failing.clone() }, node.embedded()).unwrap();
+        wait_until("it has looked", || service.schedules()[0].next_ms.is_some());
+        let again = service.schedules()[0].clone();
+        assert_eq!((again.failed_count, again.next_ms, again.last_attempt_ms), (1, state.next_ms, None));
+    }
+    let service = node.start();
+    let of_schedule = |id: &BackupId| record(&service, id).schedule;
+    let failed = with_status(&service, Status::Failed);
+    assert_eq!(of_schedule(&failed[0]).as_deref(), Some("every 1h"));
+    assert!(failed.len() == 4 && failed[1..].iter().all(|id| of_schedule(id).is_none()));
+}
+
+/// The backup of another process is no failure of a schedule: that waits, and then looks again.
+#[test]
+fn a_schedule_waits_while_another_process_makes_a_backup() {
+    let node = Node::new();
+    let other = Service::start_beside(node.paused_config(), node.embedded()).unwrap();
+    let with_pact = other.make_backup(PACT).unwrap();
+    let service = start(&node, vec![every("1s", false), every("24h", true)], Policy::default());
+    wait_until("it has looked", || service.schedules().iter().all(|row| row.next_ms.is_some()));
+    sleep(Duration::from_secs(3));
+    for row in service.schedules() {
+        assert_eq!((row.failed_count, row.last_attempt_ms, row.last_succeeded), (0, None, None), "{row:?}");
+        assert!(row.next_ms.unwrap() < now_ms(), "it is still due: {row:?}");
+    }
+    node.go_on();
+    assert_eq!(wait_end(&other, &with_pact), Status::Done);
+    wait_until("its own backup", || with_status(&service, Status::Done).len() > 1);
+    assert_eq!(service.schedules()[0].failed_count, 0);
 }
 
 /// The backup directory goes away and comes back; the failures are not a loop, and the next backup is made.
