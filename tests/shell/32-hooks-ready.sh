@@ -99,6 +99,38 @@ if command -v rsync >/dev/null; then
     CHAINWEB_BACKUP_ID=$of CHAINWEB_BACKUP_DIRECTORY=$DIR/second CHAINWEB_BACKUP_STATUS=backup-done "$hooks/rsync.sh" "$DIR/twins" >said 2>&1
   done
   check 'a file of the same size and second is not taken for another one' cmp "b/$second/0/rocksDb/CURRENT" "twins/$second/0/rocksDb/CURRENT"
+  # Damage of a backup here does not reach its copy there, whichever backup is copied next: a file is cut off, one has other bytes, and
+  # at first nothing here has noticed it.
+  mkdir hurt copies && cp -rp "b/$first" "b/$second" hurt
+  of_hurt() {
+    status "$1" 0 env CHAINWEB_BACKUP_ID="$2" CHAINWEB_BACKUP_DIRECTORY="$DIR/hurt" CHAINWEB_BACKUP_STATUS=backup-done "$hooks/rsync.sh" "$DIR/copies"
+  }
+  of_hurt 'the first backup' "$first"
+  of_hurt 'the second backup' "$second"
+  for of in "$first" "$second"; do
+    truncate -s 100 "$(find "hurt/$of/0/rocksDb" -name '*.sst' | sort | head -n 1)"
+    printf rotten | dd of="$(find "hurt/$of/0/sqlite" -name '*.sqlite' | sort | head -n 1)" bs=1 seek=5000 conv=notrunc 2>/dev/null
+    printf 'MANIFEST-999999\n' >"hurt/$of/0/rocksDb/CURRENT"
+  done
+  cp -rp copies before
+  of_hurt 'the older one once more' "$first"
+  of_hurt 'the newer one once more' "$second"
+  has 'it says that there is nothing to do' out "$second is in $DIR/copies already"
+  for of in "$first" "$second"; do
+    status 'the damage here is found' 13 chainweb-backup verify --backup-directory hurt "$of" --deep
+    rm "hurt/$of/manifest.json"
+  done
+  of_hurt 'the older one again' "$first"
+  of_hurt 'the newer one again' "$second"
+  cp -rp "hurt/$second" hurt/9999999999999
+  status 'a damaged backup that was not copied yet' 1 env CHAINWEB_BACKUP_ID=9999999999999 CHAINWEB_BACKUP_DIRECTORY="$DIR/hurt" \
+    CHAINWEB_BACKUP_STATUS=backup-done "$hooks/rsync.sh" "$DIR/copies"
+  has 'is refused' err 'is damaged: it is not copied'
+  rm "hurt/9999999999999/verified.json"
+  of_hurt 'a newer one' 9999999999999
+  rm -r copies/9999999999999
+  is 'the copies are as they were' "$(diff -r before copies)" ''
+  for of in "$first" "$second"; do check 'the copy is whole' whole copies "$of"; done
   status 'prune works on the copies' 0 chainweb-backup prune --backup-directory disk --keep-last 1
   check 'the other one is whole then' whole disk "$second"
   mkdir slow
@@ -156,6 +188,32 @@ if command -v restic >/dev/null; then
   check 'a node starts from it' starts unpacked
   echo wrong >other
   status 'a wrong password' 1 hook after-success "$first" "$hooks/restic.sh" "$DIR/repository" "$DIR/other"
+  # A backup that is damaged after it was stored takes no place of the good snapshot.
+  rm -rf hurt "unpacked/$second" && mkdir hurt && cp -rp "b/$second" hurt
+  truncate -s 100 "$(find "hurt/$second/0/rocksDb" -name '*.sst' | sort | head -n 1)"
+  status 'a backup that is damaged here, once more' 0 env CHAINWEB_BACKUP_ID="$second" CHAINWEB_BACKUP_PATH="$DIR/hurt/$second" \
+    CHAINWEB_BACKUP_STATUS=backup-done "$hooks/restic.sh" "$DIR/repository" "$DIR/password"
+  has 'it says that there is nothing to do' out "$second is in $DIR/repository already"
+  status 'restic restores it' 0 restic --repo repository --password-file password --no-cache --quiet restore --tag "id=$second" --target "unpacked/$second" latest
+  check 'it is whole' whole unpacked "$second"
+  restic --repo repository --password-file password --no-cache forget --tag chainweb-backup --group-by host --keep-last 1 --dry-run >forgotten 2>&1
+  has 'forget counts all backups of a host together' forgotten 'remove 1 snapshots'
+  # A snapshot that lacks a file is none: the next run stores the backup.
+  if [ "$(id -u)" -eq 0 ] && command -v setpriv >/dev/null; then
+    mkdir other.home && cp -rp "b/$first" other.home && cp "$hooks/restic.sh" password other.home && chown -R 65534:65534 other.home && chmod 711 .
+    as_other() {
+      setpriv --reuid=65534 --regid=65534 --clear-groups env HOME="$DIR/other.home" CHAINWEB_BACKUP_ID="$first" \
+        CHAINWEB_BACKUP_PATH="$DIR/other.home/$first" CHAINWEB_BACKUP_STATUS=backup-done "$@"
+    }
+    status 'a repository of another user' 0 as_other restic --quiet --repo "$DIR/other.home/r" --password-file "$DIR/other.home/password" init
+    chown root "other.home/$first/0/rocksDb/CURRENT" && chmod 600 "other.home/$first/0/rocksDb/CURRENT"
+    status 'a file that cannot be read' 1 as_other sh "$DIR/other.home/restic.sh" "$DIR/other.home/r" "$DIR/other.home/password"
+    chmod 644 "other.home/$first/0/rocksDb/CURRENT"
+    status 'the next run, in which it can be read' 0 as_other sh "$DIR/other.home/restic.sh" "$DIR/other.home/r" "$DIR/other.home/password"
+    has 'stores the backup' out "stored $first in"
+  else
+    skip 'a file that this user cannot read' 'setpriv is missing, or this user is not root'
+  fi
   status 'a backup that failed' 1 hook after-failure "$failed" "$hooks/restic.sh" "$DIR/repository" "$DIR/password"
 else
   skip 'the hook restic.sh' 'there is no restic'
@@ -184,6 +242,21 @@ copies_by_rclone() {
 if command -v rclone >/dev/null; then
   printf '[disk]\ntype = local\n' >rclone.conf
   copies_by_rclone 'a directory' plain "disk:$DIR/plain"
+  # Damage of a backup here does not reach what is stored: bytes that are lost, and bytes that have rotted without a trace.
+  rm -rf hurt before && mkdir hurt && cp -rp "b/$second" hurt && cp -rp plain before
+  hurt=$(find "hurt/$second/0/rocksDb" -name '*.sst' | sort | head -n 1)
+  cp -p "$hurt" hurt.time
+  for damage in lost rotten; do
+    if [ "$damage" = lost ]; then
+      truncate -s 100 "$hurt"
+    else
+      cp -p hurt.time "$hurt" && printf rotten | dd of="$hurt" bs=1 seek=50 conv=notrunc 2>/dev/null && touch -r hurt.time "$hurt"
+    fi
+    status "a backup with bytes that are $damage here, once more" 0 env CHAINWEB_BACKUP_ID="$second" CHAINWEB_BACKUP_PATH="$DIR/hurt/$second" \
+      CHAINWEB_BACKUP_STATUS=backup-done "$hooks/rclone.sh" "disk:$DIR/plain" "$DIR/plain.state" --config="$DIR/rclone.conf"
+    is 'what is stored is as it was' "$(diff -r before plain | grep -v '^Only in plain/objects: ')" ''
+  done
+  rm -rf plain && mv before plain
   # A broken upload, and rot, on a storage that permits them.
   object=$(grep '\.sst$' "plain/$second.b2sums" | head -n 1 | cut -c 1-64)
   cp "plain/objects/$object" kept
