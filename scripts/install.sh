@@ -12,8 +12,9 @@
 #     --dry-run                  print the steps, do nothing
 #     --undo                     remove what a run with the same --prefix and --root has installed, but no file that was changed since
 #
-# What was installed stands in PREFIX/share/chainweb-backup/installed, a line of b2sum for each file. A file that is not in that list, or
-# was changed since, is never replaced or removed, except the program: a new configuration or unit is then put beside it, as FILE.new.
+# What was installed stands in PREFIX/share/chainweb-backup/installed, a line of b2sum for each file, with its path without the DIR of
+# --root: so what is below DIR can be moved to its place, and --undo works there. A file that is not in that list, or was changed since,
+# is never replaced or removed, except the program: a new configuration or unit is then put beside it, as FILE.new.
 # Backups, databases and users are never removed.
 # Exit status: 0 done, 1 something failed, 2 wrong usage.
 
@@ -59,6 +60,7 @@ for path in "$prefix" "$databases" "$backups" ${root:+"$root"}; do
   esac
   case $path in *[!-A-Za-z0-9_./+:@,=]*) wrong "$path has characters that a systemd unit or a configuration file would have to quote" ;; esac
 done
+prefix=${prefix%/} root=${root%/}
 case $user in '' | *[!-a-z0-9_]*) wrong "$user is not the name of a user" ;; esac
 
 list=$root$prefix/share/$NAME/installed
@@ -71,34 +73,34 @@ step() {
   printf '%s%s\n' "${dry:+would }" "$*"
 }
 
-# is_ours FILE: whether it is as an earlier run has left it.
+# is_ours PATH: whether the file at this path, below the root, is as an earlier run has left it.
 is_ours() {
-  [ -f "$list" ] && [ -f "$1" ] && grep -qxF "$(b2sum <"$1" | cut -d ' ' -f 1)  $1" "$list"
+  [ -f "$list" ] && [ -f "$root$1" ] && grep -qxF "$(b2sum <"$root$1" | cut -d ' ' -f 1)  $1" "$list"
 }
 
-# note FILE: puts the file into the list.
+# note PATH: puts the file into the list.
 note() {
   [ -z "$dry" ] || return 0
   mkdir -p "$(dirname "$list")"
-  { [ ! -f "$list" ] || grep -vF "  $1" "$list" | grep -v '^$' || :; } >"$list.tmp"
-  printf '%s  %s\n' "$(b2sum <"$1" | cut -d ' ' -f 1)" "$1" >>"$list.tmp"
+  { [ ! -f "$list" ] || awk -v path="$1" 'substr($0, 131) != path' "$list"; } >"$list.tmp"
+  printf '%s  %s\n' "$(b2sum <"$root$1" | cut -d ' ' -f 1)" "$1" >>"$list.tmp"
   mv "$list.tmp" "$list"
 }
 
 # put FROM TO MODE [always]: installs a file in one step.
 put() {
-  to=$root$2
+  path=$2 to=$root$2
   if [ -f "$to" ] && cmp -s "$1" "$to"; then
     step "leave $to, which is up to date"
     return 0
   fi
-  if [ -e "$to" ] && [ "${4:-}" != always ] && ! is_ours "$to"; then
+  if [ -e "$to" ] && [ "${4:-}" != always ] && ! is_ours "$path"; then
     if [ -f "$to.new" ] && cmp -s "$1" "$to.new"; then
       step "leave $to, which was changed; the new one is $to.new already"
       return 0
     fi
     step "leave $to, which was changed, and put the new one beside it: $to.new"
-    to=$to.new
+    path=$path.new to=$to.new
   else
     step "install $to"
   fi
@@ -107,7 +109,7 @@ put() {
   cp "$1" "$to.tmp"
   chmod "$3" "$to.tmp"
   mv "$to.tmp" "$to"
-  note "$to"
+  note "$path"
 }
 
 tell_systemd() {
@@ -118,14 +120,15 @@ tell_systemd() {
 
 remove_all() {
   [ -f "$list" ] || { echo "nothing to undo: there is no $list" && return 0; }
-  unit=$root/etc/systemd/system/$NAME.service
+  unit=/etc/systemd/system/$NAME.service
   ! is_ours "$unit" || tell_systemd disable --now "$NAME.service" || echo "systemctl failed: is the service still running?" >&2
   # The path is what follows the sum and two blanks.
   cut -c 131- "$list" >"$new/files"
-  while read -r file; do
+  while read -r path; do
+    file=$root$path
     if [ ! -e "$file" ]; then
       step "leave $file, which is gone already"
-    elif is_ours "$file"; then
+    elif is_ours "$path"; then
       step "remove $file"
       [ -n "$dry" ] || rm -f "$file"
     else

@@ -1,6 +1,6 @@
 #!/bin/sh
 # scripts/install.sh: below a directory of its own it installs everything, says so, changes nothing the second time, keeps what the
-# operator has changed, and undoes what it did. With a real root, if there is a container to be had, is not tried here.
+# operator has changed, and undoes what it did: there, in another directory to which all was moved, and at the root of a mount namespace.
 . "$(dirname -- "$0")/lib.sh"
 
 install_to() {
@@ -57,6 +57,42 @@ status 'undone' 0 install_to --undo
 is 'only what others have made is left' "$(tr '\n' ' ' <left)" './etc/chainweb-backup/config.yaml ./usr/local/bin/other '
 status 'undone again' 0 install_to --undo
 has 'there is nothing to undo' out 'nothing to undo'
+
+# What was installed below a directory is a package or an image: at its place the directory is gone, and the list names the places.
+status 'an installation for a package' 0 install_to
+is 'no line of the list names the directory' "$(grep -c "$DIR" root/usr/local/share/chainweb-backup/installed)" 0
+has 'it has the path of the program' root/usr/local/share/chainweb-backup/installed '  /usr/local/bin/chainweb-backup'
+is 'each file of it is there' "$(cut -c 131- root/usr/local/share/chainweb-backup/installed | sed "s|^|$DIR/root|" | xargs ls 2>&1 >/dev/null)" ''
+rm -f root/etc/chainweb-backup/config.yaml root/usr/local/bin/other
+status 'and once more, with another configuration' 0 install_to --backup-directory /elsewhere
+mv root moved
+moved() { sh "$ROOT/scripts/install.sh" --root "$DIR/moved" --binary "$BIN/chainweb-backup" --database-directory /data "$@"; }
+status 'after the move, nothing is new' 0 moved --backup-directory /elsewhere
+check 'it says so' sh -c '! grep -q ^install\ / out'
+cp -a moved second
+status 'after the move it is undone' 0 moved --undo
+is 'and nothing is left' "$(find moved -type f)" ''
+# At the root, of which this is a copy on top: /etc and /usr/local below, what was installed above, and no systemd.
+rm -r moved && mv second moved
+cat >at-root.sh <<END
+set -e
+mount --make-rprivate /
+mount -t tmpfs none /run
+for place in etc usr/local; do
+  mkdir -p "$DIR/work/\$place"
+  mount -t overlay none -o "lowerdir=/\$place,upperdir=$DIR/moved/\$place,workdir=$DIR/work/\$place" "/\$place"
+done
+test -x /usr/local/bin/chainweb-backup
+exec sh "$ROOT/scripts/install.sh" --undo
+END
+if [ "$(id -u)" -eq 0 ] && unshare -m sh -c 'mkdir w u && mount -t tmpfs none w && mkdir w/u w/w && mount -t overlay none -o lowerdir=u,upperdir=w/u,workdir=w/w u' 2>unshare.err; then
+  status 'at the root it is undone' 0 unshare -m sh at-root.sh
+  has 'it says so' out 'remove /usr/local/bin/chainweb-backup'
+  is 'and nothing is left' "$(find moved -type f)" ''
+  check 'this host has none of it' [ ! -e /usr/local/share/chainweb-backup ]
+else
+  skip 'undone at the root' "no overlay can be mounted here: $(cat unshare.err 2>/dev/null)"
+fi
 
 for wrong in '--nosuch' '--user' '--user a;b' '--prefix relative' '--backup-directory /a|b' '--binary /nosuch'; do
   # shellcheck disable=SC2086 # several words
