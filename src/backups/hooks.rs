@@ -5,6 +5,8 @@
 //!
 //! ```text
 //! step                                            a crash after it leaves
+//! 0  note that the hooks wait: those of a job     a note without an end; the next recovery calls it not run, which is
+//!    before its commit                            a failure
 //! 1  note that the hook begins                    a note without an end, and perhaps the hook, which goes on;
 //!                                                 the next recovery calls it interrupted, which is a failure
 //! 2  run it, until it ends or its time is over    the same
@@ -14,6 +16,8 @@
 //! - A hook never changes whether a backup is good. Only the caller of [`run`] for [`Event::Before`] fails its job because of one.
 //! - Commands come from the configuration only. Nothing that a client sent becomes a word of one.
 //! - A hook ends when its time is over, or `control` is stopped: first by SIGTERM to its process group, then by SIGKILL.
+//! - A hook that is not run is a failure with a reason, in the note and in the report: the rest if `control` is stopped; after a crash those
+//!   whose note has no end ([`settle`]).
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -37,7 +41,8 @@ use crate::disk::lock::Lock;
 use crate::disk::sys;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::hooks::{HookRun, HookRuns};
-use crate::format::layout::{HOOKS_FILE, USE_FILE};
+use crate::format::layout::HOOKS_FILE;
+use crate::format::record::Status;
 use crate::id::BackupId;
 
 /// The variables of our own environment that a hook gets, if they are set; `PATH` always.
@@ -51,6 +56,10 @@ const TERM_LIMIT: Duration = Duration::from_secs(2);
 
 /// The reason of a hook whose end was not noted.
 const INTERRUPTED: &str = "interrupted: the program that ran it ended before, or its end could not be noted";
+
+/// How the reason of a hook begins that was not run, and how it goes on after a crash.
+const NOT_RUN: &str = "not run";
+const ENDED: &str = "the program that made the backup ended before";
 
 /// The longest reason in the environment of a hook, and the longest line of its output in a reason, in characters.
 const MAX_REASON_CHARS: usize = 1000;
@@ -68,8 +77,8 @@ pub(crate) struct Occasion<'a> {
     pub(crate) is_noted: bool,
 }
 
-/// Runs the hooks of an event one after the other; those of [`Event::Before`] only up to the first
-/// that fails. Each is given to `report` as soon as it has ended.
+/// Runs the hooks of an event one after the other; those of [`Event::Before`] only up to the first that fails. Each is given to `report` as
+/// soon as it has ended, or will not run.
 pub(crate) fn run(
     hooks: &Hooks,
     catalog: &Catalog,
@@ -77,31 +86,92 @@ pub(crate) fn run(
     control: &Control,
     report: &dyn Fn(&HookRun),
 ) {
-    let id = &occasion.details.id;
-    for (number, words) in hooks.commands(occasion.event).iter().enumerate() {
-        let Some(program) = words.first().filter(|_| control.check().is_ok()) else { return };
-        let mut hook = HookRun::begun(occasion.event, number, program, now_ms());
-        note(catalog, occasion, &hook);
-        let began = Instant::now();
-        let limits = Limits { time: hooks.time_limit, term: TERM_LIMIT };
-        let ended = command_for(words, catalog, occasion)
-            .and_then(|command| command::run(command, limits, control, |command| command.spawn()));
-        match ended {
-            Ok(ended) => {
-                hook.reason = ended.reason.map(|reason| with_last_line(reason, &ended.output));
-                hook.output = ended.output;
-            }
-            Err(e) => hook.reason = Some(e.chain()),
+    let commands = hooks.commands(occasion.event);
+    occasion.note(catalog, &|runs| plan_event(runs, occasion.event, commands));
+    for (number, words) in commands.iter().enumerate() {
+        let mut hook = HookRun::begun(occasion.event, number, &words[0], now_ms());
+        match control.check() {
+            Ok(()) => run_one((words, hooks.time_limit), catalog, occasion, control, &mut hook),
+            // The end of the job tells.
+            Err(_) if occasion.event == Event::Before => return,
+            Err(why) => hook.give_up(format!("{NOT_RUN}: {}", why.chain())),
         }
-        hook.passed = hook.reason.is_none();
-        hook.duration_ms = Some(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
-        log::debug!("hook ended id={id} hook={} output={:?}", hook.event.word(), hook.output);
-        note(catalog, occasion, &hook);
+        occasion.note(catalog, &|runs| put(runs, &hook));
         report(&hook);
         if occasion.event == Event::Before && !hook.passed {
             return;
         }
     }
+}
+
+/// Runs one hook, with its time limit.
+fn run_one(
+    (words, time_limit): (&[String], Duration),
+    catalog: &Catalog,
+    occasion: &Occasion<'_>,
+    control: &Control,
+    hook: &mut HookRun,
+) {
+    occasion.note(catalog, &|runs| put(runs, hook));
+    let began = Instant::now();
+    let limits = Limits { time: time_limit, term: TERM_LIMIT };
+    let ended = command_for(words, catalog, occasion)
+        .and_then(|command| command::run(command, limits, control, |command| command.spawn()));
+    match ended {
+        Ok(ended) => {
+            hook.reason = ended.reason.map(|reason| with_last_line(reason, &ended.output));
+            hook.output = ended.output;
+        }
+        Err(e) => hook.reason = Some(e.chain()),
+    }
+    hook.passed = hook.reason.is_none();
+    hook.duration_ms = Some(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    log::debug!("hook ended id={} hook={} output={:?}", occasion.details.id, hook.event.word(), hook.output);
+}
+
+/// Notes that no hook of an event is run, and why; each is given to `report`.
+pub(crate) fn skip(
+    hooks: &Hooks,
+    catalog: &Catalog,
+    occasion: &Occasion<'_>,
+    reason: &str,
+    report: &dyn Fn(&HookRun),
+) {
+    for (number, words) in hooks.commands(occasion.event).iter().enumerate() {
+        let mut hook = HookRun::begun(occasion.event, number, &words[0], now_ms());
+        hook.give_up(format!("{NOT_RUN}: {reason}"));
+        occasion.note(catalog, &|runs| put(runs, &hook));
+        report(&hook);
+    }
+}
+
+/// Notes that the hooks of these events wait, and no others.
+pub(crate) fn plan(hooks: &Hooks, catalog: &Catalog, id: &BackupId, events: &[Event]) {
+    note(catalog, id, &|runs| {
+        runs.retain(|run| !run.waits);
+        events.iter().for_each(|event| plan_event(runs, *event, hooks.commands(*event)));
+    });
+}
+
+/// Notes that a hook failed whose end was not noted: the program that ran it, or would have, ended before, or the disk was full. Does
+/// nothing while a living process works on the backup or has it in the queue of its hooks.
+pub(crate) fn settle(catalog: &Catalog, id: &BackupId, status: Status) -> Result<()> {
+    let have_ended = |runs: &[HookRun]| runs.iter().all(|run| run.ended_ms().is_some());
+    if have_ended(&catalog.hooks(id)?) {
+        return Ok(());
+    }
+    let Some(_lock) = Lock::try_take_directory(&catalog.path(id))? else { return Ok(()) };
+    // It may have ended meanwhile.
+    let mut runs = catalog.hooks(id)?;
+    // The job failed after it had noted what comes after a good end.
+    let is_good = |event| matches!(event, Event::OnVerified | Event::AfterSuccess);
+    runs.retain(|run| !run.waits || is_good(run.event) == (status == Status::Done));
+    for run in runs.iter_mut().filter(|run| run.ended_ms().is_none()) {
+        let reason = if run.waits { format!("{NOT_RUN}: {ENDED}") } else { INTERRUPTED.to_owned() };
+        log::warn!("hook interrupted id={id} hook={} program={:?} reason={reason:?}", run.event.word(), run.program);
+        run.give_up(reason);
+    }
+    write(catalog, id, runs)
 }
 
 /// Runs the hooks of [`Event::OnVerified`] on a backup that the command `verify` has verified; returns their outcomes.
@@ -171,43 +241,45 @@ fn input(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Notes a run in the backup. The first one of an event takes the place of all earlier ones of the event.
-fn note(catalog: &Catalog, occasion: &Occasion<'_>, hook: &HookRun) {
-    let id = &occasion.details.id;
-    if !occasion.is_noted || occasion.details.foreign {
+impl Occasion<'_> {
+    fn note(&self, catalog: &Catalog, change: &dyn Fn(&mut Vec<HookRun>)) {
+        if self.is_noted && !self.details.foreign {
+            note(catalog, &self.details.id, change);
+        }
+    }
+}
+
+/// The commands of an event take the place of all that is noted for it: they wait. Those before a backup are begun at once.
+fn plan_event(runs: &mut Vec<HookRun>, event: Event, commands: &[Vec<String>]) {
+    let commands = if event == Event::Before { &[] } else { commands };
+    let noted = runs.iter().filter(|run| run.event == event);
+    if noted.clone().all(|run| run.waits) && noted.map(|run| &run.program).eq(commands.iter().map(|words| &words[0])) {
         return;
     }
-    if let Err(e) = try_note(catalog, id, hook) {
-        log::warn!("hook not noted id={id} hook={} reason={:?}", hook.event.word(), e.chain());
+    runs.retain(|run| run.event != event);
+    let waiting = |(number, words): (usize, &Vec<String>)| HookRun::waiting(event, number, &words[0], now_ms());
+    runs.extend(commands.iter().enumerate().map(waiting));
+}
+
+/// A run takes the place of the one before of the same command.
+fn put(runs: &mut Vec<HookRun>, hook: &HookRun) {
+    match runs.iter_mut().find(|run| (run.event, run.number) == (hook.event, hook.number)) {
+        Some(run) => *run = hook.clone(),
+        None => runs.push(hook.clone()),
     }
 }
 
-fn try_note(catalog: &Catalog, id: &BackupId, hook: &HookRun) -> Result<()> {
-    let mut runs = catalog.hooks(id)?;
-    runs.retain(|earlier| earlier.event != hook.event || earlier.number < hook.number);
-    runs.push(hook.clone());
-    write(catalog, id, runs)
-}
-
-/// Notes that a hook failed whose end was not noted: the program that ran it ended before, or the disk was full. Does nothing while a
-/// living process works on the backup.
-pub(crate) fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
-    let has_begun = |runs: &[HookRun]| runs.iter().any(|hook| hook.duration_ms.is_none());
-    if !has_begun(&catalog.hooks(id)?) {
-        return Ok(());
+/// Changes the notes in a backup. If that fails, the log tells.
+fn note(catalog: &Catalog, id: &BackupId, change: &dyn Fn(&mut Vec<HookRun>)) {
+    let try_note = || {
+        let before = catalog.hooks(id)?;
+        let mut runs = before.clone();
+        change(&mut runs);
+        if runs == before { Ok(()) } else { write(catalog, id, runs) }
+    };
+    if let Err(e) = try_note() {
+        log::warn!("hooks not noted id={id} reason={:?}", e.chain());
     }
-    let Some(_use_lock) = Lock::try_take(&catalog.path(id).join(USE_FILE), catalog.owner())? else { return Ok(()) };
-    // It may have ended meanwhile.
-    let mut runs = catalog.hooks(id)?;
-    if !has_begun(&runs) {
-        return Ok(());
-    }
-    for hook in runs.iter_mut().filter(|hook| hook.duration_ms.is_none()) {
-        hook.duration_ms = Some(0);
-        hook.reason = Some(INTERRUPTED.to_owned());
-        log::warn!("hook interrupted id={id} hook={} program={:?}", hook.event.word(), hook.program);
-    }
-    write(catalog, id, runs)
 }
 
 fn write(catalog: &Catalog, id: &BackupId, runs: Vec<HookRun>) -> Result<()> {

@@ -245,7 +245,9 @@ fn find_fit(catalog: &Catalog, word: &str, is_fit: impl Fn(&Found) -> bool) -> R
 }
 
 fn is_in_use(id: &BackupId) -> Error {
-    Error::new(Kind::Busy, format!("backup {id} is in use: it is being made, verified, restored or deleted"))
+    let context =
+        format!("backup {id} is in use: it is being made, verified, restored or deleted, or its hooks have not ended");
+    Error::new(Kind::Busy, context)
 }
 
 /// Verifies the backup `word`, an identifier or `latest`. The result is noted in the backup, if it can be written to.

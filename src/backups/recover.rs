@@ -1,4 +1,4 @@
-//! Recovers after a crash: a backup in progress that no living process works on becomes failed.
+//! Recovers after a crash: a backup in progress that no living process works on becomes failed, and so does a hook that nobody runs.
 //!
 //! This only renames and writes small files, so it takes almost no time; the sweep of the catalog removes the data afterwards.
 //!
@@ -55,9 +55,13 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
         }
         Some(Status::Done) => {
             disk::remove_file(&path.join(STATUS_FAILED_FILE))?;
-            end_notes(catalog, &path, id)?;
+            end_notes(catalog, &path)?;
+            hooks::settle(catalog, id, Status::Done)?;
         }
-        Some(_) if unsettled(&path, id)?.is_none() => end_notes(catalog, &path, id)?,
+        Some(_) if unsettled(&path, id)?.is_none() => {
+            end_notes(catalog, &path)?;
+            hooks::settle(catalog, id, Status::Failed)?;
+        }
         Some(_) => {
             fault_gate::point("settle", &path);
             // Another process may be making it, or be about to write why it failed.
@@ -66,13 +70,14 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
             let Some((mut record, reason)) = unsettled(&path, id)? else { return Ok(()) };
             commit::fail(catalog, &path, &mut record, reason, catalog.owner())?;
             log::warn!("backup interrupted id={id}");
+            hooks::settle(catalog, id, Status::Failed)?;
         }
     }
     Ok(())
 }
 
-/// Removes what an interrupted writer of a note in a backup that has ended left, and ends the hook that ran for it.
-fn end_notes(catalog: &Catalog, path: &Path, id: &BackupId) -> Result<()> {
+/// Removes what an interrupted writer of a note in a backup that has ended left.
+fn end_notes(catalog: &Catalog, path: &Path) -> Result<()> {
     for name in [VERIFIED_FILE, STARTS_FILE, DRILL_FILE, HOOKS_FILE] {
         // A process that works on the backup may be writing it now.
         if is_there(&path.join(disk::temporary(name)))?
@@ -81,7 +86,7 @@ fn end_notes(catalog: &Catalog, path: &Path, id: &BackupId) -> Result<()> {
             disk::end_replace(path, name)?;
         }
     }
-    hooks::settle(catalog, id)
+    Ok(())
 }
 
 /// The record of a backup whose end is not settled, and the reason as far as it is known; `None` for a settled one.

@@ -6,6 +6,7 @@
 //! | | `.use` | the directory |
 //! |---|---|---|
 //! | verify, restore, pin, the base of the next backup | shared | shared |
+//! | the hooks of a job, from its begin until the last one has ended | shared while they run | shared |
 //! | write checksums, which takes hours and can be interrupted | shared | not locked; stops when another process locks it |
 //! | delete | exclusive, waited for | exclusive, locked first |
 //!
@@ -47,6 +48,12 @@ pub(crate) fn share(backup: &Path) -> Result<Option<InUse>> {
     let Some(directory) = Lock::try_share_directory(backup)? else { return Ok(None) };
     let of_use = share_use(backup)?;
     Ok(of_use.map(|of_use| InUse { _directory: directory, _use: of_use }))
+}
+
+/// Keeps a backup from being deleted, also one that this process is making. Others may take `.use` meanwhile. `None` if the backup is
+/// being deleted.
+pub(crate) fn keep(backup: &Path) -> Result<Option<InUse>> {
+    Ok(Lock::try_share_directory(backup)?.map(|directory| InUse { _directory: directory, _use: None }))
 }
 
 /// Takes a shared lock of `.use`. The outer `None`: it is locked. The inner `None`: the backup has no such file, for example

@@ -28,12 +28,15 @@ pub struct HookRun {
     pub program: String,
     /// Whether it ended with the status 0.
     pub passed: bool,
-    /// When it began, milliseconds since the epoch.
+    /// Whether it waits for its turn.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits: bool,
+    /// When it began, or since when it waits, milliseconds since the epoch.
     pub at_ms: u64,
-    /// How long it took, in milliseconds; absent if it has not ended, 0 if its end is not known.
+    /// How long it took, in milliseconds; absent if it has not ended, 0 if it was not run or its end is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
-    /// Why it failed.
+    /// Why it failed, or was not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The end of what it wrote.
@@ -47,8 +50,18 @@ impl HookRun {
     /// A run that begins.
     pub(crate) fn begun(event: Event, number: usize, program: &str, at_ms: u64) -> HookRun {
         let (program, version) = (program.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
-        let output = String::new();
-        HookRun { event, number, program, passed: false, at_ms, duration_ms: None, reason: None, output, version }
+        let (output, waits) = (String::new(), false);
+        HookRun { event, number, program, passed: false, waits, at_ms, duration_ms: None, reason: None, output, version }
+    }
+
+    /// One that is to run later.
+    pub(crate) fn waiting(event: Event, number: usize, program: &str, at_ms: u64) -> HookRun {
+        HookRun { waits: true, ..HookRun::begun(event, number, program, at_ms) }
+    }
+
+    /// Ends one that was not run, or whose end is not known.
+    pub(crate) fn give_up(&mut self, reason: String) {
+        (self.waits, self.passed, self.duration_ms, self.reason) = (false, false, Some(0), Some(reason));
     }
 
     /// When it ended, milliseconds since the epoch; `None` if it has not.

@@ -2,13 +2,16 @@
 //! takes an hour delays no backup.
 //!
 //! ```text
-//! job begins --- before ---> fill, verify, commit --- end ---> queue ---> hook thread: on-verified, after-success or after-failure
+//! job begins --- before ---> fill, verify, plan, commit --- end ---> queue ---> hook thread: on-verified, after-success or after-failure
 //! ```
 //! Invariants
 //! - A job puts its errand into the queue in the moment in which its end is known, and without waiting: who sees the end of the job and
 //!   then waits for the queue has waited for its hooks.
-//! - While hooks of a backup run, it cannot be deleted.
-//! - Each outcome is counted and logged; a failure is never only in the log. While the service shuts down, no hook is begun.
+//! - From the begin of its job until its last hook has ended, a backup cannot be deleted: a hook that waits for its turn, perhaps for
+//!   hours, is not less important than one that runs. So a prune deletes it later.
+//! - Each outcome is counted, logged and noted in the backup; a failure is never only in the log. A hook that is not run is a failure. While
+//!   the service shuts down, no hook is begun. What follows a good backup is noted before the commit: after a crash, `recover` sees what
+//!   was not run.
 //! - Errands of a job that stalled touch no disk: it hangs.
 //!
 //! The thread exists only if a hook is configured.
@@ -17,13 +20,13 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use crossbeam_channel::{Receiver, bounded, unbounded};
+use crossbeam_channel::{Receiver, SendError, bounded, unbounded};
 
 use crate::backups::details::Details;
 use crate::backups::hooks::{self, Occasion};
 use crate::capture::in_use;
 use crate::config::hooks::Event;
-use crate::control::{Control, Phase};
+use crate::control::{Control, Phase, Stop};
 use crate::disk::sys;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::hooks::HookRun;
@@ -47,33 +50,75 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<Option<JoinHandle<()>>> {
     Ok(Some(thread))
 }
 
-/// Why an errand was not put into the queue, for the log.
+/// Keeps the backup of a job that begins from being deleted until its last hook has ended.
+pub(crate) fn keep(shared: &Shared, id: &BackupId) -> Result<()> {
+    let path = shared.catalog.path(id);
+    let kept = in_use::keep(&path)?.ok_or_else(|| {
+        Error::new(Kind::Busy, format!("another process has locked the new backup {}", path.display()))
+    })?;
+    if let Some(job) = shared.state.lock().jobs.get_mut(id) {
+        job.kept = Some(kept);
+    }
+    Ok(())
+}
+
+/// The events of a job with this end, of which there is a hook.
+fn events(shared: &Shared, status: Status) -> Vec<Event> {
+    let config = &shared.config;
+    let mut events = match status {
+        Status::Done => vec![Event::OnVerified, Event::AfterSuccess],
+        Status::Failed | Status::InProgress => vec![Event::AfterFailure],
+    };
+    events.retain(|event| config.hooks.has(*event) && (*event != Event::OnVerified || config.verify.is_some()));
+    events
+}
+
+/// Notes in the backup which hooks will run after an end of its job.
+pub(crate) fn plan(shared: &Shared, id: &BackupId, status: Status) {
+    // Another process that recovers the directory leaves it alone; a job that is not committed yet has it locked anyway.
+    let _in_use = in_use::share(&shared.catalog.path(id));
+    hooks::plan(&shared.config.hooks, &shared.catalog, id, &events(shared, status));
+}
+
+/// An errand that was not put into the queue, and why.
+#[must_use]
 pub(crate) struct Refused {
-    event: Event,
+    errand: Errand,
     reason: &'static str,
 }
 
-impl Refused {
-    pub(crate) fn log(&self, id: &BackupId) {
-        log::error!("hooks not run id={id} hook={} reason={:?}", self.event.word(), self.reason);
+/// Puts the hooks after a job into the queue; does not wait, and touches no disk.
+pub(crate) fn enqueue(shared: &Shared, state: &mut State, mut errand: Errand) -> Option<Refused> {
+    let status = if errand.reason.is_none() { Status::Done } else { Status::Failed };
+    errand.events = events(shared, status);
+    let id = errand.id.clone();
+    if errand.events.is_empty() {
+        // To unlock it may hang as its disk does: then it stays locked until its thread returns.
+        if let Some(job) = state.jobs.get_mut(&id).filter(|_| errand.stalled.is_some()) {
+            job.kept = errand.kept;
+        }
+        return None;
     }
+    let refused = match &state.hook_orders {
+        Some(orders) if orders.len() >= MAX_WAITING => Refused { errand, reason: "too many hooks are waiting" },
+        Some(orders) => match orders.send(Order::Run(Box::new(errand))) {
+            Ok(()) => return None,
+            Err(SendError(Order::Run(errand))) => Refused { errand: *errand, reason: "the thread of the hooks has ended" },
+            Err(SendError(Order::Tell(_))) => return None,
+        },
+        None => Refused { errand, reason: "the service is shutting down" },
+    };
+    state.failed_hook = Some(id);
+    Some(refused)
 }
 
-/// Puts an errand into the queue; does not wait, and touches no disk. The caller logs a refusal, when it has released the lock.
-pub(crate) fn enqueue(shared: &Shared, state: &mut State, mut errand: Errand) -> Option<Refused> {
-    errand.events.retain(|event| !shared.config.hooks.commands(*event).is_empty());
-    let event = errand.events.first().copied()?;
-    let id = errand.id.clone();
-    let refused = match &state.hook_orders {
-        Some(orders) if orders.len() >= MAX_WAITING => Some("too many hooks are waiting"),
-        Some(orders) => orders.send(Order::Run(Box::new(errand))).err().map(|_| "the thread of the hooks has ended"),
-        None => Some("the service is shutting down"),
+/// Notes, counts and logs that the hooks of an errand are not run.
+pub(crate) fn refuse(shared: &Shared, refused: &Refused) {
+    let Refused { errand, reason } = refused;
+    let skip = |occasion: &Occasion<'_>, report: &dyn Fn(&HookRun)| {
+        hooks::skip(&shared.config.hooks, &shared.catalog, occasion, reason, report);
     };
-    refused.map(|reason| {
-        shared.counters.hook_ended(event, false);
-        state.failed_hook = Some(id);
-        Refused { event, reason }
-    })
+    each_occasion(shared, errand, &skip);
 }
 
 /// Waits until all errands that are in the queue now are done.
@@ -125,33 +170,39 @@ fn work(shared: &Shared, orders: &Receiver<Order>) {
     }
 }
 
-/// Runs the hooks of a job that has ended.
+/// Runs the hooks of a job that has ended. While the service shuts down, it only notes that they are not run.
 fn run(shared: &Shared, errand: &Errand) {
-    let (id, control) = (&errand.id, Arc::new(Control::default()));
-    let is_stopping = {
+    let control = Arc::new(Control::default());
+    {
         let mut state = shared.state.lock();
         if state.is_stopping {
-            state.failed_hook = Some(id.clone());
-        } else {
-            state.hook = Some(Arc::clone(&control));
+            control.stop(Stop::ShutDown);
         }
-        state.is_stopping
-    };
-    if is_stopping {
-        log::warn!("hooks not run id={id} reason=\"the service is shutting down\"");
-        return;
+        state.hook = Some(Arc::clone(&control));
     }
-    if let Err(e) = try_run(shared, errand, &control) {
+    let run = |occasion: &Occasion<'_>, report: &dyn Fn(&HookRun)| {
+        hooks::run(&shared.config.hooks, &shared.catalog, occasion, &control, report);
+    };
+    each_occasion(shared, errand, &run);
+    shared.state.lock().hook = None;
+}
+
+/// What is done with the hooks of one event; each is given to the function as soon as its outcome is known.
+type Work<'a> = &'a dyn Fn(&Occasion<'_>, &dyn Fn(&HookRun));
+
+/// Does work for each event of an errand. If the backup is not there any more, that is counted and logged as a failure of the first one.
+fn each_occasion(shared: &Shared, errand: &Errand, work: Work<'_>) {
+    let id = &errand.id;
+    if let Err(e) = try_each_occasion(shared, errand, work) {
         let event = errand.events[0];
         shared.counters.hook_ended(event, false);
         shared.state.lock().failed_hook = Some(id.clone());
         log::error!("hooks not run id={id} hook={} reason={:?}", event.word(), e.chain());
     }
-    shared.state.lock().hook = None;
 }
 
-fn try_run(shared: &Shared, errand: &Errand, control: &Control) -> Result<()> {
-    let Errand { id, events, reason, stalled } = errand;
+fn try_each_occasion(shared: &Shared, errand: &Errand, work: Work<'_>) -> Result<()> {
+    let Errand { id, events, reason, stalled, .. } = errand;
     let deleted = || Error::new(Kind::NotFound, "the backup was deleted before");
     let found;
     let _in_use;
@@ -168,16 +219,12 @@ fn try_run(shared: &Shared, errand: &Errand, control: &Control) -> Result<()> {
         let faults_count = (*event == Event::OnVerified).then_some(0);
         let occasion =
             Occasion { event: *event, details, reason: reason.as_deref(), faults_count, is_noted: stalled.is_none() };
-        let report = |hook: &HookRun| {
+        work(&occasion, &|hook: &HookRun| {
             count(shared, id, hook);
             if !hook.passed {
                 shared.state.lock().failed_hook = Some(id.clone());
             }
-        };
-        hooks::run(&shared.config.hooks, &shared.catalog, &occasion, control, &report);
-        if control.check().is_err() {
-            return Ok(());
-        }
+        });
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! begin   the record is written, the status map knows the job: its identifier may be handed out
-//! run     fill, verify, commit, while the watchdog watches; after an error abandon
+//! run     fill, verify, note which hooks follow, commit, while the watchdog watches; after an error abandon
 //! end     the one place that every job passes, once: done, failed, cancelled, panicked or stalled; its hooks are put into their queue
 //! ```
 //! A backup is filled a second time if a file that it took over from an earlier backup turns out damaged only when it is
@@ -30,7 +30,6 @@ use crate::chainweb::PACT_EXTENSION;
 use crate::chainweb::start::Extent;
 use crate::clock::now_ms;
 use crate::config::Depth;
-use crate::config::hooks::Event;
 use crate::config::schedule::Schedule;
 use crate::control::Control;
 use crate::disk::copy::Copier;
@@ -39,7 +38,7 @@ use crate::format::record::{Record, Scope, Status, Versions};
 use crate::id::BackupId;
 use crate::service::counters::Outcome;
 use crate::service::fill;
-use crate::service::hook_runs;
+use crate::service::hook_runs::{self, Refused};
 use crate::service::making::Making;
 use crate::service::shared::{Errand, Job, MakeRequest, Shared};
 use crate::service::watchdog::Watched;
@@ -88,7 +87,7 @@ pub(crate) fn begin(
     // The watchdog ends a job whose child makes no progress.
     let control = Arc::new(Control::limited(Arc::clone(&shared.limit)).with_stall_limit(Duration::ZERO));
     let (status, started) = (Status::InProgress, Instant::now());
-    let job = Job { status, scope, started_ms, started, control: Arc::clone(&control) };
+    let job = Job { status, scope, started_ms, started, control: Arc::clone(&control), kept: None };
     shared.state.lock().jobs.insert(backup.id().clone(), job);
     Ok((backup, control))
 }
@@ -108,7 +107,13 @@ pub(crate) fn run(shared: &Arc<Shared>, backup: Unfinished, control: &Arc<Contro
         on_stall: Box::new(on_stall),
     };
     let ending = shared.watchers.watch(watched, || make(shared, backup, control));
-    end(shared, &id, &ending);
+    let has_stalled = shared.state.lock().jobs.get(&id).is_none_or(|job| job.status != Status::InProgress);
+    if matches!(ending, Ending::Failed { .. }) && !has_stalled {
+        hook_runs::plan(shared, &id, Status::Failed);
+    }
+    if let Some(refused) = end(shared, &id, &ending) {
+        hook_runs::refuse(shared, &refused);
+    }
     matches!(ending, Ending::Done(_))
 }
 
@@ -130,13 +135,18 @@ fn make(shared: &Shared, mut backup: Unfinished, control: &Control) -> Ending {
 fn fill_and_commit(shared: &Shared, backup: &mut Unfinished, control: &Control) -> Result<()> {
     let Shared { named, sources, catalog, config, .. } = shared;
     named.require_unmoved(sources)?;
+    hook_runs::keep(shared, backup.id())?;
     hook_runs::run_before(shared, backup.id(), control)?;
     let copier = Copier { owner: backup.owner(), control };
     let making = Making { sources, catalog, config, copier, started_ms: backup.record.started_ms };
     for may_repeat in [true, false] {
         let (manifest, unsynced) = fill::fill(backup, &making)?;
         let sharers_count = Cell::new(0);
-        let check = |path: &Path, record: &Record| verify(&making, path, record, &sharers_count);
+        let check = |path: &Path, record: &Record| {
+            verify(&making, path, record, &sharers_count)?;
+            hook_runs::plan(shared, &record.id, Status::Done);
+            Ok(())
+        };
         match backup.commit(manifest, unsynced, now_ms(), control, &check) {
             Err(e) if may_repeat && e.kind() == Kind::Damaged && sharers_count.get() > 0 => {
                 log::warn!("filling the backup again id={} reason={:?}", backup.id(), e.chain());
@@ -186,18 +196,21 @@ fn prove_start(making: &Making<'_>, path: &Path, record: &Record) -> Result<()> 
 
 /// Ends a job whose thread hangs: in the status map first, then on the disk, which may hang too.
 fn stall(shared: &Shared, id: &BackupId) {
-    end(shared, id, &Ending::Stalled);
+    if let Some(refused) = end(shared, id, &Ending::Stalled) {
+        hook_runs::refuse(shared, &refused);
+    }
     if let Err(e) = commit::call_failed(&shared.catalog.path(id)) {
         log::error!("status not written id={id} reason={:?}", e.chain());
     }
 }
 
-/// The end of a job. A job that stalled has ended: if its thread returns nevertheless, that only frees the thread.
-fn end(shared: &Shared, id: &BackupId, ending: &Ending) {
+/// The end of a job. A job that stalled has ended: if its thread returns nevertheless, that only frees the thread. Returns its hooks if they
+/// could not be put into their queue.
+fn end(shared: &Shared, id: &BackupId, ending: &Ending) -> Option<Refused> {
     let mut state = shared.state.lock();
-    let Some(job) = state.jobs.get_mut(id) else { return };
+    let job = state.jobs.get_mut(id)?;
     let (has_ended, seconds) = (job.status != Status::InProgress, job.started.elapsed().as_secs_f64());
-    let control = Arc::clone(&job.control);
+    let (control, kept) = (Arc::clone(&job.control), job.kept.take());
     job.status = if matches!(ending, Ending::Done(_)) { Status::Done } else { Status::Failed };
     if !matches!(ending, Ending::Stalled) {
         state.running = None;
@@ -208,14 +221,12 @@ fn end(shared: &Shared, id: &BackupId, ending: &Ending) {
     if has_ended {
         drop(state);
         log::info!("thread of the stalled backup returned id={id} seconds={seconds:.2}");
-        return;
+        return None;
     }
     let stalled = if matches!(ending, Ending::Stalled) { hook_runs::stalled(id, &state) } else { None };
-    let mut errand = Errand { id: id.clone(), events: vec![Event::AfterFailure], reason: None, stalled };
+    let mut errand = Errand { id: id.clone(), events: Vec::new(), reason: None, stalled, kept };
     match ending {
         Ending::Done(record) => {
-            errand.events = vec![Event::OnVerified, Event::AfterSuccess];
-            errand.events.retain(|event| *event != Event::OnVerified || shared.config.verify.is_some());
             shared.counters.job_ended(Outcome::Done(record, seconds), &control);
         }
         Ending::Failed { cause, .. } => {
@@ -232,7 +243,7 @@ fn end(shared: &Shared, id: &BackupId, ending: &Ending) {
     let refused = hook_runs::enqueue(shared, &mut state, errand);
     drop(state);
     ending.log(shared, id, seconds);
-    refused.iter().for_each(|refused| refused.log(id));
+    refused
 }
 
 impl Ending {

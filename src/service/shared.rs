@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 
 use crate::backups::catalog::{Catalog, Found};
 use crate::backups::details::{Details, Listed, Progress, Unreadable};
+use crate::capture::in_use::InUse;
 use crate::capture::source::Sources;
 use crate::config::hooks::Event;
 use crate::config::schedule::Schedule;
@@ -93,6 +94,8 @@ pub(crate) struct Job {
     pub(crate) started_ms: u64,
     pub(crate) started: Instant,
     pub(crate) control: Arc<Control>,
+    /// Keeps the backup from being deleted.
+    pub(crate) kept: Option<InUse>,
 }
 
 /// What the status map says of a job.
@@ -121,6 +124,8 @@ pub(crate) struct Errand {
     pub(crate) reason: Option<String>,
     /// What is known of a job that stalled, without its disk.
     pub(crate) stalled: Option<Box<Details>>,
+    /// Keeps the backup from being deleted until the hooks have ended.
+    pub(crate) kept: Option<InUse>,
 }
 
 /// What the thread is asked for.

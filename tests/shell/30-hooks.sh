@@ -141,8 +141,36 @@ is 'SIGTERM ends it with 0' "$got" 0
 check 'within its time' [ "$(($(date +%s) - began))" -lt 10 ]
 check 'the process of the hook is gone' [ ! -d "/proc/$(cat success.pid)" ]
 has 'the log tells of the hook that was ended' serve.log 'hook failed'
-has 'and of the one that was not begun' serve.log 'hooks not run'
+has 'and of the one that was not begun' serve.log 'reason="not run: shut down"'
+chainweb-backup list --backup-directory node/backups --json >list
+has 'so does the list' list '"reason": "not run: shut down"'
+
+# A crash: one hook runs, one waits. Another process leaves both alone as long as the service lives; the next start tells of them.
+rm -f success.pid
+start serve.log chainweb-backup serve --config-file serve.yaml
+backup
+first=$id
+until [ -s success.pid ]; do sleep 0.01; done
+backup
+status 'a backup whose hook waits cannot be deleted' 11 chainweb-backup delete --backup-directory node/backups "$id"
+status 'nor can one whose hook runs' 11 chainweb-backup delete --backup-directory node/backups "$first"
+chainweb-backup make --database-directory node --log-level error >made 2>&1
+is 'make beside the service' "$?" 0
+chainweb-backup list --backup-directory node/backups >list
+check 'leaves the hooks alone' grep -q "^$id .*hook after-success waits since" list
+check 'also the one that runs' grep -q "^$first .*hook after-success has not ended" list
+stop KILL
+kill -KILL -- "-$(cat success.pid)"
 rm success.slow
+start serve.log chainweb-backup serve --config-file serve.yaml
+is 'the next start tells of them' "$(grep -c "hook interrupted id=$id .*not run: the program" serve.log) $(grep -c "hook interrupted id=$first" serve.log)" '3 2'
+chainweb-backup list --backup-directory node/backups >list
+check 'what was not run has failed' grep -q "^$id .*hook after-success FAILED .*: not run: the program that made the backup ended before" list
+check 'so has what was interrupted' grep -q "^$first .*hook after-success FAILED .*: interrupted: the program that ran it ended before" list
+http GET /metrics
+has 'the metrics say so' body 'chainweb_backup_last_hook_passed{hook="after-success"} 0'
+status 'then the backup can be deleted' 0 chainweb-backup delete --backup-directory node/backups "$id"
+stop TERM
 
 # What a client sends is no word of a hook, and a file with a mistake is refused.
 start serve.log chainweb-backup serve --config-file serve.yaml

@@ -233,10 +233,71 @@ fn nothing_waits_for_a_hook_after_a_backup_and_the_backup_stays_until_its_end() 
     let judged = prune_backups(&node.backups(), Policy { keep_last: 1, ..Policy::default() }).unwrap();
     let of_first = judged.iter().find(|(candidate, _)| candidate.id == first).unwrap();
     assert_eq!(of_first.1, Verdict::Keep("in use"));
+    // So does the one whose hook waits for its turn.
+    let run = &hooks_of(&service, &second)[0];
+    assert!(run.waits && !run.passed && run.ended_ms().is_none(), "it waits: {run:?}");
+    let third = make_done(&service, ROCKSDB);
+    assert_eq!(delete_backup(&node.backups(), second.as_str()).unwrap_err().kind(), Kind::Busy);
+    let judged = prune_backups(&node.backups(), Policy { keep_last: 1, ..Policy::default() }).unwrap();
+    let kept = |id: &BackupId| judged.iter().find(|(candidate, _)| candidate.id == *id).unwrap().1;
+    assert_eq!((kept(&first), kept(&second)), (Verdict::Keep("in use"), Verdict::Keep("in use")));
     fs::write(node.root().join("go"), "").unwrap();
     service.wait_for_hooks();
-    assert_eq!(read(&node.root().join("began")), format!("{first}\n{second}\n"));
+    assert_eq!(read(&node.root().join("began")), format!("{first}\n{second}\n{third}\n"));
+    assert!(!hooks_of(&service, &second)[0].waits);
     delete_backup(&node.backups(), first.as_str()).unwrap();
+    delete_backup(&node.backups(), second.as_str()).unwrap();
+}
+
+/// The rules of the service itself delete no backup whose copy is not made yet, whether it is good or has failed.
+#[test]
+fn a_service_prunes_no_backup_that_waits_for_its_hooks() {
+    let node = Node::new();
+    let text = "echo $CHAINWEB_BACKUP_ID >>\"$1/began\"; until [ -e \"$1/go\" ]; do sleep 0.01; done; \
+                ls \"$CHAINWEB_BACKUP_PATH/backup.json\"";
+    let before = script(&node, "[ ! -e \"$1/fails\" ]");
+    let hooks = Hooks { before, after_success: script(&node, text), after_failure: script(&node, text), ..Hooks::default() };
+    let config = Config { hooks, keep: Policy { keep_last: 1, ..Policy::default() }, ..node.config() };
+    let service = Service::start(config, node.embedded()).unwrap();
+    let first = make_done(&service, ROCKSDB);
+    fs::write(node.root().join("fails"), "").unwrap();
+    let (failed, _) = make_failed(&service, ROCKSDB);
+    fs::remove_file(node.root().join("fails")).unwrap();
+    let [second, third] = [(); 2].map(|()| make_done(&service, ROCKSDB));
+    let passed = |id: &BackupId| told(&service, id).last().copied();
+    for id in [&first, &failed, &second, &third] {
+        assert!(service.check_backup(id).unwrap().is_some(), "{id} was pruned before its hook");
+    }
+    fs::write(node.root().join("go"), "").unwrap();
+    service.wait_for_hooks();
+    assert_eq!(passed(&failed), Some((Event::AfterFailure, true)));
+    for id in [&first, &second, &third] {
+        assert_eq!(passed(id), Some((Event::AfterSuccess, true)), "{id}");
+    }
+    let newest = make_done(&service, ROCKSDB);
+    service.wait_for_hooks();
+    wait_until("they are pruned then", || names(&node.backups()).iter().filter(|name| !name.starts_with('.')).count() == 1);
+    assert_eq!(service.check_backup(&newest).unwrap(), Some(Status::Done));
+}
+
+/// More hooks wait than may: the newest backup is good, and says that its hooks are not run.
+#[test]
+fn hooks_that_find_no_place_in_the_queue_are_seen() {
+    let node = Node::new();
+    let after_success =
+        [script(&node, "until [ -e \"$1/go\" ]; do sleep 0.01; done"), script(&node, "touch \"$1/second\"")].concat();
+    let service = start(&node, Hooks { after_success, ..Hooks::default() });
+    let first = make_done(&service, ROCKSDB);
+    wait_until("its hook", || hooks_of(&service, &first).iter().any(|run| !run.waits));
+    (0..100).for_each(|_| drop(make_done(&service, ROCKSDB)));
+    let late = make_done(&service, ROCKSDB);
+    wait_until("it is noted", || hooks_of(&service, &late).iter().all(|run| run.ended_ms().is_some()));
+    let reasons: Vec<_> = hooks_of(&service, &late).into_iter().filter_map(|run| run.reason).collect();
+    assert_eq!(reasons, ["not run: too many hooks are waiting"; 2]);
+    assert_eq!(metric(&service, "last_hook_passed{hook=\"after-success\"}"), 0.0);
+    assert_eq!(metric(&service, "hooks_total{hook=\"after-success\",result=\"failed\"}"), 2.0);
+    assert!(service.has_failed_hook(&late));
+    delete_backup(&node.backups(), late.as_str()).unwrap();
 }
 
 #[test]
@@ -252,8 +313,10 @@ fn a_shutdown_ends_the_hooks() {
     assert!(began.elapsed() < Duration::from_secs(5) && !lives(&pid));
     let run = &hooks_of(&service, &first)[0];
     assert!(!run.passed && run.reason.as_deref() == Some("shut down"), "{run:?}");
-    assert!(hooks_of(&service, &second).is_empty(), "it was not begun");
+    let run = &hooks_of(&service, &second)[0];
+    assert!(!run.passed && !run.waits && run.reason.as_deref() == Some("not run: shut down"), "{run:?}");
     assert!(service.has_failed_hook(&second));
+    assert_eq!(metric(&service, "hooks_total{hook=\"after-success\",result=\"failed\"}"), 2.0);
     drop(service);
     fs::remove_file(&pid).unwrap();
     // Before a backup it is the job that ends.
@@ -266,6 +329,31 @@ fn a_shutdown_ends_the_hooks() {
         (service.check_backup(&id).unwrap(), record(&service, &id).reason),
         (Some(Status::Failed), Some("shut down".into()))
     );
+}
+
+/// What the stop leaves undone is seen: the next commands of the event, and those of the next event.
+#[test]
+fn hooks_that_a_shutdown_prevents_are_seen() {
+    let node = Node::new();
+    let text = "echo $$ >\"$1/pid\"; sleep 600";
+    let (pid, never) = (node.root().join("pid"), script(&node, "touch \"$1/never\""));
+    let on_verified = [script(&node, text), never.clone()].concat();
+    let after_success = [never.clone(), never].concat();
+    let service = start(&node, Hooks { on_verified, after_success, ..Hooks::default() });
+    let id = make_done(&service, ROCKSDB);
+    wait_until("the hook", || lives(&pid));
+    service.shutdown();
+    let reasons: Vec<_> = hooks_of(&service, &id).into_iter().map(|run| (run.event, run.number, run.reason.unwrap())).collect();
+    let not_run = |event, number| (event, number, "not run: shut down".to_owned());
+    assert_eq!(reasons[0], (Event::OnVerified, 0, "shut down".to_owned()));
+    assert_eq!(reasons[1..], [not_run(Event::OnVerified, 1), not_run(Event::AfterSuccess, 0), not_run(Event::AfterSuccess, 1)]);
+    assert!(!node.root().join("never").exists() && service.has_failed_hook(&id));
+    assert_eq!(metric(&service, "hooks_total{hook=\"after-success\",result=\"failed\"}"), 2.0);
+    drop(service);
+    // It is seen after a restart, too, and the backup can be deleted.
+    let service = node.start();
+    assert_eq!(metric(&service, "last_hook_passed{hook=\"after-success\"}"), 0.0);
+    delete_backup(&node.backups(), id.as_str()).unwrap();
 }
 
 #[test]

@@ -151,6 +151,7 @@ pub fn moves(start: &Start) -> String {
 fn hook_note(hook: &HookRun) -> String {
     let event = hook.event.word();
     match (hook.ended_ms(), &hook.reason) {
+        (None, _) if hook.waits => format!("hook {event} waits since {}", utc(hook.at_ms)),
         (None, _) => format!("hook {event} has not ended, began {}", utc(hook.at_ms)),
         (Some(ended_ms), None) => format!("hook {event} passed {}", utc(ended_ms)),
         (Some(ended_ms), Some(reason)) => format!("hook {event} FAILED {}: {reason}", utc(ended_ms)),
