@@ -36,8 +36,9 @@
 //! http      words in, words out
 //!           accept connections head listener routes
 //! ```
-//! The program is `src/bin/chainweb-backup`: `args`, `line` and `rules` (what was typed), `plan` (what it means), `action` and `commands`
-//! (what is done with backups), `table` (of `list`), `doctor`, `status`, `pages` (help, completions), `terminal`.
+//! The program is `src/bin/chainweb-backup`: `args`, `line` and `rules` (what was typed), `plan` (what it means), `reload` (what changes at
+//! SIGHUP), `action` and `commands` (what is done with backups), `table` (of `list`), `doctor`, `status`, `pages` (help, completions),
+//! `terminal`.
 //!
 //! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere else.
 //! Only `capture::rocksdb::engine` names the `rocksdb` crate, only `capture::sqlite` names `rusqlite`, only `http` names `rouille`, only

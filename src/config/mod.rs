@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::chainweb::DEFAULT_VERSION;
+use crate::chainweb::{DEFAULT_VERSION, key};
 use crate::config::hooks::Hooks;
 use crate::config::numbers::{unit_seconds, whole};
 use crate::config::schedule::{Policy, Schedule};
@@ -157,7 +157,7 @@ pub struct Config {
     pub reread_percent: u8,
     /// How long a job may make no progress before it fails; zero means without a limit.
     pub stall_limit: Duration,
-    /// The most bytes that are copied per second; `None` is no limit. [`crate::Service::set_limit`] changes it.
+    /// The most bytes that are copied per second; `None` is no limit. [`crate::Service::set_limit`] changes it, too.
     pub limit_bytes_per_second: Option<u64>,
     /// When the service makes backups by itself. A service [beside](crate::Service::start_beside) another one does not.
     pub schedules: Vec<Schedule>,
@@ -187,6 +187,26 @@ impl Config {
             keep: Policy::default(),
             hooks: Hooks::default(),
         }
+    }
+
+    /// The names of the values that differ in another configuration, as they are in a configuration file.
+    pub(crate) fn changed(&self, other: &Config) -> Vec<&'static str> {
+        let differs = [
+            ("backup.api.enabled", self.api_enabled != other.api_enabled),
+            (key::CHAINWEB_VERSION, self.chainweb_version != other.chainweb_version),
+            ("backup.nodeVersion", self.node_version != other.node_version),
+            ("backup.reserveBytes", self.reserve_bytes != other.reserve_bytes),
+            ("backup.pactMethod", self.pact_method != other.pact_method),
+            ("backup.sums", self.sums != other.sums),
+            ("backup.verify", self.verify != other.verify),
+            ("backup.rereadPercent", self.reread_percent != other.reread_percent),
+            ("backup.stallSeconds", self.stall_limit != other.stall_limit),
+            ("backup.limitBytesPerSecond", self.limit_bytes_per_second != other.limit_bytes_per_second),
+            ("backup.schedule", self.schedules != other.schedules),
+            ("backup.keep", self.keep != other.keep),
+            ("backup.hooks", self.hooks != other.hooks),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
 }
 

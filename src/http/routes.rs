@@ -93,7 +93,7 @@ impl Service {
     }
 
     fn decorate(&self, response: Response, peer: &str) -> Response {
-        let version = self.shared().config.node_version.clone().unwrap_or_else(|| "unknown".to_owned());
+        let version = self.shared().config().node_version.clone().unwrap_or_else(|| "unknown".to_owned());
         response
             .with_unique_header("x-peer-addr", peer.to_owned())
             .with_unique_header("x-server-timestamp", (now_ms() / 1000).to_string())
@@ -106,8 +106,8 @@ impl Service {
             Some(rest) => {
                 let (version, bare) = rest.split_once('/')?;
                 let version = percent_decode_str(version).decode_utf8().ok()?;
-                let configured = self.shared().config.chainweb_version.as_ref();
-                if version.is_empty() || configured.is_some_and(|c| *c != version) {
+                let config = self.shared().config();
+                if version.is_empty() || config.chainweb_version.as_ref().is_some_and(|c| *c != version) {
                     return None;
                 }
                 bare
@@ -148,7 +148,7 @@ impl Route<'_> {
 
 fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> Response {
     let is_api = matches!(route, Route::Make | Route::Check(_) | Route::List | Route::Page);
-    if is_api && !service.shared().config.api_enabled {
+    if is_api && !service.shared().config().api_enabled {
         return text(404, "the backup API is off; enable it with --enable-backup-api");
     }
     let post = matches!(route, Route::Make);

@@ -14,7 +14,7 @@
 //!   was not run.
 //! - Errands of a job that stalled touch no disk: it hangs.
 //!
-//! The thread exists only if a hook is configured.
+//! The thread exists from the moment on in which a hook is configured.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ use crossbeam_channel::{Receiver, SendError, bounded, unbounded};
 use crate::backups::details::Details;
 use crate::backups::hooks::{self, Occasion};
 use crate::capture::in_use;
-use crate::config::hooks::Event;
+use crate::config::Config;
+use crate::config::hooks::{Event, Hooks};
 use crate::control::{Control, Phase, Stop};
 use crate::disk::sys;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -37,17 +38,14 @@ use crate::service::shared::{Errand, Order, Shared, State};
 /// The most errands that wait: with more, the hooks take longer than the backups, and the new ones are not run.
 const MAX_WAITING: usize = 100;
 
-/// Starts the thread, if there is a hook; its queue is put into the state.
-pub(crate) fn start(shared: &Arc<Shared>) -> Result<Option<JoinHandle<()>>> {
-    if !shared.config.hooks.are_configured() {
-        return Ok(None);
-    }
+/// Starts the thread; its queue is put into the state.
+pub(crate) fn start(shared: &Arc<Shared>) -> Result<JoinHandle<()>> {
     let (sender, orders) = unbounded();
     let worker = Arc::clone(shared);
     let thread = Builder::new().name("hooks".to_owned()).spawn(move || work(&worker, &orders));
     let thread = thread.context(|| "cannot start the thread of the hooks".to_owned())?;
     shared.state.lock().hook_orders = Some(sender);
-    Ok(Some(thread))
+    Ok(thread)
 }
 
 /// Keeps the backup of a job that begins from being deleted until its last hook has ended.
@@ -63,8 +61,7 @@ pub(crate) fn keep(shared: &Shared, id: &BackupId) -> Result<()> {
 }
 
 /// The events of a job with this end, of which there is a hook.
-fn events(shared: &Shared, status: Status) -> Vec<Event> {
-    let config = &shared.config;
+fn events(config: &Config, status: Status) -> Vec<Event> {
     let mut events = match status {
         Status::Done => vec![Event::OnVerified, Event::AfterSuccess],
         Status::Failed | Status::InProgress => vec![Event::AfterFailure],
@@ -74,23 +71,24 @@ fn events(shared: &Shared, status: Status) -> Vec<Event> {
 }
 
 /// Notes in the backup which hooks will run after an end of its job.
-pub(crate) fn plan(shared: &Shared, id: &BackupId, status: Status) {
+pub(crate) fn plan(shared: &Shared, config: &Config, id: &BackupId, status: Status) {
     // Another process that recovers the directory leaves it alone; a job that is not committed yet has it locked anyway.
     let _in_use = in_use::share(&shared.catalog.path(id));
-    hooks::plan(&shared.config.hooks, &shared.catalog, id, &events(shared, status));
+    hooks::plan(&config.hooks, &shared.catalog, id, &events(config, status));
 }
 
 /// An errand that was not put into the queue, and why.
 #[must_use]
 pub(crate) struct Refused {
     errand: Errand,
+    config: Arc<Config>,
     reason: &'static str,
 }
 
-/// Puts the hooks after a job into the queue; does not wait, and touches no disk.
-pub(crate) fn enqueue(shared: &Shared, state: &mut State, mut errand: Errand) -> Option<Refused> {
+/// Puts the hooks after a job into the queue; does not wait, and touches no disk. `config` is that of the job.
+pub(crate) fn enqueue(config: Arc<Config>, state: &mut State, mut errand: Errand) -> Option<Refused> {
     let status = if errand.reason.is_none() { Status::Done } else { Status::Failed };
-    errand.events = events(shared, status);
+    errand.events = events(&config, status);
     let id = errand.id.clone();
     if errand.events.is_empty() {
         // To unlock it may hang as its disk does: then it stays locked until its thread returns.
@@ -99,24 +97,23 @@ pub(crate) fn enqueue(shared: &Shared, state: &mut State, mut errand: Errand) ->
         }
         return None;
     }
-    let refused = match &state.hook_orders {
-        Some(orders) if orders.len() >= MAX_WAITING => Refused { errand, reason: "too many hooks are waiting" },
+    let (errand, reason) = match &state.hook_orders {
+        Some(orders) if orders.len() >= MAX_WAITING => (errand, "too many hooks are waiting"),
         Some(orders) => match orders.send(Order::Run(Box::new(errand))) {
-            Ok(()) => return None,
-            Err(SendError(Order::Run(errand))) => Refused { errand: *errand, reason: "the thread of the hooks has ended" },
-            Err(SendError(Order::Tell(_))) => return None,
+            Ok(()) | Err(SendError(Order::Tell(_))) => return None,
+            Err(SendError(Order::Run(errand))) => (*errand, "the thread of the hooks has ended"),
         },
-        None => Refused { errand, reason: "the service is shutting down" },
+        None => (errand, "the service is shutting down"),
     };
     state.failed_hook = Some(id);
-    Some(refused)
+    Some(Refused { errand, config, reason })
 }
 
 /// Notes, counts and logs that the hooks of an errand are not run.
 pub(crate) fn refuse(shared: &Shared, refused: &Refused) {
-    let Refused { errand, reason } = refused;
+    let Refused { errand, config, reason } = refused;
     let skip = |occasion: &Occasion<'_>, report: &dyn Fn(&HookRun)| {
-        hooks::skip(&shared.config.hooks, &shared.catalog, occasion, reason, report);
+        hooks::skip(&config.hooks, &shared.catalog, occasion, reason, report);
     };
     each_occasion(shared, errand, &skip);
 }
@@ -138,8 +135,8 @@ pub(crate) fn wait(shared: &Shared) {
 ///
 /// # Errors
 /// [`Kind::Refused`]: one failed. [`Kind::Cancelled`]: the job was stopped.
-pub(crate) fn run_before(shared: &Shared, id: &BackupId, control: &Control) -> Result<()> {
-    if shared.config.hooks.before.is_empty() {
+pub(crate) fn run_before(shared: &Shared, hooks: &Hooks, id: &BackupId, control: &Control) -> Result<()> {
+    if hooks.before.is_empty() {
         return Ok(());
     }
     control.enter(Phase::Hook);
@@ -149,7 +146,7 @@ pub(crate) fn run_before(shared: &Shared, id: &BackupId, control: &Control) -> R
     let occasion =
         Occasion { event: Event::Before, details: &details, reason: None, faults_count: None, is_noted: true };
     let failed = RefCell::new(None);
-    hooks::run(&shared.config.hooks, &shared.catalog, &occasion, control, &|hook: &HookRun| {
+    hooks::run(hooks, &shared.catalog, &occasion, control, &|hook: &HookRun| {
         count(shared, id, hook);
         failed.replace(hook.reason.clone());
     });
@@ -180,8 +177,10 @@ fn run(shared: &Shared, errand: &Errand) {
         }
         state.hook = Some(Arc::clone(&control));
     }
+    // What is configured now: the operator may have mended a command meanwhile.
+    let config = shared.config();
     let run = |occasion: &Occasion<'_>, report: &dyn Fn(&HookRun)| {
-        hooks::run(&shared.config.hooks, &shared.catalog, occasion, &control, report);
+        hooks::run(&config.hooks, &shared.catalog, occasion, &control, report);
     };
     each_occasion(shared, errand, &run);
     shared.state.lock().hook = None;

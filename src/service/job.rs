@@ -29,7 +29,7 @@ use crate::capture::start_proof::Bounds;
 use crate::chainweb::PACT_EXTENSION;
 use crate::chainweb::start::Extent;
 use crate::clock::now_ms;
-use crate::config::Depth;
+use crate::config::{Config, Depth};
 use crate::config::schedule::Schedule;
 use crate::control::Control;
 use crate::disk::copy::Copier;
@@ -60,12 +60,20 @@ enum Ending {
     Stalled,
 }
 
+/// A job whose identifier may be handed out.
+pub(crate) struct Begun {
+    pub(crate) backup: Unfinished,
+    pub(crate) control: Arc<Control>,
+    config: Arc<Config>,
+}
+
 /// Writes the record of a new job and puts the job into the status map: afterwards its identifier may be handed out.
 pub(crate) fn begin(
     shared: &Shared,
     make: MakeRequest,
     schedule: Option<&Schedule>,
-) -> Result<(Unfinished, Arc<Control>)> {
+) -> Result<Begun> {
+    let config = shared.config();
     shared.sources.require_no_half_restore()?;
     let scope = if make.backup_pact { Scope::RocksdbAndPact } else { Scope::Rocksdb };
     if make.backup_pact && shared.sources.sqlite.databases()?.is_empty() {
@@ -78,7 +86,7 @@ pub(crate) fn begin(
         chainweb_backup: env!("CARGO_PKG_VERSION").to_owned(),
         rocksdb: String::new(),
         sqlite: sqlite::library_version(),
-        node: shared.config.node_version.clone().unwrap_or_else(|| "unknown".to_owned()),
+        node: config.node_version.clone().unwrap_or_else(|| "unknown".to_owned()),
         chainweb: None,
     };
     let started_ms = now_ms();
@@ -87,13 +95,15 @@ pub(crate) fn begin(
     // The watchdog ends a job whose child makes no progress.
     let control = Arc::new(Control::limited(Arc::clone(&shared.limit)).with_stall_limit(Duration::ZERO));
     let (status, started) = (Status::InProgress, Instant::now());
-    let job = Job { status, scope, started_ms, started, control: Arc::clone(&control), kept: None };
+    let (of_job, config_of_job) = (Arc::clone(&control), Arc::clone(&config));
+    let job = Job { status, scope, started_ms, started, control: of_job, config: config_of_job, kept: None };
     shared.state.lock().jobs.insert(backup.id().clone(), job);
-    Ok((backup, control))
+    Ok(Begun { backup, control, config })
 }
 
 /// Makes the backup, and ends its job. Returns whether the backup is done.
-pub(crate) fn run(shared: &Arc<Shared>, backup: Unfinished, control: &Arc<Control>) -> bool {
+pub(crate) fn run(shared: &Arc<Shared>, begun: Begun) -> bool {
+    let Begun { backup, control, config } = begun;
     let id = backup.id().clone();
     log::info!("backup started id={id} scope={}", backup.record.scope.word());
     let on_stall = {
@@ -101,15 +111,15 @@ pub(crate) fn run(shared: &Arc<Shared>, backup: Unfinished, control: &Arc<Contro
         move || stall(&shared, &id)
     };
     let watched = Watched {
-        control: Arc::clone(control),
+        control: Arc::clone(&control),
         backup: shared.catalog.path(&id),
-        stall_limit: shared.config.stall_limit,
+        stall_limit: config.stall_limit,
         on_stall: Box::new(on_stall),
     };
-    let ending = shared.watchers.watch(watched, || make(shared, backup, control));
+    let ending = shared.watchers.watch(watched, || make(shared, &config, backup, &control));
     let has_stalled = shared.state.lock().jobs.get(&id).is_none_or(|job| job.status != Status::InProgress);
     if matches!(ending, Ending::Failed { .. }) && !has_stalled {
-        hook_runs::plan(shared, &id, Status::Failed);
+        hook_runs::plan(shared, &config, &id, Status::Failed);
     }
     if let Some(refused) = end(shared, &id, &ending) {
         hook_runs::refuse(shared, &refused);
@@ -118,8 +128,8 @@ pub(crate) fn run(shared: &Arc<Shared>, backup: Unfinished, control: &Arc<Contro
 }
 
 /// Fills, verifies and commits the backup, or abandons it.
-fn make(shared: &Shared, mut backup: Unfinished, control: &Control) -> Ending {
-    let made = catch_unwind(AssertUnwindSafe(|| fill_and_commit(shared, &mut backup, control)))
+fn make(shared: &Shared, config: &Config, mut backup: Unfinished, control: &Control) -> Ending {
+    let made = catch_unwind(AssertUnwindSafe(|| fill_and_commit(shared, config, &mut backup, control)))
         .unwrap_or_else(|_| Err(Error::new(Kind::Io, "the backup thread panicked; see the log")));
     match made {
         Ok(()) => Ending::Done(Box::new(backup.record)),
@@ -132,11 +142,11 @@ fn make(shared: &Shared, mut backup: Unfinished, control: &Control) -> Ending {
 }
 
 /// After an error the backup is unfinished.
-fn fill_and_commit(shared: &Shared, backup: &mut Unfinished, control: &Control) -> Result<()> {
-    let Shared { named, sources, catalog, config, .. } = shared;
+fn fill_and_commit(shared: &Shared, config: &Config, backup: &mut Unfinished, control: &Control) -> Result<()> {
+    let Shared { named, sources, catalog, .. } = shared;
     named.require_unmoved(sources)?;
     hook_runs::keep(shared, backup.id())?;
-    hook_runs::run_before(shared, backup.id(), control)?;
+    hook_runs::run_before(shared, &config.hooks, backup.id(), control)?;
     let copier = Copier { owner: backup.owner(), control };
     let making = Making { sources, catalog, config, copier, started_ms: backup.record.started_ms };
     for may_repeat in [true, false] {
@@ -144,7 +154,7 @@ fn fill_and_commit(shared: &Shared, backup: &mut Unfinished, control: &Control) 
         let sharers_count = Cell::new(0);
         let check = |path: &Path, record: &Record| {
             verify(&making, path, record, &sharers_count)?;
-            hook_runs::plan(shared, &record.id, Status::Done);
+            hook_runs::plan(shared, config, &record.id, Status::Done);
             Ok(())
         };
         match backup.commit(manifest, unsynced, now_ms(), control, &check) {
@@ -210,7 +220,7 @@ fn end(shared: &Shared, id: &BackupId, ending: &Ending) -> Option<Refused> {
     let mut state = shared.state.lock();
     let job = state.jobs.get_mut(id)?;
     let (has_ended, seconds) = (job.status != Status::InProgress, job.started.elapsed().as_secs_f64());
-    let (control, kept) = (Arc::clone(&job.control), job.kept.take());
+    let (control, config, kept) = (Arc::clone(&job.control), Arc::clone(&job.config), job.kept.take());
     job.status = if matches!(ending, Ending::Done(_)) { Status::Done } else { Status::Failed };
     if !matches!(ending, Ending::Stalled) {
         state.running = None;
@@ -237,24 +247,24 @@ fn end(shared: &Shared, id: &BackupId, ending: &Ending) -> Option<Refused> {
         Ending::Stalled => {
             state.last_failure = Some((id.clone(), Kind::Cancelled));
             shared.counters.job_ended(Outcome::Stalled, &control);
-            errand.reason = Some(format!("stalled: no progress for {} s", shared.config.stall_limit.as_secs()));
+            errand.reason = Some(format!("stalled: no progress for {} s", config.stall_limit.as_secs()));
         }
     }
-    let refused = hook_runs::enqueue(shared, &mut state, errand);
+    let refused = hook_runs::enqueue(Arc::clone(&config), &mut state, errand);
     drop(state);
-    ending.log(shared, id, seconds);
+    ending.log(&config, id, seconds);
     refused
 }
 
 impl Ending {
-    fn log(&self, shared: &Shared, id: &BackupId, seconds: f64) {
+    fn log(&self, config: &Config, id: &BackupId, seconds: f64) {
         match self {
             Ending::Done(record) => log_done(record, seconds),
             Ending::Failed { cause, .. } => {
                 log::error!("backup failed id={id} seconds={seconds:.2} reason={:?}", cause.chain());
             }
             Ending::Stalled => {
-                log::error!("backup stalled id={id} limit_seconds={}", shared.config.stall_limit.as_secs());
+                log::error!("backup stalled id={id} limit_seconds={}", config.stall_limit.as_secs());
             }
         }
     }

@@ -6,10 +6,12 @@
 //! - Names follow the rules of Prometheus: base units, `_total` for counters only, times in seconds since the epoch.
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::backups::details::Progress;
-use crate::config::hooks::{Event, Hooks};
+use crate::config::Config;
+use crate::config::hooks::Event;
 use crate::control::PHASES;
 use crate::format::record::Status;
 use crate::service::counters::{BOUNDS_SECONDS, Counters, Histogram, SCOPES};
@@ -18,7 +20,7 @@ use crate::service::timetable::Scheduled;
 
 /// The present state of the service.
 #[derive(Debug)]
-pub(crate) struct Gauges<'a> {
+pub(crate) struct Gauges {
     /// The running job of this process.
     pub(crate) running: Option<Running>,
     /// Whether the backup thread hangs in a job that has stalled.
@@ -27,10 +29,8 @@ pub(crate) struct Gauges<'a> {
     /// The most bytes that are copied per second; 0 is no limit.
     pub(crate) limit_bytes: u64,
     pub(crate) schedules: Vec<Scheduled>,
-    /// The hooks that are configured.
-    pub(crate) hooks: &'a Hooks,
-    /// The node's version.
-    pub(crate) node_version: &'a str,
+    /// What is configured: the hooks, and the node's version.
+    pub(crate) config: Arc<Config>,
 }
 
 /// The running job.
@@ -125,12 +125,12 @@ fn by(name: &str, value: &str) -> String {
 /// All metrics of a service.
 pub(crate) fn render(counters: &Counters, backups: &Summary, now: &Gauges) -> String {
     let mut text = Text(String::new());
-    of_program(&mut text, now.node_version);
+    of_program(&mut text, now.config.node_version.as_deref().unwrap_or("unknown"));
     of_directory(&mut text, backups, now.running.is_some(), now.volume);
     of_jobs(&mut text, counters, now);
     of_running(&mut text, now.running.as_ref());
     of_requests(&mut text, counters);
-    let configured: Vec<Event> = Event::ALL.into_iter().filter(|event| now.hooks.has(*event)).collect();
+    let configured: Vec<Event> = Event::ALL.into_iter().filter(|event| now.config.hooks.has(*event)).collect();
     of_hooks(&mut text, backups, &configured);
     of_hook_runs(&mut text, counters, &configured);
     of_schedules(&mut text, &now.schedules);

@@ -31,10 +31,10 @@ pub(crate) mod watchdog;
 pub(crate) mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{Builder, JoinHandle};
 
-use crossbeam_channel::{Receiver, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 
 use crate::backups::catalog::Catalog;
@@ -50,17 +50,15 @@ use crate::disk::lock::Lock;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::{Scope, Status};
 use crate::id::BackupId;
-use crate::service::answers::Listings;
-use crate::service::counters::Counters;
-use crate::service::shared::{MakeRequest, Request, Shared, State};
+use crate::service::shared::{MakeRequest, Parts, Request, Shared, State};
 use crate::service::timer::Timer;
 use crate::service::timetable::{Scheduled, Timetable};
-use crate::service::watchdog::Watchers;
 use crate::service::worker::Inbox;
 
 /// A backup service. Dropping it cancels the running job and ends the thread.
 pub struct Service {
     shared: Arc<Shared>,
+    role: Role,
     threads: Mutex<Option<Threads>>,
     _service_lock: Option<Lock>,
 }
@@ -68,10 +66,17 @@ pub struct Service {
 /// The threads of a service.
 struct Threads {
     backup: JoinHandle<()>,
-    /// Waits for the timer of the schedules, if there are some.
+    helpers: Helpers,
+}
+
+/// Those that run only if something is configured that needs them.
+struct Helpers {
+    /// Waits for the timer of the schedules.
     schedules: Option<JoinHandle<()>>,
-    /// Runs hooks, if there are some.
+    /// Runs hooks.
     hooks: Option<JoinHandle<()>>,
+    /// Tells the backup thread that the timer has ended its wait.
+    ticker: Sender<()>,
 }
 
 /// Whether this process is the service of the backup directory.
@@ -122,23 +127,39 @@ impl Service {
             return Err(Error::new(Kind::Busy, format!("backup {running} is being made; wait for it, then try again")));
         }
         let (sender, requests) = unbounded();
-        // A process that makes one backup makes no others.
-        let schedules = if role == Role::Service { config.schedules.clone() } else { Vec::new() };
-        let shared = Arc::new(Shared {
-            named,
-            sources,
-            catalog,
-            counters: Counters::default(),
-            listings: Listings::default(),
-            watchers: Watchers::start()?,
-            limit: Arc::new(AtomicU64::new(config.limit_bytes_per_second.unwrap_or(0))),
-            timetable: Mutex::new(Timetable::new(&schedules, fastrand::u64(..))),
-            timer: if schedules.is_empty() { None } else { Some(Timer::new()?) },
-            state: Mutex::new(State::new(sender)),
-            config,
-        });
+        let config = role.fit(config);
+        let timetable = Timetable::new(&config.schedules, fastrand::u64(..));
+        let parts = Parts { named, sources, catalog };
+        let shared = Arc::new(Shared::new(config, parts, timetable, State::new(sender))?);
         let threads = Threads::start(&shared, requests)?;
-        Ok(Service { shared, threads: Mutex::new(Some(threads)), _service_lock: service_lock })
+        Ok(Service { shared, role, threads: Mutex::new(Some(threads)), _service_lock: service_lock })
+    }
+
+    /// Takes over another configuration while the service runs, and returns the names of the values that are others. A job that runs goes
+    /// on as it began, at the new limit; schedules that are configured as before keep their failures. `backup_directory` and
+    /// `heights_program` stay as they were at the start.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`]: this program cannot do what is configured. [`Kind::ShuttingDown`]. [`Kind::Io`]: a thread or a timer cannot be
+    /// made. After an error everything is as before.
+    pub fn reconfigure(&self, config: Config) -> Result<Vec<&'static str>> {
+        verify::require_possible(config.verify)?;
+        let mut threads = self.threads.lock();
+        let shutting_down = || Error::new(Kind::ShuttingDown, "the service is shutting down");
+        let threads = threads.as_mut().ok_or_else(shutting_down)?;
+        let before = self.shared.config();
+        let (backup_directory, heights_program) = (before.backup_directory.clone(), before.heights_program.clone());
+        let config = self.role.fit(Config { backup_directory, heights_program, ..config });
+        threads.helpers.start_for(&self.shared, &config)?;
+        let (changed, schedules) = (before.changed(&config), config.schedules.clone());
+        self.shared.set_config(config);
+        let mut timetable = self.shared.timetable.lock();
+        timetable.change(&schedules);
+        // The thread looks at the schedules, and sets the timer to the right time.
+        if let Some(Err(e)) = self.shared.timer.get().map(|timer| timer.set(0)) {
+            log::error!("schedules stopped reason={:?}", e.chain());
+        }
+        Ok(changed)
     }
 
     /// Starts a backup and returns its identifier, or returns the identifier of the job that is running already; the
@@ -221,17 +242,17 @@ impl Service {
         self.shared.state.lock().requests = None;
         // Locked until all have ended: a second caller waits, too.
         let mut threads = self.threads.lock();
-        let Some(Threads { backup, schedules, hooks }) = threads.take() else { return };
+        let Some(Threads { backup, helpers }) = threads.take() else { return };
         // The thread catches the panics of its jobs, and the panic hook has reported any other.
         let _ = backup.join();
         // The timer's thread sees that there are no more requests as soon as its wait ends.
-        if let (Some(thread), Some(timer)) = (schedules, &self.shared.timer)
+        if let (Some(thread), Some(timer)) = (helpers.schedules, self.shared.timer.get())
             && timer.set(0).is_ok()
         {
             let _ = thread.join();
         }
         self.shared.state.lock().hook_orders = None;
-        if let Some(thread) = hooks {
+        if let Some(thread) = helpers.hooks {
             let _ = thread.join();
         }
     }
@@ -266,23 +287,42 @@ impl Service {
     }
 }
 
+impl Role {
+    /// The configuration of this role: a process that makes one backup makes no others.
+    fn fit(self, config: Config) -> Config {
+        if self == Role::Service { config } else { Config { schedules: Vec::new(), ..config } }
+    }
+}
+
 impl Threads {
     fn start(shared: &Arc<Shared>, requests: Receiver<Request>) -> Result<Threads> {
-        let hooks = hook_runs::start(shared)?;
         let (inbox, ticker) = Inbox::new(requests);
-        let ticking = Arc::clone(shared);
-        let tick = move || ticking.timer.iter().for_each(|timer| worker::tick(&ticking, timer, &ticker));
-        let schedules = match &shared.timer {
-            None => None,
-            Some(_) => {
-                let thread = Builder::new().name("schedules".to_owned()).spawn(tick);
-                Some(thread.context(|| "cannot start the thread of the schedules".to_owned())?)
-            }
-        };
+        let mut helpers = Helpers { schedules: None, hooks: None, ticker };
+        helpers.start_for(shared, &shared.config())?;
         let working = Arc::clone(shared);
         let backup = Builder::new().name("backup".to_owned()).spawn(move || worker::work(&working, &inbox));
         let backup = backup.context(|| "cannot start the backup thread".to_owned())?;
-        Ok(Threads { backup, schedules, hooks })
+        Ok(Threads { backup, helpers })
+    }
+}
+
+impl Helpers {
+    /// Starts the threads that this configuration needs and that do not run yet.
+    fn start_for(&mut self, shared: &Arc<Shared>, config: &Config) -> Result<()> {
+        if config.hooks.are_configured() && self.hooks.is_none() {
+            self.hooks = Some(hook_runs::start(shared)?);
+        }
+        if !config.schedules.is_empty() && self.schedules.is_none() {
+            if shared.timer.get().is_none() {
+                // Only one thread comes here at a time.
+                let _ = shared.timer.set(Timer::new()?);
+            }
+            let (ticking, ticker) = (Arc::clone(shared), self.ticker.clone());
+            let tick = move || ticking.timer.get().into_iter().for_each(|timer| worker::tick(&ticking, timer, &ticker));
+            let thread = Builder::new().name("schedules".to_owned()).spawn(tick);
+            self.schedules = Some(thread.context(|| "cannot start the thread of the schedules".to_owned())?);
+        }
+        Ok(())
     }
 }
 

@@ -9,8 +9,8 @@
 //!   that does not need it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -48,7 +48,8 @@ pub struct MakeRequest {
 }
 
 pub(crate) struct Shared {
-    pub(crate) config: Config,
+    /// What is configured now; a job keeps what was configured at its begin.
+    config: Mutex<Arc<Config>>,
     /// The sources as they were named.
     pub(crate) named: Sources,
     /// The same without links, as they were at the start.
@@ -60,8 +61,8 @@ pub(crate) struct Shared {
     /// Bytes per second that may be copied; 0 is no limit.
     pub(crate) limit: Arc<AtomicU64>,
     pub(crate) timetable: Mutex<Timetable>,
-    /// Absent if there is no schedule.
-    pub(crate) timer: Option<Timer>,
+    /// Absent as long as there was no schedule.
+    pub(crate) timer: OnceLock<Timer>,
     pub(crate) state: Mutex<State>,
 }
 
@@ -87,6 +88,15 @@ pub(crate) struct State {
     pub(crate) is_stopping: bool,
 }
 
+/// What a service works on, which never changes.
+pub(crate) struct Parts {
+    /// The sources as they were named.
+    pub(crate) named: Sources,
+    /// The same without links, as they were at the start.
+    pub(crate) sources: Sources,
+    pub(crate) catalog: Catalog,
+}
+
 /// A job of this process for which the catalog does not speak.
 pub(crate) struct Job {
     pub(crate) status: Status,
@@ -94,6 +104,8 @@ pub(crate) struct Job {
     pub(crate) started_ms: u64,
     pub(crate) started: Instant,
     pub(crate) control: Arc<Control>,
+    /// What was configured at its begin.
+    pub(crate) config: Arc<Config>,
     /// Keeps the backup from being deleted.
     pub(crate) kept: Option<InUse>,
 }
@@ -183,6 +195,35 @@ impl State {
 }
 
 impl Shared {
+    /// The parts of a service; the timetable has the schedules that it makes.
+    pub(crate) fn new(config: Config, parts: Parts, timetable: Timetable, state: State) -> Result<Shared> {
+        let Parts { named, sources, catalog } = parts;
+        Ok(Shared {
+            named,
+            sources,
+            catalog,
+            counters: Counters::default(),
+            listings: Listings::default(),
+            watchers: Watchers::start()?,
+            limit: Arc::new(AtomicU64::new(config.limit_bytes_per_second.unwrap_or(0))),
+            timetable: Mutex::new(timetable),
+            timer: OnceLock::new(),
+            state: Mutex::new(state),
+            config: Mutex::new(Arc::new(config)),
+        })
+    }
+
+    /// What is configured now.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.lock())
+    }
+
+    /// Takes over another configuration: from the next job, hook, prune and request on. The limit changes in the running job, too.
+    pub(crate) fn set_config(&self, config: Config) {
+        self.limit.store(config.limit_bytes_per_second.unwrap_or(0), Relaxed);
+        *self.config.lock() = Arc::new(config);
+    }
+
     /// Whether the directory of a backup is certainly gone.
     pub(crate) fn is_deleted(&self, id: &BackupId) -> bool {
         let path = self.catalog.path(id);
@@ -227,7 +268,8 @@ impl Shared {
     }
 
     /// The values that the metrics show of this moment.
-    pub(crate) fn gauges(&self) -> Gauges<'_> {
+    pub(crate) fn gauges(&self) -> Gauges {
+        let config = self.config();
         let (running, thread_hangs) = {
             let state = self.state.lock();
             let job = state.running.as_ref().and_then(|id| state.jobs.get(id));
@@ -238,11 +280,10 @@ impl Shared {
         Gauges {
             running,
             thread_hangs,
-            volume: Volume { free_bytes, size_bytes, reserve_bytes: reserve_on(self.config.reserve_bytes, size_bytes) },
+            volume: Volume { free_bytes, size_bytes, reserve_bytes: reserve_on(config.reserve_bytes, size_bytes) },
             limit_bytes: self.limit.load(Relaxed),
             schedules: self.timetable.lock().states(),
-            hooks: &self.config.hooks,
-            node_version: self.config.node_version.as_deref().unwrap_or("unknown"),
+            config,
         }
     }
 

@@ -7,6 +7,8 @@
 //! While another process makes a backup, a backup that is due is postponed: by a minute, again and again. That is no attempt, so it
 //! delays none and counts for no bound; the time at which the backup was due stays as it was.
 //!
+//! If the schedules change while the service runs, those that make the same backups keep all that is known of them.
+//!
 //! Invariant: no I/O; the caller passes the backups and the time.
 
 use serde::Serialize;
@@ -79,19 +81,17 @@ pub(crate) enum Outcome {
 
 impl Timetable {
     pub(crate) fn new(schedules: &[Schedule], seed: u64) -> Timetable {
-        let row = |schedule: &Schedule| {
-            let scope = if schedule.pact { Scope::RocksdbAndPact } else { Scope::Rocksdb };
-            let state = Scheduled {
-                schedule: schedule.to_string(),
-                scope,
-                next_ms: None,
-                last_attempt_ms: None,
-                last_succeeded: None,
-                failed_count: 0,
-            };
-            Row { schedule: *schedule, state, failed: Vec::new(), made: None, postponed_ms: 0 }
+        Timetable { rows: schedules.iter().map(|schedule| Row::new(*schedule)).collect(), seed }
+    }
+
+    /// Takes over other schedules.
+    pub(crate) fn change(&mut self, schedules: &[Schedule]) {
+        let mut before = std::mem::take(&mut self.rows);
+        let row = |schedule: &Schedule| match before.iter().position(|row| row.schedule.makes_the_same(schedule)) {
+            Some(at) => Row { schedule: *schedule, ..before.remove(at) },
+            None => Row::new(*schedule),
         };
-        Timetable { rows: schedules.iter().map(row).collect(), seed }
+        self.rows = schedules.iter().map(row).collect();
     }
 
     pub(crate) fn states(&self) -> Vec<Scheduled> {
@@ -126,6 +126,19 @@ impl Timetable {
 }
 
 impl Row {
+    fn new(schedule: Schedule) -> Row {
+        let scope = if schedule.pact { Scope::RocksdbAndPact } else { Scope::Rocksdb };
+        let state = Scheduled {
+            schedule: schedule.to_string(),
+            scope,
+            next_ms: None,
+            last_attempt_ms: None,
+            last_succeeded: None,
+            failed_count: 0,
+        };
+        Row { schedule, state, failed: Vec::new(), made: None, postponed_ms: 0 }
+    }
+
     /// When the next attempt may begin.
     fn attempt_ms(&self, now_ms: u64) -> u64 {
         // One that is further away was decided before the clock was set back.
@@ -450,6 +463,35 @@ mod tests {
         }
         println!("months={MONTHS} made={made_count} attempts={attempts_count} clock_steps={steps_count}");
         assert!(made_count > 10_000 && steps_count > 500);
+    }
+
+    #[test]
+    fn schedules_that_do_not_change_keep_what_is_known_of_them() {
+        let (hourly, daily) = (schedule("1h", None, false, "0s"), schedule("24h", Some("03:00"), true, "0s"));
+        let mut timetable = Timetable::new(&[hourly, daily], 0);
+        let now_ms = 1_704_067_200_000;
+        for n in 0..3 {
+            timetable.end(&hourly, now_ms + n, Outcome::Refused);
+        }
+        timetable.end(&daily, now_ms, Outcome::Good(BackupId::from_millis(now_ms)));
+        timetable.step(&[], now_ms + 3);
+        let before = timetable.states();
+        assert_eq!((before[0].failed_count, before[1].next_ms), (3, Some(now_ms + 3 * HOUR_MS)));
+        // In another order, with another jitter, beside a new one.
+        let new = schedule("2h", None, false, "0s");
+        timetable.change(&[new, schedule("24h", Some("03:00"), true, "1m"), hourly]);
+        assert_eq!(timetable.step(&[], now_ms + 3), Step::Make(new));
+        timetable.end(&new, now_ms + 3, Outcome::Good(BackupId::from_millis(now_ms + 3)));
+        timetable.step(&[], now_ms + 4);
+        let after = timetable.states();
+        assert_eq!(after[2], Scheduled { failed_count: 3, ..before[0].clone() });
+        assert_eq!(after[1].last_succeeded, Some(true));
+        // A job that ends after its schedule is gone counts for none.
+        timetable.change(&[daily]);
+        timetable.end(&hourly, now_ms + 5, Outcome::Refused);
+        assert_eq!(timetable.states().len(), 1);
+        timetable.change(&[]);
+        assert_eq!(timetable.step(&[], now_ms), Step::WaitUntil(u64::MAX));
     }
 
     /// Something removes each backup at once: the next one is made at its time nevertheless.

@@ -159,24 +159,24 @@ pub(crate) fn work(shared: &Arc<Shared>, inbox: &Inbox) {
 
 /// Answers a request: makes the backup, or says why not.
 fn make(shared: &Arc<Shared>, request: Request, inbox: &Inbox) -> Outcome {
-    let (backup, control) = match job::begin(shared, request.make, request.schedule.as_ref()) {
+    let begun = match job::begin(shared, request.make, request.schedule.as_ref()) {
         Ok(begun) => begun,
         Err(e) => return refuse(shared, request, e),
     };
-    let id = backup.id().clone();
+    let id = begun.backup.id().clone();
     let _ = request.reply.send(Ok(id.clone()));
     {
         let mut state = shared.state.lock();
         state.running = Some(id.clone());
         if state.is_stopping {
-            control.stop(Stop::ShutDown);
+            begun.control.stop(Stop::ShutDown);
         }
         // Requests that arrived before `running` was set get the same identifier.
         for late in inbox.requests.try_iter() {
             let _ = late.reply.send(Ok(id.clone()));
         }
     }
-    let is_good = job::run(shared, backup, &control) && history::is_sound(&shared.catalog, &id);
+    let is_good = job::run(shared, begun) && history::is_sound(&shared.catalog, &id);
     shared.count_exclusive_bytes();
     if is_good { Outcome::Good(id) } else { Outcome::Failed(id) }
 }
@@ -205,7 +205,7 @@ fn may_prune(shared: &Shared) -> Result<bool> {
 
 /// Deletes the backups that no rule keeps, if there is a rule and the newest backup is sound.
 fn prune(shared: &Shared) {
-    let policy = shared.config.keep;
+    let policy = shared.config().keep;
     if policy == Policy::default() || shared.state.lock().is_stopping {
         return;
     }
@@ -237,27 +237,26 @@ fn prune(shared: &Shared) {
 /// Makes the backup that is due, or sets the timer to the moment at which the next one is. Returns whether the attempt has
 /// made a good one; `None` if there was no attempt.
 fn make_due(shared: &Arc<Shared>, inbox: &Inbox) -> Option<bool> {
-    let timer = shared.timer.as_ref()?;
+    let timer = shared.timer.get()?;
     shared.state.lock().requests.as_ref()?;
     let (ended, now) = (history::ended(&shared.catalog), now_ms());
-    let step = {
-        let mut timetable = shared.timetable.lock();
-        let ended = ended.unwrap_or_else(|e| {
-            log::error!("backups not read for the schedules reason={:?}", e.chain());
-            timetable.unreadable(now);
-            Vec::new()
-        });
-        timetable.step(&ended, now)
-    };
-    match step {
+    let mut timetable = shared.timetable.lock();
+    let ended = ended.unwrap_or_else(|e| {
+        log::error!("backups not read for the schedules reason={:?}", e.chain());
+        timetable.unreadable(now);
+        Vec::new()
+    });
+    match timetable.step(&ended, now) {
         Step::WaitUntil(at_ms) => {
             log::debug!("schedules wait next_ms={at_ms}");
+            // The timetable is locked: if the schedules change, the timer is set after this.
             if let Err(e) = timer.set(at_ms) {
                 log::error!("schedules stopped reason={:?}", e.chain());
             }
             None
         }
         Step::Make(schedule) => {
+            drop(timetable);
             let make_request = MakeRequest { backup_pact: schedule.pact };
             // Nobody waits for the answer.
             let (reply, _answer) = bounded(1);
@@ -287,10 +286,11 @@ fn while_idle<T>(shared: &Shared, inbox: &Inbox, work: impl FnOnce(&Control) -> 
 /// Makes the start-up proof of the newest backup if it has none: it took too long for the job, or another program made the backup.
 /// Returns whether it was made.
 fn prove(shared: &Shared, inbox: &Inbox) -> bool {
-    if shared.config.verify.is_none() {
+    let config = shared.config();
+    if config.verify.is_none() {
         return false;
     }
-    let program = shared.config.heights_program.as_deref();
+    let program = config.heights_program.as_deref();
     match while_idle(shared, inbox, |control| start_proofs::prove_newest(&shared.catalog, program, control)) {
         None | Some(Ok(None)) => {}
         Some(Ok(Some(id))) => {
@@ -305,7 +305,7 @@ fn prove(shared: &Shared, inbox: &Inbox) -> bool {
 
 /// Computes the checksums that the newest good backup lacks.
 fn sum(shared: &Shared, inbox: &Inbox) {
-    match while_idle(shared, inbox, |control| sums::write_newest(&shared.catalog, shared.config.sums, control)) {
+    match while_idle(shared, inbox, |control| sums::write_newest(&shared.catalog, shared.config().sums, control)) {
         None | Some(Ok(None)) => {}
         Some(Ok(Some((id, read_count)))) => log::info!("checksums written id={id} files_read={read_count}"),
         Some(Err(e)) if e.kind() == Kind::Cancelled => log::debug!("checksums postponed reason={:?}", e.chain()),

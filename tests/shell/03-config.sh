@@ -113,7 +113,7 @@ for what in gone directory broken empty; do
   is "the limit is kept where the file is $what" "$(limit)" 5000000
   [ ! -d limit.yaml ] || rmdir limit.yaml
 done
-has 'the log says so' limit.log 'the limit is as before'
+has 'the log says so' limit.log 'everything is as before'
 printf 'backup: {limitBytesPerSecond: 0}\n' >limit.yaml
 kill -HUP "$pid"
 tries=0

@@ -59,7 +59,7 @@ pub(crate) struct Line {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Answer the backup API over HTTP; the default command
-    #[command(after_help = "SIGHUP reads the configuration files again and applies their limit of bytes per second.")]
+    #[command(after_help = "SIGHUP reads the configuration files again; a running backup goes on.")]
     Serve(Serve),
     /// Make one backup without a server, and print its identifier
     Make(Make),

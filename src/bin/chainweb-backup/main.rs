@@ -9,6 +9,7 @@ mod line;
 mod pages;
 mod places;
 mod plan;
+mod reload;
 mod rules;
 mod status;
 mod table;
@@ -28,6 +29,7 @@ use chainweb_backup::{
 };
 use log::LevelFilter;
 use plan::{Around, Exit, MakePlan, Plan, ServePlan};
+use reload::{Started, reload};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use terminal::{HOOK_FAILED, LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, say};
@@ -135,11 +137,11 @@ fn start_log(level: LevelFilter, warnings: &[String], notes: &[String]) {
 
 fn serve(plan: ServePlan) -> Result<i32> {
     start_log(plan.log_level, &plan.warnings, &plan.notes);
-    let backup_directory = plan.config.backup_directory.clone();
+    let (backup_directory, started) = (plan.config.backup_directory.clone(), Started::serving(&plan));
     let service = Arc::new(Service::start(plan.config, plan.node.sources())?);
     let listener = Listener::bind(&std::net::SocketAddr::new(plan.interface, plan.port).to_string())?;
     let address = listener.local_addr();
-    mind_signals(&service, Some(listener.stopper()))?;
+    mind_signals(&service, started, Some(listener.stopper()))?;
     if let Some(path) = &plan.address_file {
         write_address(path, &address.to_string())?;
     }
@@ -154,38 +156,20 @@ fn serve(plan: ServePlan) -> Result<i32> {
     Ok(0)
 }
 
-/// SIGHUP: reads the configuration again and applies what may change while a job runs; everything else keeps its value. If
-/// a file cannot be read, all does: an empty one is perhaps being written, and would remove the limit.
-fn read_again(service: &Service) {
-    let read_file = |path: &Path| {
-        let text = plan::read_file(path)?;
-        if text.trim().is_empty() { Err(io::Error::other("it is empty")) } else { Ok(text) }
-    };
-    match parse(&read_file) {
-        Ok(Plan::Serve(ServePlan { config, .. }) | Plan::Make(MakePlan { config, .. })) => {
-            service.set_limit(config.limit_bytes_per_second);
-            let limit = config.limit_bytes_per_second.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
-            let rest = "all other values are those of the start";
-            log::info!("configuration read again limit_bytes_per_second={limit} note={rest:?}");
-        }
-        Ok(_) => {}
-        Err(exit) => {
-            let reason = exit.text.lines().next().unwrap_or_default();
-            log::error!("configuration not read again reason={reason:?} note=\"the limit is as before\"");
-        }
-    }
-}
-
 /// Starts the thread that waits for signals. SIGTERM and SIGINT end the program in order: no new connections, no new jobs,
 /// the running job fails. SIGHUP reads the configuration again.
-fn mind_signals(service: &Arc<Service>, stopper: Option<chainweb_backup::Stopper>) -> Result<()> {
+fn mind_signals(
+    service: &Arc<Service>,
+    mut started: Started,
+    stopper: Option<chainweb_backup::Stopper>,
+) -> Result<()> {
     let failed = |e| Error::io("cannot handle signals", e);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
     let service = Arc::clone(service);
     let wait = move || {
         let end = signals.forever().find(|signal| {
             if *signal == SIGHUP {
-                read_again(&service);
+                reload(&service, &mut started);
             }
             *signal != SIGHUP
         });
@@ -229,8 +213,9 @@ fn make(plan: MakePlan) -> Result<i32> {
             return print(&format!("{id}: made {age} ago, which is less than {limit}: no backup is made"));
         }
     }
+    let started = Started::making(&plan);
     let service = Arc::new(Service::start_beside(plan.config, plan.node.sources())?);
-    mind_signals(&service, None)?;
+    mind_signals(&service, started, None)?;
     let id = service.make_backup(MakeRequest { backup_pact: plan.backup_pact })?;
     if let Err(e) = print(id.as_str()) {
         // The backup continues, and its result decides the exit code.

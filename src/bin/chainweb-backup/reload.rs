@@ -1,0 +1,85 @@
+//! SIGHUP: the configuration is read again, and what is others in it applies from now on.
+//!
+//! Invariant: if a file cannot be read, or anything in it is wrong, nothing changes. An empty one is perhaps being written.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use chainweb_backup::{Config, Service, chainweb};
+
+use crate::places::Node;
+use crate::plan::{self, MakePlan, Plan, ServePlan};
+
+/// What was read at the start, as far as it cannot change later.
+pub struct Started {
+    node: Node,
+    backup_directory: PathBuf,
+    /// The address of the service; `make` has none.
+    address: Option<(IpAddr, u16)>,
+    /// The warnings and notes that are in the log already.
+    told: Vec<String>,
+}
+
+impl Started {
+    /// Of a service.
+    pub fn serving(plan: &ServePlan) -> Started {
+        Started::new(&plan.node, &plan.config, Some((plan.interface, plan.port)), [&plan.warnings, &plan.notes])
+    }
+
+    /// Of one backup.
+    pub fn making(plan: &MakePlan) -> Started {
+        Started::new(&plan.node, &plan.config, None, [&plan.warnings, &plan.notes])
+    }
+
+    fn new(node: &Node, config: &Config, address: Option<(IpAddr, u16)>, told: [&Vec<String>; 2]) -> Started {
+        let told = told.into_iter().flatten().cloned().collect();
+        Started { node: node.clone(), backup_directory: config.backup_directory.clone(), address, told }
+    }
+
+    /// What differs and applies only after a restart.
+    fn fixed(&self, now: &Started) -> Vec<&'static str> {
+        let differs = [
+            (chainweb::key::DATABASE_DIRECTORY, self.node.database_directory != now.node.database_directory),
+            ("backup.rocksdbDirectory", self.node.rocksdb_directory != now.node.rocksdb_directory),
+            ("backup.sqliteDirectory", self.node.sqlite_directory != now.node.sqlite_directory),
+            ("backup.pinDirectory", self.node.pin_directory != now.node.pin_directory),
+            ("backup.directory", self.backup_directory != now.backup_directory),
+            ("backup.api.interface", self.address.map(|(ip, _)| ip) != now.address.map(|(ip, _)| ip)),
+            ("backup.api.port", self.address.map(|(_, port)| port) != now.address.map(|(_, port)| port)),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
+}
+
+/// Reads command line, environment and configuration files again, and applies what can change.
+pub fn reload(service: &Service, started: &mut Started) {
+    let read_file = |path: &Path| {
+        let text = plan::read_file(path)?;
+        if text.trim().is_empty() { Err(io::Error::other("it is empty")) } else { Ok(text) }
+    };
+    let (now, config, warnings) = match crate::parse(&read_file) {
+        Ok(Plan::Serve(plan)) => (Started::serving(&plan), plan.config, plan.warnings),
+        Ok(Plan::Make(plan)) => (Started::making(&plan), plan.config, plan.warnings),
+        Ok(_) => return,
+        Err(exit) => return refused(exit.text.lines().next().unwrap_or_default()),
+    };
+    let limit = config.limit_bytes_per_second.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+    let changed = match service.reconfigure(config) {
+        Ok(changed) => changed.join(" "),
+        Err(e) => return refused(&e.chain()),
+    };
+    log::info!("configuration read again limit_bytes_per_second={limit} changed={changed:?}");
+    let fixed = started.fixed(&now).join(" ");
+    if !fixed.is_empty() {
+        log::warn!("configuration applies only after a restart keys={fixed:?}");
+    }
+    for line in now.told.iter().filter(|line| !started.told.contains(line)) {
+        if warnings.contains(line) { log::warn!("{line}") } else { log::info!("{line}") }
+    }
+    started.told = now.told;
+}
+
+fn refused(reason: &str) {
+    log::error!("configuration not read again reason={reason:?} note=\"everything is as before\"");
+}
