@@ -56,7 +56,7 @@ pub(crate) const PHASES: [Phase; 9] = [
 
 impl Phase {
     /// The phase as text, in the record and in the metrics.
-    pub(crate) fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Phase::PreFlight => "pre-flight",
             Phase::Hook => "hook",
@@ -119,6 +119,8 @@ pub struct Control {
     spent_us: [AtomicU64; PHASES.len()],
     bytes_done: AtomicU64,
     bytes_total: AtomicU64,
+    /// The step of a command, and when it began.
+    step: Mutex<Option<(&'static str, Instant)>>,
     /// How far the WAL of a Pact database grew while it was copied.
     pub(crate) wal_growth_bytes: Largest,
     /// Counts all other progress: a phase, a link, a file.
@@ -214,6 +216,25 @@ impl Control {
 
     pub(crate) fn set_total(&self, bytes: u64) {
         self.bytes_total.store(bytes, Relaxed);
+    }
+
+    /// Counts bytes that will be copied or read beside those that are counted already.
+    pub(crate) fn expect(&self, bytes: u64) {
+        self.bytes_total.fetch_add(bytes, Relaxed);
+    }
+
+    /// Begins a step of a command, with byte counts of its own.
+    pub(crate) fn begin(&self, step: &'static str) {
+        let done = self.bytes_done.swap(0, Relaxed);
+        self.bytes_total.store(0, Relaxed);
+        // The number of all progress only grows.
+        self.steps.fetch_add(done.saturating_add(1), Relaxed);
+        *self.step.lock() = Some((step, Instant::now()));
+    }
+
+    /// The step of a command, as a word like `verifying`, and how long it has taken until now.
+    pub fn command_step(&self) -> Option<(&'static str, Duration)> {
+        self.step.lock().map(|(step, began)| (step, began.elapsed()))
     }
 
     /// The bytes copied so far and the bytes to copy in all. The sources grow, so the total is never below the bytes copied.
@@ -323,6 +344,21 @@ mod tests {
             "{spent:?}"
         );
         assert_eq!((of(Phase::Reread), of(Phase::Sync)), (0, 0));
+    }
+
+    /// The watcher of a child and of a job sees progress although the bytes begin at zero again.
+    #[test]
+    fn each_step_has_its_bytes_and_the_number_of_all_progress_grows() {
+        let control = Control::default();
+        assert!(control.command_step().is_none());
+        control.expect(100);
+        control.add_done(100);
+        let before = control.progress();
+        control.begin("copying");
+        control.expect(5);
+        control.expect(6);
+        assert_eq!((control.bytes(), control.command_step().map(|(step, _)| step)), ((0, 11), Some("copying")));
+        assert!(control.progress() > before);
     }
 
     #[test]

@@ -95,8 +95,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// The progress of a job that began `elapsed` ago.
-    pub(crate) fn of(control: &Control, elapsed: Duration) -> Progress {
+    /// The progress of a job, or of a step of a command, that began `elapsed` ago.
+    pub fn of(control: &Control, elapsed: Duration) -> Progress {
         let (bytes_done, bytes_total) = control.bytes();
         let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
         let bytes_per_second = bytes_done.saturating_mul(1000) / millis;

@@ -101,7 +101,7 @@ pub fn drill_backup(
     let (at_ms, began) = (now_ms(), Instant::now());
     let held = hold_sound(directory, word)?;
     let verification = VerifyOptions { depth: Depth::Quick, program: options.program };
-    require_good(&held.verify(verification, &control.another())?)?;
+    require_good(&held.verify(verification, control)?)?;
     let whole = held.path.join(WHOLE);
     let scratch = Scratch::make(&held, &whole)?;
     fault_gate::point("drill-made", held.catalog.directory());
@@ -109,7 +109,9 @@ pub fn drill_backup(
     let used = scratch.fill((&whole, &databases), &options, control).and_then(|node| {
         fault_gate::point("drill-filled", held.catalog.directory());
         let before = Before { states: states(&whole)?, others: others(&held)? };
+        control.begin("using the databases");
         let (use_began, used) = (Instant::now(), use_databases(&held, &scratch, &node, options, control)?);
+        control.begin("comparing");
         Ok((used, use_began.elapsed(), before.changed(&held, &whole, control)?))
     });
     let removed = scratch.remove();

@@ -133,7 +133,8 @@ impl Filling<'_> {
     pub(crate) fn fill(&self, parts: &[Part]) -> Result<Counts> {
         let control = self.copier.control;
         let lists = parts.iter().map(|part| self.list(part)).collect::<Result<Vec<_>>>()?;
-        control.set_total(lists.iter().flatten().filter(|item| !item.may_link).map(|item| item.bytes).sum());
+        control.begin("copying");
+        control.expect(lists.iter().flatten().filter(|item| !item.may_link).map(|item| item.bytes).sum());
         let needs = parts.iter().zip(&lists).map(|(part, files)| (&*part.to, self.needed_bytes(files, &part.to)));
         require_room(&needs.collect::<Vec<_>>())?;
         let mut unsynced = Batch::default();

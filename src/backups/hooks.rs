@@ -91,7 +91,7 @@ pub(crate) fn run(
     for (number, words) in commands.iter().enumerate() {
         let mut hook = HookRun::begun(occasion.event, number, &words[0], now_ms());
         match control.check() {
-            Ok(()) => run_one((words, hooks.time_limit), catalog, occasion, control, &mut hook),
+            Ok(()) => run_one((&words[..], hooks.time_limit), catalog, occasion, control, &mut hook),
             // The end of the job tells.
             Err(_) if occasion.event == Event::Before => return,
             Err(why) => hook.give_up(format!("{NOT_RUN}: {}", why.chain())),
@@ -112,7 +112,7 @@ fn run_one(
     control: &Control,
     hook: &mut HookRun,
 ) {
-    occasion.note(catalog, &|runs| put(runs, hook));
+    occasion.note(catalog, &|runs| put(runs, &*hook));
     let began = Instant::now();
     let limits = Limits { time: time_limit, term: TERM_LIMIT };
     let ended = command_for(words, catalog, occasion)
@@ -130,13 +130,7 @@ fn run_one(
 }
 
 /// Notes that no hook of an event is run, and why; each is given to `report`.
-pub(crate) fn skip(
-    hooks: &Hooks,
-    catalog: &Catalog,
-    occasion: &Occasion<'_>,
-    reason: &str,
-    report: &dyn Fn(&HookRun),
-) {
+pub(crate) fn skip(hooks: &Hooks, catalog: &Catalog, occasion: &Occasion<'_>, reason: &str, report: &dyn Fn(&HookRun)) {
     for (number, words) in hooks.commands(occasion.event).iter().enumerate() {
         let mut hook = HookRun::begun(occasion.event, number, &words[0], now_ms());
         hook.give_up(format!("{NOT_RUN}: {reason}"));
@@ -251,7 +245,7 @@ impl Occasion<'_> {
 
 /// The commands of an event take the place of all that is noted for it: they wait. Those before a backup are begun at once.
 fn plan_event(runs: &mut Vec<HookRun>, event: Event, commands: &[Vec<String>]) {
-    let commands = if event == Event::Before { &[] } else { commands };
+    let commands: &[Vec<String>] = if event == Event::Before { &[] } else { commands };
     let noted = runs.iter().filter(|run| run.event == event);
     if noted.clone().all(|run| run.waits) && noted.map(|run| &run.program).eq(commands.iter().map(|words| &words[0])) {
         return;

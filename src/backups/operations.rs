@@ -117,6 +117,7 @@ pub(crate) struct Held {
 
 impl Held {
     pub(crate) fn verify(&self, options: VerifyOptions<'_>, control: &Control) -> Result<Verification> {
+        control.begin("verifying");
         verify::verify(&self.path, self.found.record.as_ref(), options, control)
     }
 
@@ -126,6 +127,7 @@ impl Held {
 
     /// Whether a node starts from it, as far as is known after a new proof.
     fn prove(&self, program: Option<&Path>, bounds: Bounds, control: &Control) -> Result<Option<StartProof>> {
+        control.begin("proving the start");
         let proof = start_proofs::prove((&self.found.id, &self.path), program, bounds, control)?;
         proof.map(|proof| start_proofs::settled(&self.catalog, proof)).transpose()
     }
@@ -289,7 +291,7 @@ pub fn restore_backup(
 ) -> Result<(BackupId, Restored)> {
     let held = hold_for_restore(directory, word, options)?;
     let depth = options.depth;
-    let verification = held.verify(options.verification(), &control.another())?;
+    let verification = held.verify(options.verification(), control)?;
     if depth == Depth::Deep || !verification.faults.is_empty() {
         held.note(depth, &verification);
     }
@@ -328,7 +330,7 @@ pub fn rehearse_restore(
     control: &Control,
 ) -> Result<(BackupId, Rehearsal)> {
     let held = hold_for_restore(directory, word, options)?;
-    require_good(&held.verify(options.verification(), &control.another())?)?;
+    require_good(&held.verify(options.verification(), control)?)?;
     let mut rehearsal = rehearsal::rehearse(&held.path, held.found.record.as_ref(), options, control)?;
     rehearsal.starts = held.prove(options.program, Bounds::of(Extent::BOUNDED), control)?;
     Ok((held.found.id, rehearsal))

@@ -174,6 +174,7 @@ pub(crate) fn write(catalog: &Catalog, path: &Path, which: Sums, control: &Contr
         return Ok(None);
     }
     log::info!("writing checksums of={}", path.display());
+    control.begin("writing checksums");
     let (all, _) = Manifest::found(&path.join(WHOLE))?;
     let files = Files::of(&all, path)?;
     let mut read_count = 0;
@@ -199,6 +200,7 @@ pub(crate) struct Completed {
 /// another one in the list. A line of a file without a checksum in the manifest is kept: it may be the only evidence that the file
 /// was changed.
 pub(crate) fn complete(catalog: &Catalog, path: &Path, control: &Control) -> Result<Completed> {
+    control.begin("writing checksums");
     let (all, _) = Manifest::found(&path.join(WHOLE))?;
     let files = Files::of(&all, path)?;
     let mut completed = Completed::default();
@@ -292,6 +294,8 @@ impl<'a> Directory<'a> {
     /// Writes its `BLAKE2SUMS` with the `known` checksums of its files; returns how many of the others were read for it.
     fn write(&self, known: Vec<Option<Sum>>, catalog: &Catalog, control: &Control) -> Result<u64> {
         let mut sums = self.look_up(known, catalog)?;
+        let unknown = sums.iter().zip(&self.here).filter(|(sum, _)| sum.is_none());
+        control.expect(unknown.map(|(_, at)| self.files.all.file(*at).bytes).sum());
         let mut read_count = 0;
         for (n, sum) in sums.iter_mut().enumerate().filter(|(_, sum)| sum.is_none()) {
             read_count += 1;

@@ -27,7 +27,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use crate::backups::catalog::MAX_RECORD_BYTES;
+use crate::backups::catalog::{MAX_RECORD_BYTES, is_there};
 use crate::backups::pact_pieces;
 use crate::backups::pairs;
 use crate::backups::sums;
@@ -51,7 +51,7 @@ use crate::disk::quiet_reader::{self, PageCache};
 use crate::disk::sum::{self, Sum};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Fault;
-use crate::format::layout::{self, MANIFEST_FILE, RECORD_FILE, SUMS_FILE, WHOLE};
+use crate::format::layout::{self, MANIFEST_FILE, PACT_SUMS_FILE, RECORD_FILE, SUMS_FILE, WHOLE};
 use crate::format::manifest::{self, Entry, Manifest};
 use crate::format::pact_sums::PactSums;
 use crate::format::record::Record;
@@ -103,7 +103,6 @@ fn look(
     }
     result.files_count = files.count() as u64;
     result.bytes = files.bytes();
-    control.set_total(result.bytes);
     if let Some(record) = record {
         check_seals(path, record, result)?;
     }
@@ -149,6 +148,7 @@ struct Deep<'a> {
 impl Deep<'_> {
     /// Reads every byte.
     fn check(&self, databases: &[&str], result: &mut Verification) -> Result<()> {
+        self.control.expect(self.bytes_to_read(databases)?);
         let (agreed, mut suspects) = self.compare_sums_of_rocksdb(result)?;
         if let Some(said) = self.existing.said {
             self.compare_with_sums_of_manifest(said, &agreed, result)?;
@@ -167,6 +167,22 @@ impl Deep<'_> {
         }
         result.faults_by_list(suspects);
         self.compare_cut(result)
+    }
+
+    /// How many bytes will be read: files with a checksum are read for it, and once more by RocksDB or SQLite.
+    fn bytes_to_read(&self, databases: &[&str]) -> Result<u64> {
+        let Existing { path, files, said } = *self.existing;
+        let has_list = sums::has_sums(&layout::directory_in(path, ROCKSDB))?;
+        let has_pieces = is_there(&path.join(PACT_SUMS_FILE))?;
+        let of_rocksdb = files.files().enumerate().filter(|(_, file)| is_rocksdbs(file.path));
+        let has_sum = |at: usize| has_list || said.is_some_and(|said| said.sums[at].is_some());
+        // Of a RocksDB that is read in this process, no bytes are known.
+        let times = |at: usize| u64::from(self.program.is_some()) + u64::from(has_sum(at));
+        let rocksdb_bytes = of_rocksdb.map(|(at, file)| file.bytes * times(at)).sum::<u64>();
+        let of_pact = databases.iter().filter_map(|name| files.bytes_of(name));
+        let pact_bytes = of_pact.map(|bytes| bytes * (1 + u64::from(has_pieces))).sum::<u64>();
+        let parts = self.record.iter().flat_map(|record| &record.pact).filter(|part| part.pair.is_some());
+        Ok(rocksdb_bytes + pact_bytes + parts.map(|part| part.bytes).sum::<u64>())
     }
 
     /// Compares RocksDB's files with their `BLAKE2SUMS`. Returns for each file whether the manifest has the same checksum, because a

@@ -54,7 +54,7 @@ pub(crate) fn prove(copy: &Path, program: Option<&Path>, bounds: Bounds, control
     let limit_ms = bounds.time_limit.map_or(0, |limit| limit.as_millis()).to_string();
     let extent = if bounds.extent == Extent::WHOLE { WHOLE } else { "" };
     let time_limit = bounds.time_limit.map_or(TIME_LIMIT, |limit| limit + CHILD_EXTRA);
-    let question = Question { word: "starts", copy, more: &[&limit_ms, extent], time_limit, as_user: None };
+    let question = Question { more: &[&limit_ms, extent], ..Question::about("starts", copy, time_limit) };
     child::ask(program, &question, control)
 }
 

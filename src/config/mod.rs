@@ -191,6 +191,8 @@ impl Config {
 
     /// The names of the values that differ in another configuration, as they are in a configuration file.
     pub(crate) fn changed(&self, other: &Config) -> Vec<&'static str> {
+        // Zero is no limit, too.
+        let limit = |config: &Config| config.limit_bytes_per_second.unwrap_or(0);
         let differs = [
             ("backup.api.enabled", self.api_enabled != other.api_enabled),
             (key::CHAINWEB_VERSION, self.chainweb_version != other.chainweb_version),
@@ -201,7 +203,7 @@ impl Config {
             ("backup.verify", self.verify != other.verify),
             ("backup.rereadPercent", self.reread_percent != other.reread_percent),
             ("backup.stallSeconds", self.stall_limit != other.stall_limit),
-            ("backup.limitBytesPerSecond", self.limit_bytes_per_second != other.limit_bytes_per_second),
+            ("backup.limitBytesPerSecond", limit(self) != limit(other)),
             ("backup.schedule", self.schedules != other.schedules),
             ("backup.keep", self.keep != other.keep),
             ("backup.hooks", self.hooks != other.hooks),

@@ -51,7 +51,18 @@ impl HookRun {
     pub(crate) fn begun(event: Event, number: usize, program: &str, at_ms: u64) -> HookRun {
         let (program, version) = (program.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
         let (output, waits) = (String::new(), false);
-        HookRun { event, number, program, passed: false, waits, at_ms, duration_ms: None, reason: None, output, version }
+        HookRun {
+            event,
+            number,
+            program,
+            passed: false,
+            waits,
+            at_ms,
+            duration_ms: None,
+            reason: None,
+            output,
+            version,
+        }
     }
 
     /// One that is to run later.

@@ -170,6 +170,7 @@ fn work(shared: &Shared, orders: &Receiver<Order>) {
 /// Runs the hooks of a job that has ended. While the service shuts down, it only notes that they are not run.
 fn run(shared: &Shared, errand: &Errand) {
     let control = Arc::new(Control::default());
+    control.begin("running hooks");
     {
         let mut state = shared.state.lock();
         if state.is_stopping {

@@ -29,8 +29,8 @@ use crate::capture::start_proof::Bounds;
 use crate::chainweb::PACT_EXTENSION;
 use crate::chainweb::start::Extent;
 use crate::clock::now_ms;
-use crate::config::{Config, Depth};
 use crate::config::schedule::Schedule;
+use crate::config::{Config, Depth};
 use crate::control::Control;
 use crate::disk::copy::Copier;
 use crate::error::{Error, Kind, Result};
@@ -68,11 +68,7 @@ pub(crate) struct Begun {
 }
 
 /// Writes the record of a new job and puts the job into the status map: afterwards its identifier may be handed out.
-pub(crate) fn begin(
-    shared: &Shared,
-    make: MakeRequest,
-    schedule: Option<&Schedule>,
-) -> Result<Begun> {
+pub(crate) fn begin(shared: &Shared, make: MakeRequest, schedule: Option<&Schedule>) -> Result<Begun> {
     let config = shared.config();
     shared.sources.require_no_half_restore()?;
     let scope = if make.backup_pact { Scope::RocksdbAndPact } else { Scope::Rocksdb };

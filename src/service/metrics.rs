@@ -349,7 +349,12 @@ fn of_hook_runs(text: &mut Text, counters: &Counters, configured: &[Event]) {
         [sample(*event, "passed", passed), sample(*event, "failed", failed)]
     };
     let samples: Vec<(String, f64)> = configured.iter().flat_map(both).collect();
-    text.metric("hooks_total", "counter", "Hooks of this process that ended, or were not run, since its start.", &samples);
+    text.metric(
+        "hooks_total",
+        "counter",
+        "Hooks of this process that ended, or were not run, since its start.",
+        &samples,
+    );
 }
 
 fn of_schedules(text: &mut Text, schedules: &[Scheduled]) {

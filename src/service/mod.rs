@@ -39,7 +39,7 @@ use parking_lot::Mutex;
 
 use crate::backups::catalog::Catalog;
 use crate::backups::catalog::Found;
-use crate::backups::details::Details;
+use crate::backups::details::{Details, Progress};
 use crate::backups::recover;
 use crate::backups::verify;
 use crate::capture::rocksdb::pins;
@@ -265,6 +265,14 @@ impl Service {
     /// Whether a hook failed after the job of this backup had ended, if it is the last job of which one did.
     pub fn has_failed_hook(&self, id: &BackupId) -> bool {
         self.shared.state.lock().failed_hook.as_ref() == Some(id)
+    }
+
+    /// What the service does besides a backup, hooks or checksums, if that takes time: the step, and its progress.
+    pub fn background(&self) -> Option<(&'static str, Progress)> {
+        let state = self.shared.state.lock();
+        let work = state.hook.iter().chain(&state.idle_work).find(|work| work.command_step().is_some())?;
+        let (step, elapsed) = work.command_step()?;
+        Some((step, Progress::of(work, elapsed)))
     }
 
     /// The schedules: when the next backup of each is due, and how the last attempt ended.

@@ -272,8 +272,7 @@ mod tests {
             let mut at: Vec<u64> = (0..random.usize(..=6)).map(|_| random.u64(..MONTH_MS)).collect();
             at.sort_unstable();
             let steps = at.into_iter().map(|true_ms| set(&mut random, true_ms)).collect();
-            let (downs_count, failing_count, busy_count) =
-                (random.usize(..=5), random.usize(..=3), random.usize(..=3));
+            let (downs_count, failing_count, busy_count) = (random.usize(..=5), random.usize(..=3), random.usize(..=3));
             let outages = spans(&mut random, downs_count, 12 * HOUR_MS);
             let busy = spans(&mut random, busy_count, 12 * HOUR_MS);
             let failing = spans(&mut random, failing_count, 30 * HOUR_MS);
@@ -324,8 +323,7 @@ mod tests {
         /// A client asks for a backup, which fails.
         fn fail_for_client(&mut self) {
             let (id, now_ms, has_pact) = (self.next_id(), self.wall_ms, self.random.bool());
-            let failed =
-                Ended { id, started_ms: now_ms, ended_ms: now_ms, has_pact, schedule: None, is_good: false };
+            let failed = Ended { id, started_ms: now_ms, ended_ms: now_ms, has_pact, schedule: None, is_good: false };
             self.backups.insert(0, failed);
         }
 

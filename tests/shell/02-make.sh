@@ -26,7 +26,8 @@ status 'list is 0' 0 chainweb-backup list --backup-directory node/backups
 is 'list has a line for each' "$(wc -l <out)" 4
 is 'list begins with the newest of ours' "$(sed -n 2,3p out | awk '{ print $1 }' | tr '\n' ' ')" "$full $id "
 has 'list tells foreign ones' out foreign
-is 'list has the height of the blocks, not their sum over the two chains' "$(sed -n 2p out | awk '{ print $10 }')" 20
+status 'list with other columns is 0' 0 chainweb-backup list --backup-directory node/backups --columns id,height
+is 'it has the height of the blocks, not their sum over the two chains' "$(sed -n 2p out)" "$full     20"
 status 'list --json is 0' 0 chainweb-backup list --json --backup-directory node/backups
 has 'it is JSON' out '"status": "backup-done"'
 
@@ -66,6 +67,24 @@ if command -v script >/dev/null; then
   check 'a progress line was drawn' grep -q 'ETA' typescript
   check 'a line of the log came while it stood' grep -q "${esc}\[K[0-9-]*T[0-9:.]*Z " typescript
   is 'no progress runs into the log' "$(tr '\r' '\n' <typescript | grep -c 'ETA .*[0-9]Z \[')" 0
+  # So do the other commands that take long. Slowed down, each step is seen, and has its rate and its end.
+  on_terminal() {
+    rm -f typescript && script -qec "chainweb-backup $* --limit-bytes-per-second 300kB" typescript >/dev/null </dev/null
+    tr '\r' '\n' <typescript | sed "s/^$esc\[K//; /^Script /d" >lines
+  }
+  at='--backup-directory node/backups latest'
+  on_terminal verify --deep "$at"
+  check 'verify --deep has a progress line' grep -q '^verifying [1-9].* of [1-9].*/s, ETA [0-9]* [smh]' lines
+  on_terminal sum "$at"
+  check 'sum has one' grep -q '^writing checksums [1-9].* of [1-9].*/s, ETA [0-9]* [smh]' lines
+  on_terminal restore --copy --deep --to "$DIR/restored.slow" "$at"
+  check 'restore has one while it verifies' grep -q '^verifying [1-9].*ETA [0-9]' lines
+  check 'and one while it copies' grep -q '^copying [1-9].* of [1-9].*/s, ETA [0-9]* [smh]' lines
+  on_terminal drill --copy "$at"
+  check 'drill has one' grep -q '^copying [1-9].* of [1-9].*/s, ETA [0-9]* [smh]' lines
+  is 'no line is longer than a terminal' "$(awk 'length > 80' lines)" ''
+  chainweb-backup verify --deep --backup-directory node/backups latest >quiet 2>&1
+  is 'without a terminal there is none' "$(grep -c ETA quiet)" 0
 else
   skip 'no progress runs into the log' 'there is no script(1)'
 fi

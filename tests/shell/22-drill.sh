@@ -21,7 +21,7 @@ state >before
 if demo-node verify db >/dev/null 2>&1 && chainweb-backup heights "b/$id/0/rocksDb" >/dev/null 2>&1; then
   status 'the databases can be opened' 0 drill latest
   has 'it says so' out "$id: drill passed"
-  chainweb-backup list --backup-directory b >list
+  chainweb-backup list --backup-directory b --columns all >list
   has 'list shows it' list 'drill passed'
 else
   status 'without RocksDB only a command can use them' 2 drill latest
@@ -35,7 +35,7 @@ status 'and did run' 0 grep -q '"passed":true' "b/$id/drill.json"
 status 'a command that fails' 13 drill latest --exec sh -c 'echo "the node says no {directory}"; exit 3'
 has 'its output is printed' err 'the node says no'
 has 'its status is printed' err 'exit status: 3'
-chainweb-backup list --backup-directory b >list
+chainweb-backup list --backup-directory b --columns all >list
 has 'list shows the reason' list 'drill FAILED'
 chainweb-backup list --backup-directory b --json >list
 has 'list --json has the output' list 'the node says no'

@@ -9,7 +9,7 @@ if [ "$(chainweb-backup starts . 0 x 2>&1 | grep -c 'built without RocksDB')" -g
   node db --chains 3
   status 'a backup' 0 chainweb-backup make --database-directory db --backup-directory b --backup-pact --log-level error
   has 'it says that the start is not known' "b/$(cat out)/starts.json" '"verdict":"unknown"'
-  chainweb-backup list --backup-directory b >list
+  chainweb-backup list --backup-directory b --columns all >list
   has 'list says why' list 'start unknown: this program was built without RocksDB'
   end
 fi
@@ -22,7 +22,7 @@ make() {
 
 # shown TEXT: whether list has it in the row of the newest backup.
 shown() {
-  chainweb-backup list --backup-directory b | sed -n 2p | grep -qF -- "$1"
+  chainweb-backup list --backup-directory b --columns all | sed -n 2p | grep -qF -- "$1"
 }
 
 # listed FIELD: a field of the proof of the newest backup, in JSON.
@@ -45,7 +45,7 @@ has 'it has the proof' out 'a node starts from it'
 check 'it writes nothing' [ ! -e new ]
 
 make
-check 'without Pact list says nothing' [ "$(chainweb-backup list --backup-directory b | sed -n 2p | grep -c start)" -eq 0 ]
+check 'without Pact list says nothing' [ "$(chainweb-backup list --backup-directory b --columns all | sed -n 2p | grep -c start)" -eq 0 ]
 has 'the reason is in the file' "b/$id/starts.json" 'no Pact databases'
 status 'verify is 0, too' 0 chainweb-backup verify --backup-directory b "$id"
 has 'and says why it does not know' out 'unknown: the backup has no Pact databases'

@@ -70,7 +70,7 @@ for way in page sums salts zeroes whole last cut garbage uncommitted; do
   case $way in
     page | sums | salts | zeroes)
       has "$way: the record has a warning" said 'pact-v1-chain-0.sqlite-wal is damaged at byte'
-      chainweb-backup list --backup-directory b >list
+      chainweb-backup list --backup-directory b --columns all >list
       has "$way: and the list" list 'is damaged at byte'
       ;;
     *) is "$way: no warning" "$(grep -c 'is damaged at byte' said)" 0 ;;
@@ -88,6 +88,6 @@ rm -rf b db/0/rocksDb/*.log
 status 'RocksDB without any WAL' 0 chainweb-backup make --database-directory db --backup-directory b
 warnings >said
 has 'the record has a warning' said 'RocksDB has no WAL'
-chainweb-backup list --backup-directory b >list
+chainweb-backup list --backup-directory b --columns all >list
 has 'and the list' list 'RocksDB has no WAL'
 end

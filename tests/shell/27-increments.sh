@@ -50,7 +50,7 @@ increments_on() {
     check "$1: it is good" good "$made"
   done
   echo "# $1: the first backup and what else is there take $before bytes, the $((BACKUPS - 1)) increments $(($(used) - before))"
-  chainweb-backup list --backup-directory "$backups" >list
+  chainweb-backup list --backup-directory "$backups" --columns all >list
   has "$1: list tells what was written" list "Pact: increment of $first"
   rm -rf "${backups:?}/$first"
   check "$1: without the first one the last one is good" good "$made"

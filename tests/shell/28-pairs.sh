@@ -56,7 +56,7 @@ is 'all have the same base' "$(stat -c %h "$(database "$made")")" "$BACKUPS"
 base_bytes=$(stat -c %s "$(database "$made")")
 wal_bytes=$(stat -c %s "$(database "$made")-wal")
 check "the last one took $wal_bytes bytes for a database of $base_bytes" [ "$wal_bytes" -lt $((base_bytes / 4)) ]
-chainweb-backup list --backup-directory "$backups" >list
+chainweb-backup list --backup-directory "$backups" --columns all >list
 has 'list tells what was written' list "Pact: delta pairs on the files of $first"
 
 status 'it verifies' 0 chainweb-backup verify --backup-directory "$backups" "$made"

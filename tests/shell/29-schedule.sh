@@ -128,7 +128,7 @@ status 'a fault is planted' 0 demo-node plant --fault missing-outputs --height 2
 rm planted/0/sqlite/pact-v1-chain-1.sqlite
 status 'a backup of it' 0 chainweb-backup make --backup-pact --database-directory planted --backup-directory kept --keep-last 1
 refuted=$(cat out)
-chainweb-backup list --backup-directory kept >list
+chainweb-backup list --backup-directory kept --columns all >list
 has 'no node starts from it' list 'DOES NOT START'
 is 'both are there' "$(ls kept | tr '\n' ' ')" "$good $refuted "
 status 'the next good one' 0 chainweb-backup make --backup-pact --database-directory proved --backup-directory kept --keep-last 1

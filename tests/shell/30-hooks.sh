@@ -47,7 +47,7 @@ is 'it has none of our other variables' "$(grep -c SECRET success.env)" 0
 has 'its standard input is the record' success.json "\"id\":\"$id\",\"status\":\"backup-done\""
 # shellcheck disable=SC2086 # $at is two words
 {
-  chainweb-backup list $at >list
+  chainweb-backup list $at --columns all >list
   has 'list shows the hooks' list 'hook after-success passed'
   chainweb-backup list $at --json >list
   has 'so does the list as JSON' list '"event": "on-verified"'
@@ -61,7 +61,7 @@ has 'its standard input is the record' success.json "\"id\":\"$id\",\"status\":\
   has 'and why is in the log' err 'exit status: 7: the hook success says so'
   status 'the backup is good' 0 chainweb-backup check $at "$id"
   status 'and verifies' 0 chainweb-backup verify $at "$id"
-  chainweb-backup list $at >list
+  chainweb-backup list $at --columns all >list
   has 'list says that the hook failed' list 'hook after-success FAILED'
   rm success.status
 
@@ -119,7 +119,7 @@ has 'its standard input is the record' success.json "\"id\":\"$id\",\"status\":\
   kill -9 "$(cat success.pid)"
   rm success.slow
   status 'the next make' 0 make
-  chainweb-backup list $at >list
+  chainweb-backup list $at --columns all >list
   has 'list says that the hook was interrupted' list 'hook after-success FAILED'
   has 'and why' list 'interrupted: the program that ran it ended before'
 }
@@ -156,7 +156,7 @@ status 'a backup whose hook waits cannot be deleted' 11 chainweb-backup delete -
 status 'nor can one whose hook runs' 11 chainweb-backup delete --backup-directory node/backups "$first"
 chainweb-backup make --database-directory node --log-level error >made 2>&1
 is 'make beside the service' "$?" 0
-chainweb-backup list --backup-directory node/backups >list
+chainweb-backup list --backup-directory node/backups --columns all >list
 check 'leaves the hooks alone' grep -q "^$id .*hook after-success waits since" list
 check 'also the one that runs' grep -q "^$first .*hook after-success has not ended" list
 stop KILL
@@ -164,7 +164,7 @@ kill -KILL -- "-$(cat success.pid)"
 rm success.slow
 start serve.log chainweb-backup serve --config-file serve.yaml
 is 'the next start tells of them' "$(grep -c "hook interrupted id=$id .*not run: the program" serve.log) $(grep -c "hook interrupted id=$first" serve.log)" '3 2'
-chainweb-backup list --backup-directory node/backups >list
+chainweb-backup list --backup-directory node/backups --columns all >list
 check 'what was not run has failed' grep -q "^$id .*hook after-success FAILED .*: not run: the program that made the backup ended before" list
 check 'so has what was interrupted' grep -q "^$first .*hook after-success FAILED .*: interrupted: the program that ran it ended before" list
 http GET /metrics

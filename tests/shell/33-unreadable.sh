@@ -6,7 +6,7 @@
 
 # list_of ID: its line in the list.
 list_of() {
-  chainweb-backup list --backup-directory "$backups" | grep "^$1 "
+  chainweb-backup list --backup-directory "$backups" --columns all | grep "^$1 "
 }
 
 is_damaged() {

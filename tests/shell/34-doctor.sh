@@ -47,8 +47,25 @@ has 'the drill' out 'restored as a drill'
 has 'the number of backups' out '1 good, 0 damaged'
 status 'status without backups' 2 chainweb-backup status --database-directory before --backup-directory nosuch
 
+# A list fits on a terminal, whatever there is to say; the columns that are named are whole.
+status 'a backup that fails' 12 chainweb-backup make --database-directory db --reserve-bytes 900TB --log-level off
+failed=$(cat out)
+status 'a backup that will be damaged' 0 chainweb-backup make --database-directory db --backup-pact --verify none --log-level error
+damaged=$(cat out)
+truncate -s 1 "db/backups/$damaged/0/sqlite/pact-v1-chain-0.sqlite"
+status 'it is damaged' 13 chainweb-backup verify --database-directory db "$damaged"
+status 'the list' 0 chainweb-backup list --database-directory db
+is 'has these columns' "$(head -n 1 out | tr -s ' ')" 'ID STATUS AGE SCOPE SIZE NOTE'
+is 'no line is longer than 80' "$(awk 'length > 80' out)" ''
+check 'the failed one has its reason' grep -q "^$failed backup-failed .* not enough space.*\.\.\.$" out
+check 'the damaged one has its damage' grep -q "^$damaged backup-done .* DAMAGED in" out
+check 'the good one has how a node starts' grep -q "^$id backup-done .* starts at" out
+status 'a list with all columns' 0 chainweb-backup list --database-directory db --columns all
+is 'has these' "$(head -n 1 out | tr -s ' ')" 'ID STATUS AGE STARTED (UTC) SCOPE SIZE EXCLUSIVE HEIGHT NOTE'
+check 'no note is cut off' grep -q "^$failed .* not enough space: the backup needs .* must stay free, but only " out
+chainweb-backup delete --database-directory db "$failed" "$damaged" >/dev/null
 status 'a list with few columns' 0 chainweb-backup list --database-directory db --columns height,id
-is 'they are in that order' "$(tr -s ' ' <out | tr '\n' ',')" " HEIGHT ID, 20 $id,"
+is 'they are in that order' "$(tr -s ' ' <out | tr '\n' ',')" "HEIGHT ID, 20 $id,"
 status 'a column that does not exist' 2 chainweb-backup list --database-directory db --columns id,nosuch
 
 start serve.log chainweb-backup serve --database-directory db --enable-backup-api

@@ -100,9 +100,9 @@ sleep 3
 is 'without a schedule none is made' "$(grep -c 'backup done' serve.log)" "$made"
 
 # What needs a restart is named, and the rest applies.
-config 'api: {enabled: true, port: 1850}' "directory: $DIR/elsewhere" 'limitBytesPerSecond: 7MB'
+config 'api: {enabled: true, interface: 127.0.0.2}' "directory: $DIR/elsewhere" 'limitBytesPerSecond: 7MB'
 hup 'only after a restart'
-has 'the log names it' serve.log 'configuration applies only after a restart keys="backup.directory backup.api.port"'
+has 'the log names it' serve.log 'configuration applies only after a restart keys="backup.directory backup.api.interface"'
 is 'the rest applies' "$(value limit_bytes_per_second)" 7000000
 backup
 is 'a backup is good' "$word" backup-done

@@ -256,7 +256,8 @@ fn a_service_prunes_no_backup_that_waits_for_its_hooks() {
     let text = "echo $CHAINWEB_BACKUP_ID >>\"$1/began\"; until [ -e \"$1/go\" ]; do sleep 0.01; done; \
                 ls \"$CHAINWEB_BACKUP_PATH/backup.json\"";
     let before = script(&node, "[ ! -e \"$1/fails\" ]");
-    let hooks = Hooks { before, after_success: script(&node, text), after_failure: script(&node, text), ..Hooks::default() };
+    let hooks =
+        Hooks { before, after_success: script(&node, text), after_failure: script(&node, text), ..Hooks::default() };
     let config = Config { hooks, keep: Policy { keep_last: 1, ..Policy::default() }, ..node.config() };
     let service = Service::start(config, node.embedded()).unwrap();
     let first = make_done(&service, ROCKSDB);
@@ -276,7 +277,9 @@ fn a_service_prunes_no_backup_that_waits_for_its_hooks() {
     }
     let newest = make_done(&service, ROCKSDB);
     service.wait_for_hooks();
-    wait_until("they are pruned then", || names(&node.backups()).iter().filter(|name| !name.starts_with('.')).count() == 1);
+    wait_until("they are pruned then", || {
+        names(&node.backups()).iter().filter(|name| !name.starts_with('.')).count() == 1
+    });
     assert_eq!(service.check_backup(&newest).unwrap(), Some(Status::Done));
 }
 
@@ -343,10 +346,14 @@ fn hooks_that_a_shutdown_prevents_are_seen() {
     let id = make_done(&service, ROCKSDB);
     wait_until("the hook", || lives(&pid));
     service.shutdown();
-    let reasons: Vec<_> = hooks_of(&service, &id).into_iter().map(|run| (run.event, run.number, run.reason.unwrap())).collect();
+    let reasons: Vec<_> =
+        hooks_of(&service, &id).into_iter().map(|run| (run.event, run.number, run.reason.unwrap())).collect();
     let not_run = |event, number| (event, number, "not run: shut down".to_owned());
     assert_eq!(reasons[0], (Event::OnVerified, 0, "shut down".to_owned()));
-    assert_eq!(reasons[1..], [not_run(Event::OnVerified, 1), not_run(Event::AfterSuccess, 0), not_run(Event::AfterSuccess, 1)]);
+    assert_eq!(
+        reasons[1..],
+        [not_run(Event::OnVerified, 1), not_run(Event::AfterSuccess, 0), not_run(Event::AfterSuccess, 1)]
+    );
     assert!(!node.root().join("never").exists() && service.has_failed_hook(&id));
     assert_eq!(metric(&service, "hooks_total{hook=\"after-success\",result=\"failed\"}"), 2.0);
     drop(service);

@@ -17,7 +17,7 @@ pub enum Action {
     List {
         /// How.
         output: Output,
-        /// The columns of the table; empty: all.
+        /// The columns of the table; empty: those that fit on a terminal.
         columns: Vec<Column>,
     },
     /// Print the metrics.

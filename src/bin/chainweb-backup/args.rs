@@ -229,7 +229,7 @@ pub(crate) struct List {
     /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
-    /// Columns: id,status,scope,started,size,exclusive,height,note [default: all]
+    /// Columns: id,status,age,started,scope,size,exclusive,height,note, or all
     #[arg(
         long,
         value_name = "NAMES",

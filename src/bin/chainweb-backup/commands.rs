@@ -1,17 +1,16 @@
 //! The commands on finished backups: what they print, and their exit codes.
 
 use std::collections::HashSet;
-use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chainweb_backup::chainweb::pact::History;
 use chainweb_backup::chainweb::{COMPACTED_FLAG, COMPACTED_SETTING};
 use chainweb_backup::{
-    BackupId, Candidate, Control, Depth, DrillOptions, Error, Hooks, Kind, Listed, Rehearsal, RestoreOptions, Restored,
-    Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict, Verification, VerifyOptions, Way,
+    BackupId, Candidate, Control, Depth, DrillOptions, Error, Hooks, Kind, Listed, Progress, Rehearsal, RestoreOptions,
+    Restored, Result, Settle, Settled, StartProof, Status, Stop, Unreadable, Verdict, Verification, VerifyOptions, Way,
     cancel_backup, chainweb, check_backup_in, delete_backup, drill_backup, find_backup, inspect_json, list_all_in,
     metrics_of, pin_backup, prune_backups, rehearse_prune, rehearse_restore, require_no_half_restore, restore_backup,
     run_verified_hooks, settle_restore, size, step_back, sum_backup, unpin_backup, verify_backup,
@@ -23,9 +22,9 @@ use signal_hook::iterator::Signals;
 use crate::action::{Action, Output};
 use crate::args::NAME;
 use crate::plan::OURSELVES;
-use crate::status::status;
+use crate::status::{now_ms, status};
 use crate::table::{Column, moves, table};
-use crate::terminal::{HOOK_FAILED, PROGRESS_INTERVAL, draw, exit_code, print, say};
+use crate::terminal::{HOOK_FAILED, exit_code, print, progress_line, say, with_line};
 
 /// How often a child process shows that it makes progress.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -80,24 +79,12 @@ pub fn run(directory: &Path, action: Action, hooks: &Hooks, control: &Control) -
 
 /// Runs long work; on a terminal, with a progress line.
 fn with_progress<T>(control: &Control, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    if !io::stderr().is_terminal() {
-        return work();
-    }
-    thread::scope(|scope| {
-        let (done, wait) = channel::<()>();
-        let show = move || {
-            while wait.recv_timeout(PROGRESS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                let (bytes_done, bytes_total) = control.bytes();
-                draw(&format!("{} of {}", size(bytes_done), size(bytes_total)));
-            }
-            draw("");
-        };
-        // Without the thread the work goes on, and no progress is shown.
-        let _ = thread::Builder::new().name("progress".to_owned()).spawn_scoped(scope, show);
-        let result = work();
-        drop(done);
-        result
-    })
+    let began = Instant::now();
+    let line = move || {
+        let (step, elapsed) = control.command_step().unwrap_or(("looking", began.elapsed()));
+        Some(progress_line(step, &Progress::of(control, elapsed)))
+    };
+    with_line(line, work)
 }
 
 /// Reads every block of a finished copy, for our parent process, and prints an empty line in each second with progress: the parent
@@ -389,7 +376,7 @@ fn list(directory: &Path, output: Output, columns: &[Column]) -> Result<i32> {
     }
     match output {
         Output::Json => print(&serde_json::to_string_pretty(&backups).expect("details have only string keys"))?,
-        Output::Text => print(&table(&backups, columns))?,
+        Output::Text => print(&table(&backups, columns, now_ms()))?,
     };
     let unreadable =
         |backup: &Listed| if let Listed::Unreadable(backup) = backup { Some(backup.clone()) } else { None };

@@ -25,14 +25,14 @@ use std::time::Duration;
 use args::Child;
 use chainweb_backup::{
     BackupId, Control, Details, Error, Interval, Kind, Listener, MakeRequest, Result, Service, Status, heights_json,
-    open_json, resolve_trusted, size, starts_json, sweep_backups, younger_in,
+    open_json, resolve_trusted, starts_json, sweep_backups, younger_in,
 };
 use log::LevelFilter;
 use plan::{Around, Exit, MakePlan, Plan, ServePlan};
 use reload::{Started, reload};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
-use terminal::{HOOK_FAILED, LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, say};
+use terminal::{HOOK_FAILED, LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, progress_line, say, with_line};
 
 /// The longest time between a signal and the end; the next start recovers from what did not end by then.
 const STOP_LIMIT: Duration = Duration::from_secs(9);
@@ -158,11 +158,7 @@ fn serve(plan: ServePlan) -> Result<i32> {
 
 /// Starts the thread that waits for signals. SIGTERM and SIGINT end the program in order: no new connections, no new jobs,
 /// the running job fails. SIGHUP reads the configuration again.
-fn mind_signals(
-    service: &Arc<Service>,
-    mut started: Started,
-    stopper: Option<chainweb_backup::Stopper>,
-) -> Result<()> {
+fn mind_signals(service: &Arc<Service>, mut started: Started, stopper: Option<chainweb_backup::Stopper>) -> Result<()> {
     let failed = |e| Error::io("cannot handle signals", e);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
     let service = Arc::clone(service);
@@ -223,11 +219,12 @@ fn make(plan: MakePlan) -> Result<i32> {
     }
     let details = wait_for_end(&service, &id)?;
     let kind = service.failure_kind(&id);
+    let background = || service.background().map(|(step, progress)| progress_line(step, &progress));
     if details.as_ref().is_some_and(|d| d.status == Status::Done) {
-        service.finish();
+        with_line(background, || service.finish());
     } else {
         // A hook that tells of the failure is worth waiting for; the checksums that older backups lack are not.
-        service.wait_for_hooks();
+        with_line(background, || service.wait_for_hooks());
         service.shutdown();
         // The next process that sweeps may come much later.
         if let Err(e) = sweep_backups(&backup_directory) {
@@ -254,8 +251,8 @@ fn wait_for_end(service: &Service, id: &BackupId) -> Result<Option<Details>> {
     let details = loop {
         match service.details(id) {
             Ok(Some(d)) if d.status == Status::InProgress => {
-                if terminal {
-                    progress_line(&d);
+                if let Some(progress) = d.progress.filter(|_| terminal) {
+                    draw(&progress_line(progress.phase.word(), &progress));
                 }
                 thread::sleep(pause);
                 pause = longest.min(pause * 2);
@@ -287,11 +284,4 @@ fn roughly(time: Duration) -> Duration {
         1
     };
     Duration::from_secs(seconds / unit * unit)
-}
-
-fn progress_line(details: &Details) {
-    let Some(p) = &details.progress else { return };
-    let eta = p.eta_seconds.map_or_else(|| "?".to_owned(), |s| format!("{s}s"));
-    let (done, total, rate) = (size(p.bytes_done), size(p.bytes_total), size(p.bytes_per_second));
-    draw(&format!("{:?} {done} of {total}, {rate}/s, ETA {eta}", p.phase));
 }

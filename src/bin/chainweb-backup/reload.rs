@@ -41,9 +41,9 @@ impl Started {
     fn fixed(&self, now: &Started) -> Vec<&'static str> {
         let differs = [
             (chainweb::key::DATABASE_DIRECTORY, self.node.database_directory != now.node.database_directory),
-            ("backup.rocksdbDirectory", self.node.rocksdb_directory != now.node.rocksdb_directory),
-            ("backup.sqliteDirectory", self.node.sqlite_directory != now.node.sqlite_directory),
-            ("backup.pinDirectory", self.node.pin_directory != now.node.pin_directory),
+            ("rocksdbDirectory", self.node.rocksdb_directory != now.node.rocksdb_directory),
+            ("sqliteDirectory", self.node.sqlite_directory != now.node.sqlite_directory),
+            ("pinDirectory", self.node.pin_directory != now.node.pin_directory),
             ("backup.directory", self.backup_directory != now.backup_directory),
             ("backup.api.interface", self.address.map(|(ip, _)| ip) != now.address.map(|(ip, _)| ip)),
             ("backup.api.port", self.address.map(|(_, port)| port) != now.address.map(|(_, port)| port)),

@@ -14,13 +14,16 @@ use crate::terminal::print;
 pub fn status(directory: &Path) -> Result<i32> {
     let listed = list_briefly_in(directory)?;
     let free_bytes = free_bytes(directory)?;
-    let now_ms = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-    let (text, is_good) = screen(&listed, free_bytes, now_ms);
+    let (text, is_good) = screen(&listed, free_bytes, now_ms());
     // Another program may have written a record: nothing in it draws on a terminal.
     print(text.replace(|c: char| c.is_control() && c != '\n', " ").trim_end())?;
     Ok(i32::from(!is_good))
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The screen, and whether all is well.

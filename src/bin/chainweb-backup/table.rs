@@ -1,92 +1,132 @@
-//! The table of `list`: a row for each backup, with the columns that were asked for.
+//! The table of `list`: a row for each backup, with the columns that were asked for, each as wide as its longest cell.
 //!
-//! Invariant: nothing that another program may have written draws on a terminal.
+//! Invariants
+//! - Nothing that another program may have written draws on a terminal.
+//! - If no column is named, no line is longer than [`WIDTH`].
 
 use std::collections::BTreeSet;
 
 use chainweb_backup::chainweb::start::Start;
-use chainweb_backup::{Details, Drill, HookRun, Listed, Record, Status, Unreadable, Verified, chainweb, size, utc};
+use chainweb_backup::{Details, HookRun, Listed, Record, Status, Unreadable, chainweb, length, size, utc};
 use clap::ValueEnum;
 
-/// The columns, in the order in which they are shown if none is named.
+/// How wide the table is if no column is named: a terminal has 80 columns, also at night on a telephone.
+const WIDTH: usize = 80;
+
+/// The columns, in the order in which they are shown with `all`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Column {
     /// The identifier.
     Id,
     /// The status, one of the words of the contract.
     Status,
-    /// The databases in it.
-    Scope,
+    /// How long ago it began.
+    Age,
     /// When it began, UTC.
     Started,
+    /// The databases in it.
+    Scope,
     /// The sum of the sizes of its files.
     Size,
     /// What deleting it would free.
     Exclusive,
     /// The lowest and the highest block.
     Height,
-    /// Everything else that is known.
+    /// Everything else that is known, the worst first.
     Note,
+    /// Stands for all others.
+    All,
 }
 
+/// The columns if none is named; the note is cut off where the line would be too long.
+const USUAL: [Column; 6] = [Column::Id, Column::Status, Column::Age, Column::Scope, Column::Size, Column::Note];
+
 impl Column {
-    /// The heading and the width; a negative width is aligned to the right.
-    fn shape(self) -> (&'static str, i32) {
+    fn heading(self) -> &'static str {
         match self {
-            Column::Id => ("ID", 16),
-            Column::Status => ("STATUS", 18),
-            Column::Scope => ("SCOPE", 12),
-            Column::Started => ("STARTED (UTC)", 20),
-            Column::Size => ("SIZE", -10),
-            Column::Exclusive => ("EXCLUSIVE", -10),
-            Column::Height => ("HEIGHT", -15),
-            Column::Note => ("NOTE", 0),
+            Column::Id => "ID",
+            Column::Status => "STATUS",
+            Column::Age => "AGE",
+            Column::Started => "STARTED (UTC)",
+            Column::Scope => "SCOPE",
+            Column::Size => "SIZE",
+            Column::Exclusive => "EXCLUSIVE",
+            Column::Height => "HEIGHT",
+            Column::Note | Column::All => "NOTE",
         }
     }
 
-    fn text(self, backup: &Details) -> String {
+    /// Whether its cells are aligned to the right.
+    fn is_number(self) -> bool {
+        matches!(self, Column::Age | Column::Size | Column::Exclusive | Column::Height)
+    }
+
+    fn text(self, backup: &Details, now_ms: u64) -> String {
         let record = backup.record.as_ref();
         let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         match self {
             Column::Id => backup.id.as_str().to_owned(),
             Column::Status => backup.status.word().to_owned(),
-            Column::Scope => backup.scope.word().to_owned(),
+            Column::Age => length(now_ms.saturating_sub(backup.started_ms)),
             Column::Started => utc(backup.started_ms),
+            Column::Scope => backup.scope.word().to_owned(),
             Column::Size => or_none(record.map(|record| size(record.bytes))),
             Column::Exclusive => or_none(backup.exclusive_bytes.map(size)),
             Column::Height => {
                 let heights = record.and_then(|record| record.rocksdb.as_ref()?.block_heights);
                 or_none(heights.map(|heights| heights.to_string()))
             }
-            Column::Note => record.map_or_else(|| "foreign".to_owned(), |record| notes(backup, record)),
+            Column::Note | Column::All => record.map_or_else(|| "foreign".to_owned(), |record| notes(backup, record)),
+        }
+    }
+
+    /// The cell of a backup that cannot be read.
+    fn unreadable(self, backup: &Unreadable) -> String {
+        match self {
+            Column::Id => backup.id.as_str().to_owned(),
+            Column::Status => backup.status.to_owned(),
+            Column::Note => backup.reason.replace(char::is_control, " "),
+            _ => "-".to_owned(),
         }
     }
 }
 
 /// The table, with a line for the headings.
-pub fn table(backups: &[Listed], columns: &[Column]) -> String {
-    let columns = if columns.is_empty() { Column::value_variants() } else { columns };
-    let mut table = row(columns.iter().map(|column| (*column, column.shape().0.to_owned())));
-    for listed in backups {
-        table.push_str(&match listed {
-            Listed::Backup(backup) => row(columns.iter().map(|column| (*column, column.text(backup)))),
-            // The reason stands in place of the data, whatever the columns are.
-            Listed::Unreadable(Unreadable { id, status, reason }) => {
-                format!("{:<16} {status:<18} {}\n", id.as_str(), reason.replace(char::is_control, " "))
-            }
-        });
-    }
-    table.trim_end().to_owned()
+pub fn table(backups: &[Listed], columns: &[Column], now_ms: u64) -> String {
+    let every = Column::value_variants().split_last().map_or(&[] as &[Column], |(_, others)| others);
+    let columns = match columns {
+        [] => &USUAL,
+        named if named.contains(&Column::All) => every,
+        named => named,
+    };
+    let cells = |listed: &Listed| -> Vec<String> {
+        let cell = |column: &Column| match listed {
+            Listed::Backup(backup) => column.text(backup, now_ms),
+            Listed::Unreadable(backup) => column.unreadable(backup),
+        };
+        columns.iter().map(cell).collect()
+    };
+    let headings = columns.iter().map(|column| column.heading().to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(headings).chain(backups.iter().map(cells)).collect();
+    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cell = |(at, text): (usize, &String)| {
+            let width = widths[at];
+            if columns[at].is_number() { format!("{text:>width$}") } else { format!("{text:<width$}") }
+        };
+        let line = row.iter().enumerate().map(cell).collect::<Vec<_>>().join(" ").trim_end().to_owned();
+        if *columns == USUAL { cut(line) } else { line }
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-fn row(cells: impl Iterator<Item = (Column, String)>) -> String {
-    let cell = |(column, text): (Column, String)| {
-        let width = column.shape().1;
-        let chars = usize::try_from(width.unsigned_abs()).unwrap_or(0);
-        if width < 0 { format!("{text:>chars$}") } else { format!("{text:<chars$}") }
-    };
-    let row = cells.map(cell).collect::<Vec<_>>().join(" ");
-    format!("{}\n", row.trim_end())
+/// A line that fits on a terminal.
+fn cut(line: String) -> String {
+    if line.chars().count() <= WIDTH {
+        return line;
+    }
+    line.chars().take(WIDTH - 3).chain("...".chars()).collect()
 }
 
 /// Of which backups the Pact databases are increments, or on whose files they are delta pairs, and what was written for them and for those that were copied whole.
@@ -100,37 +140,41 @@ fn increments(record: &Record) -> Option<String> {
     (!bases.is_empty()).then(|| format!("Pact: {how} of {of}, {written} written{copied}"))
 }
 
-/// The last column of a row: pinned, verified, why it failed, warnings.
+/// What is known of a backup beside its size, the worst first: why it failed, damage, what did not work, warnings; then what is well.
 fn notes(backup: &Details, record: &Record) -> String {
-    let verified = |v: &Verified| match v.faults_count {
-        0 => format!("verified ({}) {}", v.depth.word(), utc(v.at_ms)),
-        faults => format!("DAMAGED in {faults} places"),
-    };
-    let pinned = backup.pinned.then(|| "pinned".to_owned());
-    let drilled = |d: &Drill| match &d.reason {
-        None => format!("drill passed {}", utc(d.at_ms)),
-        Some(reason) => format!("drill FAILED {}: {reason}", utc(d.at_ms)),
-    };
-    let starts = backup.starts.as_ref().filter(|_| backup.status == Status::Done).map(|proof| match &proof.verdict {
-        chainweb::start::Verdict::Yes(start) => {
-            let said: Vec<String> =
-                std::iter::once(format!("starts {}", moves(start))).chain(start.warnings.clone()).collect();
-            said.join("; ")
+    let (mut bad, mut good) = (Vec::new(), Vec::new());
+    bad.extend(record.reason.clone());
+    if let Some(verified) = &backup.verified {
+        match verified.faults_count {
+            0 => good.push(format!("verified ({}) {}", verified.depth.word(), utc(verified.at_ms))),
+            faults => bad.push(format!("DAMAGED in {faults} places")),
         }
-        chainweb::start::Verdict::No { reason } => format!("DOES NOT START: {reason}"),
-        chainweb::start::Verdict::Unknown { reason } => format!("start unknown: {reason}"),
-    });
+    }
     // Without Pact it is never known.
-    let starts = starts.filter(|_| backup.scope.has_pact());
-    let reason = record.reason.clone();
-    let increment = increments(record);
-    let hooks = backup.hooks.iter().map(hook_note);
-    let all =
-        [pinned, increment, backup.verified.as_ref().map(verified), backup.drill.as_ref().map(drilled), starts, reason]
-            .into_iter()
-            .flatten()
-            .chain(hooks);
-    let text = all.chain(record.warnings.iter().cloned()).collect::<Vec<_>>().join("; ");
+    if let Some(proof) = backup.starts.as_ref().filter(|_| backup.status == Status::Done && backup.scope.has_pact()) {
+        match &proof.verdict {
+            chainweb::start::Verdict::Yes(start) => {
+                bad.extend(start.warnings.clone());
+                good.insert(0, format!("starts {}", moves(start)));
+            }
+            chainweb::start::Verdict::No { reason } => bad.push(format!("DOES NOT START: {reason}")),
+            chainweb::start::Verdict::Unknown { reason } => good.push(format!("start unknown: {reason}")),
+        }
+    }
+    for hook in &backup.hooks {
+        let list = if hook.ended_ms().is_some() && !hook.passed { &mut bad } else { &mut good };
+        list.push(hook_note(hook));
+    }
+    if let Some(drill) = &backup.drill {
+        match &drill.reason {
+            None => good.push(format!("drill passed {}", utc(drill.at_ms))),
+            Some(reason) => bad.push(format!("drill FAILED {}: {reason}", utc(drill.at_ms))),
+        }
+    }
+    bad.extend(record.warnings.iter().cloned());
+    bad.extend(backup.pinned.then(|| "pinned".to_owned()));
+    good.extend(increments(record));
+    let text = bad.into_iter().chain(good).collect::<Vec<_>>().join("; ");
     // Another program may have written a note: nothing in it draws on a terminal.
     text.replace(char::is_control, " ")
 }

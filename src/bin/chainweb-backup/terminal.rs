@@ -1,9 +1,11 @@
 //! Shared by the commands of the program: printing, the log, exit codes.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use chainweb_backup::{Error, Kind, Result};
+use chainweb_backup::{Error, Kind, Progress, Result, length, size};
 use parking_lot::Mutex;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -47,6 +49,39 @@ const CLEAR: &str = "\r\x1b[K";
 
 /// The progress line on the terminal; empty for none.
 static LINE: Mutex<String> = Mutex::new(String::new());
+
+/// The progress line of a step: how much is done, of how much, how fast, and how long the rest takes; how long it has taken, if it moves no
+/// bytes.
+pub fn progress_line(step: &str, progress: &Progress) -> String {
+    let Progress { bytes_done, bytes_total, bytes_per_second, elapsed_seconds, eta_seconds, .. } = progress;
+    let time = |seconds: u64| length(seconds.saturating_mul(1000));
+    if *bytes_total == 0 {
+        return format!("{step}, {}", time(*elapsed_seconds));
+    }
+    let eta = eta_seconds.map_or_else(|| "?".to_owned(), time);
+    format!("{step} {} of {}, {}/s, ETA {eta}", size(*bytes_done), size(*bytes_total), size(*bytes_per_second))
+}
+
+/// Does long work; on a terminal, with a progress line.
+pub fn with_line<T>(line: impl Fn() -> Option<String> + Send, work: impl FnOnce() -> T) -> T {
+    if !io::stderr().is_terminal() {
+        return work();
+    }
+    thread::scope(|scope| {
+        let (done, wait) = channel::<()>();
+        let show = move || {
+            while wait.recv_timeout(PROGRESS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                draw(&line().unwrap_or_default());
+            }
+            draw("");
+        };
+        // Without the thread the work goes on, and no progress is shown.
+        let _ = thread::Builder::new().name("progress".to_owned()).spawn_scoped(scope, show);
+        let result = work();
+        drop(done);
+        result
+    })
+}
 
 /// Replaces the progress line; an empty text removes it.
 pub fn draw(progress: &str) {
@@ -97,7 +132,28 @@ fn stamp(now: SystemTime) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use chainweb_backup::Phase;
+
     use super::*;
+
+    /// The line is drawn again in its place, so it must fit into one of a terminal, whatever the numbers are.
+    #[test]
+    fn a_progress_line_fits_on_a_terminal() {
+        let all = Progress {
+            phase: Phase::PreFlight,
+            bytes_done: u64::MAX,
+            bytes_total: u64::MAX,
+            bytes_per_second: u64::MAX,
+            elapsed_seconds: 86_400 * 999,
+            eta_seconds: Some(86_400 * 999),
+        };
+        let line = progress_line("using the databases", &all);
+        assert!(line.ends_with("ETA 999 days") && line.len() < 80, "{line}");
+        let none = Progress { bytes_done: 0, bytes_total: 0, ..all.clone() };
+        assert_eq!(progress_line("verifying", &none), "verifying, 999 days");
+        let begun = Progress { bytes_done: 0, bytes_total: 2048, bytes_per_second: 0, eta_seconds: None, ..all };
+        assert_eq!(progress_line("copying", &begun), "copying 0 B of 2.0 KiB, 0 B/s, ETA ?");
+    }
 
     #[test]
     fn every_time_has_a_form() {

@@ -62,11 +62,18 @@ pub(crate) struct Question<'a> {
     /// Its other arguments.
     pub(crate) more: &'a [&'a str],
     pub(crate) time_limit: Duration,
+    /// Whether the bytes that it reads are bytes of the work.
+    pub(crate) counts_bytes: bool,
     /// The user as whom the child runs; `None` for that of this process.
     pub(crate) as_user: Option<Owner>,
 }
 
-impl Question<'_> {
+impl<'a> Question<'a> {
+    /// One without other arguments, for this user.
+    pub(crate) fn about(word: &'a str, copy: &'a Path, time_limit: Duration) -> Question<'a> {
+        Question { word, copy, more: &[], time_limit, counts_bytes: false, as_user: None }
+    }
+
     fn failed(&self, kind: Kind, what: &str) -> Error {
         Error::new(kind, format!("{what} while reading the finished copy {}", self.copy.display()))
     }
@@ -136,6 +143,10 @@ fn wait(child: &mut Child, question: &Question<'_>, control: &Control, answer: &
         if progress.is_made(has_written) {
             control.step();
         }
+        let read_bytes = progress.take_read_bytes();
+        if question.counts_bytes {
+            control.add_done(read_bytes);
+        }
         let stall_limit = control.stall_limit().unwrap_or(STALL_LIMIT);
         if !stall_limit.is_zero() && progress.since.elapsed() >= stall_limit {
             let seconds = stall_limit.as_secs();
@@ -185,6 +196,9 @@ fn take(out: Option<&mut ChildStdout>, answer: &mut Vec<u8>) -> Result<bool> {
 struct Progress {
     counters: String,
     seen: String,
+    /// The bytes that the child has read, and those of them that were taken.
+    read_bytes: u64,
+    taken_bytes: u64,
     looked: Instant,
     since: Instant,
 }
@@ -192,7 +206,15 @@ struct Progress {
 impl Progress {
     fn of(child: u32) -> Progress {
         let now = Instant::now();
-        Progress { counters: format!("/proc/{child}/io"), seen: String::new(), looked: now, since: now }
+        let (counters, seen) = (format!("/proc/{child}/io"), String::new());
+        Progress { counters, seen, read_bytes: 0, taken_bytes: 0, looked: now, since: now }
+    }
+
+    /// The bytes that the child has read since the last call.
+    fn take_read_bytes(&mut self) -> u64 {
+        let new_bytes = self.read_bytes.saturating_sub(self.taken_bytes);
+        self.taken_bytes = self.read_bytes;
+        new_bytes
     }
 
     /// Whether the child has made progress since the last call. Its counters are read at most once per [`LOOK`].
@@ -202,6 +224,8 @@ impl Progress {
         if self.looked.elapsed() > LOOK {
             let now = std::fs::read_to_string(&self.counters).unwrap_or_default();
             is_made |= now != self.seen;
+            let read = now.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok());
+            self.read_bytes = read.unwrap_or(self.read_bytes);
             (self.seen, self.looked) = (now, Instant::now());
         }
         if is_made {

@@ -202,7 +202,7 @@ pub(crate) fn read_cut(copy: &Path, program: Option<&Path>, control: &Control) -
     match program {
         None => engine::read_cut(copy, &tips_beside(copy)?),
         Some(program) => {
-            let question = Question { word: "heights", copy, more: &[], time_limit: HEIGHTS_TIME_LIMIT, as_user: None };
+            let question = Question::about("heights", copy, HEIGHTS_TIME_LIMIT);
             let said: Option<Heights> = child::ask(program, &question, control)?;
             Ok(said.unwrap_or(Heights::Cut(None)))
         }
@@ -231,7 +231,7 @@ pub(crate) fn open_as_node(
     control: &Control,
 ) -> Result<Opened> {
     let Some(program) = program else { return open_here(scratch) };
-    let question = Question { word: "open", copy: scratch, more: &[], time_limit: OPEN_TIME_LIMIT, as_user };
+    let question = Question { as_user, ..Question::about("open", scratch, OPEN_TIME_LIMIT) };
     child::ask(program, &question, control)
 }
 
@@ -264,8 +264,8 @@ pub(crate) fn inspect(copy: &Path, program: Option<&Path>, control: &Control) ->
         None => engine::inspect(copy, control),
         Some(program) => {
             let limit = control.limit_bytes().unwrap_or(0).to_string();
-            let question =
-                Question { word: "inspect", copy, more: &[&limit], time_limit: INSPECT_TIME_LIMIT, as_user: None };
+            let about = Question::about("inspect", copy, INSPECT_TIME_LIMIT);
+            let question = Question { more: &[&limit], counts_bytes: true, ..about };
             child::ask(program, &question, control)
         }
     }
