@@ -17,6 +17,7 @@ use crate::config::schedule::Policy;
 use crate::control::Control;
 use crate::disk::fault_gate;
 use crate::error::{Error, Kind, Result};
+use crate::format::layout::VERIFIED_FILE;
 use crate::format::record::Status;
 use crate::id::BackupId;
 
@@ -151,7 +152,15 @@ fn unknown(id: BackupId) -> Candidate {
     }
 }
 
+/// What decides about a backup.
+///
+/// # Errors
+/// It cannot be read, or the note of its verification makes no sense: it counts as damaged, but it may be the only good backup.
 fn candidate(catalog: &Catalog, found: &Found) -> Result<Candidate> {
+    if catalog.verified(&found.id)?.is_some_and(|verified| verified.is_unreadable()) {
+        let note = catalog.path(&found.id).join(VERIFIED_FILE);
+        return Err(Error::new(Kind::Damaged, format!("{} is damaged: verify the backup", note.display())));
+    }
     Ok(Candidate {
         id: found.id.clone(),
         status: found.status,

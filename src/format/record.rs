@@ -40,6 +40,11 @@ impl Verified {
         Verified { id: None, depth: Depth::Quick, at_ms: 0, faults_count: 1, damaged: BTreeSet::new() }
     }
 
+    /// Whether it stands for a note that cannot be read.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        *self == Verified::unreadable()
+    }
+
     /// Whether every byte was read.
     pub(crate) fn is_deep(&self) -> bool {
         self.depth == Depth::Deep

@@ -247,6 +247,27 @@ fn a_damaged_backup_with_pact_is_no_reason_to_delete_another_one_with_pact() {
     assert_eq!(found.faults, []);
 }
 
+/// The note of its verification makes no sense: it counts as damaged, but it may be the only good backup with Pact.
+#[test]
+fn a_backup_whose_note_makes_no_sense_is_kept_until_it_is_verified() {
+    let node = Node::new();
+    let backups = node.backups();
+    let service = node.start();
+    let [with_pact, last] = [PACT, ROCKSDB].map(|what| make_done(&service, what));
+    drop(service);
+    let policy = Policy { keep_last: 1, ..Policy::default() };
+    let verdicts =
+        || prune_backups(&backups, policy).unwrap().into_iter().map(|(backup, verdict)| (backup.id, verdict));
+    for note in ["", "{}", "[1", &format!("{{\"id\":\"{with_pact}\"}}")] {
+        fs::write(backups.join(with_pact.as_str()).join("verified.json"), note).unwrap();
+        let expected = [(last.clone(), Verdict::Keep("last good")), (with_pact.clone(), Verdict::Unread)];
+        assert!(verdicts().eq(expected), "{note}");
+    }
+    let (_, found) = verify_backup(&backups, with_pact.as_str(), QUICK, &Control::default()).unwrap();
+    assert_eq!(found.faults, []);
+    assert!(verdicts().eq([(last, Verdict::Keep("last good")), (with_pact, Verdict::Keep("last good with Pact"))]));
+}
+
 /// A name that no clock can have caused does not move the identifiers of later backups. No identifier is given out twice, even if
 /// backups are deleted.
 #[test]
