@@ -13,8 +13,7 @@
 //! known of a file, neither a checksum of the manifest nor RocksDB's own of each block, is it damaged if its checksum differs from
 //! that in the list; and then it is so in this backup only, not in others that share it.
 //!
-//! A file of the databases that the disk cannot read is damaged (see `verification`). That our own records cannot be read is an error: a
-//! disk may come back.
+//! A file of the databases that the disk cannot read is damaged (see `verification`); that one of our own records cannot, is an error.
 //!
 //! A file that is not in the manifest (a publisher's `snapshot_date`) is an extra: it is listed, and is not a fault. Only a file
 //! that RocksDB or SQLite would replay at the next start (a WAL, a journal) is a fault: it would change the database.
@@ -28,15 +27,11 @@ use std::io;
 use std::path::Path;
 
 use crate::backups::catalog::{MAX_RECORD_BYTES, is_there};
-use crate::backups::pact_pieces;
-use crate::backups::pairs;
-use crate::backups::sums;
 use crate::backups::sums_list::{Compared, Place};
 use crate::backups::verification::Verification;
-use crate::capture::rocksdb;
+use crate::backups::{pact_pieces, pairs, sums};
 use crate::capture::rocksdb::chain_cut::Heights;
-use crate::capture::rocksdb::engine;
-use crate::capture::rocksdb::live_files;
+use crate::capture::rocksdb::{self, engine, live_files};
 use crate::capture::sqlite::{self, finished, history};
 use crate::chainweb::{self, DIRECTORIES, ROCKSDB, SQLITE};
 use crate::config::{Depth, Verify};
@@ -44,11 +39,9 @@ use crate::control::Control;
 use crate::database_files::{
     self, CURRENT, is_immutable, is_manifest, is_of_rocksdb, is_replayed_by_sqlite, is_sst, wal_number,
 };
-use crate::disk::medium;
-use crate::disk::nofollow;
-use crate::disk::off_heap;
 use crate::disk::quiet_reader::{self, PageCache};
 use crate::disk::sum::{self, Sum};
+use crate::disk::{medium, nofollow, off_heap};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Fault;
 use crate::format::layout::{self, MANIFEST_FILE, PACT_SUMS_FILE, RECORD_FILE, SUMS_FILE, WHOLE};
