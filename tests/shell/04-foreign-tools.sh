@@ -127,15 +127,17 @@ busy() {
 busy --benchmarks=fillrandom >busy.log 2>&1
 ldb --db=busy/0/rocksDb put newest key >ldb.log 2>&1
 start serve.log chainweb-backup serve --database-directory busy --enable-backup-api --backup-directory backups
-busy --use_existing_db=1 --benchmarks=overwrite --duration=4 --benchmark_write_rate_limit=8000000 >busy.log 2>&1 &
+busy --use_existing_db=1 --benchmarks=overwrite --duration=120 --benchmark_write_rate_limit=8000000 >busy.log 2>&1 &
 writer=$!
 sleep 0.5
-live=''
+live='' enough_at=$(($(date +%s) + 4))
 while kill -0 "$writer" 2>/dev/null; do
   backup
   [ "$word" != backup-done ] || live="$live $id"
+  [ "$(date +%s)" -lt "$enough_at" ] || [ "$(echo "$live" | wc -w)" -lt 3 ] || break
 done
-wait "$writer"
+check 'the writer has written all the time' kill "$writer"
+wait "$writer" 2>/dev/null
 stop TERM
 check 'several backups beside it' [ "$(echo "$live" | wc -w)" -ge 3 ]
 : >found

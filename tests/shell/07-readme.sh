@@ -52,7 +52,7 @@ has 'an unknown backup too' said 'no such backup'
 has 'health' said 'Health check OK.'
 has 'metrics' said chainweb_backup_free_bytes
 
-run_blocks 'the page commands' "$manual/commands.md" 5
+run_blocks 'the page commands' "$manual/commands.md" 6
 has 'everything is good' said ': good ('
 has 'there are checksums' said 'BLAKE2SUMS written'
 
