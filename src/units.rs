@@ -16,6 +16,11 @@ pub fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// The sum of sizes, whatever they are: those in a damaged record, or of planted files, may have none in 64 bits.
+pub(crate) fn total(sizes: impl IntoIterator<Item = u64>) -> u64 {
+    sizes.into_iter().fold(0, u64::saturating_add)
+}
+
 /// A time for people, in UTC; `-` if it has no form.
 pub fn utc(unix_ms: u64) -> String {
     let time = OffsetDateTime::from_unix_timestamp((unix_ms / 1000).cast_signed());

@@ -21,6 +21,7 @@ use crate::disk::nofollow;
 use crate::disk::unsynced::{Batch, Links};
 use crate::disk::{self, Owner};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::units::total;
 
 /// The bytes that must be left free on the target's file system.
 pub(crate) const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
@@ -125,7 +126,7 @@ impl Filling<'_> {
     /// The bytes that these files need on the disk: clones and links take nearly nothing.
     fn needed_bytes(&self, files: &[Item], to: &Path) -> u64 {
         let clones = self.can_clone(files, to);
-        files.iter().filter(|file| !file.may_link && (file.is_pair || !clones)).map(|file| file.bytes).sum()
+        total(files.iter().filter(|file| !file.may_link && (file.is_pair || !clones)).map(|file| file.bytes))
     }
 
     /// Fills the directories of `parts`, which exist, are empty and belong to us. Their files are durable when this returns, but not
@@ -134,7 +135,7 @@ impl Filling<'_> {
         let control = self.copier.control;
         let lists = parts.iter().map(|part| self.list(part)).collect::<Result<Vec<_>>>()?;
         control.begin("copying");
-        control.expect(lists.iter().flatten().filter(|item| !item.may_link).map(|item| item.bytes).sum());
+        control.expect(total(lists.iter().flatten().filter(|item| !item.may_link).map(|item| item.bytes)));
         let needs = parts.iter().zip(&lists).map(|(part, files)| (&*part.to, self.needed_bytes(files, &part.to)));
         require_room(&needs.collect::<Vec<_>>())?;
         let mut unsynced = Batch::default();

@@ -32,6 +32,7 @@ use crate::format::layout::{self, MANIFEST_FILE};
 use crate::format::manifest::{self, Entry};
 use crate::format::record::{Method, Record, Status};
 use crate::id::BackupId;
+use crate::units::total;
 
 /// The longest time that one run reads.
 const TIME_LIMIT: Duration = Duration::from_secs(60 * 60);
@@ -109,7 +110,7 @@ impl Base {
             due.push((if read_ms > now_ms { 0 } else { read_ms }, file.bytes, file.name(), known));
         }
         due.sort_unstable_by(|a, b| (a.0, &a.2).cmp(&(b.0, &b.2)));
-        let all_bytes: u64 = due.iter().fold(0, |sum: u64, (_, bytes, ..)| sum.saturating_add(*bytes));
+        let all_bytes = total(due.iter().map(|(_, bytes, ..)| *bytes));
         let mut left_bytes = all_bytes / 100 * u64::from(percent) + all_bytes % 100 * u64::from(percent) / 100;
         let (began, mut read_count, mut faults) = (Instant::now(), 0_u64, Vec::new());
         for (_, bytes, name, known) in due {

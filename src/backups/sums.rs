@@ -34,6 +34,7 @@ use crate::format::layout::{self, MANIFEST_FILE, PARTIAL, SUMS_FILE, WHOLE};
 use crate::format::manifest::{self, Entry, Manifest};
 use crate::format::record::Method;
 use crate::id::BackupId;
+use crate::units::total;
 
 /// Whether this is the name of the file, or its temporary name while it is written ([`disk::replace`]).
 pub(crate) fn is_ours(name: &str) -> bool {
@@ -295,7 +296,7 @@ impl<'a> Directory<'a> {
     fn write(&self, known: Vec<Option<Sum>>, catalog: &Catalog, control: &Control) -> Result<u64> {
         let mut sums = self.look_up(known, catalog)?;
         let unknown = sums.iter().zip(&self.here).filter(|(sum, _)| sum.is_none());
-        control.expect(unknown.map(|(_, at)| self.files.all.file(*at).bytes).sum());
+        control.expect(total(unknown.map(|(_, at)| self.files.all.file(*at).bytes)));
         let mut read_count = 0;
         for (n, sum) in sums.iter_mut().enumerate().filter(|(_, sum)| sum.is_none()) {
             read_count += 1;
@@ -344,6 +345,12 @@ impl<'a> Directory<'a> {
 
     /// Adds the checksums in other backups of the catalog: an SST that several backups link is one file with the same name in each.
     fn look_up(&self, mut known: Vec<Option<Sum>>, catalog: &Catalog) -> Result<Vec<Option<Sum>>> {
+        // A file without a second name is in no other backup.
+        let is_sought =
+            |(n, sum): (usize, &Option<Sum>)| sum.is_none() && shared_identity(&self.path.join(self.file(n))).is_some();
+        if !known.iter().enumerate().any(is_sought) {
+            return Ok(known);
+        }
         let mut others = catalog.readable()?;
         while known.iter().any(Option::is_none)
             && let Some(found) = others.next()

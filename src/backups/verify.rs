@@ -49,6 +49,7 @@ use crate::format::manifest::{self, Entry, Manifest};
 use crate::format::pact_sums::PactSums;
 use crate::format::record::Record;
 use crate::format::seal;
+use crate::units::total;
 
 /// The largest `manifest.json` that is read: of five million files.
 const MAX_SEALED_BYTES: u64 = 1024 * 1024 * 1024;
@@ -166,16 +167,15 @@ impl Deep<'_> {
     fn bytes_to_read(&self, databases: &[&str]) -> Result<u64> {
         let Existing { path, files, said } = *self.existing;
         let has_list = sums::has_sums(&layout::directory_in(path, ROCKSDB))?;
-        let has_pieces = is_there(&path.join(PACT_SUMS_FILE))?;
+        let times_of_pact = 1 + u64::from(is_there(&path.join(PACT_SUMS_FILE))?);
         let of_rocksdb = files.files().enumerate().filter(|(_, file)| is_rocksdbs(file.path));
         let has_sum = |at: usize| has_list || said.is_some_and(|said| said.sums[at].is_some());
         // Of a RocksDB that is read in this process, no bytes are known.
         let times = |at: usize| u64::from(self.program.is_some()) + u64::from(has_sum(at));
-        let rocksdb_bytes = of_rocksdb.map(|(at, file)| file.bytes * times(at)).sum::<u64>();
-        let of_pact = databases.iter().filter_map(|name| files.bytes_of(name));
-        let pact_bytes = of_pact.map(|bytes| bytes * (1 + u64::from(has_pieces))).sum::<u64>();
+        let of_rocksdb = of_rocksdb.map(|(at, file)| file.bytes.saturating_mul(times(at)));
+        let of_pact = databases.iter().filter_map(|name| Some(files.bytes_of(name)?.saturating_mul(times_of_pact)));
         let parts = self.record.iter().flat_map(|record| &record.pact).filter(|part| part.pair.is_some());
-        Ok(rocksdb_bytes + pact_bytes + parts.map(|part| part.bytes).sum::<u64>())
+        Ok(total(of_rocksdb.chain(of_pact).chain(parts.map(|part| part.bytes))))
     }
 
     /// Compares RocksDB's files with their `BLAKE2SUMS`. Returns for each file whether the manifest has the same checksum, because a

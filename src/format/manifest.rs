@@ -18,6 +18,7 @@ use crate::disk::sum::{Known, Sum};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::{FORMAT, Method};
 use crate::format::seal;
+use crate::units::total;
 
 /// One file of a backup in `manifest.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -152,7 +153,7 @@ impl Manifest {
 
     /// The sum of the sizes of all files.
     pub(crate) fn bytes(&self) -> u64 {
-        self.rows.iter().fold(0, |sum, row| sum.saturating_add(row.bytes))
+        total(self.rows.iter().map(|row| row.bytes))
     }
 
     /// Writes `manifest.json`: one line per file.

@@ -13,6 +13,7 @@ use crate::config::Depth;
 use crate::control::Phase;
 use crate::format::seal;
 use crate::id::BackupId;
+use crate::units::total;
 
 /// Our mark in `backup.json` and `manifest.json`.
 pub(crate) const FORMAT: &str = "chainweb-backup/1";
@@ -326,7 +327,7 @@ pub struct Record {
 impl Record {
     /// The bytes that were written for all Pact databases. The record may be damaged: any numbers in it have a sum.
     pub fn pact_written_bytes(&self) -> u64 {
-        self.pact.iter().fold(0, |sum, part| sum.saturating_add(part.all_written_bytes()))
+        total(self.pact.iter().map(PactPart::all_written_bytes))
     }
 
     /// The record of a new job.

@@ -1,5 +1,5 @@
-//! The page for people at `/`: the running job, the backups, the next scheduled one, the free space, the last failures. One HTML file that needs no other file and
-//! no script; the browser loads it again every 30 seconds.
+//! The page for people at `/`: the running job, the backups, the next scheduled one, the free space, the last failures. One HTML file
+//! that needs no other file and no script; the browser loads it again every 30 seconds.
 //!
 //! Invariants
 //! - Everything that comes from outside the program (names, reasons, versions, heights) is escaped: a node or another program may have
@@ -24,7 +24,7 @@ use crate::service::Service;
 use crate::service::answers::{Answer, Held};
 use crate::service::shared::Shared;
 use crate::service::timetable::Scheduled;
-use crate::units::{length, size, utc};
+use crate::units::{length, size, total, utc};
 
 /// The page around its content.
 const FRAME: &str = include_str!("status_page.html");
@@ -215,7 +215,7 @@ fn written_per_day(seen: &Seen) -> Option<u64> {
         rocksdb_bytes.saturating_add(record.pact_written_bytes())
     };
     // The oldest was written before the span began.
-    let bytes = records.iter().rev().skip(1).map(written).fold(0, u64::saturating_add);
+    let bytes = total(records.iter().rev().skip(1).map(written));
     (span_ms >= DAY_MS).then(|| bytes / (span_ms / DAY_MS)).filter(|bytes| *bytes > 0)
 }
 

@@ -67,6 +67,17 @@ is 'it has ordinary files' "$(ls restored/0/sqlite | tr '\n' ' ')" 'pact-v1-chai
 is 'with the mode of the node'\''s' "$(stat -c %a restored/0/sqlite/pact-v1-chain-0.sqlite)" "$(stat -c %a node/0/sqlite/pact-v1-chain-0.sqlite)"
 status 'a drill passes' 0 chainweb-backup drill --backup-directory "$backups" "$made"
 
+# A damaged record: whatever its numbers are, they are added up, and the damage is found.
+mkdir forged
+cp -a "$backups/$made" forged
+sed -i 's/"bytes": [0-9]*/"bytes": 18446744073709551615/' "forged/$made/backup.json"
+check 'there are numbers to add up' [ "$(grep -c 18446744073709551615 "forged/$made/backup.json")" -ge 4 ]
+for words in 'verify --deep' verify 'restore --to other --dry-run' 'restore --to other'; do
+  # shellcheck disable=SC2086 # a word each
+  status "$words with a damaged record" 13 chainweb-backup $words --backup-directory forged "$made"
+done
+rm -rf forged
+
 question='SELECT count(*), max(blockheight), group_concat(hex(hash)) FROM BlockHistory; PRAGMA integrity_check;'
 if command -v sqlite3 >/dev/null; then
   sqlite3 restored/0/sqlite/pact-v1-chain-0.sqlite "$question" >expected
