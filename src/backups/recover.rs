@@ -1,4 +1,4 @@
-//! Recovers after a crash: a backup in progress that no living process works on becomes failed, and so does a hook that nobody runs.
+//! Recovers after a crash: a backup in progress that no living process works on becomes failed, and so does a hook that none runs.
 //!
 //! This only renames and writes small files, so it takes almost no time; the sweep of the catalog removes the data afterwards.
 //!

@@ -35,7 +35,7 @@ pub struct Verification {
     pub keys_count: u64,
     /// Empty if the backup is good.
     pub faults: Vec<Fault>,
-    /// What is no fault of the backup: defects of `BLAKE2SUMS`, and why the verification is not whole.
+    /// Notes that are no faults of the backup: defects of `BLAKE2SUMS`, and why the verification is not whole.
     pub notes: Vec<Fault>,
     /// Whether it ended before everything was looked at, because of an error.
     #[serde(skip)]

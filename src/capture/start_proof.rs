@@ -3,7 +3,7 @@
 //! Invariants
 //! - Nothing is written.
 //! - A copy that cannot be read because its content is damaged, or lost by the disk, at two readings, is refuted; another error of the
-//!   operating system is an error. (Of some errors of reading, which may pass, SQLite says that the content is damaged.)
+//!   operating system is an error. (SQLite calls some read errors, which may pass, damage.)
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -274,7 +274,7 @@ impl PairSink for Patching<'_> {
 }
 
 impl Patching<'_> {
-    /// What the new file had in a window of so many bytes before anything was written there.
+    /// What the new file had in a window of `window_bytes` bytes before anything was written there.
     fn before<'w>(&mut self, window_bytes: usize, ours: io::Result<&'w [u8]>) -> Result<&'w [u8]> {
         let expected = self.cloned_bytes.saturating_sub(self.done).min(window_bytes as u64);
         match ours {

@@ -13,9 +13,14 @@ use crate::error::{Error, Result};
 const LOST: [i32; 6] = [libc::EIO, libc::ENODATA, libc::EREMOTEIO, libc::EILSEQ, libc::EBADMSG, libc::EUCLEAN];
 
 /// What `read` returns, or what it returns the second time if the disk seems to have lost the content.
-pub(crate) fn twice<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
+pub(crate) fn twice<T>(read: impl FnMut() -> Result<T>) -> Result<T> {
+    twice_if(is_lost, read)
+}
+
+/// What `read` returns, or what it returns the second time if its error is doubtful: one that may pass.
+pub(crate) fn twice_if<T>(is_doubtful: impl Fn(&Error) -> bool, mut read: impl FnMut() -> Result<T>) -> Result<T> {
     match read() {
-        Err(e) if is_lost(&e) => read(),
+        Err(e) if is_doubtful(&e) => read(),
         other => other,
     }
 }

@@ -135,7 +135,7 @@ impl Service {
         Ok(Service { shared, role, threads: Mutex::new(Some(threads)), _service_lock: service_lock })
     }
 
-    /// Takes over another configuration while the service runs, and returns the names of the values that are others. A job that runs goes
+    /// Takes over another configuration while the service runs, and returns the names of the values that have changed. A job that runs goes
     /// on as it began, at the new limit; schedules that are configured as before keep their failures. `backup_directory` and
     /// `heights_program` stay as they were at the start.
     ///

@@ -5,7 +5,7 @@
 //!   end could not be written. For everything else the catalog on disk decides.
 //! - Whether a job runs is decided, and a request is put into the channel, under one lock. So a request that finds no
 //!   job running is answered before the next job begins, and a hundred callers at once get one identifier.
-//! - Under that lock nothing is read, written, logged or waited for: a disk that hangs, or a log that nobody reads, blocks no request
+//! - Under that lock nothing is read, written, logged or waited for: a disk that hangs, or a log that is not read, blocks no request
 //!   that does not need it.
 
 use std::collections::HashMap;

@@ -147,13 +147,11 @@ impl Row {
     }
 
     fn end(&mut self, began_ms: u64, outcome: &Outcome) {
-        if *outcome == Outcome::Postponed {
-            self.postponed_ms = began_ms.saturating_add(self.first_delay_ms());
-            return;
-        }
-        self.state.last_attempt_ms = Some(began_ms);
-        self.state.last_succeeded = Some(matches!(outcome, Outcome::Good(_)));
         match outcome {
+            Outcome::Postponed => {
+                self.postponed_ms = began_ms.saturating_add(self.first_delay_ms());
+                return;
+            }
             Outcome::Good(id) => {
                 let (id, started_ms, ended_ms) = (id.clone(), began_ms, began_ms);
                 let (has_pact, schedule) = (self.schedule.pact, Some(self.state.schedule.clone()));
@@ -161,8 +159,10 @@ impl Row {
                 self.failed.clear();
             }
             Outcome::Failed(id) => self.failed.push((began_ms, Some(id.clone()))),
-            Outcome::Refused | Outcome::Postponed => self.failed.push((began_ms, None)),
+            Outcome::Refused => self.failed.push((began_ms, None)),
         }
+        self.state.last_attempt_ms = Some(began_ms);
+        self.state.last_succeeded = Some(matches!(outcome, Outcome::Good(_)));
         let excess = self.failed.len().saturating_sub(MAX_FAILED);
         self.failed.drain(..excess);
     }

@@ -186,7 +186,7 @@ fn refuse(shared: &Shared, request: Request, why: Error) -> Outcome {
     let (kind, is_scheduled) = (why.kind(), request.schedule.is_some());
     match kind {
         Kind::Busy if is_scheduled => log::info!("scheduled backup postponed reason={:?}", why.chain()),
-        // It is the client's mistake; a schedule has nobody else to tell.
+        // The client is told of its mistake; a schedule has only the log.
         Kind::Usage if !is_scheduled => {}
         _ => log::error!("backup refused reason={:?}", why.chain()),
     }
@@ -258,7 +258,7 @@ fn make_due(shared: &Arc<Shared>, inbox: &Inbox) -> Option<bool> {
         Step::Make(schedule) => {
             drop(timetable);
             let make_request = MakeRequest { backup_pact: schedule.pact };
-            // Nobody waits for the answer.
+            // The outcome says enough.
             let (reply, _answer) = bounded(1);
             let outcome = make(shared, Request { make: make_request, schedule: Some(schedule), reply }, inbox);
             let is_good = matches!(outcome, Outcome::Good(_));

@@ -6,16 +6,6 @@
 readme=$ROOT/README.md
 manual=$ROOT/src/manual
 
-# block FILE LANGUAGE N: the N-th block of that language; of sh, only those to be run.
-block() {
-  awk -v language="$2" -v wanted="$3" '
-    /^```/ && inside { inside = 0; next }
-    $0 == "```" language { n += language != "sh" || marked; inside = 1; shown = (language != "sh" || marked) && n == wanted; next }
-    /^```/ { inside = 1; shown = 0; next }
-    { marked = $0 == "<!-- test -->" }
-    inside && shown { print }' "$1"
-}
-
 # here: a block from the standard input, with the directories of this test in place of those in the block.
 here() {
   sed -e "s|^API=.*|API=http://$address|" -e "s|^BACKUPS=[^ ]*|BACKUPS=$DIR/node/backups|" -e "s|^RESTORED=.*|RESTORED=$DIR/restored|" \

@@ -149,6 +149,20 @@ else
   skip 'an error that passes' "cc cannot compile errno-shim.c: $(tail -n 1 cc.log)"
 fi
 
+# judge LIMIT: a verification under a limit, which ended with $got, may have failed, but has found no damage.
+judge() {
+  [ "$got" -eq 0 ] || failed=$((failed + 1))
+  [ "$got" -ne 13 ] || problems="$problems; $1: $(cat out err | head -n 3 | tr '\n' ' ')"
+  ! list_of "$id" | grep -qE 'DAMAGED|DOES NOT START' || problems="$problems; $1: $(list_of "$id")"
+}
+
+# judged NAME: what all of them have found.
+judged() {
+  check "$1" [ -z "$problems" ]
+  [ -z "$problems" ] || echo "#${problems#;}" | tr ';' '\n' | sed 's/^ */# /'
+  check 'some limits made the verification fail' [ "$failed" -gt 0 ]
+}
+
 # Too few descriptors.
 problems='' failed=0
 for limit in 8 10 12 14 16 18 20 22 24 26 28 30 32 36 40 48 64; do
@@ -156,13 +170,9 @@ for limit in 8 10 12 14 16 18 20 22 24 26 28 30 32 36 40 48 64; do
   cp -a whole b
   got=0
   (ulimit -n "$limit" && exec chainweb-backup verify --backup-directory b "$id" --deep) >out 2>err </dev/null || got=$?
-  [ "$got" -eq 0 ] || failed=$((failed + 1))
-  [ "$got" -ne 13 ] || problems="$problems; limit $limit: $(cat out err | head -n 3 | tr '\n' ' ')"
-  ! list_of "$id" | grep -qE 'DAMAGED|DOES NOT START' || problems="$problems; limit $limit: $(list_of "$id")"
+  judge "limit $limit"
 done
-check 'too few descriptors are no damage' [ -z "$problems" ]
-[ -z "$problems" ] || echo "#${problems#;}" | tr ';' '\n' | sed 's/^ */# /'
-check 'some limits made the verification fail' [ "$failed" -gt 0 ]
+judged 'too few descriptors are no damage'
 
 # Too little memory: RocksDB aborts.
 problems='' failed=0 aborted=0
@@ -171,13 +181,9 @@ for limit in 20 30 40 50 60 70 80 90 100 110 120 130 140 160 180 200 250 300; do
   cp -a whole b
   got=0
   (ulimit -c 0 && ulimit -v $((limit * 1000)) && exec chainweb-backup verify --backup-directory b "$id" --deep) >out 2>err </dev/null || got=$?
-  [ "$got" -eq 0 ] || failed=$((failed + 1))
   ! grep -q 'the child process ended with signal: 6' err || aborted=$((aborted + 1))
-  [ "$got" -ne 13 ] || problems="$problems; $limit MB: $(cat out err | head -n 3 | tr '\n' ' ')"
-  ! list_of "$id" | grep -qE 'DAMAGED|DOES NOT START' || problems="$problems; $limit MB: $(list_of "$id")"
+  judge "$limit MB"
 done
-check 'too little memory is no damage' [ -z "$problems" ]
-[ -z "$problems" ] || echo "#${problems#;}" | tr ';' '\n' | sed 's/^ */# /'
-check 'some limits made the verification fail' [ "$failed" -gt 0 ]
+judged 'too little memory is no damage'
 echo "# $failed limits of memory were too small, the child aborted with $aborted of them"
 end

@@ -9,16 +9,6 @@
 . "$(dirname -- "$0")/lib.sh"
 manual=$ROOT/src/manual
 
-# block FILE LANGUAGE N: the N-th block of that language; of sh, only those to be run.
-block() {
-  awk -v language="$2" -v wanted="$3" '
-    /^```/ && inside { inside = 0; next }
-    $0 == "```" language { n += language != "sh" || marked; inside = 1; shown = (language != "sh" || marked) && n == wanted; next }
-    /^```/ { inside = 1; shown = 0; next }
-    { marked = $0 == "<!-- test -->" }
-    inside && shown { print }' "$1"
-}
-
 # shown FILE N: the output that the page shows for the N-th block that is to be run: the block of text that follows it.
 shown() {
   awk -v wanted="$2" '

@@ -139,3 +139,13 @@ node() {
   echo "Bail out! demo-node failed, see $DIR/$directory.log"
   exit 1
 }
+
+# block FILE LANGUAGE N: the N-th block of that language; of sh, only those to be run.
+block() {
+  awk -v language="$2" -v wanted="$3" '
+    /^```/ && inside { inside = 0; next }
+    $0 == "```" language { n += language != "sh" || marked; inside = 1; shown = (language != "sh" || marked) && n == wanted; next }
+    /^```/ { inside = 1; shown = 0; next }
+    { marked = $0 == "<!-- test -->" }
+    inside && shown { print }' "$1"
+}

@@ -1,6 +1,7 @@
 //! Around a job: what can end it, its limit, and its verification.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc;
@@ -35,18 +36,24 @@ fn counted(service: &Service) -> [String; 2] {
     })
 }
 
+/// The next copy of a database hangs until the result is dropped.
+fn hang_once(database: &Path) -> mpsc::Sender<()> {
+    let (let_go, hang) = mpsc::channel::<()>();
+    let hangs = AtomicBool::new(true);
+    gate::at_point(database, move |name| {
+        if name == "raw-held" && hangs.swap(false, SeqCst) {
+            let _ = hang.recv_timeout(Duration::from_secs(60));
+        }
+    });
+    let_go
+}
+
 /// The backup thread hangs in a system call; here, in a hook that does not return.
 #[test]
 fn a_job_that_hangs_is_called_failed() {
     let node = Node::new();
     let database = node.directory().join("0/sqlite/pact-v1-chain-0.sqlite");
-    let (let_go, hang) = mpsc::channel::<()>();
-    let hangs = AtomicBool::new(true);
-    gate::at_point(&database, move |name| {
-        if name == "raw-held" && hangs.swap(false, SeqCst) {
-            let _ = hang.recv_timeout(Duration::from_secs(60));
-        }
-    });
+    let let_go = hang_once(&database);
     let config = Config { stall_limit: Duration::from_secs(2), ..node.config() };
     let service = Service::start(config, node.embedded()).unwrap();
     let id = service.make_backup(PACT).unwrap();
@@ -81,13 +88,7 @@ fn a_job_that_hangs_is_called_failed() {
 fn a_disk_that_hangs_blocks_no_answer_for_which_it_is_not_needed() {
     let node = Node::new();
     let (database, before) = (node.sqlite(0), make_done(&node.start(), PACT));
-    let (let_go, hang) = mpsc::channel::<()>();
-    let hangs = AtomicBool::new(true);
-    gate::at_point(&database, move |name| {
-        if name == "raw-held" && hangs.swap(false, SeqCst) {
-            let _ = hang.recv_timeout(Duration::from_secs(60));
-        }
-    });
+    let let_go = hang_once(&database);
     let config = Config { stall_limit: Duration::from_secs(2), ..node.config() };
     let service = Service::start(config, node.embedded()).unwrap();
     let id = service.make_backup(PACT).unwrap();

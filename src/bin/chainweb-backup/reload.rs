@@ -1,4 +1,4 @@
-//! SIGHUP: the configuration is read again, and what is others in it applies from now on.
+//! SIGHUP: the configuration is read again, and what has changed in it applies from now on.
 //!
 //! Invariant: if a file cannot be read, or anything in it is wrong, nothing changes. An empty one is perhaps being written.
 

@@ -10,7 +10,7 @@ use chainweb_backup::chainweb::start::Start;
 use chainweb_backup::{Details, HookRun, Listed, Record, Status, Unreadable, chainweb, length, size, utc};
 use clap::ValueEnum;
 
-/// How wide the table is if no column is named: a terminal has 80 columns, also at night on a telephone.
+/// How wide the table is if no column is named: most terminals have 80 columns.
 const WIDTH: usize = 80;
 
 /// The columns, in the order in which they are shown with `all`.

@@ -288,7 +288,7 @@ impl Comparing<'_> {
         Ok(())
     }
 
-    /// What the base has in a window of so many bytes.
+    /// What the base has in a window of `window_bytes` bytes.
     fn old<'w>(&mut self, window_bytes: usize, base: io::Result<&'w [u8]>) -> Result<&'w [u8]> {
         let expected = self.base_bytes.saturating_sub(self.done).min(window_bytes as u64);
         match base {

@@ -25,13 +25,9 @@ const URI_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
 /// How many steps of SQLite's virtual machine pass between two checks of whether the job was stopped: some milliseconds.
 const PROGRESS_STEPS: i32 = 100_000;
 
-/// What `read` returns, or what it returns the second time if it finds damage: of some errors of reading, which may pass, SQLite says that
-/// the content is damaged.
+/// What `read` returns, or what it returns the second time if it finds damage: SQLite calls some read errors, which may pass, damage.
 pub(crate) fn twice<T>(read: impl Fn() -> Result<T>) -> Result<T> {
-    match read() {
-        Err(e) if e.kind() == Kind::Damaged => read(),
-        other => other,
-    }
+    medium::twice_if(|e| e.kind() == Kind::Damaged, read)
 }
 
 /// The first fault that SQLite's own integrity check finds; it reads every page. After an error of reading the check goes on, and tells
