@@ -20,9 +20,11 @@
 //! The newest backup is the one with the largest identifier, whatever its time. If its time is ahead of the clock by at most a tenth of
 //! the interval, it is believed: the clock was set right by a few minutes, and that must not make a second backup. If it is further
 //! ahead, the clock was set back since, by an unknown time, and a backup is due at once. The time of that one is right, and it is the
-//! newest from then on. Older backups cannot decide in place of one from the future: as time goes on, one after the other of those that were
-//! made before the clock was set back would seem to be new. So a clock that is set costs one backup too many, or delays one by an
-//! interval and a tenth; it never stops the backups, and never makes them run in a loop.
+//! newest from then on. If that one fails again and again, the clock comes to the time of the newest good backup in the end; but then a
+//! later backup, a failed one or one of another schedule, began before it, and it is not believed either. Older backups cannot decide in
+//! place of one from the future: as time goes on, one after the other of those that were made before the clock was set back would seem to be
+//! new. So a clock that is set costs one backup too many, or delays one by an interval and a tenth; it never stops the backups, and never
+//! makes them run in a loop.
 
 use std::time::Duration;
 
@@ -75,8 +77,11 @@ pub(crate) struct Due {
 
 /// The newest backup that counts, if its time can be believed. `backups` are in the order of their identifiers, the newest first.
 pub(crate) fn newest(backups: &[Ended], wants_pact: bool, interval_ms: u64, now_ms: u64) -> Option<&Ended> {
-    let newest = backups.iter().find(|backup| backup.counts(wants_pact))?;
-    (newest.started_ms <= now_ms.saturating_add(interval_ms / AHEAD_SHARE)).then_some(newest)
+    let at = backups.iter().position(|backup| backup.counts(wants_pact))?;
+    let (newest, since) = (&backups[at], &backups[..at]);
+    // The clock as it was at its earliest since then.
+    let earliest_ms = since.iter().map(|backup| backup.started_ms).chain([now_ms]).min()?;
+    (newest.started_ms <= earliest_ms.saturating_add(interval_ms / AHEAD_SHARE)).then_some(newest)
 }
 
 /// When the next backup of a schedule is due. `backups` are all that have ended, the newest first; `refused_ms` are the times of its
@@ -213,6 +218,28 @@ mod tests {
             seen.insert(delay_ms / 60_000);
         }
         assert!(seen.len() > 20, "{seen:?}");
+    }
+
+    /// The clock was set back, and what was due at once failed until the clock was near the time of the newest good backup again.
+    #[test]
+    fn a_backup_from_the_future_is_not_believed_when_its_time_comes() {
+        let nightly = schedule("24h", Some("03:00"), true, "0s");
+        let later = |count: u64, hours: f64, has_pact: bool| Ended {
+            id: BackupId::from_millis(at(27.0) + count),
+            ..made(hours, has_pact, !has_pact)
+        };
+        let good = made(27.0, true, true);
+        // In the mean time another schedule made a good one without Pact; the failed one may have been deleted.
+        for since in
+            [vec![later(1, 18.0, true)], vec![later(2, 18.1, false)], vec![later(2, 18.1, false), later(1, 18.0, true)]]
+        {
+            let backups: Vec<Ended> = since.into_iter().chain([good.clone()]).collect();
+            for now_hours in [20.0, 26.0, 28.0] {
+                assert!(due(&nightly, &backups, now_hours) <= now_hours, "{now_hours}");
+            }
+        }
+        // One that was set back by little says nothing.
+        assert_eq!(due(&nightly, &[later(1, 26.0, false), good.clone()], 26.5), 51.0);
     }
 
     /// A clock that was set back by little makes no second backup, and one that was set back by much stops nothing.

@@ -37,6 +37,8 @@ impl Timer {
         match timerfd_settime(&self.0, flags, &once) {
             // The clock was set after the last wait, and that is told only once: what was computed may be wrong.
             Err(Errno::CANCELED) if at_ms > 1 => self.set(1),
+            // It was set once more; the timer is set nevertheless.
+            Err(Errno::CANCELED) => Ok(()),
             set => set.map(|_| ()).context(|| "cannot set the timer of the schedules".to_owned()),
         }
     }
