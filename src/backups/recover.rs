@@ -22,8 +22,10 @@ use crate::format::layout::{
 use crate::format::record::{Record, Status};
 use crate::id::BackupId;
 
-/// Settles every status that a crash left open. Removes nothing: that is the sweep's work.
-pub(crate) fn recover(catalog: &Catalog) -> Result<()> {
+/// Settles every status that a crash left open, and returns the number of backups that it interrupted. Removes nothing: that is the
+/// sweep's work.
+pub(crate) fn recover(catalog: &Catalog) -> Result<u64> {
+    let mut interrupted_count = 0;
     // While another process makes a backup, the directory that it is creating must not be changed.
     if let Some(_job_lock) = Lock::try_take(&catalog.job_lock_path(), catalog.owner())? {
         for (name, id) in catalog.names()?.iter().filter_map(|name| Some((name, layout::id_in_creating(name)?))) {
@@ -37,17 +39,19 @@ pub(crate) fn recover(catalog: &Catalog) -> Result<()> {
     }
     for id in catalog.ids()? {
         // If one cannot be settled, the others must be served all the same: the next start tries again.
-        if let Err(e) = settle(catalog, &id) {
-            log::warn!("backup not settled id={id} reason={:?}", e.chain());
+        match settle(catalog, &id) {
+            Ok(is_interrupted) => interrupted_count += u64::from(is_interrupted),
+            Err(e) => log::warn!("backup not settled id={id} reason={:?}", e.chain()),
         }
     }
-    Ok(())
+    Ok(interrupted_count)
 }
 
-fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
+/// Whether a crash has interrupted the backup.
+fn settle(catalog: &Catalog, id: &BackupId) -> Result<bool> {
     let path = catalog.path(id);
     if !look(&path)?.is_some_and(|meta| meta.is_dir()) || read_record(&path, id)?.is_none() {
-        return Ok(());
+        return Ok(false);
     }
     match read_status(&path)? {
         None => {
@@ -65,15 +69,16 @@ fn settle(catalog: &Catalog, id: &BackupId) -> Result<()> {
         Some(_) => {
             fault_gate::point("settle", &path);
             // Another process may be making it, or be about to write why it failed.
-            let Some(_use_lock) = Lock::try_take(&path.join(USE_FILE), catalog.owner())? else { return Ok(()) };
+            let Some(_use_lock) = Lock::try_take(&path.join(USE_FILE), catalog.owner())? else { return Ok(false) };
             // Or it was finished meanwhile: only the state that is read under the lock counts.
-            let Some((mut record, reason)) = unsettled(&path, id)? else { return Ok(()) };
+            let Some((mut record, reason)) = unsettled(&path, id)? else { return Ok(false) };
             commit::fail(catalog, &path, &mut record, reason, catalog.owner())?;
             log::warn!("backup interrupted id={id}");
             hooks::settle(catalog, id, Status::Failed)?;
+            return Ok(true);
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// Removes what an interrupted writer of a note in a backup that has ended left.

@@ -121,7 +121,7 @@ impl Service {
             Role::Service => Some(catalog.lock_service()?),
             Role::Beside => None,
         };
-        recover::recover(&catalog)?;
+        let interrupted_count = recover::recover(&catalog)?;
         let running = if role == Role::Beside { catalog.running()? } else { None };
         if let Some(running) = running {
             return Err(Error::new(Kind::Busy, format!("backup {running} is being made; wait for it, then try again")));
@@ -131,6 +131,7 @@ impl Service {
         let timetable = Timetable::new(&config.schedules, fastrand::u64(..));
         let parts = Parts { named, sources, catalog };
         let shared = Arc::new(Shared::new(config, parts, timetable, State::new(sender))?);
+        shared.counters.interrupted_count.store(interrupted_count, Relaxed);
         let threads = Threads::start(&shared, requests)?;
         Ok(Service { shared, role, threads: Mutex::new(Some(threads)), _service_lock: service_lock })
     }

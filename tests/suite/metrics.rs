@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use chainweb_backup::{BackupId, Config, Control, Service, metrics_of, verify_backup};
+use chainweb_backup::{BackupId, Config, Control, Policy, Service, metrics_of, verify_backup};
 
-use crate::fixture::{DEEP, Node, PACT, ROCKSDB, call, call_with_body, make_done, make_failed, plant_backups};
+use crate::fixture::{DEEP, Node, PACT, ROCKSDB, call, call_with_body, make_done, make_failed, names, plant_backups};
+
+const LAST: Policy = Policy { keep_last: 1, keep_daily: 0, keep_weekly: 0, keep_monthly: 0 };
 
 /// The samples of a text of metrics, by name and labels, without the common beginning. Fails unless each metric is declared once, with
 /// a sentence, before its samples.
@@ -122,6 +124,30 @@ fn jobs_phases_and_requests_are_counted() {
     assert_eq!(of("requests_total{endpoint=\"check-backup\",code=\"404\"}"), 1.0);
     assert_eq!(of("requests_total{endpoint=\"list-backups\",code=\"400\"}"), 1.0);
     assert!(!metrics.keys().any(|name| name.starts_with("job_phase") || name.starts_with("job_copied")), "none runs");
+}
+
+/// A backup that was being made when the service was killed is a failure. Its record goes with the next good backup, so that a service
+/// that is killed in each backup would look well.
+#[test]
+fn a_backup_that_was_interrupted_is_counted_by_the_next_process() {
+    let node = Node::new();
+    let service = node.start();
+    let id = make_done(&service, ROCKSDB);
+    assert_eq!(of_service(&service)["interrupted_backups_total"], 0.0);
+    drop(service);
+    plant_backups(&node.backups(), &id, [1_600_000_000_000].into_iter(), "");
+    fs::write(node.backups().join("1600000000000/status"), "backup-in-progress").unwrap();
+    fs::write(node.backups().join("1600000000000/status.failed"), "backup-failed").unwrap();
+    let service = Service::start(Config { keep: LAST, ..node.config() }, node.embedded()).unwrap();
+    let last = make_done(&service, ROCKSDB);
+    service.finish();
+    assert_eq!(
+        names(&node.backups()).into_iter().filter(|name| !name.starts_with('.')).collect::<Vec<_>>(),
+        [last.as_str()]
+    );
+    assert_eq!(of_service(&service)["interrupted_backups_total"], 1.0);
+    drop(service);
+    assert_eq!(of_service(&node.start())["interrupted_backups_total"], 0.0);
 }
 
 #[test]
