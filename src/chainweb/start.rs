@@ -28,7 +28,6 @@ use crate::chainweb::pact::History;
 use crate::chainweb::stored::{self, Block, Entry, Fault, Part, Stop, Tables};
 use crate::chainweb::tables::CUTS;
 use crate::chainweb::version::Version;
-use crate::units::total;
 
 /// The size of the key of a cut.
 const CUT_KEY_BYTES: usize = CUTS.len() + 72;
@@ -157,7 +156,7 @@ impl Start {
 
     /// The sum; a note that another program wrote may have any numbers.
     fn sum(&self, of: fn(&ChainStart) -> u64) -> u64 {
-        total(self.chains.values().map(of))
+        self.chains.values().map(of).fold(0, u64::saturating_add)
     }
 
     /// Whether the payloads of all blocks that are replayed were checked.
