@@ -131,8 +131,9 @@ judge() {
       [ -z "$fault" ] || problem "FALSE DONE: $new: $fault"
       case $group,$errno in
         sync,* | pace,*)
-          # Without the note of its start-up proof a backup is good, and the proof is made again later.
-          { grep -q '^fired .*/\.starts\.json\.tmp$' shim.log && echo "$said" | grep -q 'start not proved'; } ||
+          # Without the note of its start-up proof a backup is good, and the proof is made again later. Only one call failed, and
+          # the message says that it was one of the note: of its file, or of the directory in which the file got its name.
+          { [ "$fired" -eq 1 ] && echo "$said" | grep 'start not proved' | grep -qE -e "$(names "$errno")"; } ||
             problem 'an error of a sync was ignored'
           ;;
       esac
