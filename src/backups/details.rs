@@ -44,7 +44,7 @@ pub struct Details {
     pub oldest_unread_ms: Option<u64>,
     /// The directories below its `0` that have checksums of all their files: `rocksDb`, `sqlite`.
     pub sums: Vec<&'static str>,
-    /// The bytes on the disk that deleting it would free, as of the end of the last job; absent until that is known.
+    /// The bytes on the disk that deleting it would free, as of the end of the last job or deletion; absent until that is known.
     pub exclusive_bytes: Option<u64>,
     /// The content of `backup.json`; absent for a foreign backup.
     pub record: Option<Record>,

@@ -37,8 +37,8 @@ pub(crate) struct Counters {
     /// Those that stalled are among them.
     pub(crate) failed_count: AtomicU64,
     pub(crate) stalled_count: AtomicU64,
-    /// Backups of an earlier process that its end interrupted.
-    pub(crate) interrupted_count: AtomicU64,
+    /// When this process found, at its start, a backup that the end of an earlier process had interrupted; 0 if it found none.
+    pub(crate) interruption_ms: AtomicU64,
     /// The durations of the jobs that are done, by scope.
     pub(crate) durations: [Histogram; SCOPES.len()],
     /// Of all jobs that ended, in microseconds.

@@ -35,7 +35,7 @@ impl Service {
         let render = |(): &()| -> Result<Option<Held>> {
             let mut summary = Summary::default();
             // A backup that cannot be read is left out, and the metrics say so: the other figures are needed then, too.
-            let mut each = shared.catalog.each().map_err(|_| summary.is_incomplete = true).ok();
+            let mut each = shared.each().map_err(|_| summary.is_incomplete = true).ok();
             for found in each.iter_mut().flatten() {
                 match found.and_then(|found| shared.details(&found.id.clone(), Ok(Some(found)))) {
                     Ok(details) => details.iter().for_each(|details| summary.add(details)),
@@ -56,7 +56,7 @@ impl Service {
 }
 
 fn render(shared: &Arc<Shared>, page: &Page) -> Result<Answer> {
-    let ids = shared.catalog.ids_newest_first()?;
+    let ids = shared.ids_newest_first()?;
     if let Some(gone) = page.before.as_ref().filter(|id| id.number().is_none() && !ids.contains(id)) {
         let context = format!("backup {gone} does not exist, and its place in the list is unknown: leave out before");
         return Err(Error::new(Kind::NotFound, context));

@@ -276,8 +276,9 @@ fn of_jobs(text: &mut Text, counters: &Counters, now: &Gauges) {
     text.metric("jobs_total", "counter", "Jobs of this process that ended since its start.", &results);
     let help = "Those of the failed ones that made no progress for too long.";
     text.counter("stalled_jobs_total", help, &counters.stalled_count);
-    let help = "Backups that the end of an earlier process interrupted, as this one found at its start.";
-    text.counter("interrupted_backups_total", help, &counters.interrupted_count);
+    let help =
+        "When this process found, at its start, a backup that the end of an earlier one interrupted; 0 for none.";
+    text.gauge("interruption_timestamp_seconds", help, seconds(Some(counters.interruption_ms.load(Relaxed))));
     let help = "1 while the backup thread hangs in a job that has stalled: no backup can be made.";
     text.truth("thread_hangs", help, now.thread_hangs);
     let durations: Vec<(&str, &Histogram)> = SCOPES.iter().map(|scope| scope.word()).zip(&counters.durations).collect();

@@ -37,13 +37,13 @@ use std::thread::{Builder, JoinHandle};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 
-use crate::backups::catalog::Catalog;
-use crate::backups::catalog::Found;
+use crate::backups::catalog::{Catalog, Found};
 use crate::backups::details::{Details, Progress};
 use crate::backups::recover;
 use crate::backups::verify;
 use crate::capture::rocksdb::pins;
 use crate::capture::source::{Sources, require_no_file};
+use crate::clock::now_ms;
 use crate::config::Config;
 use crate::control::Stop;
 use crate::disk::lock::Lock;
@@ -131,7 +131,9 @@ impl Service {
         let timetable = Timetable::new(&config.schedules, fastrand::u64(..));
         let parts = Parts { named, sources, catalog };
         let shared = Arc::new(Shared::new(config, parts, timetable, State::new(sender))?);
-        shared.counters.interrupted_count.store(interrupted_count, Relaxed);
+        if interrupted_count > 0 {
+            shared.counters.interruption_ms.store(now_ms(), Relaxed);
+        }
         let threads = Threads::start(&shared, requests)?;
         Ok(Service { shared, role, threads: Mutex::new(Some(threads)), _service_lock: service_lock })
     }
@@ -222,7 +224,7 @@ impl Service {
     /// [`Kind::Io`]: the backup directory, or one of the backups, cannot be read.
     pub fn list_backups(&self) -> Result<Vec<Details>> {
         let details = |found: Found| self.shared.details(&found.id.clone(), Ok(Some(found)));
-        self.shared.catalog.each()?.filter_map(|found| found.and_then(details).transpose()).collect()
+        self.shared.each()?.filter_map(|found| found.and_then(details).transpose()).collect()
     }
 
     /// Cancels the running job, which fails with the reason `shut down`, accepts no more jobs, and waits until the
@@ -306,6 +308,8 @@ impl Role {
 impl Threads {
     fn start(shared: &Arc<Shared>, requests: Receiver<Request>) -> Result<Threads> {
         let (inbox, ticker) = Inbox::new(requests);
+        // Threads are started once.
+        let _ = shared.ticker.set(ticker.clone());
         let mut helpers = Helpers { schedules: None, hooks: None, ticker };
         helpers.start_for(shared, &shared.config())?;
         let working = Arc::clone(shared);

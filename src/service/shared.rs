@@ -8,7 +8,7 @@
 //! - Under that lock nothing is read, written, logged or waited for: a disk that hangs, or a log that is not read, blocks no request
 //!   that does not need it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) timetable: Mutex<Timetable>,
     /// Absent as long as there was no schedule.
     pub(crate) timer: OnceLock<Timer>,
+    /// Wakes the backup thread, which then looks at what there is to do.
+    pub(crate) ticker: OnceLock<Sender<()>>,
     pub(crate) state: Mutex<State>,
 }
 
@@ -71,7 +73,8 @@ pub(crate) struct State {
     pub(crate) jobs: HashMap<BackupId, Job>,
     /// The job that has the backup thread.
     pub(crate) running: Option<BackupId>,
-    pub(crate) exclusive_bytes: HashMap<BackupId, u64>,
+    /// For each backup that existed at the last count; an empty map has to be counted.
+    pub(crate) exclusive_bytes: HashMap<BackupId, Option<u64>>,
     /// Work that the backup thread does only between backups; the next request stops it.
     pub(crate) idle_work: Option<Arc<Control>>,
     /// The queue of the thread that runs hooks; absent if there are none, and once no more are accepted.
@@ -208,6 +211,7 @@ impl Shared {
             limit: Arc::new(AtomicU64::new(config.limit_bytes_per_second.unwrap_or(0))),
             timetable: Mutex::new(timetable),
             timer: OnceLock::new(),
+            ticker: OnceLock::new(),
             state: Mutex::new(state),
             config: Mutex::new(Arc::new(config)),
         })
@@ -236,7 +240,7 @@ impl Shared {
         let on_disk = found.and_then(|found| found.map(|found| Details::of(&self.catalog, found)).transpose());
         let (mapped, exclusive_bytes) = {
             let state = self.state.lock();
-            (state.jobs.get(id).map(Job::mapped), state.exclusive_bytes.get(id).copied())
+            (state.jobs.get(id).map(Job::mapped), state.exclusive_bytes.get(id).copied().flatten())
         };
         let deleted = |job: &Mapped| job.status != Status::InProgress && self.is_deleted(id);
         let details = match (mapped.filter(|job| !deleted(job)), on_disk) {
@@ -295,10 +299,38 @@ impl Shared {
         let mut before = std::mem::take(&mut self.state.lock().exclusive_bytes);
         let count = |Found { id, .. }: Found| {
             let known = before.remove(&id).filter(|_| began.elapsed() > COUNTING_LIMIT);
-            let bytes = known.or_else(|| self.catalog.exclusive_bytes(&id))?;
-            Some((id, bytes))
+            let bytes = known.unwrap_or_else(|| self.catalog.exclusive_bytes(&id));
+            (id, bytes)
         };
-        let counted = readable.filter_map(count).collect();
+        let counted = readable.map(count).collect();
         self.state.lock().exclusive_bytes = counted;
+    }
+
+    /// The identifiers of all backups, the newest first. If one is gone whose bytes were counted, another process has deleted it, and others
+    /// may hold alone now what they shared with it: then all these figures are forgotten, and the backup thread counts again when it has
+    /// nothing else to do.
+    pub(crate) fn ids_newest_first(&self) -> Result<Vec<BackupId>> {
+        let ids = self.catalog.ids_newest_first()?;
+        let is_there: HashSet<&BackupId> = ids.iter().collect();
+        let mut state = self.state.lock();
+        if !state.exclusive_bytes.keys().all(|id| is_there.contains(id)) {
+            state.exclusive_bytes.clear();
+            // A tick that is there already is enough.
+            let _ = self.ticker.get().map(|ticker| ticker.try_send(()));
+        }
+        drop(state);
+        Ok(ids)
+    }
+
+    /// Every backup, the newest first.
+    pub(crate) fn each(&self) -> Result<impl Iterator<Item = Result<Found>>> {
+        Ok(self.ids_newest_first()?.into_iter().filter_map(|id| self.catalog.find(&id).transpose()))
+    }
+
+    /// Counts again what was forgotten.
+    pub(crate) fn count_forgotten_bytes(&self) {
+        if self.state.lock().exclusive_bytes.is_empty() {
+            self.count_exclusive_bytes();
+        }
     }
 }

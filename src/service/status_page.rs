@@ -112,7 +112,7 @@ fn render(shared: &Shared, now_ms: u64) -> Result<String> {
 }
 
 fn look(shared: &Shared) -> Result<Seen> {
-    let ids = shared.catalog.ids_newest_first()?;
+    let ids = shared.ids_newest_first()?;
     let mut seen = Seen { all_count: ids.len(), ..Seen::default() };
     for id in ids.iter().take(ROWS_MAX) {
         seen.rows.extend(shared.listed(id)?);

@@ -40,7 +40,7 @@ pub(crate) struct Inbox {
 /// What has arrived.
 enum Arrived {
     Request(Request),
-    /// The timer has ended its wait.
+    /// The timer has ended its wait, or there is something to count.
     Tick,
     Nothing,
     /// No more requests are accepted.
@@ -130,7 +130,10 @@ pub(crate) fn work(shared: &Arc<Shared>, inbox: &Inbox) {
                 let is_good = matches!(make(shared, request, inbox), Outcome::Good(_));
                 todo = todo.after(is_good);
             }
-            Arrived::Tick => todo = todo.after(false),
+            Arrived::Tick => {
+                shared.count_forgotten_bytes();
+                todo = todo.after(false);
+            }
             _ if todo.is_to_look => {
                 todo.is_to_look = false;
                 if let Some(is_good) = make_due(shared, inbox) {

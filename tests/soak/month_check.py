@@ -258,7 +258,7 @@ class Judge:
 
     def shows_interrupted(self, id, pact, metrics):
         """A backup that was being made when the service was killed is a failure, which must be seen after the restart."""
-        if metrics.get("interrupted_backups_total"):
+        if metrics.get("interruption_timestamp_seconds"):
             return
         if metrics.get('scope_last_failure_id{scope="%s"}' % ("rocksdb,pact" if pact else "rocksdb"), 0) < int(id):
             self.fault("visible", "backup %s was interrupted, and after the restart no metric has it" % id)

@@ -15,8 +15,8 @@ use chainweb_backup::{
 };
 
 use crate::fixture::{
-    BLOCKS, Node, PACT, QUICK, ROCKSDB, Tree, call, config, make, make_done, make_failed, names, record, settled, tree,
-    wait_end, wait_until, whole,
+    BLOCKS, Node, PACT, QUICK, ROCKSDB, Tree, call, config, make, make_done, make_failed, names, paths, record,
+    settled, tree, wait_end, wait_until, whole,
 };
 
 fn now_ms() -> u64 {
@@ -65,6 +65,21 @@ fn a_good_backup_holds_what_the_node_held_and_its_record_tells_it() {
     assert_eq!(viewed.iter().map(|b| &b.id).collect::<Vec<_>>(), listed.iter().map(|b| &b.id).collect::<Vec<_>>());
     assert_eq!(check_backup_in(&node.backups(), &id).unwrap().unwrap().record, listed[0].record);
     assert_eq!(list_backups_in(&node.root().join("none")).unwrap_err().kind(), Kind::Usage);
+}
+
+#[test]
+fn what_a_deletion_by_another_process_leaves_to_one_backup_alone_is_counted_again() {
+    let node = Node::new();
+    let service = node.start();
+    let [first, last] = [make_done(&service, ROCKSDB), make_done(&service, ROCKSDB)];
+    for sst in paths(&node.rocksdb()).iter().filter(|path| path.extension().is_some_and(|e| e == "sst")) {
+        fs::remove_file(sst).unwrap(); // as by a compaction: only the backups have it now
+    }
+    delete_backup(&node.backups(), first.as_str()).unwrap();
+    let alone = check_backup_in(&node.backups(), &last).unwrap().unwrap().exclusive_bytes;
+    wait_until("the bytes of the other backup are counted", || {
+        service.list_backups().unwrap().iter().map(|b| (&b.id, b.exclusive_bytes)).eq([(&last, alone)])
+    });
 }
 
 #[test]
