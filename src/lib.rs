@@ -14,9 +14,10 @@
 //! words     no I/O
 //!           clock control database_files error fault id units
 //! config    what was configured
-//!           file hooks numbers schedule tree
+//!           access file hooks numbers schedule tree
 //! disk      every change that we make to the file system
-//!           copy fault_gate file_id holders increment lock medium mounts nofollow off_heap permissions piece_sums quiet_reader sum sys unsynced
+//!           copy fault_gate file_id holders increment lock medium mounts nofollow off_heap permissions piece_sums quiet_reader sum sys tokens
+//!           unsynced
 //! format    our own names and durable formats
 //!           drill hooks layout manifest pact_sums record seal start_proof
 //! capture   a source becomes a directory of synced files
@@ -34,10 +35,10 @@
 //!           answers counters doctor fill hook_runs increments job listing making metrics repair shared status_page summary textfile timer
 //!           timetable watchdog worker
 //! http      words in, words out
-//!           accept connections head listener routes
+//!           accept connections door head listener routes
 //! ```
-//! The program is `src/bin/chainweb-backup`: `args`, `line` and `rules` (what was typed), `plan` (what it means), `reload` (what changes at
-//! SIGHUP), `action` and `commands` (what is done with backups), `table` (of `list`), `doctor`, `status`, `pages` (help, completions),
+//! The program is `src/bin/chainweb-backup`: `args`, `line`, `rules` and `door` (what was typed), `plan` (what it means), `reload` (what
+//! changes at SIGHUP), `action` and `commands` (what is done with backups), `table` (of `list`), `doctor`, `status`, `pages` (help, completions),
 //! `terminal`.
 //!
 //! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere else.
@@ -83,6 +84,7 @@ pub use backups::verify::VerifyOptions;
 pub use capture::rocksdb::{heights_json, inspect_json, open_json};
 pub use capture::source::{RocksSource, Sources, SqliteSource, require_no_half_restore, resolve_trusted};
 pub use capture::start_proof::starts_json;
+pub use config::access::{Access, Hosts, OpenEndpoint, Tokens, parse_host, parse_open_endpoint};
 pub use config::file::{FileConfig, parse_file};
 pub use config::hooks::{Event, FileHooks, Hooks};
 pub use config::schedule::{Interval, KeepRules, Policy, Schedule, TimeOfDay, parse_interval, parse_time_of_day};
@@ -96,6 +98,7 @@ pub use control::{Control, Phase, Stop};
 #[doc(hidden)]
 pub use disk::fault_gate as gate;
 pub use disk::sys::step_back;
+pub use disk::tokens::read_tokens;
 pub use error::{Error, Kind, Result};
 pub use fault::Fault;
 pub use format::drill::Drill;
@@ -120,13 +123,14 @@ pub use rocksdb;
 pub use {rouille, rusqlite};
 
 /// The pages of the [`manual`], topic and text, for `chainweb-backup help TOPIC`.
-pub const MANUAL: [(&str, &str); 11] = [
+pub const MANUAL: [(&str, &str); 12] = [
     ("api", include_str!("manual/api.md")),
     ("commands", include_str!("manual/commands.md")),
     ("configuration", include_str!("manual/configuration.md")),
     ("monitoring", include_str!("manual/monitoring.md")),
     ("format", include_str!("manual/format.md")),
     ("performance", include_str!("manual/performance.md")),
+    ("proxies", include_str!("manual/proxies.md")),
     ("one-disk", include_str!("manual/one-disk.md")),
     ("container", include_str!("manual/container.md")),
     ("embedding", include_str!("manual/embedding.md")),
@@ -158,4 +162,6 @@ pub mod manual {
     pub mod one_disk {}
     #[doc = include_str!("manual/performance.md")]
     pub mod performance {}
+    #[doc = include_str!("manual/proxies.md")]
+    pub mod proxies {}
 }

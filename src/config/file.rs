@@ -19,6 +19,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::chainweb::key;
+use crate::config::access::{HOSTS_MAX, OpenEndpoint, parse_host, parse_open_endpoint};
 use crate::config::hooks::{FileHooks, MAX_COMMANDS, MAX_TIME_LIMIT, require_command};
 use crate::config::numbers::whole;
 use crate::config::schedule::{KeepRules, MAX_SCHEDULES, Schedule, parse_interval, parse_time_of_day};
@@ -47,7 +48,16 @@ const BACKUP_KEYS: &[&str] = &[
     "sums",
     "verify",
 ];
-const API_KEYS: &[&str] = &[key::API_ENABLED, "interface", "port", key::API_CONFIGURATION];
+const API_KEYS: &[&str] = &[
+    key::API_ENABLED,
+    "interface",
+    "port",
+    "authTokenFile",
+    "open",
+    "allowedHosts",
+    "allowUnauthenticated",
+    key::API_CONFIGURATION,
+];
 const SCHEDULE_KEYS: &[&str] = &["every", "at", "pact", "jitter"];
 const KEEP_KEYS: &[&str] = &["last", "daily", "weekly", "monthly"];
 const HOOK_KEYS: &[&str] = &["before", "onVerified", "afterSuccess", "afterFailure", "limitSeconds"];
@@ -61,6 +71,8 @@ enum Expected {
     Bool,
     Address,
     Port,
+    Endpoints,
+    Hosts,
     Percent,
     Seconds,
     Interval,
@@ -83,6 +95,8 @@ impl fmt::Display for Expected {
             Expected::Bool => "true or false",
             Expected::Address => "an IP address",
             Expected::Port => "a port number from 0 to 65535",
+            Expected::Endpoints => "a list of check-backup, health-check and metrics",
+            Expected::Hosts => "a list of names of hosts",
             Expected::Percent => "a whole number from 0 to 100",
             Expected::Seconds => "a number of seconds",
             Expected::Interval => "an interval with its unit, like 24h",
@@ -119,6 +133,14 @@ pub struct FileConfig {
     pub interface: Option<IpAddr>,
     /// `backup.api.port`; never the node's `serviceApi.port`
     pub port: Option<u16>,
+    /// `backup.api.authTokenFile`
+    pub auth_token_file: Option<PathBuf>,
+    /// `backup.api.open`
+    pub open_endpoints: Option<Vec<OpenEndpoint>>,
+    /// `backup.api.allowedHosts`
+    pub allowed_hosts: Option<Vec<String>>,
+    /// `backup.api.allowUnauthenticated`
+    pub allow_unauthenticated: Option<bool>,
     /// `backup.nodeVersion`
     pub node_version: Option<String>,
     /// `backup.reserveBytes`
@@ -158,6 +180,10 @@ impl FileConfig {
             pin_directory: self.pin_directory.or(other.pin_directory),
             interface: self.interface.or(other.interface),
             port: self.port.or(other.port),
+            auth_token_file: self.auth_token_file.or(other.auth_token_file),
+            open_endpoints: self.open_endpoints.or(other.open_endpoints),
+            allowed_hosts: self.allowed_hosts.or(other.allowed_hosts),
+            allow_unauthenticated: self.allow_unauthenticated.or(other.allow_unauthenticated),
             node_version: self.node_version.or(other.node_version),
             reserve_bytes: self.reserve_bytes.or(other.reserve_bytes),
             pact_method: self.pact_method.or(other.pact_method),
@@ -242,12 +268,24 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
         schedules: schedules(backup, &prefix)?,
         keep: keep(backup, &prefix)?,
         hooks: hooks(backup, &prefix)?,
-        api_enabled: value(api, &api_prefix, key::API_ENABLED, Expected::Bool, |node| node.as_bool().map(Ok))?,
-        interface: text(api, &api_prefix, "interface", Expected::Address, parse_interface)?,
-        port: value(api, &api_prefix, "port", Expected::Port, |node| match node {
+        ..read_api(api, &api_prefix)?
+    })
+}
+
+/// Reads the `api` section.
+fn read_api(api: &Entries, prefix: &str) -> Said<FileConfig> {
+    let truth = |key: &str| value(api, prefix, key, Expected::Bool, |node| node.as_bool().map(Ok));
+    Ok(FileConfig {
+        api_enabled: truth(key::API_ENABLED)?,
+        interface: text(api, prefix, "interface", Expected::Address, parse_interface)?,
+        port: value(api, prefix, "port", Expected::Port, |node| match node {
             Node::Plain(p) if p.bytes().all(|b| b.is_ascii_digit()) => p.parse().ok().map(Ok),
             _ => None,
         })?,
+        auth_token_file: path(api, prefix, "authTokenFile")?,
+        open_endpoints: texts(api, prefix, "open", Expected::Endpoints, parse_open_endpoint)?,
+        allowed_hosts: texts(api, prefix, "allowedHosts", Expected::Hosts, parse_host)?,
+        allow_unauthenticated: truth("allowUnauthenticated")?,
         ..FileConfig::default()
     })
 }
@@ -408,6 +446,23 @@ fn text<T>(
         Node::Plain(_) if node.as_bool().is_some() || node.is_number() => None,
         Node::Plain(t) | Node::Text(t) => Some(convert(t).map_err(|e| e.to_string())),
         Node::List(_) | Node::Map(_) => None,
+    })
+}
+
+/// A list of texts.
+fn texts<T>(
+    entries: &Entries,
+    prefix: &str,
+    key: &str,
+    expected: Expected,
+    convert: impl Fn(&str) -> Result<T>,
+) -> Said<Option<Vec<T>>> {
+    value(entries, prefix, key, expected, |node| {
+        let all = words(node)?;
+        if all.len() > HOSTS_MAX {
+            return Some(Err(format!("{} items are too many: write at most {HOSTS_MAX}", all.len())));
+        }
+        Some(all.iter().map(|text| convert(text).map_err(|e| e.to_string())).collect())
     })
 }
 

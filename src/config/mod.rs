@@ -2,6 +2,7 @@
 //!
 //! Pure functions over text.
 
+pub(crate) mod access;
 pub(crate) mod file;
 pub(crate) mod hooks;
 pub(crate) mod numbers;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::chainweb::{DEFAULT_VERSION, key};
+use crate::config::access::Access;
 use crate::config::hooks::Hooks;
 use crate::config::numbers::{unit_seconds, whole};
 use crate::config::schedule::{Policy, Schedule};
@@ -139,6 +141,8 @@ pub struct Config {
     pub backup_directory: PathBuf,
     /// Whether the backup endpoints answer; off by default. Health and metrics always answer.
     pub api_enabled: bool,
+    /// Who may use the HTTP interface.
+    pub access: Access,
     /// The `{chainwebVersion}` of the URL prefix; `None` accepts any.
     pub chainweb_version: Option<String>,
     /// The node's version for `x-chainweb-node-version`; `None` is sent as `unknown`.
@@ -173,6 +177,7 @@ impl Config {
         Config {
             backup_directory: backup_directory.into(),
             api_enabled: false,
+            access: Access::default(),
             chainweb_version: None,
             node_version: None,
             reserve_bytes: None,
@@ -195,6 +200,9 @@ impl Config {
         let limit = |config: &Config| config.limit_bytes_per_second.unwrap_or(0);
         let differs = [
             ("backup.api.enabled", self.api_enabled != other.api_enabled),
+            ("backup.api.authTokenFile", self.access.tokens != other.access.tokens),
+            ("backup.api.open", self.access.open != other.access.open),
+            ("backup.api.allowedHosts", self.access.hosts != other.access.hosts),
             (key::CHAINWEB_VERSION, self.chainweb_version != other.chainweb_version),
             ("backup.nodeVersion", self.node_version != other.node_version),
             ("backup.reserveBytes", self.reserve_bytes != other.reserve_bytes),

@@ -30,6 +30,7 @@ pub(crate) mod piece_sums;
 pub(crate) mod quiet_reader;
 pub(crate) mod sum;
 pub(crate) mod sys;
+pub(crate) mod tokens;
 pub(crate) mod unsynced;
 
 use std::ffi::OsStr;

@@ -39,7 +39,7 @@ pub(crate) fn parse(bytes: &[u8], body_bytes: usize) -> std::result::Result<Opti
         Err(_) => return Err((400, "the request is not well-formed HTTP")),
     };
     let text = |h: &httparse::Header| (h.name.to_owned(), String::from_utf8_lossy(h.value).trim_ascii().to_owned());
-    let headers: Vec<(String, String)> = request.headers.iter().map(text).collect();
+    let mut headers: Vec<(String, String)> = request.headers.iter().map(text).collect();
     let values = |name: &'static str| {
         headers.iter().filter(move |(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     };
@@ -47,7 +47,8 @@ pub(crate) fn parse(bytes: &[u8], body_bytes: usize) -> std::result::Result<Opti
     if hosts > 1 || (current && hosts == 0) {
         return Err((400, "an HTTP/1.1 request has one Host header"));
     }
-    let url = path(request.path.unwrap_or_default()).ok_or((400, "the target is neither a path nor an http URL"))?;
+    let (authority, url) =
+        target(request.path.unwrap_or_default()).ok_or((400, "the target is neither a path nor an http URL"))?;
     if values("Transfer-Encoding").next().is_some() {
         return Err((411, "send the body with Content-Length instead of Transfer-Encoding"));
     }
@@ -65,20 +66,31 @@ pub(crate) fn parse(bytes: &[u8], body_bytes: usize) -> std::result::Result<Opti
     }
     let asks = |word| values("Connection").flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(word));
     let keep_alive = !asks("close") && (current || asks("keep-alive"));
+    if let Some(authority) = authority {
+        // It is in the place of Host, whatever that says (RFC 9112, 3.2.2).
+        headers.retain(|(key, _)| !key.eq_ignore_ascii_case("Host"));
+        headers.push(("Host".to_owned(), authority.to_owned()));
+    }
     let method = request.method.unwrap_or_default().to_owned();
     Ok(Some((Head { method, url, headers, length, expects, keep_alive }, used)))
 }
 
-/// Path and query of a request target: the target itself, or the part of an absolute URL after its authority.
-fn path(target: &str) -> Option<String> {
+/// The authority of a request target, if it is an absolute URL; its path and query.
+fn target(target: &str) -> Option<(Option<&str>, String)> {
     let rest = ["http://", "https://"].iter().find_map(|scheme| target.strip_prefix(scheme));
-    let path = rest.map_or(target, |rest| &rest[rest.find(['/', '?']).unwrap_or(rest.len())..]);
-    let slash = if rest.is_some() && !path.starts_with('/') { "/" } else { "" };
-    Some(format!("{slash}{path}")).filter(|url| url.starts_with('/'))
+    let (authority, path) = match rest {
+        Some(rest) => {
+            let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            (Some(authority), path)
+        }
+        None => (None, target),
+    };
+    let slash = if authority.is_some() && !path.starts_with('/') { "/" } else { "" };
+    Some((authority, format!("{slash}{path}"))).filter(|(_, url)| url.starts_with('/'))
 }
 
 const REASONS: &str = "200 OK|400 Bad Request|401 Unauthorized|403 Forbidden|404 Not Found|405 Method Not Allowed|\
-    408 Request Timeout|411 Length Required|413 Content Too Large|417 Expectation Failed|500 Internal Server Error|\
+    408 Request Timeout|411 Length Required|413 Content Too Large|417 Expectation Failed|421 Misdirected Request|500 Internal Server Error|\
     431 Request Header Fields Too Large|503 Service Unavailable|505 HTTP Version Not Supported";
 
 /// A response to be sent: its head, and a body that is read piece by piece while it is sent.

@@ -1,7 +1,8 @@
-//! The HTTP interface: the routes and their answers, and the listener of the program.
+//! The HTTP interface: who is let in, the routes and their answers, and the listener of the program.
 
 pub(crate) mod accept;
 pub(crate) mod connections;
+pub(crate) mod door;
 pub(crate) mod head;
 pub(crate) mod listener;
 pub(crate) mod routes;

@@ -3,7 +3,9 @@
 //! Invariants
 //! - Routing uses the raw URL; each segment and parameter is decoded once. An identifier becomes a [`BackupId`], or the answer
 //!   is 404.
-//! - Every answer has `x-peer-addr`, `x-server-timestamp` and `x-chainweb-node-version`.
+//! - Every answer has `x-peer-addr`, `x-server-timestamp` and `x-chainweb-node-version`, and the headers that keep other sites from using
+//!   it in their pages.
+//! - Nothing is answered to a request that the door does not let in, see `door`.
 //! - For a path that is not ours the answer is `None`: the embedder's own routes work beside ours.
 //! - A request with an unknown parameter or with a body is an error, because we would ignore it. Parameters go into the query.
 //! - Nothing here touches a source or changes the catalog.
@@ -17,10 +19,12 @@ use rouille::{Request, Response, ResponseBody};
 use crate::backups::details::Details;
 use crate::chainweb::API_PREFIX;
 use crate::clock::now_ms;
+use crate::config::access::OpenEndpoint;
 use crate::config::suggest;
 use crate::error::{Error, Kind};
 use crate::format::record::Scope;
 use crate::http::accept;
+use crate::http::door::{self, FromElsewhere, Refused, Room};
 use crate::id::BackupId;
 use crate::service::Service;
 use crate::service::answers::{Held, Page};
@@ -43,6 +47,14 @@ const BODY_BYTES: u64 = 1024;
 /// How long a client that was refused should wait: by then the connections of slow clients are closed.
 const RETRY_SECONDS: &str = "5";
 
+/// No page of another site may have it as a script, an image or a frame, take it for another type, or tell its address; no cache keeps it.
+const GUARDS: [(&str, &str); 4] = [
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+];
+
 /// The routes, as [`Service::handle`] serves them; the manual has the same list, which a test compares.
 pub const ROUTES: [&str; 6] = [
     "POST /make-backup",
@@ -64,12 +76,14 @@ enum Route<'a> {
 
 impl Service {
     /// Answers a request that is ours: the backup endpoints, `/health-check`, `/metrics` and `/status-page`, each also below
-    /// `/chainweb/0.0/{chainwebVersion}`. `None` for every other path. Mount it in the node's own rouille server.
+    /// `/chainweb/0.0/{chainwebVersion}`. `None` for every other path. Mount it in the node's own rouille server. A request that
+    /// [`Config::access`](crate::Config) does not let in is answered, too: 421, 403 or 401.
     pub fn handle(&self, request: &Request) -> Option<Response> {
         let url = request.raw_url();
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
         let route = self.route(path)?;
-        let response = answer(self, &route, request, query);
+        let response =
+            self.refuse(route.room(request), request).unwrap_or_else(|| answer(self, &route, request, query));
         self.shared().counters.requests.count(route.name(), response.status_code);
         Some(self.decorate(response, &request.remote_addr().to_string()))
     }
@@ -78,10 +92,14 @@ impl Service {
     /// every other path.
     pub fn not_found(&self, request: &Request) -> Response {
         let url = request.raw_url();
-        let response = match url.split_once('?').unwrap_or((url, "")) {
-            ("/", query) => answer(self, &Route::Page, request, query),
-            _ => text(404, "no such endpoint"),
+        let (room, route) = match url.split_once('?').unwrap_or((url, "")) {
+            ("/", query) => (Route::Page.room(request), Some((Route::Page, query))),
+            _ => (Room { open_as: None, from_elsewhere: FromElsewhere::Permitted }, None),
         };
+        let response = self.refuse(room, request).unwrap_or_else(|| match route {
+            Some((page, query)) => answer(self, &page, request, query),
+            None => text(404, "no such endpoint"),
+        });
         self.shared().counters.requests.count(OTHER_ENDPOINT, response.status_code);
         self.decorate(response, &request.remote_addr().to_string())
     }
@@ -92,9 +110,20 @@ impl Service {
         self.decorate(response, &peer.to_string())
     }
 
+    /// The answer to a request that is not let in.
+    fn refuse(&self, room: Room, request: &Request) -> Option<Response> {
+        let Refused { status, sentence, challenges } = door::refuse(&self.shared().config().access, room, request)?;
+        let with = |response: Response, challenge: &&'static str| {
+            response.with_additional_header("WWW-Authenticate", *challenge)
+        };
+        Some(challenges.iter().fold(text(status, &sentence), with))
+    }
+
     fn decorate(&self, response: Response, peer: &str) -> Response {
         let version = self.shared().config().node_version.clone().unwrap_or_else(|| "unknown".to_owned());
-        response
+        let guarded =
+            GUARDS.into_iter().fold(response, |response, (name, value)| response.with_unique_header(name, value));
+        guarded
             .with_unique_header("x-peer-addr", peer.to_owned())
             .with_unique_header("x-server-timestamp", (now_ms() / 1000).to_string())
             .with_unique_header("x-chainweb-node-version", version)
@@ -137,6 +166,19 @@ impl Route<'_> {
         }
     }
 
+    /// What the door must know of it.
+    fn room(&self, request: &Request) -> Room {
+        let (open_as, from_elsewhere) = match self {
+            Route::Make | Route::List => (None, FromElsewhere::Refused),
+            Route::Check(_) if wants_json(request) => (None, FromElsewhere::Refused),
+            Route::Page => (None, FromElsewhere::Link),
+            Route::Check(_) => (Some(OpenEndpoint::CheckBackup), FromElsewhere::Permitted),
+            Route::Health => (Some(OpenEndpoint::HealthCheck), FromElsewhere::Permitted),
+            Route::Metrics => (Some(OpenEndpoint::Metrics), FromElsewhere::Permitted),
+        };
+        Room { open_as, from_elsewhere }
+    }
+
     fn parameters(&self) -> &'static [&'static str] {
         match self {
             Route::Make => &["backupPact"],
@@ -156,9 +198,6 @@ fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> R
     if !allowed.contains(&request.method()) {
         let allow = allowed.join(", ");
         return text(405, &format!("use {}", allowed[0])).with_unique_header("Allow", allow);
-    }
-    if post && is_cross_site(request) {
-        return text(403, "requests from other web sites are refused");
     }
     let known = route.parameters();
     let parameters = match parse_query(query, known).and_then(|found| no_body(request, known).map(|()| found)) {
@@ -202,8 +241,7 @@ fn make(service: &Service, request: MakeRequest) -> Response {
 fn check(service: &Service, segment: &str, request: &Request) -> Response {
     let decoded = percent_decode_str(segment).decode_utf8().ok();
     let Some(id) = decoded.and_then(|d| BackupId::parse(&d)) else { return text(404, "no such backup") };
-    let accept = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case("Accept")).map(|(_, value)| value);
-    let answer = if accept::prefers_json(accept) {
+    let answer = if wants_json(request) {
         let held = |details: &Details| service.hold_json(details).map_or_else(too_much, |held| shared(JSON, held));
         service.details(&id).map(|found| found.map(|details| (held(&details), details.scope)))
     } else {
@@ -214,6 +252,11 @@ fn check(service: &Service, segment: &str, request: &Request) -> Response {
         Ok(None) => text(404, "no such backup"),
         Err(e) => failure(&e),
     }
+}
+
+fn wants_json(request: &Request) -> bool {
+    let accept = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case("Accept")).map(|(_, value)| value);
+    accept::prefers_json(accept)
 }
 
 /// A page of the list; if more pages follow, `Link` has the next one.
@@ -336,16 +379,6 @@ fn decode(encoded: &str) -> String {
 fn printable(sent: &str) -> String {
     let short: String = sent.chars().take(64).collect();
     format!("{short:?}")
-}
-
-/// Whether the headers of a browser say that a page of another site sends this. Other programs send neither header.
-fn is_cross_site(request: &Request) -> bool {
-    let other_site = request.header("Sec-Fetch-Site").is_some_and(|site| !matches!(site, "same-origin" | "none"));
-    let other_origin = request.header("Origin").is_some_and(|origin| {
-        let authority = origin.split_once("://").map_or(origin, |(_, authority)| authority);
-        request.header("Host").is_none_or(|host| !host.eq_ignore_ascii_case(authority))
-    });
-    other_site || other_origin
 }
 
 /// Plain text, without a trailing newline.

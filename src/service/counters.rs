@@ -20,7 +20,7 @@ pub(crate) const ENDPOINTS: [&str; 7] =
 pub(crate) const OTHER_ENDPOINT: &str = "other";
 
 /// The status codes by which requests are counted; one more stands for all others.
-const CODES: [u16; 14] = [200, 400, 403, 404, 405, 408, 411, 413, 417, 431, 500, 503, 505, 507];
+const CODES: [u16; 16] = [200, 400, 401, 403, 404, 405, 408, 411, 413, 417, 421, 431, 500, 503, 505, 507];
 
 /// Both scopes, each at its own place.
 pub(crate) const SCOPES: [Scope; 2] = [Scope::Rocksdb, Scope::RocksdbAndPact];

@@ -129,7 +129,7 @@ impl Client {
     }
 
     fn ask(&mut self, method: &str, path: &str) -> Answer {
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
         self.stream.write_all(request.as_bytes()).unwrap();
         self.buffer.clear();
         loop {

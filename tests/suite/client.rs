@@ -100,7 +100,7 @@ impl Client {
 
 /// Sends one request on a new connection; the error says why there is no answer.
 pub fn request(to: SocketAddr, method: &str, path: &str, more: &[(&str, &str)], body: &[u8]) -> io::Result<Reply> {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     more.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     if !body.is_empty() {
         head += &format!("Content-Length: {}\r\n", body.len());

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chainweb_backup::{
-    Config, Depth, FILE_BYTES_MAX, FileConfig, FileHooks, Hooks, KeepRules, Kind, PactMethod, Policy, Schedule, Sums,
-    parse_file, parse_interface, parse_name, parse_size, parse_time_of_day, suggest,
+    Config, Depth, FILE_BYTES_MAX, FileConfig, FileHooks, Hooks, KeepRules, Kind, OpenEndpoint, PactMethod, Policy,
+    Schedule, Sums, parse_file, parse_host, parse_interface, parse_name, parse_open_endpoint, parse_size,
+    parse_time_of_day, suggest,
 };
 use proptest::prelude::*;
 
@@ -57,7 +58,9 @@ fn the_nodes_own_file_is_accepted_unchanged() {
 
 #[test]
 fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
-    let section = r#"{"api": {"enabled": true, "interface": "0.0.0.0", "port": 2000, "configuration": {"x": [1]}},
+    let section = r#"{"api": {"enabled": true, "interface": "0.0.0.0", "port": 2000, "configuration": {"x": [1]},
+            "authTokenFile": "/t", "open": ["metrics", "check-backup"], "allowedHosts": ["A.example.org"],
+            "allowUnauthenticated": false},
         "directory": "/b", "nodeVersion": "2.31.1", "reserveBytes": "10 GiB", "pactMethod": "clone",
         "rocksdbDirectory": "/r", "sqliteDirectory": "/s", "pinDirectory": "/p",
         "sums": "all", "verify": "deep", "rereadPercent": 100, "stallSeconds": 60, "limitBytesPerSecond": "100MB",
@@ -77,6 +80,10 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
         pin_directory: Some(PathBuf::from("/p")),
         interface: Some(Ipv4Addr::UNSPECIFIED.into()),
         port: Some(2000),
+        auth_token_file: Some(PathBuf::from("/t")),
+        open_endpoints: Some(vec![OpenEndpoint::Metrics, OpenEndpoint::CheckBackup]),
+        allowed_hosts: Some(vec!["a.example.org".to_string()]),
+        allow_unauthenticated: Some(false),
         node_version: Some("2.31.1".to_string()),
         reserve_bytes: Some(10 << 30),
         pact_method: Some(PactMethod::Clone),
@@ -105,7 +112,8 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
         assert_eq!(said(&format!("--- {{{entries}}}")), expected);
     }
     let yaml = "databaseDirectory: /d\nchainwebVersion: testnet06\nbackup:\n  \
-                api: {enabled: yes, interface: '*', port: 2000}\n  directory: /b\n  \
+                api: {enabled: yes, interface: '*', port: 2000, authTokenFile: /t, open: [metrics, check-backup], \
+                allowedHosts: [a.example.org.], allowUnauthenticated: no}\n  directory: /b\n  \
                 nodeVersion: 2.31.1\n  reserveBytes: 10GiB\n  pactMethod: clone\n  \
                 rocksdbDirectory: /r\n  sqliteDirectory: /s\n  pinDirectory: /p\n  sums: all\n  verify: deep\n  rereadPercent: 100\n  stallSeconds: 60\n  limitBytesPerSecond: 100 MB\n  \
                 schedule:\n  - {every: 24h, at: 03:00, pact: yes, jitter: 600s}\n  keep: {last: 3, daily: 7, weekly: 4, monthly: 12}\n  \
@@ -149,7 +157,11 @@ fn unknown_keys_below_backup_are_refused_with_the_right_one() {
         ),
         (
             "backup: {api: {enable: true}}",
-            &["`backup.api.enable`", "`enabled`", "enabled, interface, port, configuration"],
+            &[
+                "`backup.api.enable`",
+                "`enabled`",
+                "enabled, interface, port, authTokenFile, open, allowedHosts, allowUnauthenticated, configuration",
+            ],
         ),
         (r#"{"backup": {"Directory": "/b"}}"#, &["`backup.Directory`", "did you mean `directory`"]),
         ("backup: {reserve-bytes: 5}", &["did you mean `reserveBytes`"]),
@@ -195,6 +207,25 @@ fn wrong_types_name_the_key_what_was_found_and_what_is_expected() {
         ("backup: {api: {port: '80'}}", &["found the text `80` (remove the quotes)"]),
         ("backup: {api: {interface: 5}}", &["`backup.api.interface` must be an IP address, found the number `5`"]),
         ("backup: {api: {interface: eth0}}", &["`backup.api.interface`", "`eth0` is not an IP address", "127.0.0.1"]),
+        ("backup: {api: {authTokenFile: 5}}", &["`backup.api.authTokenFile` must be a path, found the number `5`"]),
+        ("backup: {api: {authTokenFile: ~/token}}", &["`backup.api.authTokenFile`", "begins with ~"]),
+        (
+            "backup: {api: {open: metrics}}",
+            &["`backup.api.open` must be a list of check-backup, health-check and metrics", "found the text `metrics`"],
+        ),
+        (
+            "backup: {api: {open: [list-backups]}}",
+            &["`backup.api.open`: `list-backups` cannot be open", "use check-backup, health-check or metrics"],
+        ),
+        ("backup: {api: {open: [[metrics]]}}", &["`backup.api.open` must be a list of check-backup"]),
+        ("backup: {api: {allowedHosts: a.example}}", &["`backup.api.allowedHosts` must be a list of names of hosts"]),
+        (
+            "backup: {api: {allowedHosts: ['http://a.example/']}}",
+            &["`backup.api.allowedHosts`: `http://a.example/` is no name of a host", "write the name alone"],
+        ),
+        ("backup: {api: {allowedHosts: ['a.example:80']}}", &["without the port, which is not compared"]),
+        ("backup: {api: {allowedHosts: ['*.example']}}", &["no patterns"]),
+        ("backup: {api: {allowUnauthenticated: 1}}", &["must be true or false, found the number `1`"]),
         ("backup: {directory: [a]}", &["`backup.directory` must be a path, found a list"]),
         ("backup: {directory: ''}", &["`backup.directory`", "the path is empty", "null"]),
         ("chainweb: {backup: {nodeVersion: 2.30}}", &["`chainweb.backup.nodeVersion`", "number `2.30`", "in quotes"]),
@@ -373,6 +404,49 @@ fn interfaces_and_names() {
     }
     for text in ["", "a b", "a/b", "a\r\nb", "ü", &"x".repeat(129)] {
         assert!(parse_name(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn names_of_hosts_and_open_endpoints() {
+    for (text, name) in [
+        ("backup.example.org", "backup.example.org"),
+        ("Backup.Example.ORG.", "backup.example.org"),
+        ("chainweb-backup", "chainweb-backup"),
+        ("a_b", "a_b"),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+    ] {
+        assert_eq!(parse_host(text).ok().as_deref(), Some(name), "{text}");
+    }
+    let long = format!("{}.example", "a.".repeat(130));
+    for (text, remedy) in [
+        ("", "write one like backup.example.org"),
+        (".", "write one like backup.example.org"),
+        ("a..b", "write one like backup.example.org"),
+        ("a b", "write one like backup.example.org"),
+        ("*", "no patterns"),
+        ("*.example.org", "no patterns"),
+        ("bücher.example", "with letters, digits, hyphens and dots"),
+        ("user@host", "with letters, digits, hyphens and dots"),
+        ("a/b", "with letters, digits, hyphens and dots"),
+        (&long, "write one like backup.example.org"),
+        ("a.example:443", "write it without the port"),
+        ("https://a.example", "write the name alone, without http:// and path"),
+        ("127.0.0.1", "an address is always permitted, leave it out"),
+        ("::1", "an address is always permitted, leave it out"),
+        ("[::1]:80", "an address is always permitted, leave it out"),
+    ] {
+        let message = parse_host(text).expect_err(text).chain();
+        assert!(message.contains("is no name of a host") && message.contains(remedy), "{text}: {message}");
+    }
+    for endpoint in [OpenEndpoint::CheckBackup, OpenEndpoint::HealthCheck, OpenEndpoint::Metrics] {
+        assert_eq!(parse_open_endpoint(endpoint.word()).ok(), Some(endpoint));
+    }
+    for text in ["", "make-backup", "list-backups", "status-page", "Metrics", "metrics,health-check", "/metrics", "*"] {
+        assert!(
+            parse_open_endpoint(text).expect_err(text).chain().contains("cannot be open: use check-backup"),
+            "{text}"
+        );
     }
 }
 

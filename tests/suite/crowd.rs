@@ -73,7 +73,7 @@ fn program() -> PathBuf {
 fn deaf(address: SocketAddr, path: &str) -> TcpStream {
     let mut client = Client::connect(address).unwrap();
     set_socket_recv_buffer_size(&client.stream, 4096).unwrap();
-    client.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")).unwrap();
+    client.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")).unwrap();
     client.stream
 }
 

@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use chainweb_backup::{Decorate, Handler, Kind, Limits, Listener, Stopper};
-use rouille::Response;
+use rouille::{Request, Response};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::client::{Client, get, request};
@@ -38,6 +38,7 @@ fn handler() -> Handler {
             "/health-check" => Response::text("Health check OK."),
             "/count" => Response::text(count.to_string()),
             "/url" => Response::text(request.raw_url()),
+            "/host" => Response::text(values(request, "Host").join(", ")),
             "/big" => Response::text("x".repeat(1024 * 1024)),
             "/panic" => panic!("on purpose, by a test of the listener"),
             "/empty" => Response::empty_204(),
@@ -64,6 +65,10 @@ fn handler() -> Handler {
             _ => Response::empty_404(),
         }
     })
+}
+
+fn values(request: &Request, name: &str) -> Vec<String> {
+    request.headers().filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned()).collect()
 }
 
 fn decorate() -> Decorate {
@@ -308,6 +313,19 @@ fn speaks_http() {
         assert_eq!(get(server.address, target).text(), path, "{target}");
     }
     assert_eq!(get(server.address, "http://h").status, 404);
+    // The authority of a URL takes the place of Host (RFC 9112, 3.2.2).
+    for (target, host) in [
+        ("/host", "localhost"),
+        ("http://evil.example/host", "evil.example"),
+        ("https://evil.example:1849/host?x", "evil.example:1849"),
+        ("http://user@[::1]/host", "user@[::1]"),
+        ("http:///host", ""),
+    ] {
+        assert_eq!(get(server.address, target).text(), host, "{target}");
+    }
+    let mut client = Client::connect(server.address).expect("connect");
+    client.send("GET http://a.example/host HTTP/1.0\r\n\r\n").expect("send");
+    assert_eq!(client.reply().expect("read").expect("an answer").text(), "a.example");
 
     // Bodies: none, in one go, after a pause, at the limit, after a 100 that is asked for and needed.
     assert_eq!(request(server.address, "GET", "/echo", &[], b"{}").expect("an answer").text(), "{}");

@@ -11,6 +11,7 @@ mod client;
 mod config;
 mod crowd;
 mod damage;
+mod door;
 mod faults;
 mod fixture;
 mod heights;

@@ -13,6 +13,7 @@ use clap::builder::{OsStringValueParser, PathBufValueParser, PossibleValue, Poss
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
+use crate::door::Door;
 use crate::rules::{Keep, Times};
 use crate::table::Column;
 
@@ -189,6 +190,8 @@ pub(crate) struct Serve {
     /// Write the address and port listened on to this file
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub(crate) address_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) door: Door,
     #[command(flatten)]
     pub(crate) times: Times,
     #[command(flatten)]
@@ -431,7 +434,7 @@ pub enum Child {
 }
 
 /// A path that a shell has seen: one that begins with `~` would name a directory called `~`.
-fn path() -> impl TypedValueParser<Value = PathBuf> {
+pub(crate) fn path() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| require_no_tilde(&path).map(|()| path).map_err(|e| e.chain()))
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use chainweb_backup::{Finding, Health, Result, examine};
 
 use crate::action::Output;
+use crate::door;
 use crate::plan::ServePlan;
 use crate::terminal::print;
 
@@ -18,8 +19,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// How much of the answer is read at most.
 const ANSWER_BYTES: u64 = 64 * 1024;
 
-/// A name that is in the metrics of every service of this program.
-const OURS: &str = "chainweb_backup_";
+/// What is in the metrics of every service of this program, or in its refusal to show them without a token.
+const OURS: [&str; 2] = ["chainweb_backup_", "realm=\"chainweb-backup\""];
 
 /// Examines the node, the backups and the service of this plan. Returns the exit code: 1 if there is a fault.
 pub fn doctor(plan: &ServePlan, output: Output) -> Result<i32> {
@@ -29,6 +30,7 @@ pub fn doctor(plan: &ServePlan, output: Output) -> Result<i32> {
         health: Health::Warning,
         text: text.clone(),
     }));
+    findings.push(door::finding(plan));
     findings.push(service(SocketAddr::new(plan.interface, plan.port)));
     match output {
         Output::Json => print(&serde_json::to_string(&findings).expect("findings have only string keys"))?,
@@ -51,7 +53,9 @@ fn service(address: SocketAddr) -> Finding {
     }
     let asked = SocketAddr::new(reachable(address.ip()), address.port());
     match metrics(asked) {
-        Ok(answer) if answer.contains(OURS) => finding(Health::Ok, format!("a service answers at {asked}")),
+        Ok(answer) if OURS.iter().any(|ours| answer.contains(ours)) => {
+            finding(Health::Ok, format!("a service answers at {asked}"))
+        }
         Ok(_) => finding(
             Health::Fault,
             format!("another program answers at {asked}: give the service another port (--service-port)"),

@@ -23,7 +23,7 @@ pub(crate) enum Typed {
 
 /// The declaration of the command line, as help, completions and man pages are made from it.
 pub fn program() -> clap::Command {
-    let topics = MANUAL.map(|(topic, _)| topic).join(", ");
+    let topics = MANUAL.map(|(topic, _)| topic).chunks(7).map(|some| some.join(", ")).collect::<Vec<_>>().join(",\n  ");
     let after = format!("Pages of the manual, for 'help TOPIC':\n  {topics}\n\n{ABOUT_VALUES}");
     Line::command().after_help(after)
 }

@@ -5,6 +5,7 @@ mod action;
 mod args;
 mod commands;
 mod doctor;
+mod door;
 mod line;
 mod pages;
 mod places;
@@ -135,7 +136,9 @@ fn start_log(level: LevelFilter, warnings: &[String], notes: &[String]) {
     notes.iter().for_each(|note| log::info!("{note}"));
 }
 
-fn serve(plan: ServePlan) -> Result<i32> {
+fn serve(mut plan: ServePlan) -> Result<i32> {
+    let interface = plan.interface;
+    door::equip(&mut plan, interface)?;
     start_log(plan.log_level, &plan.warnings, &plan.notes);
     let (backup_directory, started) = (plan.config.backup_directory.clone(), Started::serving(&plan));
     let service = Arc::new(Service::start(plan.config, plan.node.sources())?);

@@ -18,6 +18,7 @@ use log::LevelFilter;
 
 use crate::action::{Action, Output};
 use crate::args::{self, Child, Command, Common, Job, Limit, Serve};
+use crate::door::Guard;
 use crate::line::{self, Typed};
 use crate::pages;
 use crate::places::{self, Found, Node};
@@ -89,6 +90,8 @@ pub struct ServePlan {
     pub node: Node,
     /// The configuration of the service.
     pub config: Config,
+    /// What guards the service, beside its configuration.
+    pub guard: Guard,
     /// The address to listen on.
     pub interface: IpAddr,
     /// The port to listen on; 0 takes a free one.
@@ -436,12 +439,12 @@ fn serve(typed: Serve, around: &Around) -> Result<ServePlan, String> {
     if config.node_version.is_none() {
         warnings.push("the node's version is unknown: --node-version V names it for x-chainweb-node-version".into());
     }
-    if config.api_enabled && !interface.is_loopback() {
-        warnings.push(format!("listening on {interface}: every process that reaches this port can start backups"));
-    }
+    let (guard, access) = typed.door.decide(&mut file)?;
+    config.access = access;
     Ok(ServePlan {
         node,
         config,
+        guard,
         interface,
         port: typed.service_port.or(file.port).unwrap_or(PORT),
         address_file: typed.address_file,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use chainweb_backup::{Config, Service, chainweb};
 
+use crate::door;
 use crate::places::Node;
 use crate::plan::{self, MakePlan, Plan, ServePlan};
 
@@ -59,7 +60,14 @@ pub fn reload(service: &Service, started: &mut Started) {
         if text.trim().is_empty() { Err(io::Error::other("it is empty")) } else { Ok(text) }
     };
     let (now, config, warnings) = match crate::parse(&read_file) {
-        Ok(Plan::Serve(plan)) => (Started::serving(&plan), plan.config, plan.warnings),
+        Ok(Plan::Serve(mut plan)) => {
+            // The address is that of the start, whatever is configured now.
+            let interface = started.address.map_or(plan.interface, |(interface, _)| interface);
+            if let Err(e) = door::equip(&mut plan, interface) {
+                return refused(&e.chain());
+            }
+            (Started::serving(&plan), plan.config, plan.warnings)
+        }
         Ok(Plan::Make(plan)) => (Started::making(&plan), plan.config, plan.warnings),
         Ok(_) => return,
         Err(exit) => return refused(exit.text.lines().next().unwrap_or_default()),
