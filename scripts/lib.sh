@@ -94,22 +94,26 @@ require_packages() {
     has ps || missing="$missing procps"
     has restic || missing="$missing restic"
     has rclone || missing="$missing rclone"
+    has openssl || missing="$missing openssl"
   fi
   # shellcheck disable=SC2086 # one word per package
   [ -z "$missing" ] || install_packages $missing
-  [ "$1" != test ] || unpack_prometheus
+  [ "$1" = test ] || return 0
+  unpack_service prometheus usr/bin/promtool
+  unpack_service nginx usr/sbin/nginx
+  unpack_service caddy usr/bin/caddy
 }
 
-# The programs of Prometheus, for the test of the alarms. Debian's package is unpacked into $CARGO_TARGET_DIR/tools, and not installed,
-# because installing it starts a service. Without them that test leaves these checks out, and says so.
-unpack_prometheus() {
-  tools=$CARGO_TARGET_DIR/tools
-  { has promtool || [ -x "$tools/usr/bin/promtool" ]; } && return
+# unpack_service PACKAGE PROGRAM: a program for a test, of a Debian package that is unpacked into $CARGO_TARGET_DIR/tools/PACKAGE, and not
+# installed, because installing it starts a service. Without it that test leaves checks out, and says so.
+unpack_service() {
+  tool=$CARGO_TARGET_DIR/tools/$1
+  { has "${2##*/}" || [ -x "$tool/$2" ]; } && return
   has apt-get && has dpkg-deb || return 0
-  echo "unpacking Debian's package prometheus into $tools"
-  rm -rf "$tools.new"
-  mkdir -p "$tools.new" && (cd "$tools.new" && apt-get -q download prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb) &&
-    rm -rf "$tools" && mv "$tools.new" "$tools" || echo "there is no package prometheus: the alarms are not tested"
+  echo "unpacking Debian's package $1 into $tool"
+  rm -rf "$tool.new"
+  mkdir -p "$tool.new" && (cd "$tool.new" && apt-get -q download "$1" && dpkg-deb -x "$1"_*.deb . && rm "$1"_*.deb) &&
+    rm -rf "$tool" && mv "$tool.new" "$tool" || echo "there is no package $1: what needs it is not tested"
 }
 
 # install_packages PACKAGE...: with apt, as root or by sudo.

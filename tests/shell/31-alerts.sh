@@ -4,7 +4,7 @@
 # At last a real Prometheus watches a real service whose backups fail, and which then ends.
 . "$(dirname -- "$0")/lib.sh"
 # Where the scripts unpack Debian's package, because installing it would start its service.
-PATH=$PATH:$BIN/../tools/usr/bin
+PATH=$PATH:$BIN/../tools/prometheus/usr/bin
 at=$ROOT/scripts/prometheus
 
 node db --chains 3
