@@ -57,6 +57,7 @@ mod sqlite_stress;
 mod start_proof;
 #[cfg(feature = "gate")]
 mod sums;
+mod supply_chain;
 #[cfg(feature = "gate")]
 mod sweep;
 mod tidy;
