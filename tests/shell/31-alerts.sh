@@ -104,7 +104,7 @@ scrape() {
 global: {scrape_interval: 500ms, evaluation_interval: 500ms}
 rule_files: [quick.yml]
 scrape_configs:
-  - {job_name: backup, static_configs: [{targets: ["$address"]}]}
+  - {job_name: backup, authorization: {credentials_file: token}, static_configs: [{targets: ["$address"]}]}
 END
   prometheus --config.file=prometheus.yml --storage.tsdb.path=tsdb --web.listen-address="127.0.0.1:$1" >prometheus.log 2>&1 </dev/null &
   watcher=$! pids="$pids $!"
@@ -125,13 +125,17 @@ fires() {
   return 1
 }
 rm -rf b
-start serve.log chainweb-backup serve --database-directory db --backup-directory b --enable-backup-api --reserve-bytes 900TB
+(umask 077 && head -c 32 /dev/urandom | base64 >token)
+start serve.log chainweb-backup serve --database-directory db --backup-directory b --enable-backup-api --reserve-bytes 900TB --auth-token-file token \
+  --open-endpoint check-backup
 service=$pid
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 scrape "$port"
 check 'there is no good backup, and no room for one' fires ChainwebBackupTooOld ChainwebBackupDiskFull
 check 'no other alarm is raised yet' [ "$(grep -c 'ChainwebBackupFailed\|ChainwebBackupAbsent\|ChainwebBackupDoesNotStart' fired)" -eq 0 ]
-backup '?backupPact'
+http POST '/make-backup?backupPact' -H "Authorization: Bearer $(cat token)"
+id=$(cat body)
+await "$id"
 is 'a backup fails' "$word" backup-failed
 check 'its alarm is raised' fires ChainwebBackupFailed
 check 'and names it' grep -q "check --backup-directory DIR $id" fired
