@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use chainweb_backup::rouille::Request;
 use chainweb_backup::{Access, Hosts, Kind, OpenEndpoint, Service, Tokens, read_tokens};
@@ -363,6 +364,53 @@ fn only_the_whole_token_passes() {
         prop_assert_eq!(status(&format!("{right}{right}")), 401);
         prop_assert_eq!(status(&other), if other == right { 200 } else { 401 });
     });
+}
+
+/// Whatever is in the headers that the door reads, a request passes only with a permitted name and a token.
+#[test]
+fn no_other_headers_open_the_door() {
+    let node = Node::new();
+    let own = Hosts::Only(vec!["backup.example.org".to_owned()]);
+    let service = start(&node, Access { tokens: tokens(), open: Vec::new(), hosts: own });
+    let part = prop_oneof![
+        Just(FIRST.to_owned()),
+        Just("Bearer ".to_owned()),
+        Just("Basic ".to_owned()),
+        Just(BASE64.encode(format!("x:{FIRST}").as_bytes())),
+        Just("localhost".to_owned()),
+        Just("127.0.0.1".to_owned()),
+        Just("evil.example".to_owned()),
+        Just("[::1]".to_owned()),
+        "[:.@/,\\[\\] =0-9a-z]{0,4}",
+        "\\PC{0,8}",
+    ];
+    let value = proptest::collection::vec(part, 0..4).prop_map(|parts| parts.concat());
+    let name = proptest::sample::select(vec![
+        "Host",
+        "host",
+        "Authorization",
+        "authorization",
+        "Proxy-Authorization",
+        "Cookie",
+    ]);
+    let headers = proptest::collection::vec((name, value), 0..4);
+    let config = ProptestConfig { cases: 5000, failure_persistence: None, ..ProptestConfig::default() };
+    let passed_count = AtomicUsize::new(0);
+    proptest!(config, |(headers in headers)| {
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        let of = |name: &str| headers.iter().filter(|(k, _)| k.eq_ignore_ascii_case(name)).map(|(_, v)| *v).collect::<Vec<_>>();
+        let answer = ask(&service, "GET", "/health-check", &headers);
+        prop_assert!([200, 400, 401, 421].contains(&answer.status), "{headers:?}: {answer:?}");
+        if answer.status == 200 {
+            passed_count.fetch_add(1, Relaxed);
+            let ([sent], hosts) = (&of("Authorization")[..], of("Host")) else { panic!("{headers:?}: {answer:?}") };
+            let password = sent.trim().get(6..).and_then(|rest| BASE64.decode(rest.trim().as_bytes()).ok()).unwrap_or_default();
+            prop_assert!(sent.contains(FIRST) || password.ends_with(FIRST.as_bytes()), "{headers:?}");
+            prop_assert!(hosts.len() < 2 && !hosts.concat().contains("evil"), "{headers:?}");
+        }
+        check(&answer);
+    });
+    assert!(passed_count.load(Relaxed) > 0, "none had a token: this test looks at nothing");
 }
 
 #[test]
