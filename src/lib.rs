@@ -16,7 +16,7 @@
 //! config    what was configured
 //!           access file hooks numbers schedule tree
 //! disk      every change that we make to the file system
-//!           copy fault_gate file_id holders increment lock medium mounts nofollow off_heap permissions piece_sums quiet_reader sum sys tokens
+//!           copy fault_gate file_id holders increment lock medium mounts nofollow off_heap permissions piece_sums quiet_reader sum sys tokens unix_socket
 //!           unsynced
 //! format    our own names and durable formats
 //!           drill hooks layout manifest pact_sums record seal start_proof
@@ -35,7 +35,7 @@
 //!           answers counters doctor fill hook_runs increments job listing making metrics repair shared status_page summary textfile timer
 //!           timetable watchdog worker
 //! http      words in, words out
-//!           accept connections door head listener routes
+//!           accept connections door head inherited listener routes sockets
 //! ```
 //! The program is `src/bin/chainweb-backup`: `args`, `line`, `rules` and `door` (what was typed), `plan` (what it means), `reload` (what
 //! changes at SIGHUP), `action` and `commands` (what is done with backups), `table` (of `list`), `doctor`, `status`, `pages` (help, completions),
@@ -90,8 +90,9 @@ pub use config::hooks::{Event, FileHooks, Hooks};
 pub use config::schedule::{Interval, KeepRules, Policy, Schedule, TimeOfDay, parse_interval, parse_time_of_day};
 pub use config::tree::FILE_BYTES_MAX;
 pub use config::{
-    Config, Depth, PactMethod, Sums, Verify, parse_count, parse_interface, parse_name, parse_pact_method, parse_port,
-    parse_seconds, parse_size, parse_sums, parse_verify, require_no_tilde, suggest,
+    Config, Depth, Interface, PactMethod, SocketAccess, Sums, Verify, parse_address, parse_count, parse_interface,
+    parse_name, parse_pact_method, parse_port, parse_seconds, parse_size, parse_socket_group, parse_socket_mode,
+    parse_sums, parse_verify, require_no_tilde, suggest,
 };
 pub use control::{Control, Phase, Stop};
 #[cfg(feature = "gate")]
@@ -108,8 +109,10 @@ pub use format::record::{
 };
 pub use format::start_proof::StartProof;
 pub use http::connections::{Decorate, Handler, Limits};
+pub use http::inherited::inherited_sockets;
 pub use http::listener::{Listener, Stopper};
 pub use http::routes::ROUTES;
+pub use http::sockets::Peer;
 pub use id::BackupId;
 pub use service::Service;
 pub use service::doctor::{Finding, Health, examine};

@@ -13,7 +13,6 @@
 //! refused if they could hide a key of ours, and ignored elsewhere. Sizes are whole numbers.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -25,8 +24,8 @@ use crate::config::numbers::whole;
 use crate::config::schedule::{KeepRules, MAX_SCHEDULES, Schedule, parse_interval, parse_time_of_day};
 use crate::config::tree::{Entries, Node, Said, quote, tree};
 use crate::config::{
-    PactMethod, Sums, Verify, parse_interface, parse_name, parse_pact_method, parse_seconds, parse_size, parse_sums,
-    parse_verify, require_no_tilde, suggest,
+    Interface, PactMethod, Sums, Verify, parse_interface, parse_name, parse_pact_method, parse_seconds, parse_size,
+    parse_socket_group, parse_socket_mode, parse_sums, parse_verify, require_no_tilde, suggest,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -52,12 +51,17 @@ const API_KEYS: &[&str] = &[
     key::API_ENABLED,
     "interface",
     "port",
+    "socketMode",
+    "socketGroup",
     "authTokenFile",
     "open",
     "allowedHosts",
     "allowUnauthenticated",
     key::API_CONFIGURATION,
 ];
+/// The places that one service may listen at.
+const MAX_INTERFACES: usize = 16;
+
 const SCHEDULE_KEYS: &[&str] = &["every", "at", "pact", "jitter"];
 const KEEP_KEYS: &[&str] = &["last", "daily", "weekly", "monthly"];
 const HOOK_KEYS: &[&str] = &["before", "onVerified", "afterSuccess", "afterFailure", "limitSeconds"];
@@ -71,6 +75,8 @@ enum Expected {
     Bool,
     Address,
     Port,
+    Mode,
+    Group,
     Endpoints,
     Hosts,
     Percent,
@@ -93,8 +99,10 @@ impl fmt::Display for Expected {
             Expected::Text => "a text",
             Expected::Path => "a path",
             Expected::Bool => "true or false",
-            Expected::Address => "an IP address",
+            Expected::Address => "an IP address, unix:PATH, or a list of these",
             Expected::Port => "a port number from 0 to 65535",
+            Expected::Mode => "the mode of a socket, like 660",
+            Expected::Group => "a group, its name or number",
             Expected::Endpoints => "a list of check-backup, health-check and metrics",
             Expected::Hosts => "a list of names of hosts",
             Expected::Percent => "a whole number from 0 to 100",
@@ -129,8 +137,12 @@ pub struct FileConfig {
     pub sqlite_directory: Option<PathBuf>,
     /// `backup.pinDirectory`
     pub pin_directory: Option<PathBuf>,
-    /// `backup.api.interface`; never the node's `serviceApi.interface`
-    pub interface: Option<IpAddr>,
+    /// `backup.api.interface`, one or a list; never the node's `serviceApi.interface`
+    pub interfaces: Option<Vec<Interface>>,
+    /// `backup.api.socketMode`
+    pub socket_mode: Option<u32>,
+    /// `backup.api.socketGroup`
+    pub socket_group: Option<String>,
     /// `backup.api.port`; never the node's `serviceApi.port`
     pub port: Option<u16>,
     /// `backup.api.authTokenFile`
@@ -178,7 +190,9 @@ impl FileConfig {
             rocksdb_directory: self.rocksdb_directory.or(other.rocksdb_directory),
             sqlite_directory: self.sqlite_directory.or(other.sqlite_directory),
             pin_directory: self.pin_directory.or(other.pin_directory),
-            interface: self.interface.or(other.interface),
+            interfaces: self.interfaces.or(other.interfaces),
+            socket_mode: self.socket_mode.or(other.socket_mode),
+            socket_group: self.socket_group.or(other.socket_group),
             port: self.port.or(other.port),
             auth_token_file: self.auth_token_file.or(other.auth_token_file),
             open_endpoints: self.open_endpoints.or(other.open_endpoints),
@@ -277,7 +291,9 @@ fn read_api(api: &Entries, prefix: &str) -> Said<FileConfig> {
     let truth = |key: &str| value(api, prefix, key, Expected::Bool, |node| node.as_bool().map(Ok));
     Ok(FileConfig {
         api_enabled: truth(key::API_ENABLED)?,
-        interface: text(api, prefix, "interface", Expected::Address, parse_interface)?,
+        interfaces: interfaces(api, prefix)?,
+        socket_mode: digits(api, prefix, "socketMode", Expected::Mode, parse_socket_mode)?,
+        socket_group: digits(api, prefix, "socketGroup", Expected::Group, parse_socket_group)?,
         port: value(api, prefix, "port", Expected::Port, |node| match node {
             Node::Plain(p) if p.bytes().all(|b| b.is_ascii_digit()) => p.parse().ok().map(Ok),
             _ => None,
@@ -287,6 +303,35 @@ fn read_api(api: &Entries, prefix: &str) -> Said<FileConfig> {
         allowed_hosts: texts(api, prefix, "allowedHosts", Expected::Hosts, parse_host)?,
         allow_unauthenticated: truth("allowUnauthenticated")?,
         ..FileConfig::default()
+    })
+}
+
+/// Reads `interface` in `api`: one place to listen, or a list of them.
+fn interfaces(api: &Entries, prefix: &str) -> Said<Option<Vec<Interface>>> {
+    let read = |text: &str| parse_interface(text).map_err(|e| e.to_string());
+    value(api, prefix, "interface", Expected::Address, |node| match node {
+        Node::List(items) if items.len() > MAX_INTERFACES => {
+            Some(Err(format!("{} places are too many: write at most {MAX_INTERFACES}", items.len())))
+        }
+        Node::List(_) => words(node).map(|words| words.iter().map(|word| read(word)).collect()),
+        Node::Plain(_) if node.as_bool().is_some() || node.is_number() => None,
+        Node::Plain(one) | Node::Text(one) => Some(read(one).map(|one| vec![one])),
+        Node::Map(_) => None,
+    })
+}
+
+/// A text that may consist of digits only.
+fn digits<T>(
+    entries: &Entries,
+    prefix: &str,
+    key: &str,
+    expected: Expected,
+    convert: impl Fn(&str) -> Result<T>,
+) -> Said<Option<T>> {
+    value(entries, prefix, key, expected, |node| match node {
+        Node::Plain(_) if node.as_bool().is_some() => None,
+        Node::Plain(t) | Node::Text(t) => Some(convert(t).map_err(|e| e.to_string())),
+        Node::List(_) | Node::Map(_) => None,
     })
 }
 

@@ -294,15 +294,81 @@ pub fn require_no_tilde(path: &Path) -> Result<()> {
     Err(Error::new(Kind::Usage, format!("{} begins with ~, which only a shell replaces: {remedy}", quote(&shown))))
 }
 
+/// A place at which clients are accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Interface {
+    /// An IP address; the port has its own setting.
+    Ip(IpAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+/// Who can connect to a Unix socket that we create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// The mode of its file.
+    pub mode: u32,
+    /// The group of its file; `None` leaves the process's own.
+    pub gid: Option<u32>,
+}
+
+impl SocketAccess {
+    /// Only the user of the service, and root.
+    pub const OWNER: SocketAccess = SocketAccess { mode: 0o600, gid: None };
+}
+
+/// The group of a socket: its name, or its number. Whether there is such a group is not asked.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn parse_socket_group(text: &str) -> Result<String> {
+    if !text.is_empty() && !text.contains([':', '/']) && !text.contains(char::is_whitespace) {
+        return Ok(text.to_owned());
+    }
+    Err(Error::new(Kind::Usage, format!("{} is not a group: write the name of one, or its number", quote(text))))
+}
+
+/// Where to listen: an IP address as [`parse_address`] takes it, or `unix:` and the path of a socket.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn parse_interface(text: &str) -> Result<Interface> {
+    let Some(path) = text.strip_prefix("unix:") else { return parse_address(text).map(Interface::Ip) };
+    let path = Path::new(path);
+    require_no_tilde(path)?;
+    if !path.is_absolute() || path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        let context =
+            format!("{} is not a socket: write a whole path, like unix:/run/chainweb-backup.sock", quote(text));
+        return Err(Error::new(Kind::Usage, context));
+    }
+    Ok(Interface::Unix(path.to_owned()))
+}
+
+/// The mode of a socket: three octal digits, like 660 or 0660. Its owner can always connect.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn parse_socket_mode(text: &str) -> Result<u32> {
+    let bare = text.strip_prefix('0').filter(|bare| bare.len() == 3).unwrap_or(text);
+    let mode = u32::from_str_radix(bare, 8).ok().filter(|mode| bare.len() == 3 && mode & 0o600 == 0o600);
+    mode.ok_or_else(|| {
+        let remedy = "write 600 for the user of the service, 660 for its group, too, or 666 for all";
+        Error::new(Kind::Usage, format!("{} is not the mode of a socket: {remedy}", quote(text)))
+    })
+}
+
 /// The address to listen on: an IP address, `localhost`, or the node's notation for all of them (`*`, `*4`, `*6`).
-pub fn parse_interface(text: &str) -> Result<IpAddr> {
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn parse_address(text: &str) -> Result<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
     match text {
         "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
         "*" | "*4" => Ok(Ipv4Addr::UNSPECIFIED.into()),
         "*6" => Ok(Ipv6Addr::UNSPECIFIED.into()),
         _ => bare.parse().map_err(|_| {
-            let remedy = "write one like 127.0.0.1 or ::1, or `*` for all (the port has its own setting)";
+            let remedy = "write one like 127.0.0.1 or ::1, `*` for all (the port has its own setting), or unix:PATH";
             Error::new(Kind::Usage, format!("{} is not an IP address: {remedy}", quote(text)))
         }),
     }

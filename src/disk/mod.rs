@@ -31,6 +31,7 @@ pub(crate) mod quiet_reader;
 pub(crate) mod sum;
 pub(crate) mod sys;
 pub(crate) mod tokens;
+pub(crate) mod unix_socket;
 pub(crate) mod unsynced;
 
 use std::ffi::OsStr;

@@ -3,12 +3,16 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::disk::file_id::FileId;
+
+/// What a supervisor tells a process: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
+const SUPERVISOR_VARIABLES: [&str; 6] =
+    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
 
 /// The nice value of a thread that yields to others.
 const NICE: i32 = 10;
@@ -113,9 +117,32 @@ pub fn step_back() {
     yield_at_once(nice);
 }
 
+/// Takes over descriptors `first`, `first + 1`, … that this process has inherited; children do not inherit them again.
+///
+/// # Errors
+/// The number of one that is not open.
+///
+/// The caller guarantees that this process has opened no file yet, and that nobody else takes these descriptors over.
+pub(crate) fn take_over(first: RawFd, count: usize) -> Result<Vec<OwnedFd>, RawFd> {
+    let numbers: Vec<RawFd> = (first..).take(count).collect();
+    for number in &numbers {
+        // SAFETY: fcntl(2) with F_SETFD takes numbers and touches no memory; it fails with EBADF for what is not open.
+        if unsafe { libc::fcntl(*number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+            return Err(*number);
+        }
+    }
+    // SAFETY: each is open, see above. It has no other owner: this process has opened no file, so it was open when the program began, and
+    // the caller takes them over once.
+    Ok(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+}
+
 /// Lets the process that the command starts inherit no descriptor but its standard input, output and error, whatever this process, or a
 /// node in it, has opened without `O_CLOEXEC`. Changes nothing before Linux 5.11; our own descriptors are never inherited.
+/// What a supervisor has told this process is not for its children either.
 pub(crate) fn inherit_no_descriptor(command: &mut Command) {
+    for name in SUPERVISOR_VARIABLES {
+        command.env_remove(name);
+    }
     /// linux/close_range.h
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
     let mark = || {

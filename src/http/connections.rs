@@ -25,8 +25,8 @@
 //! upgrades or trailers.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::Shutdown;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,11 +37,12 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rouille::{Request, Response, ResponseBody};
 
 use crate::http::head::{Framing, Head, Outgoing, Refusal, TOO_LARGE, parse, render};
+use crate::http::sockets::{Peer, Stream};
 
 /// Answers a request, always, on a thread with a stack of 256 KiB. A panic becomes a 500.
-pub type Handler = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
+pub type Handler = Arc<dyn Fn(&Request, Peer) -> Response + Send + Sync>;
 /// Adds the headers of the service to a response that the listener made itself for that client.
-pub type Decorate = Arc<dyn Fn(Response, SocketAddr) -> Response + Send + Sync>;
+pub type Decorate = Arc<dyn Fn(Response, Peer) -> Response + Send + Sync>;
 
 pub(crate) const RESERVE_COUNT: usize = 2; // threads in reserve, started at the beginning
 const LEFT_COUNT: usize = 4; // threads and processes left to a backup if they are scarce: its child process has three
@@ -125,7 +126,7 @@ enum Patience {
 
 /// The state of a connection for the accept thread.
 struct Slot {
-    stream: Arc<TcpStream>,
+    stream: Arc<Stream>,
     /// Since when it waits for its client; single bytes of the client do not change this. `None` while the client waits for us.
     waits_since: Option<Instant>,
     closed: bool, // shut down; its thread will notice
@@ -179,7 +180,7 @@ impl Connections {
     }
 
     /// Takes a connection that was accepted. Returns the reason if there is no thread for it; the client was told then.
-    pub(crate) fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, how: &How, cap: usize) -> io::Result<()> {
+    pub(crate) fn take(self: &Arc<Self>, stream: Stream, peer: Peer, how: &How, cap: usize) -> io::Result<()> {
         let Some(entry) = self.admit(cap) else { return Ok(()) };
         let How { limits, handler, decorate } = how;
         let connection = Connection {
@@ -205,7 +206,7 @@ impl Connections {
         self.released.wait_for(&mut state, ACCEPT_PAUSE);
     }
 
-    fn register(self: &Arc<Self>, stream: &Arc<TcpStream>) -> SlotGuard {
+    fn register(self: &Arc<Self>, stream: &Arc<Stream>) -> SlotGuard {
         let mut state = self.state.lock();
         if state.slots.is_empty() {
             state.thread_cap = None;
@@ -279,7 +280,7 @@ impl Connections {
 
 /// Removes the connection's slot when it is dropped.
 struct SlotGuard {
-    stream: Arc<TcpStream>,
+    stream: Arc<Stream>,
     connections: Arc<Connections>,
 }
 
@@ -311,7 +312,7 @@ const OVERLOADED: Refusal = (503, "too many connections: try again later");
 
 /// One client, on its own thread.
 struct Connection {
-    peer: SocketAddr,
+    peer: Peer,
     /// Bytes that were received and not used yet: part of a request, or the beginning of the next one.
     buffer: Vec<u8>,
     limits: Limits,
@@ -323,7 +324,7 @@ struct Connection {
 
 impl Connection {
     fn serve(mut self, entry: Entry) {
-        self.slot.stream.set_nodelay(true).ok(); // the next answer must not wait for an acknowledgement
+        self.slot.stream.send_at_once();
         let mut outcome = if entry == Entry::Served { Ok(true) } else { Err(Some(OVERLOADED)) };
         while let Ok(true) = outcome {
             outcome = self.exchange();
@@ -344,10 +345,10 @@ impl Connection {
         let (head, body) = self.receive()?;
         self.slot.turn(None)?;
         let mut framing = Framing { with_body: head.method != "HEAD", keep_alive: false };
-        let request = Request::fake_http_from(self.peer, head.method, head.url, head.headers, body);
+        let request = Request::fake_http_from(self.peer.address(), head.method, head.url, head.headers, body);
         // After a panic we use nothing again that it may have left inconsistent; the handler is responsible for its own state.
         let answer = catch_unwind(AssertUnwindSafe(|| {
-            let response = (self.handler)(&request);
+            let response = (self.handler)(&request, self.peer);
             framing.keep_alive = head.keep_alive && !self.slot.connections.stopping.load(Ordering::SeqCst);
             render(response, framing)
         }));
@@ -401,14 +402,13 @@ impl Connection {
     }
 
     fn read(&self, chunk: &mut [u8], deadline: Instant) -> io::Result<usize> {
-        let mut stream = &*self.slot.stream;
-        by(deadline, |left| stream.set_read_timeout(Some(left)).and_then(|()| stream.read(chunk)))
+        by(deadline, |left| self.slot.stream.read_within(chunk, left))
     }
 
     fn write(&self, bytes: &[u8], deadline: Instant) -> Outcome<()> {
-        let (mut stream, mut rest) = (&*self.slot.stream, bytes);
+        let mut rest = bytes;
         while !rest.is_empty() {
-            let written = by(deadline, |left| stream.set_write_timeout(Some(left)).and_then(|()| stream.write(rest)));
+            let written = by(deadline, |left| self.slot.stream.write_within(rest, left));
             rest = &rest[written.or(Err(None))?..];
         }
         Ok(())

@@ -1,65 +1,85 @@
-//! The daemon's own blocking HTTP/1.1 listener: a socket whose connections are served by `connections`.
+//! The daemon's own blocking HTTP/1.1 listener: sockets whose connections are served by `connections`.
 //!
 //! A single client can kill or hang rouille's own server; its `Request` and `Response` are fine. This file has no routes and
 //! knows nothing about backups.
 //!
-//! **Invariant.** No client can end the accept loop.
-//!
-//! **Limitations.** Linux: `shutdown` of a listening socket wakes its `accept`. TCP only: a Unix socket needs an enum
-//! instead of `TcpStream`, an inherited socket a second constructor; the handler would check a token.
+//! **Invariants.** No client can end the accept loop. One thread accepts at all sockets, so the limits hold for all clients together;
+//! while nobody connects it sleeps.
 
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 
+use crate::config::SocketAccess;
 use crate::error::{Error, Kind, Result};
 use crate::http::connections::{Connections, Decorate, Duty, Handler, How, Limits, RESERVE_COUNT};
+use crate::http::inherited;
+use crate::http::sockets::{self, Socket, Waker};
 
-const SEND_BUFFER_BYTES: usize = 128 * 1024; // the kernel's buffer for a client that does not read
-const BACKLOG_COUNT: i32 = 1024; // connected and not yet accepted; beyond it, clients try again after a second
 const LOG_EVERY: Duration = Duration::from_secs(1); // failures to accept connections are logged once in this time
 
-/// A bound socket. Clients can connect from here on; they are answered once [`Listener::run`] runs.
+/// Bound sockets. Clients can connect from here on; they are answered once [`Listener::run`] runs.
 pub struct Listener {
-    socket: Arc<TcpListener>,
+    sockets: Vec<Socket>,
     limits: Limits,
     connections: Arc<Connections>,
+    waker: Arc<Waker>,
 }
 
 /// Ends [`Listener::run`], from any thread and any number of times.
 #[derive(Clone)]
-pub struct Stopper(Weak<TcpListener>, Arc<Connections>);
+pub struct Stopper(Arc<Waker>, Arc<Connections>);
 
 impl Stopper {
     /// Ends accepting at once and does not wait. Harmless before and after the run, too.
     pub fn stop(&self) {
         self.1.stopping.store(true, Ordering::SeqCst);
-        if let Some(socket) = self.0.upgrade() {
-            // Wakes the blocked accept; fails only if the socket is already shut down.
-            rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).ok();
-        }
+        self.0.wake();
     }
 }
 
 impl Listener {
+    fn of(sockets: Vec<Socket>) -> Result<Listener> {
+        let waker = Arc::new(Waker::new()?);
+        Ok(Listener { sockets, limits: Limits::default(), connections: Arc::default(), waker })
+    }
+
     /// Binds `host:port`: an IPv4 address, an IPv6 address in brackets, or a name; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`]: the address is in use, or none of ours.
     pub fn bind(address: &str) -> Result<Listener> {
-        let socket = TcpListener::bind(address).map_err(|e| {
-            let problem = match e.kind() {
-                ErrorKind::AddrInUse => "in use: stop the program that uses it or choose another --service-port",
-                ErrorKind::PermissionDenied => "not allowed for this user: choose a --service-port above 1023",
-                _ => "no address to listen on: choose another --service-interface",
-            };
-            Error::new(Kind::Usage, format!("{address} is {problem}")).because(e)
-        })?;
-        // Accepted connections inherit the size. A kernel that refuses either of these keeps its default.
-        rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES).ok();
-        rustix::net::listen(&socket, BACKLOG_COUNT).ok();
-        Ok(Listener { socket: Arc::new(socket), limits: Limits::default(), connections: Arc::default() })
+        Listener::of(vec![Socket::tcp(address)?])
+    }
+
+    /// Creates a Unix socket at `path`, in the place of one to which no program listens. Its file is removed with the listener.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`]: a program listens there, there is something else than a socket, or there can be none.
+    pub fn bind_unix(path: &Path, access: SocketAccess) -> Result<Listener> {
+        Listener::of(vec![Socket::unix(path, access)?])
+    }
+
+    /// Takes the sockets that [`inherited_sockets`](crate::inherited_sockets) has returned.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`]: one of them is no socket that accepts connections.
+    pub fn adopt(inherited: Vec<OwnedFd>) -> Result<Listener> {
+        let sockets = inherited.into_iter().enumerate();
+        let sockets: Result<Vec<Socket>> = sockets.map(|(n, fd)| Socket::inherited(fd, inherited::FIRST + n)).collect();
+        Listener::of(sockets?)
+    }
+
+    /// This listener with the sockets of another one.
+    pub fn and(mut self, other: Listener) -> Listener {
+        self.sockets.extend(other.sockets);
+        self
     }
 
     /// The same listener with other limits.
@@ -67,52 +87,89 @@ impl Listener {
         Listener { limits, ..self }
     }
 
-    /// The address and port on which it listens.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.socket.local_addr().expect("a bound socket has an address")
+    /// The address and port of the first TCP socket.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]: there is none.
+    pub fn local_addr(&self) -> Result<SocketAddr> {
+        let first = self.sockets.iter().find_map(Socket::tcp_address);
+        first.ok_or_else(|| Error::new(Kind::NotFound, "no TCP socket is bound"))
     }
 
-    /// The handle that ends [`Listener::run`]. It does not keep the port.
+    /// The IP addresses of its TCP sockets.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.sockets.iter().filter_map(Socket::tcp_address).map(|address| address.ip())
+    }
+
+    /// Where it listens: `127.0.0.1:1849`, `[::1]:1849`, `unix:/run/chainweb-backup.sock`.
+    pub fn names(&self) -> Vec<String> {
+        self.sockets.iter().map(Socket::name).collect()
+    }
+
+    /// The handle that ends [`Listener::run`]. It does not keep the sockets.
     pub fn stopper(&self) -> Stopper {
-        Stopper(Arc::downgrade(&self.socket), Arc::clone(&self.connections))
+        Stopper(Arc::clone(&self.waker), Arc::clone(&self.connections))
     }
 
     /// Answers requests until [`Stopper::stop`], then returns when the running requests are finished, after one deadline at
-    /// most. The port is free again on return. `decorate` gets every response that the handler has not made.
+    /// most. The ports are free again on return, and the files of Unix sockets are gone. `decorate` gets every response that the handler
+    /// has not made.
     pub fn run(self, handler: Handler, decorate: Decorate) {
-        let Listener { socket, limits, connections } = self;
+        let Listener { sockets, limits, connections, waker } = self;
         // A backup needs descriptors too: a crowd of clients must not take the last one.
         let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |count| count as usize);
         let cap = limits.connections.min(descriptors / 2).max(1);
-        let mut logged: Option<Instant> = None;
-        let mut log = |what: &str, cause: io::Error| {
-            if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
-                log::warn!("{what} reason={:?}", cause.to_string());
-                logged = Some(Instant::now());
-            }
-        };
+        let mut log = Log { last: None };
         for _ in 0..RESERVE_COUNT {
             if let Err(e) = connections.start_thread(Duty::Reserve) {
-                log("no thread for connections", e);
+                log.warn("no thread for connections", &e);
             }
         }
         let how = How { limits, handler, decorate };
         while !connections.stopping.load(Ordering::SeqCst) {
-            match socket.accept() {
-                Ok((stream, peer)) => {
-                    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                    if let Err(cause) = connections.take(stream, peer, &how, cap) {
-                        log("no thread for a connection", cause);
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::ConnectionAborted => {} // the client closed it before we accepted
-                Err(_) if connections.stopping.load(Ordering::SeqCst) => break,
-                Err(e) => {
-                    log("connection not accepted", e);
-                    connections.release();
-                }
+            let ready = sockets::wait(&sockets, &waker).unwrap_or_else(|e| {
+                log.warn("connections not awaited", &e);
+                connections.release();
+                Vec::new()
+            });
+            for socket in ready {
+                accept(socket, &connections, &how, cap, &mut log);
             }
         }
+        // Nobody can connect any more while the last requests are finished.
+        drop(sockets);
         connections.finish(limits.deadline);
+    }
+}
+
+/// Takes one connection; the next look finds further ones.
+fn accept(socket: &Socket, connections: &Arc<Connections>, how: &How, cap: usize, log: &mut Log) {
+    match socket.accept() {
+        Ok((stream, peer)) => {
+            if let Err(cause) = connections.take(stream, peer, how, cap) {
+                log.warn("no thread for a connection", &cause);
+            }
+        }
+        // The client closed it before we accepted, or another process that has this socket took it.
+        Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::WouldBlock) => {}
+        Err(_) if connections.stopping.load(Ordering::SeqCst) => {}
+        Err(e) => {
+            log.warn("connection not accepted", &e);
+            connections.release();
+        }
+    }
+}
+
+/// Logs failures of which a client can cause many.
+struct Log {
+    last: Option<Instant>,
+}
+
+impl Log {
+    fn warn(&mut self, what: &str, cause: &io::Error) {
+        if self.last.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+            log::warn!("{what} reason={:?}", cause.to_string());
+            self.last = Some(Instant::now());
+        }
     }
 }

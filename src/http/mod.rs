@@ -4,5 +4,7 @@ pub(crate) mod accept;
 pub(crate) mod connections;
 pub(crate) mod door;
 pub(crate) mod head;
+pub(crate) mod inherited;
 pub(crate) mod listener;
 pub(crate) mod routes;
+pub(crate) mod sockets;

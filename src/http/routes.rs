@@ -11,7 +11,6 @@
 //! - Nothing here touches a source or changes the catalog.
 
 use std::io::{Cursor, Read};
-use std::net::SocketAddr;
 
 use percent_encoding::percent_decode_str;
 use rouille::{Request, Response, ResponseBody};
@@ -25,6 +24,7 @@ use crate::error::{Error, Kind};
 use crate::format::record::Scope;
 use crate::http::accept;
 use crate::http::door::{self, FromElsewhere, Refused, Room};
+use crate::http::sockets::Peer;
 use crate::id::BackupId;
 use crate::service::Service;
 use crate::service::answers::{Held, Page};
@@ -104,8 +104,14 @@ impl Service {
         self.decorate(response, &request.remote_addr().to_string())
     }
 
+    /// The answer of a server that has no other routes, to a client of our own [`Listener`](crate::Listener).
+    pub fn answer(&self, request: &Request, peer: Peer) -> Response {
+        let response = self.handle(request).unwrap_or_else(|| self.not_found(request));
+        response.with_unique_header("x-peer-addr", peer.to_string())
+    }
+
     /// Adds the three headers of the contract to a response that was made elsewhere, for example by a listener.
-    pub fn decorate_for(&self, response: Response, peer: SocketAddr) -> Response {
+    pub fn decorate_for(&self, response: Response, peer: Peer) -> Response {
         self.shared().counters.requests.count(OTHER_ENDPOINT, response.status_code);
         self.decorate(response, &peer.to_string())
     }

@@ -3,13 +3,13 @@
 //! The node's files in `tests/data` look like those that a node prints; they must be accepted unchanged. Flags and environment belong
 //! to the program and are tested beside its `plan`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use chainweb_backup::{
-    Config, Depth, FILE_BYTES_MAX, FileConfig, FileHooks, Hooks, KeepRules, Kind, OpenEndpoint, PactMethod, Policy,
-    Schedule, Sums, parse_file, parse_host, parse_interface, parse_name, parse_open_endpoint, parse_size,
+    Config, Depth, FILE_BYTES_MAX, FileConfig, FileHooks, Hooks, Interface, KeepRules, Kind, OpenEndpoint, PactMethod,
+    Policy, Schedule, Sums, parse_file, parse_host, parse_interface, parse_name, parse_open_endpoint, parse_size,
     parse_time_of_day, suggest,
 };
 use proptest::prelude::*;
@@ -58,7 +58,8 @@ fn the_nodes_own_file_is_accepted_unchanged() {
 
 #[test]
 fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
-    let section = r#"{"api": {"enabled": true, "interface": "0.0.0.0", "port": 2000, "configuration": {"x": [1]},
+    let section = r#"{"api": {"enabled": true, "interface": ["0.0.0.0", "unix:/run/b"], "port": 2000, "socketMode": "0660",
+            "socketGroup": 34, "configuration": {"x": [1]},
             "authTokenFile": "/t", "open": ["metrics", "check-backup"], "allowedHosts": ["A.example.org"],
             "allowUnauthenticated": false},
         "directory": "/b", "nodeVersion": "2.31.1", "reserveBytes": "10 GiB", "pactMethod": "clone",
@@ -78,7 +79,9 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
         rocksdb_directory: Some(PathBuf::from("/r")),
         sqlite_directory: Some(PathBuf::from("/s")),
         pin_directory: Some(PathBuf::from("/p")),
-        interface: Some(Ipv4Addr::UNSPECIFIED.into()),
+        interfaces: Some(vec![Interface::Ip(Ipv4Addr::UNSPECIFIED.into()), Interface::Unix("/run/b".into())]),
+        socket_mode: Some(0o660),
+        socket_group: Some("34".to_string()),
         port: Some(2000),
         auth_token_file: Some(PathBuf::from("/t")),
         open_endpoints: Some(vec![OpenEndpoint::Metrics, OpenEndpoint::CheckBackup]),
@@ -112,7 +115,7 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
         assert_eq!(said(&format!("--- {{{entries}}}")), expected);
     }
     let yaml = "databaseDirectory: /d\nchainwebVersion: testnet06\nbackup:\n  \
-                api: {enabled: yes, interface: '*', port: 2000, authTokenFile: /t, open: [metrics, check-backup], \
+                api: {enabled: yes, interface: ['*', unix:/run/b], port: 2000, socketMode: 660, socketGroup: 34, authTokenFile: /t, open: [metrics, check-backup], \
                 allowedHosts: [a.example.org.], allowUnauthenticated: no}\n  directory: /b\n  \
                 nodeVersion: 2.31.1\n  reserveBytes: 10GiB\n  pactMethod: clone\n  \
                 rocksdbDirectory: /r\n  sqliteDirectory: /s\n  pinDirectory: /p\n  sums: all\n  verify: deep\n  rereadPercent: 100\n  stallSeconds: 60\n  limitBytesPerSecond: 100 MB\n  \
@@ -160,7 +163,7 @@ fn unknown_keys_below_backup_are_refused_with_the_right_one() {
             &[
                 "`backup.api.enable`",
                 "`enabled`",
-                "enabled, interface, port, authTokenFile, open, allowedHosts, allowUnauthenticated, configuration",
+                "enabled, interface, port, socketMode, socketGroup, authTokenFile, open, allowedHosts, allowUnauthenticated, configuration",
             ],
         ),
         (r#"{"backup": {"Directory": "/b"}}"#, &["`backup.Directory`", "did you mean `directory`"]),
@@ -205,7 +208,10 @@ fn wrong_types_name_the_key_what_was_found_and_what_is_expected() {
         ("backup: {api: {port: -1}}", &["found the number `-1`"]),
         (r#"{"backup": {"api": {"port": 80.0}}}"#, &["found the number `80.0`"]),
         ("backup: {api: {port: '80'}}", &["found the text `80` (remove the quotes)"]),
-        ("backup: {api: {interface: 5}}", &["`backup.api.interface` must be an IP address, found the number `5`"]),
+        (
+            "backup: {api: {interface: 5}}",
+            &["`backup.api.interface` must be an IP address, unix:PATH, or a list of these, found the number `5`"],
+        ),
         ("backup: {api: {interface: eth0}}", &["`backup.api.interface`", "`eth0` is not an IP address", "127.0.0.1"]),
         ("backup: {api: {authTokenFile: 5}}", &["`backup.api.authTokenFile` must be a path, found the number `5`"]),
         ("backup: {api: {authTokenFile: ~/token}}", &["`backup.api.authTokenFile`", "begins with ~"]),
@@ -348,7 +354,7 @@ fn the_first_of_two_files_wins_where_it_says_something() {
     let first = FileConfig { port: Some(1), ..FileConfig::default() };
     let second = FileConfig { port: Some(2), api_enabled: Some(true), ..FileConfig::default() };
     let both = first.or(second);
-    assert_eq!((both.port, both.api_enabled, both.interface), (Some(1), Some(true), None));
+    assert_eq!((both.port, both.api_enabled, both.interfaces), (Some(1), Some(true), None));
 }
 
 #[test]
@@ -394,9 +400,11 @@ fn interfaces_and_names() {
         ("::1", "::1"),
         ("[::1]", "::1"),
     ] {
-        assert_eq!(parse_interface(text).ok(), address.parse::<IpAddr>().ok(), "{text}");
+        assert_eq!(parse_interface(text).ok(), address.parse().ok().map(Interface::Ip), "{text}");
     }
-    for text in ["", "127.0.0.1:1849", "eth0", "256.1.1.1", "unix:/run/x", "[::1"] {
+    for text in
+        ["", "127.0.0.1:1849", "eth0", "256.1.1.1", "unix:", "unix:run/x", "unix:/", "unix:/run/", "unix:~/x", "[::1"]
+    {
         assert!(parse_interface(text).is_err(), "{text}");
     }
     for text in ["mainnet01", "2.31.1", "fast-CPM-peterson", "2.31~rc1+g1234"] {

@@ -6,19 +6,23 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use chainweb_backup::{Decorate, Handler, Kind, Limits, Listener, Stopper};
+use chainweb_backup::{Decorate, Handler, Kind, Limits, Listener, SocketAccess, Stopper};
 use rouille::{Request, Response};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::client::{Client, get, request};
-use crate::fixture::skip;
+use crate::fixture::{scratch, skip};
 
 /// Set for the child: its limits, see [`child`].
 const CHILD: &str = "CHAINWEB_BACKUP_LISTENER_CHILD";
@@ -32,7 +36,7 @@ const HEALTH: &str = "GET /health-check HTTP/1.1\r\nHost: h\r\n\r\n";
 
 fn handler() -> Handler {
     let count = AtomicUsize::new(0);
-    Arc::new(move |request| {
+    Arc::new(move |request, _| {
         let count = count.fetch_add(1, Ordering::SeqCst) + 1;
         match request.url().as_str() {
             "/health-check" => Response::text("Health check OK."),
@@ -84,7 +88,7 @@ pub struct Server {
 
 pub fn server(limits: Limits) -> Server {
     let listener = Listener::bind("127.0.0.1:0").expect("a free port").with_limits(limits);
-    let (address, stopper) = (listener.local_addr(), listener.stopper());
+    let (address, stopper) = (listener.local_addr().expect("a TCP socket"), listener.stopper());
     let thread = Some(thread::spawn(move || listener.run(handler(), decorate())));
     Server { address, stopper, thread }
 }
@@ -550,7 +554,9 @@ fn stops() {
 #[test]
 fn says_why_it_cannot_bind() {
     let first = Listener::bind("127.0.0.1:0").expect("a free port");
-    for address in [first.local_addr().to_string(), "192.0.2.1:0".to_owned(), "nowhere".to_owned(), String::new()] {
+    for address in
+        [first.local_addr().unwrap().to_string(), "192.0.2.1:0".to_owned(), "nowhere".to_owned(), String::new()]
+    {
         assert_eq!(Listener::bind(&address).err().map(|e| e.kind()), Some(Kind::Usage), "{address}");
     }
     assert!(Listener::bind("localhost:0").is_ok());
@@ -753,4 +759,101 @@ fn survives_floods() {
     }
     child.within_bounds("50 MB heads", before);
     child.finish();
+}
+
+/// What a client gets from a Unix socket.
+fn ask_unix(path: &Path, text: &str) -> String {
+    let mut stream = UnixStream::connect(path).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time limit");
+    stream.write_all(text.as_bytes()).expect("it takes the request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers and closes");
+    answer
+}
+
+const LAST: &str = "GET /health-check HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+
+#[test]
+fn sockets_of_each_kind_are_one_listener_with_one_set_of_limits() {
+    let scratch = scratch();
+    let path = scratch.path().join("api.sock");
+    let access = SocketAccess { mode: 0o660, gid: None };
+    let limits = Limits { connections: 4, ..Limits::default() };
+    let listener = Listener::bind("127.0.0.1:0").unwrap().and(Listener::bind_unix(&path, access).unwrap());
+    let listener = listener.and(Listener::bind("[::1]:0").unwrap()).with_limits(limits);
+    let (first, names, stopper) = (listener.local_addr().unwrap(), listener.names(), listener.stopper());
+    assert_eq!((names.len(), &names[0], &names[1]), (3, &first.to_string(), &format!("unix:{}", path.display())));
+    let thread = thread::spawn(move || listener.run(handler(), decorate()));
+    for name in &names {
+        let answer = match name.strip_prefix("unix:") {
+            Some(path) => ask_unix(Path::new(path), LAST),
+            None => {
+                let mut stream = TcpStream::connect(name).unwrap();
+                stream.write_all(LAST.as_bytes()).unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).unwrap();
+                answer
+            }
+        };
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("Health check OK."), "{name}: {answer}");
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    assert!(ask_unix(&path, LAST).contains(&format!("x-peer-addr: unix:{uid}\r\n")));
+    assert!(ask_unix(&path, "GET / HTTP/9.9\r\n\r\n").contains(&format!("x-peer-addr: unix:{uid}\r\n")));
+    assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o660);
+    // The connection that waits longest makes room, whatever its socket is.
+    let mut idle = [UnixStream::connect(&path).unwrap(), UnixStream::connect(&path).unwrap()];
+    thread::sleep(BRIEF);
+    let more: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(first).unwrap()).collect();
+    for stream in &mut idle {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "it was closed to make room");
+    }
+    drop(more);
+    stopper.stop();
+    thread.join().unwrap();
+    assert!(!path.exists(), "the socket is gone");
+    assert!(TcpStream::connect(first).is_err());
+}
+
+#[test]
+fn an_inherited_socket_is_used_and_left_as_it_was() {
+    let scratch = scratch();
+    let path = scratch.path().join("api.sock");
+    let (tcp, unix) = (TcpListener::bind("127.0.0.1:0").unwrap(), UnixListener::bind(&path).unwrap());
+    for _ in 0..2 {
+        let inherited = vec![tcp.try_clone().unwrap().into(), unix.try_clone().unwrap().into()];
+        let listener = Listener::adopt(inherited).unwrap();
+        let stopper = listener.stopper();
+        let thread = thread::spawn(move || listener.run(handler(), decorate()));
+        assert!(ask_unix(&path, LAST).starts_with("HTTP/1.1 200"));
+        assert_eq!(get(tcp.local_addr().unwrap(), "/health-check").status, 200);
+        stopper.stop();
+        thread.join().unwrap();
+    }
+    // A client that comes while no service runs waits for the next one.
+    let mut early = UnixStream::connect(&path).unwrap();
+    early.write_all(LAST.as_bytes()).unwrap();
+    let listener = Listener::adopt(vec![unix.try_clone().unwrap().into()]).unwrap();
+    let stopper = listener.stopper();
+    let thread = thread::spawn(move || listener.run(handler(), decorate()));
+    let mut answer = String::new();
+    early.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    stopper.stop();
+    thread.join().unwrap();
+    assert!(path.exists(), "it is not ours");
+
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let (datagrams, peer) =
+        (UdpSocket::bind("127.0.0.1:0").unwrap(), TcpStream::connect(tcp.local_addr().unwrap()).unwrap());
+    for (wrong, problem) in [
+        (OwnedFd::from(file), "is no socket"),
+        (datagrams.into(), "accepts no connections"),
+        (peer.into(), "accepts no connections"),
+    ] {
+        let refused = Listener::adopt(vec![wrong]).err().unwrap();
+        assert_eq!(refused.kind(), Kind::Usage);
+        assert!(refused.chain().contains(&format!("descriptor 3 {problem}")), "{}", refused.chain());
+    }
 }

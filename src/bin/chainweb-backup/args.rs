@@ -1,19 +1,19 @@
 //! The declaration of the command line: commands, flags, values, help texts. `line` parses a command line, `plan` interprets it.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use chainweb_backup::{
-    PactMethod, Sums, Verify, parse_interface, parse_interval, parse_name, parse_pact_method, parse_port,
-    parse_seconds, parse_size, parse_sums, parse_verify, require_no_tilde,
+    PactMethod, Sums, Verify, parse_interval, parse_name, parse_pact_method, parse_seconds, parse_size, parse_sums,
+    parse_verify, require_no_tilde,
 };
 use clap::builder::{OsStringValueParser, PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
 use crate::door::Door;
+use crate::listen::Listen;
 use crate::rules::{Keep, Times};
 use crate::table::Column;
 
@@ -181,15 +181,8 @@ pub(crate) struct Serve {
     /// Do not answer them, even if the environment or a file enables them
     #[arg(long)]
     pub(crate) disable_backup_api: bool,
-    /// Port to listen on, 0 for any free one [default: 1849]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |t: &str| parse_port(t).map_err(|e| e.chain()))]
-    pub(crate) service_port: Option<u16>,
-    /// IP address to listen on, * for all [default: 127.0.0.1]
-    #[arg(long, value_name = "ADDR", value_parser = |t: &str| parse_interface(t).map_err(|e| e.chain()))]
-    pub(crate) service_interface: Option<IpAddr>,
-    /// Write the address and port listened on to this file
-    #[arg(long, value_name = "FILE", value_parser = path())]
-    pub(crate) address_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) listen: Listen,
     #[command(flatten)]
     pub(crate) door: Door,
     #[command(flatten)]

@@ -4,12 +4,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use chainweb_backup::{Finding, Health, Result, examine};
+use chainweb_backup::{Finding, Health, Interface, Result, examine};
 
 use crate::action::Output;
 use crate::door;
+use crate::listen::{self, Listening};
 use crate::plan::ServePlan;
 use crate::terminal::print;
 
@@ -31,7 +33,7 @@ pub fn doctor(plan: &ServePlan, output: Output) -> Result<i32> {
         text: text.clone(),
     }));
     findings.push(door::finding(plan));
-    findings.push(service(SocketAddr::new(plan.interface, plan.port)));
+    findings.extend(services(&plan.listening));
     match output {
         Output::Json => print(&serde_json::to_string(&findings).expect("findings have only string keys"))?,
         Output::Text => {
@@ -45,22 +47,43 @@ pub fn doctor(plan: &ServePlan, output: Output) -> Result<i32> {
     Ok(i32::from(findings.iter().any(|finding| finding.health == Health::Fault)))
 }
 
-/// Whether our service answers at its address.
-fn service(address: SocketAddr) -> Finding {
-    let finding = |health, text| Finding { about: "service", health, text };
-    if address.port() == 0 {
-        return finding(Health::Ok, "it listens on any free port: not asked".to_owned());
-    }
-    let asked = SocketAddr::new(reachable(address.ip()), address.port());
-    match metrics(asked) {
+/// Whether our service answers at each of its places.
+fn services(listening: &Listening) -> impl Iterator<Item = Finding> {
+    listening.places().into_iter().map(|place| match place {
+        Interface::Ip(_) if listening.port == 0 => {
+            finding(Health::Ok, "it listens on any free port: not asked".to_owned())
+        }
+        Interface::Ip(address) => {
+            let asked = SocketAddr::new(reachable(address), listening.port);
+            let limit = Some(ANSWER_LIMIT);
+            let stream = TcpStream::connect_timeout(&asked, ANSWER_LIMIT)
+                .and_then(|s| s.set_read_timeout(limit).and_then(|()| s.set_write_timeout(limit)).map(|()| s));
+            service(&asked.to_string(), stream.and_then(metrics))
+        }
+        Interface::Unix(path) => {
+            let limit = Some(ANSWER_LIMIT);
+            let stream = UnixStream::connect(&path)
+                .and_then(|s| s.set_read_timeout(limit).and_then(|()| s.set_write_timeout(limit)).map(|()| s));
+            service(&listen::shown(&Interface::Unix(path)), stream.and_then(metrics))
+        }
+    })
+}
+
+fn finding(health: Health, text: String) -> Finding {
+    Finding { about: "service", health, text }
+}
+
+/// What was answered at this place.
+fn service(asked: &str, answer: io::Result<String>) -> Finding {
+    match answer {
         Ok(answer) if OURS.iter().any(|ours| answer.contains(ours)) => {
             finding(Health::Ok, format!("a service answers at {asked}"))
         }
         Ok(_) => finding(
             Health::Fault,
-            format!("another program answers at {asked}: give the service another port (--service-port)"),
+            format!("another program answers at {asked}: give the service another port (--service-port) or socket"),
         ),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => finding(
+        Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => finding(
             Health::Warning,
             format!("no service listens on {asked}: start one, unless backups are made with 'make'"),
         ),
@@ -83,11 +106,8 @@ fn reachable(ip: IpAddr) -> IpAddr {
 }
 
 /// The beginning of the answer to a request for the metrics.
-fn metrics(address: SocketAddr) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, ANSWER_LIMIT)?;
-    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-    stream.set_write_timeout(Some(ANSWER_LIMIT))?;
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+fn metrics(mut stream: impl Read + Write) -> io::Result<String> {
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

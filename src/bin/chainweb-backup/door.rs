@@ -16,6 +16,7 @@ use chainweb_backup::{
 use clap::Args;
 
 use crate::args::path;
+use crate::listen::shown;
 use crate::plan::ServePlan;
 
 /// Who may use the HTTP interface.
@@ -67,13 +68,14 @@ fn given<T>(typed: Vec<T>) -> Option<Vec<T>> {
     if typed.is_empty() { None } else { Some(typed) }
 }
 
-/// Reads the tokens into the plan of a service that listens on this address.
+/// Reads the tokens into the plan of a service to which clients come at these addresses, or by Unix sockets.
 ///
 /// # Errors
 /// [`Kind::Usage`]: the file is not as it should be, or the address is one for other hosts and no token is required.
-pub(crate) fn equip(plan: &mut ServePlan, interface: IpAddr) -> Result<()> {
+pub(crate) fn equip(plan: &mut ServePlan, reach: &[IpAddr]) -> Result<()> {
     plan.config.access.tokens = plan.guard.token_file.as_deref().map(read_tokens).transpose()?;
-    if !plan.config.api_enabled || plan.guard.token_file.is_some() || !is_for_others(interface) {
+    let Some(interface) = reach.iter().copied().find(|ip| is_for_others(*ip)) else { return Ok(()) };
+    if !plan.config.api_enabled || plan.guard.token_file.is_some() {
         return Ok(());
     }
     if !plan.guard.allow_unauthenticated {
@@ -100,10 +102,15 @@ fn unguarded(interface: IpAddr) -> String {
 /// What doctor says about it.
 pub(crate) fn finding(plan: &ServePlan) -> Finding {
     let finding = |health, text| Finding { about: "access", health, text };
-    let interface = plan.interface;
-    let (reach, whose) = match is_for_others(interface) {
-        true => (format!("other hosts can reach it on {interface}"), "every host that reaches this port"),
-        false => (format!("only this host reaches it, on {interface}"), "every user and every program of this host"),
+    let addresses = plan.listening.addresses();
+    let others = addresses.iter().copied().find(|ip| is_for_others(*ip));
+    let places: Vec<String> = plan.listening.places().iter().map(shown).collect();
+    let (reach, whose) = match others {
+        Some(interface) => (format!("other hosts can reach it on {interface}"), "every host that reaches this port"),
+        None => (
+            format!("only this host reaches it, on {}", places.join(" and ")),
+            "every user and every program of this host",
+        ),
     };
     let tokens = match plan.guard.token_file.as_deref().map(read_tokens) {
         Some(Err(e)) => return finding(Health::Fault, e.chain()),
@@ -118,15 +125,15 @@ pub(crate) fn finding(plan: &ServePlan) -> Finding {
     if !plan.config.api_enabled {
         return finding(Health::Ok, format!("{reach}; the backup API is off, health and metrics need no token"));
     }
-    match (is_for_others(interface), plan.guard.allow_unauthenticated) {
-        (true, false) => finding(Health::Fault, format!("serve does not start: {}", unguarded(interface))),
-        (true, true) => finding(
+    match (others, plan.guard.allow_unauthenticated) {
+        (Some(interface), false) => finding(Health::Fault, format!("serve does not start: {}", unguarded(interface))),
+        (Some(_), true) => finding(
             Health::Warning,
             format!(
                 "{reach}, and no token is required: {whose} can start backups; require one with --auth-token-file FILE"
             ),
         ),
-        (false, _) => finding(
+        (None, _) => finding(
             Health::Ok,
             format!(
                 "{reach}, and no token is required: {whose} can start backups; --auth-token-file FILE requires one"
@@ -185,7 +192,7 @@ mod tests {
         let equipped = |line: &str, interface: &str| {
             let mut plan = serve(&format!("--database-directory /d {line}"));
             let warnings_count = plan.warnings.len();
-            let outcome = equip(&mut plan, interface.parse().expect("an address"));
+            let outcome = equip(&mut plan, &[interface.parse().expect("an address")]);
             outcome.map(|()| plan.warnings.len() - warnings_count).map_err(|e| (e.kind(), e.chain()))
         };
         for interface in ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"] {

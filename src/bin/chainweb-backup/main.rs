@@ -7,6 +7,7 @@ mod commands;
 mod doctor;
 mod door;
 mod line;
+mod listen;
 mod pages;
 mod places;
 mod plan;
@@ -17,6 +18,7 @@ mod table;
 mod terminal;
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,7 +28,7 @@ use std::time::Duration;
 use args::Child;
 use chainweb_backup::{
     BackupId, Control, Details, Error, Interval, Kind, Listener, MakeRequest, Result, Service, Status, heights_json,
-    open_json, resolve_trusted, starts_json, sweep_backups, younger_in,
+    inherited_sockets, open_json, resolve_trusted, starts_json, sweep_backups, younger_in,
 };
 use log::LevelFilter;
 use plan::{Around, Exit, MakePlan, Plan, ServePlan};
@@ -47,6 +49,8 @@ const WAIT_INTERVAL: Duration = Duration::from_millis(16);
 const LOOKS_MAX: u32 = 20;
 
 fn main() -> ExitCode {
+    // First: what is open now was inherited.
+    let inherited = inherited_sockets();
     // With this, a file at its size limit (`ulimit -f`) fails the write instead of killing the program.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let plan = match plan() {
@@ -58,7 +62,7 @@ fn main() -> ExitCode {
             return code(exit.code);
         }
     };
-    match run(plan) {
+    match inherited.and_then(|inherited| run(plan, inherited)) {
         Ok(exit_code) => code(exit_code),
         Err(e) => {
             say(&format!("error: {}", e.chain()));
@@ -81,9 +85,9 @@ fn code(exit_code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(exit_code).unwrap_or(1))
 }
 
-fn run(plan: Plan) -> Result<i32> {
+fn run(plan: Plan, inherited: Vec<OwnedFd>) -> Result<i32> {
     match plan {
-        Plan::Serve(plan) => serve(plan),
+        Plan::Serve(plan) => serve(plan, inherited),
         Plan::Make(plan) => make(plan),
         Plan::Doctor(plan, output) => doctor::doctor(&plan, output),
         Plan::Manage {
@@ -136,22 +140,23 @@ fn start_log(level: LevelFilter, warnings: &[String], notes: &[String]) {
     notes.iter().for_each(|note| log::info!("{note}"));
 }
 
-fn serve(mut plan: ServePlan) -> Result<i32> {
-    let interface = plan.interface;
-    door::equip(&mut plan, interface)?;
+fn serve(mut plan: ServePlan, inherited: Vec<OwnedFd>) -> Result<i32> {
+    let adopted = if inherited.is_empty() { None } else { Some(Listener::adopt(inherited)?) };
+    let reach = plan.listening.reach(adopted.as_ref());
+    door::equip(&mut plan, &reach)?;
     start_log(plan.log_level, &plan.warnings, &plan.notes);
-    let (backup_directory, started) = (plan.config.backup_directory.clone(), Started::serving(&plan));
+    let (backup_directory, started) = (plan.config.backup_directory.clone(), Started::serving(&plan, reach));
     let service = Arc::new(Service::start(plan.config, plan.node.sources())?);
-    let listener = Listener::bind(&std::net::SocketAddr::new(plan.interface, plan.port).to_string())?;
-    let address = listener.local_addr();
+    let listener = plan.listening.bind(adopted)?;
+    let names = listener.names();
     mind_signals(&service, started, Some(listener.stopper()))?;
     if let Some(path) = &plan.address_file {
-        write_address(path, &address.to_string())?;
+        write_address(path, &names.join("\n"))?;
     }
-    log::info!("serving address={address} backup_directory={}", backup_directory.display());
+    log::info!("serving address={} backup_directory={}", names.join(","), backup_directory.display());
     let (answering, decorating) = (Arc::clone(&service), Arc::clone(&service));
     listener.run(
-        Arc::new(move |request| answering.handle(request).unwrap_or_else(|| answering.not_found(request))),
+        Arc::new(move |request, peer| answering.answer(request, peer)),
         Arc::new(move |response, peer| decorating.decorate_for(response, peer)),
     );
     service.shutdown();

@@ -7,7 +7,6 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,11 +19,9 @@ use crate::action::{Action, Output};
 use crate::args::{self, Child, Command, Common, Job, Limit, Serve};
 use crate::door::Guard;
 use crate::line::{self, Typed};
+use crate::listen::Listening;
 use crate::pages;
 use crate::places::{self, Found, Node};
-
-/// The default port of the service; the node's own is 1848.
-const PORT: u16 = 1849;
 
 /// A limit of bytes per second below this is probably meant in another unit.
 const LOW_LIMIT: u64 = 100_000;
@@ -92,11 +89,9 @@ pub struct ServePlan {
     pub config: Config,
     /// What guards the service, beside its configuration.
     pub guard: Guard,
-    /// The address to listen on.
-    pub interface: IpAddr,
-    /// The port to listen on; 0 takes a free one.
-    pub port: u16,
-    /// The file that receives the address and port listened on.
+    /// Where to listen.
+    pub listening: Listening,
+    /// The file that receives the addresses listened on.
     pub address_file: Option<PathBuf>,
     /// The least important level that is logged.
     pub log_level: LevelFilter,
@@ -432,7 +427,7 @@ fn serve(typed: Serve, around: &Around) -> Result<ServePlan, String> {
     // Read even if a flag decides: a wrong value is a mistake in any case.
     let from_env = around.env("ENABLE_BACKUP_API").map(|value| truth("ENABLE_BACKUP_API", &value)).transpose()?;
     config.api_enabled = from_flag.or(from_env).or(file.api_enabled).unwrap_or(false);
-    let interface = typed.service_interface.or(file.interface).unwrap_or(Ipv4Addr::LOCALHOST.into());
+    let listening = typed.listen.decide(&mut file, around)?;
     if !config.api_enabled {
         warnings.push("the backup API is off: only health and metrics answer; --enable-backup-api turns it on".into());
     }
@@ -445,9 +440,8 @@ fn serve(typed: Serve, around: &Around) -> Result<ServePlan, String> {
         node,
         config,
         guard,
-        interface,
-        port: typed.service_port.or(file.port).unwrap_or(PORT),
-        address_file: typed.address_file,
+        listening,
+        address_file: typed.listen.address_file,
         log_level,
         warnings,
         notes,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use chainweb_backup::{Config, Service, chainweb};
 
 use crate::door;
+use crate::listen::Listening;
 use crate::places::Node;
 use crate::plan::{self, MakePlan, Plan, ServePlan};
 
@@ -16,16 +17,19 @@ use crate::plan::{self, MakePlan, Plan, ServePlan};
 pub struct Started {
     node: Node,
     backup_directory: PathBuf,
-    /// The address of the service; `make` has none.
-    address: Option<(IpAddr, u16)>,
+    /// Where the service listens; `make` does not.
+    listening: Option<Listening>,
+    /// The addresses at which clients come, also those of inherited sockets.
+    reach: Vec<IpAddr>,
     /// The warnings and notes that are in the log already.
     told: Vec<String>,
 }
 
 impl Started {
     /// Of a service.
-    pub fn serving(plan: &ServePlan) -> Started {
-        Started::new(&plan.node, &plan.config, Some((plan.interface, plan.port)), [&plan.warnings, &plan.notes])
+    pub fn serving(plan: &ServePlan, reach: Vec<IpAddr>) -> Started {
+        let started = Started::new(&plan.node, &plan.config, Some(&plan.listening), [&plan.warnings, &plan.notes]);
+        Started { reach, ..started }
     }
 
     /// Of one backup.
@@ -33,24 +37,36 @@ impl Started {
         Started::new(&plan.node, &plan.config, None, [&plan.warnings, &plan.notes])
     }
 
-    fn new(node: &Node, config: &Config, address: Option<(IpAddr, u16)>, told: [&Vec<String>; 2]) -> Started {
+    fn new(node: &Node, config: &Config, listening: Option<&Listening>, told: [&Vec<String>; 2]) -> Started {
         let told = told.into_iter().flatten().cloned().collect();
-        Started { node: node.clone(), backup_directory: config.backup_directory.clone(), address, told }
+        Started {
+            node: node.clone(),
+            backup_directory: config.backup_directory.clone(),
+            listening: listening.cloned(),
+            reach: Vec::new(),
+            told,
+        }
     }
 
     /// What differs and applies only after a restart.
     fn fixed(&self, now: &Started) -> Vec<&'static str> {
-        let differs = [
+        let each = [
             (chainweb::key::DATABASE_DIRECTORY, self.node.database_directory != now.node.database_directory),
             ("rocksdbDirectory", self.node.rocksdb_directory != now.node.rocksdb_directory),
             ("sqliteDirectory", self.node.sqlite_directory != now.node.sqlite_directory),
             ("pinDirectory", self.node.pin_directory != now.node.pin_directory),
             ("backup.directory", self.backup_directory != now.backup_directory),
-            ("backup.api.interface", self.address.map(|(ip, _)| ip) != now.address.map(|(ip, _)| ip)),
-            ("backup.api.port", self.address.map(|(_, port)| port) != now.address.map(|(_, port)| port)),
+            ("backup.api.interface", differs(self, now, |listening| &listening.named)),
+            ("backup.api.port", differs(self, now, |listening| &listening.port)),
+            ("backup.api.socketMode, backup.api.socketGroup", differs(self, now, |listening| &listening.access)),
         ];
-        differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+        each.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
+}
+
+/// Whether a part of where the service listens differs.
+fn differs<T: PartialEq>(started: &Started, now: &Started, part: impl Fn(&Listening) -> &T) -> bool {
+    started.listening.as_ref().map(&part) != now.listening.as_ref().map(&part)
 }
 
 /// Reads command line, environment and configuration files again, and applies what can change.
@@ -61,12 +77,11 @@ pub fn reload(service: &Service, started: &mut Started) {
     };
     let (now, config, warnings) = match crate::parse(&read_file) {
         Ok(Plan::Serve(mut plan)) => {
-            // The address is that of the start, whatever is configured now.
-            let interface = started.address.map_or(plan.interface, |(interface, _)| interface);
-            if let Err(e) = door::equip(&mut plan, interface) {
+            // The addresses are those of the start, whatever is configured now.
+            if let Err(e) = door::equip(&mut plan, &started.reach) {
                 return refused(&e.chain());
             }
-            (Started::serving(&plan), plan.config, plan.warnings)
+            (Started::serving(&plan, started.reach.clone()), plan.config, plan.warnings)
         }
         Ok(Plan::Make(plan)) => (Started::making(&plan), plan.config, plan.warnings),
         Ok(_) => return,

@@ -1,8 +1,9 @@
 //! Tests of the command line: what was typed, and what it is taken for.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 
-use chainweb_backup::MANUAL;
+use chainweb_backup::{MANUAL, SocketAccess};
 
 use crate::args::LOG_LEVELS;
 use crate::line::program;
@@ -53,7 +54,8 @@ fn defaults() {
     for line in ["--database-directory /d", "serve --database-directory /d", "--database-directory /d serve"] {
         let plan = serve(line, &[], &[]);
         assert_eq!((plan.config.backup_directory.as_path(), plan.config.api_enabled), (Path::new("/d/backups"), false));
-        assert_eq!((plan.interface, plan.port), (Ipv4Addr::LOCALHOST.into(), 1849));
+        assert_eq!((plan.listening.addresses(), plan.listening.port), (vec![Ipv4Addr::LOCALHOST.into()], 1849));
+        assert!(plan.listening.named.is_empty() && plan.listening.access == SocketAccess::OWNER);
         assert_eq!((plan.address_file, plan.config.chainweb_version, plan.config.node_version), (None, None, None));
         assert_eq!((plan.config.reserve_bytes, plan.log_level), (None, LevelFilter::Info));
         assert!(plan.warnings[0].contains("API is off") && plan.warnings[1].contains("version is unknown"));
@@ -84,7 +86,10 @@ fn flag_before_environment_before_later_file_before_earlier_file() {
     assert!(!on("--config-file 1", &[("ENABLE_BACKUP_API", "No")], files));
 
     let plan = serve(both, &[], files);
-    assert_eq!((plan.port, plan.interface.to_string().as_str()), (7, "::1"));
+    assert_eq!(
+        (plan.listening.port, plan.listening.addresses()),
+        (7, vec!["::1".parse::<IpAddr>().expect("an address")])
+    );
     assert_eq!(
         (plan.node.database_directory.as_path(), plan.config.chainweb_version.as_deref()),
         (Path::new("/file"), Some("v2"))
@@ -92,7 +97,8 @@ fn flag_before_environment_before_later_file_before_earlier_file() {
     let flags = "--service-port 0 --service-interface * --database-directory /flag --chainweb-version f \
                  --node-version 2.31 --reserve-bytes 2KiB --address-file a --log-level DEBUG";
     let plan = serve(&format!("{both} {flags} --enable-backup-api"), &[], files);
-    assert_eq!((plan.port, plan.interface, plan.log_level), (0, Ipv4Addr::UNSPECIFIED.into(), LevelFilter::Debug));
+    assert_eq!((plan.listening.port, plan.log_level), (0, LevelFilter::Debug));
+    assert_eq!(plan.listening.addresses(), [IpAddr::from(Ipv4Addr::UNSPECIFIED)]);
     assert_eq!(
         (plan.node.database_directory.as_path(), plan.config.chainweb_version.as_deref()),
         (Path::new("/flag"), Some("f"))
@@ -308,7 +314,7 @@ fn scripts_and_man_pages_have_every_command_and_flag() {
 fn flags_before_and_after_the_command_add_up() {
     let words = ["--database-directory /d", "--backup-directory /b", "--service-port 7", "--enable-backup-api"];
     let wanted = serve(&words.join(" "), &[], &[]);
-    assert_eq!((wanted.port, wanted.config.api_enabled), (7, true));
+    assert_eq!((wanted.listening.port, wanted.config.api_enabled), (7, true));
     for split in 0..=words.len() {
         let line = format!("{} serve {}", words[..split].join(" "), words[split..].join(" "));
         assert_eq!(serve(&line, &[], &[]), wanted, "{line}");
@@ -375,7 +381,7 @@ fn the_command_is_found_among_flags() {
     };
     let all: BTreeSet<(String, bool)> = program().get_subcommands().flat_map(flags).collect();
     let names: BTreeSet<&String> = all.iter().map(|(flag, _)| flag).collect();
-    assert_eq!((all.len(), names.len()), (45, 45));
+    assert_eq!((all.len(), names.len()), (47, 47));
 }
 
 #[test]
@@ -415,7 +421,11 @@ fn wrong_usage_is_exit_code_2_with_the_remedy() {
     wrong("--enable-backup-api --disable-backup-api", &[], &[], &["cannot be used with"]);
     wrong("--service-port 1 --service-port 1", &[], &[], &["cannot be used multiple times"]);
     wrong("--service-port 65536", &[], &[], &["`65536` is not a port", "from 0 to 65535"]);
-    wrong("--service-interface unix:/run/x", &[], &[], &["is not an IP address", "127.0.0.1"]);
+    wrong("--service-interface eth0", &[], &[], &["is not an IP address", "127.0.0.1", "unix:PATH"]);
+    wrong("--service-interface unix:run/x", &[], &[], &["is not a socket", "unix:/run/chainweb-backup.sock"]);
+    wrong("--database-directory /d --service-interface ::1 --service-interface ::1", &[], &[], &["::1 is given twice"]);
+    wrong("--socket-mode 777x", &[], &[], &["is not the mode of a socket", "660 for its group"]);
+    wrong("--database-directory /d --socket-mode 660", &[], &[], &["for Unix sockets", "unix:PATH"]);
     wrong("--reserve-bytes 10G", &[], &[], &["is not a size", "10GiB"]);
     wrong("--log-level loud", &[], &[], &["error, warn, info"]);
     wrong("--backup-directory=", &[], &[], &["a value is required"]);
