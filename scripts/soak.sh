@@ -21,6 +21,9 @@
 #   scripts/soak.sh starts [N] [SEED]               N start-up proofs, half of them of planted faults, beside the start itself (300)
 #   scripts/soak.sh hour [MINUTES]                  a backup a minute, with proof and drill: what the node's heights take (60)
 #   scripts/soak.sh month [DAYS] [SEED]             simulated days of schedules, hooks, drills: kills, full disks, clocks; as root (30)
+#   scripts/soak.sh door [MINUTES] [FILE]           50 requests a second beside backups: memory, threads; graphs in FILE, SVG (60)
+#   scripts/soak.sh attacks [N]                     attacks on the listener, the last one with N fuzzed heads, as a table (1000000)
+#   scripts/soak.sh container [FEATURES]            the image of scripts/container, built and run beside a node; as root
 #   scripts/soak.sh timing [SSTS]                   the live copy beside RocksDB's checkpoint and cp -al (8000)
 #   scripts/soak.sh untouched                       strace: what `make` does to the files of a node
 #
@@ -48,6 +51,9 @@ case ${1:-} in
   mounts) KILLS=${2:-400} CUTS=60 SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/21-mounts.sh" ;;
   starts) exec python3 "$ROOT/tests/soak/starts.py" "$BIN" "${2:-300}" "${3:-$(date +%s)}" ;;
   hour) exec python3 "$ROOT/tests/soak/hour.py" "$BIN" "${2:-60}" ;;
+  door) exec python3 "$ROOT/tests/soak/door.py" "$BIN" "${2:-60}" "${3:-door.svg}" ;;
+  attacks) exec python3 "$ROOT/tests/soak/attacks.py" "$BIN" "${2:-1000000}" ;;
+  container) exec sh "$ROOT/tests/soak/container.sh" "${2:-}" ;;
   month) exec python3 "$ROOT/tests/soak/month.py" "$BIN" "${2:-30}" ${3:+"$3"} ;;
   live) shift && exec sh "$ROOT/tests/soak/run.sh" own "$@" ;;
   foreign | timing | untouched) exec sh "$ROOT/tests/soak/run.sh" "$@" ;;
