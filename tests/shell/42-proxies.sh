@@ -21,7 +21,8 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 
 check 'there is a certificate' [ -s backup.crt ]
 
 block "$page" yaml 1 | sed "s|/etc/chainweb-backup/token|$DIR/token|" >config.yaml
-start serve.log chainweb-backup serve --database-directory db --config-file config.yaml
+start serve.log chainweb-backup serve --database-directory db --config-file config.yaml --service-interface 127.0.0.1 --service-interface "unix:$DIR/api.sock"
+address=$(head -n 1 address)
 service=$pid upstream=$address
 http POST '/make-backup?backupPact' -H @token.header
 is 'the service makes a backup' "$code" 200
@@ -43,6 +44,10 @@ ask() {
 }
 header() {
   tr -d '\r' <head | awk -F ': ' -v name="$1" 'tolower($1) == name { print $2 }'
+}
+# by_socket TEXT: what the page says of a Unix socket, as a replacement by sed: the first text in backquotes that begins with TEXT.
+by_socket() {
+  grep -o "\`$1[^\`]*\`" "$page" | head -n 1 | tr -d '\`' | sed "s|/run/chainweb-backup.sock|$DIR/api.sock|"
 }
 # pooled: the number of connections to the service.
 pooled() {
@@ -119,6 +124,11 @@ if command -v nginx >found; then
   until ask /health-check && [ "$code" = 401 ] || [ "$tries" -ge 200 ]; do tries=$((tries + 1)) && sleep 0.05; done
   proxied nginx
   is 'nginx has nothing to tell' "$(grep -v 'client request body is buffered\|intended to send too large body' nginx.log)" ''
+  sed "s|^ *server 127.*|$(by_socket 'server unix')|" nginx.conf >socket.conf && cp nginx.conf tcp.conf && cp socket.conf nginx.conf && kill -HUP "$proxy"
+  tries=0
+  until ask /health-check -H @token.header && [ "$(header x-peer-addr)" = "unix:$(id -u)" ] || [ "$tries" -ge 200 ]; do tries=$((tries + 1)) && sleep 0.05; done
+  is 'nginx: by the Unix socket' "$code $(cat body) $(header x-peer-addr)" "200 Health check OK. unix:$(id -u)"
+  cp tcp.conf nginx.conf
   # Without the line for Host, the service is asked under the name of the upstream.
   grep -v 'proxy_set_header Host' nginx.conf >bare.conf && cp bare.conf nginx.conf && kill -HUP "$proxy"
   tries=0
@@ -141,6 +151,13 @@ if command -v caddy >found; then
   tries=0
   until ask /health-check && [ "$code" = 401 ] || [ "$tries" -ge 200 ]; do tries=$((tries + 1)) && sleep 0.05; done
   proxied Caddy
+  kill "$proxy" && wait "$proxy" 2>/dev/null
+  sed "s|^ *reverse_proxy .*|$(by_socket 'reverse_proxy unix')|" Caddyfile >socket.caddy
+  caddy run --config socket.caddy --adapter caddyfile >caddy-socket.log 2>&1 </dev/null &
+  proxy=$! pids="$! $pids"
+  tries=0
+  until ask /health-check -H @token.header && [ "$code" = 200 ] || [ "$tries" -ge 200 ]; do tries=$((tries + 1)) && sleep 0.05; done
+  is 'Caddy: by the Unix socket' "$code $(cat body) $(header x-peer-addr)" "200 Health check OK. unix:$(id -u)"
   kill "$proxy" && wait "$proxy" 2>/dev/null
 fi
 
