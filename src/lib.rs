@@ -91,8 +91,8 @@ pub use config::schedule::{Interval, KeepRules, Policy, Schedule, TimeOfDay, par
 pub use config::tree::FILE_BYTES_MAX;
 pub use config::{
     Config, Depth, Interface, PactMethod, SocketAccess, Sums, Verify, parse_address, parse_count, parse_interface,
-    parse_name, parse_pact_method, parse_port, parse_seconds, parse_size, parse_socket_group, parse_socket_mode,
-    parse_sums, parse_verify, require_no_tilde, suggest,
+    parse_log_level, parse_name, parse_pact_method, parse_port, parse_seconds, parse_size, parse_socket_group,
+    parse_socket_mode, parse_sums, parse_verify, require_no_tilde, suggest,
 };
 pub use control::{Control, Phase, Stop};
 #[cfg(feature = "gate")]

@@ -24,8 +24,9 @@ use crate::config::numbers::whole;
 use crate::config::schedule::{KeepRules, MAX_SCHEDULES, Schedule, parse_interval, parse_time_of_day};
 use crate::config::tree::{Entries, Node, Said, quote, tree};
 use crate::config::{
-    Interface, PactMethod, Sums, Verify, parse_interface, parse_name, parse_pact_method, parse_seconds, parse_size,
-    parse_socket_group, parse_socket_mode, parse_sums, parse_verify, require_no_tilde, suggest,
+    Interface, PactMethod, Sums, Verify, parse_interface, parse_log_level, parse_name, parse_pact_method,
+    parse_seconds, parse_size, parse_socket_group, parse_socket_mode, parse_sums, parse_verify, require_no_tilde,
+    suggest,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -35,6 +36,7 @@ const BACKUP_KEYS: &[&str] = &[
     "hooks",
     "keep",
     "limitBytesPerSecond",
+    "logLevel",
     "nodeVersion",
     "pactMethod",
     "pinDirectory",
@@ -90,6 +92,7 @@ enum Expected {
     Method,
     Sums,
     Verify,
+    Level,
 }
 
 impl fmt::Display for Expected {
@@ -116,6 +119,7 @@ impl fmt::Display for Expected {
             Expected::Method => "auto, copy, clone or delta",
             Expected::Sums => "copied, all or none",
             Expected::Verify => "quick, deep or none",
+            Expected::Level => "a log level, like info",
         })
     }
 }
@@ -161,6 +165,8 @@ pub struct FileConfig {
     pub pact_method: Option<PactMethod>,
     /// `backup.sums`
     pub sums: Option<Sums>,
+    /// `backup.logLevel`
+    pub log_level: Option<log::LevelFilter>,
     /// `backup.verify`
     pub verify: Option<Verify>,
     /// `backup.rereadPercent`
@@ -203,6 +209,7 @@ impl FileConfig {
             pact_method: self.pact_method.or(other.pact_method),
             sums: self.sums.or(other.sums),
             verify: self.verify.or(other.verify),
+            log_level: self.log_level.or(other.log_level),
             reread_percent: self.reread_percent.or(other.reread_percent),
             stall_limit: self.stall_limit.or(other.stall_limit),
             limit_bytes_per_second: self.limit_bytes_per_second.or(other.limit_bytes_per_second),
@@ -272,6 +279,11 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
         pact_method: text(backup, &prefix, "pactMethod", Expected::Method, parse_pact_method)?,
         sums: text(backup, &prefix, "sums", Expected::Sums, parse_sums)?,
         verify: text(backup, &prefix, "verify", Expected::Verify, parse_verify)?,
+        // YAML takes `off` for a truth value.
+        log_level: value(backup, &prefix, "logLevel", Expected::Level, |node| match node {
+            Node::Plain(t) | Node::Text(t) => Some(parse_log_level(t).map_err(|e| e.to_string())),
+            _ => None,
+        })?,
         reserve_bytes: size("reserveBytes")?,
         limit_bytes_per_second: size("limitBytesPerSecond")?,
         reread_percent: value(backup, &prefix, "rereadPercent", Expected::Percent, |node| match node {

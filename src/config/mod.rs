@@ -281,6 +281,16 @@ pub fn parse_port(text: &str) -> Result<u16> {
     whole(text).ok_or_else(|| Error::new(Kind::Usage, context()))
 }
 
+/// The least important level that is logged: a word of the crate `log`, or the node's `quiet` for `off`; upper and lower case are the same.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn parse_log_level(text: &str) -> Result<log::LevelFilter> {
+    let level = if text.eq_ignore_ascii_case("quiet") { Ok(log::LevelFilter::Off) } else { text.parse() };
+    let remedy = "write error, warn, info, debug, trace or off";
+    level.map_err(|_| Error::new(Kind::Usage, format!("{} is not a log level: {remedy}", quote(text))))
+}
+
 /// Refuses a path that begins with `~`: a shell replaces it by the home directory, but not in a file or in `--flag=~/x`.
 ///
 /// # Errors

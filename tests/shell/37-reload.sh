@@ -99,6 +99,15 @@ made=$(grep -c 'backup done' serve.log)
 sleep 3
 is 'without a schedule none is made' "$(grep -c 'backup done' serve.log)" "$made"
 
+# The log level.
+check 'no debug lines at first' sh -c '! grep -qF "[DEBUG]" serve.log'
+config 'api: {enabled: true}' 'logLevel: debug'
+hup 'configuration read again'
+backup
+check 'the new log level applies' grep -qF '[DEBUG]' serve.log
+config 'api: {enabled: true}' 'logLevel: loud'
+hup 'is not a log level'
+
 # What needs a restart is named, and the rest applies.
 config 'api: {enabled: true, interface: 127.0.0.2}' "directory: $DIR/elsewhere" 'limitBytesPerSecond: 7MB'
 hup 'only after a restart'

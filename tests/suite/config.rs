@@ -64,7 +64,7 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
             "allowUnauthenticated": false},
         "directory": "/b", "nodeVersion": "2.31.1", "reserveBytes": "10 GiB", "pactMethod": "clone",
         "rocksdbDirectory": "/r", "sqliteDirectory": "/s", "pinDirectory": "/p",
-        "sums": "all", "verify": "deep", "rereadPercent": 100, "stallSeconds": 60, "limitBytesPerSecond": "100MB",
+        "sums": "all", "verify": "deep", "logLevel": "DEBUG", "rereadPercent": 100, "stallSeconds": 60, "limitBytesPerSecond": "100MB",
         "schedule": {"every": "24h", "at": "03:00", "pact": true, "jitter": "10m"},
         "keep": {"last": 3, "daily": 7, "weekly": 4, "monthly": 12},
         "hooks": {"before": ["/bin/b", "x y", "5"], "onVerified": [], "afterSuccess": [["/bin/s"], ["t", "u"]],
@@ -92,6 +92,7 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
         pact_method: Some(PactMethod::Clone),
         sums: Some(Sums::All),
         verify: Some(Some(Depth::Deep)),
+        log_level: Some(log::LevelFilter::Debug),
         reread_percent: Some(100),
         stall_limit: Some(Duration::from_secs(60)),
         limit_bytes_per_second: Some(100_000_000),
@@ -118,7 +119,7 @@ fn every_key_of_ours_is_read_in_both_formats_and_both_places() {
                 api: {enabled: yes, interface: ['*', unix:/run/b], port: 2000, socketMode: 660, socketGroup: 34, authTokenFile: /t, open: [metrics, check-backup], \
                 allowedHosts: [a.example.org.], allowUnauthenticated: no}\n  directory: /b\n  \
                 nodeVersion: 2.31.1\n  reserveBytes: 10GiB\n  pactMethod: clone\n  \
-                rocksdbDirectory: /r\n  sqliteDirectory: /s\n  pinDirectory: /p\n  sums: all\n  verify: deep\n  rereadPercent: 100\n  stallSeconds: 60\n  limitBytesPerSecond: 100 MB\n  \
+                rocksdbDirectory: /r\n  sqliteDirectory: /s\n  pinDirectory: /p\n  sums: all\n  verify: deep\n  logLevel: debug\n  rereadPercent: 100\n  stallSeconds: 60\n  limitBytesPerSecond: 100 MB\n  \
                 schedule:\n  - {every: 24h, at: 03:00, pact: yes, jitter: 600s}\n  keep: {last: 3, daily: 7, weekly: 4, monthly: 12}\n  \
                 hooks:\n    before: [/bin/b, x y, 5]\n    onVerified: []\n    afterSuccess:\n    - [/bin/s]\n    - [t, u]\n    \
                 afterFailure:\n    - f\n    limitSeconds: 60\n";
@@ -154,7 +155,7 @@ fn unknown_keys_below_backup_are_refused_with_the_right_one() {
             &[
                 "`chainweb.backup.direcotry`",
                 "did you mean `directory`",
-                "api, directory, hooks, keep, limitBytesPerSecond, nodeVersion, pactMethod, pinDirectory, rereadPercent, reserveBytes, \
+                "api, directory, hooks, keep, limitBytesPerSecond, logLevel, nodeVersion, pactMethod, pinDirectory, rereadPercent, reserveBytes, \
                  rocksdbDirectory, schedule, sqliteDirectory, stallSeconds, sums, verify",
             ],
         ),

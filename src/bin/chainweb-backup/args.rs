@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chainweb_backup::{
-    PactMethod, Sums, Verify, parse_interval, parse_name, parse_pact_method, parse_seconds, parse_size, parse_sums,
-    parse_verify, require_no_tilde,
+    PactMethod, Sums, Verify, parse_interval, parse_log_level, parse_name, parse_pact_method, parse_seconds,
+    parse_size, parse_sums, parse_verify, require_no_tilde,
 };
-use clap::builder::{OsStringValueParser, PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
@@ -19,8 +19,6 @@ use crate::table::Column;
 
 /// The name of the program.
 pub const NAME: &str = "chainweb-backup";
-
-pub(crate) const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
 const USAGE: &str = "chainweb-backup COMMAND [OPTIONS]
        chainweb-backup [OPTIONS] COMMAND
@@ -114,7 +112,7 @@ pub(crate) struct Common {
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub(crate) config_file: Vec<PathBuf>,
     /// Log level: error, warn, info, debug, trace or off [default: info]
-    #[arg(long, value_name = "LEVEL", value_parser = log_level(), ignore_case = true, hide_possible_values = true)]
+    #[arg(long, value_name = "LEVEL", value_parser = |t: &str| parse_log_level(t).map_err(|e| e.chain()))]
     pub(crate) log_level: Option<LevelFilter>,
 }
 
@@ -434,10 +432,4 @@ pub(crate) fn path() -> impl TypedValueParser<Value = PathBuf> {
 /// An identifier as typed. What is not UTF-8 is none; the replacement characters keep it from becoming one.
 fn id() -> impl TypedValueParser<Value = String> {
     OsStringValueParser::new().map(|id| id.to_string_lossy().into_owned())
-}
-
-/// The names of `log`, and the node's word for silence.
-fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
-    let names = LOG_LEVELS.map(|name| PossibleValue::new(name).aliases((name == "off").then_some("quiet")));
-    PossibleValuesParser::new(names).map(|name| name.parse().unwrap_or(LevelFilter::Off))
 }

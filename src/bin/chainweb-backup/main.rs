@@ -135,7 +135,10 @@ fn answer(child: Child) -> Result<i32> {
 
 fn start_log(level: LevelFilter, warnings: &[String], notes: &[String]) {
     let config = simplelog::ConfigBuilder::new().set_time_level(LevelFilter::Off).build();
-    simplelog::WriteLogger::init(level, config, LogOutput::default()).expect("this program sets its logger once");
+    simplelog::WriteLogger::init(LevelFilter::Trace, config, LogOutput::default())
+        .expect("this program sets its logger once");
+    // This one decides, and can change while the program runs.
+    log::set_max_level(level);
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     notes.iter().for_each(|note| log::info!("{note}"));
 }

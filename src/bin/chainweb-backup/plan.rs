@@ -278,7 +278,7 @@ fn settings(common: Common, around: &Around) -> Result<Settings, String> {
         .or(from_env)
         .or(file.backup_directory.take())
         .or_else(|| database_directory.as_deref().map(chainweb::backups_in));
-    let log_level = common.log_level.unwrap_or(LevelFilter::Info);
+    let log_level = common.log_level.or(file.log_level).unwrap_or(LevelFilter::Info);
     let warnings = std::mem::take(&mut file.warnings);
     Ok(Settings { database_directory, backup_directory, log_level, file, warnings, notes: Vec::new() })
 }

@@ -75,15 +75,15 @@ pub fn reload(service: &Service, started: &mut Started) {
         let text = plan::read_file(path)?;
         if text.trim().is_empty() { Err(io::Error::other("it is empty")) } else { Ok(text) }
     };
-    let (now, config, warnings) = match crate::parse(&read_file) {
+    let (now, config, warnings, log_level) = match crate::parse(&read_file) {
         Ok(Plan::Serve(mut plan)) => {
             // The addresses are those of the start, whatever is configured now.
             if let Err(e) = door::equip(&mut plan, &started.reach) {
                 return refused(&e.chain());
             }
-            (Started::serving(&plan, started.reach.clone()), plan.config, plan.warnings)
+            (Started::serving(&plan, started.reach.clone()), plan.config, plan.warnings, plan.log_level)
         }
-        Ok(Plan::Make(plan)) => (Started::making(&plan), plan.config, plan.warnings),
+        Ok(Plan::Make(plan)) => (Started::making(&plan), plan.config, plan.warnings, plan.log_level),
         Ok(_) => return,
         Err(exit) => return refused(exit.text.lines().next().unwrap_or_default()),
     };
@@ -92,6 +92,7 @@ pub fn reload(service: &Service, started: &mut Started) {
         Ok(changed) => changed.join(" "),
         Err(e) => return refused(&e.chain()),
     };
+    log::set_max_level(log_level);
     log::info!("configuration read again limit_bytes_per_second={limit} changed={changed:?}");
     let fixed = started.fixed(&now).join(" ");
     if !fixed.is_empty() {
