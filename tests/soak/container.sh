@@ -74,6 +74,8 @@ layout() {
   run_in --user "$user" $volumes --volume "$DIR/shared:/shared" "$node_container" -- demo-node --database-directory "$databases" --chains 3 \
     --rate 5 --disable-backup-api --service-port 0 --address-file /shared/node >node.log 2>&1 &
   node_pid=$! pids="$pids $!"
+  tries=0
+  until [ -s shared/node ] || [ "$tries" -gt 300 ]; do tries=$((tries + 1)) && sleep 0.1; done
   # shellcheck disable=SC2046,SC2086 # several words
   run_in --user "$user" --cap-drop ALL $volumes --volume "$DIR/backups:/backup" --volume "$DIR/shared:/shared" --volume "$DIR/token:/secret/token:ro" \
     "$container" -- chainweb-backup serve --database-directory "$databases" --backup-directory "${place:-/backup/chainweb}" ${pin:-} \
