@@ -32,14 +32,14 @@
 //!           pact_base pact_pieces pairs placement prune recover rehearsal reread restore retention start_proofs sums sums_list
 //!           verification verify
 //! service   the one thread, the channel, the status map; one backup from start to end
-//!           answers counters doctor fill hook_runs increments job listing making metrics repair shared status_page summary textfile timer
+//!           activity answers counters doctor fill hook_runs increments job listing making metrics repair shared status_page summary textfile timer
 //!           timetable watchdog worker
 //! http      words in, words out
 //!           accept connections door head inherited listener routes sockets
 //! ```
 //! The program is `src/bin/chainweb-backup`: `args`, `line`, `rules` and `door` (what was typed), `plan` (what it means), `reload` (what
 //! changes at SIGHUP), `action` and `commands` (what is done with backups), `table` (of `list`), `doctor`, `status`, `pages` (help, completions),
-//! `terminal`.
+//! `supervisor` (systemd), `terminal`.
 //!
 //! Only `disk` changes the file system; RocksDB and SQLite write by themselves inside the unfinished backup and nowhere else.
 //! Only `capture::rocksdb::engine` names the `rocksdb` crate, only `capture::sqlite` names `rusqlite`, only `http` names `rouille`, only
@@ -110,7 +110,7 @@ pub use format::record::{
 pub use format::start_proof::StartProof;
 pub use http::connections::{Decorate, Handler, Limits};
 pub use http::inherited::inherited_sockets;
-pub use http::listener::{Listener, Stopper};
+pub use http::listener::{Listener, Pulse, Stopper};
 pub use http::routes::ROUTES;
 pub use http::sockets::Peer;
 pub use id::BackupId;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::backups::command::{self, Ended, Limits};
 use crate::control::Control;
 use crate::disk::lock::Lock;
+use crate::disk::sys;
 use crate::error::{Error, Kind, Result};
 
 /// Stands for the restored database directory in the words of the command.
@@ -43,6 +44,7 @@ pub(crate) fn run(
     let words: Vec<OsString> = command.iter().map(|word| with_directory(word, directory.as_os_str())).collect();
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).current_dir(directory).stdin(Stdio::null());
+    sys::forget_supervisor(&mut command);
     let limits = Limits { time: time_limit, term: TERM_LIMIT };
     command::run(command, limits, control, |command| lock.inherited(|| command.spawn()))
 }

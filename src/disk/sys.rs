@@ -136,13 +136,16 @@ pub(crate) fn take_over(first: RawFd, count: usize) -> Result<Vec<OwnedFd>, RawF
     Ok(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }
 
-/// Lets the process that the command starts inherit no descriptor but its standard input, output and error, whatever this process, or a
-/// node in it, has opened without `O_CLOEXEC`. Changes nothing before Linux 5.11; our own descriptors are never inherited.
-/// What a supervisor has told this process is not for its children either.
-pub(crate) fn inherit_no_descriptor(command: &mut Command) {
+/// Keeps from the process that the command starts what a supervisor has told this one: it must not speak for the service.
+pub(crate) fn forget_supervisor(command: &mut Command) {
     for name in SUPERVISOR_VARIABLES {
         command.env_remove(name);
     }
+}
+
+/// Lets the process that the command starts inherit no descriptor but its standard input, output and error, whatever this process, or a
+/// node in it, has opened without `O_CLOEXEC`. Changes nothing before Linux 5.11; our own descriptors are never inherited.
+pub(crate) fn inherit_no_descriptor(command: &mut Command) {
     /// linux/close_range.h
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
     let mark = || {

@@ -44,6 +44,17 @@ impl Stopper {
     }
 }
 
+/// Asks whether the thread of [`Listener::run`] is alive.
+#[derive(Clone)]
+pub struct Pulse(Arc<Waker>);
+
+impl Pulse {
+    /// Whether the thread that accepts connections answers within this time; false if it does not run.
+    pub fn beats(&self, limit: Duration) -> bool {
+        self.0.beats(limit)
+    }
+}
+
 impl Listener {
     fn of(sockets: Vec<Socket>) -> Result<Listener> {
         let waker = Arc::new(Waker::new()?);
@@ -109,6 +120,11 @@ impl Listener {
     /// The handle that ends [`Listener::run`]. It does not keep the sockets.
     pub fn stopper(&self) -> Stopper {
         Stopper(Arc::clone(&self.waker), Arc::clone(&self.connections))
+    }
+
+    /// The handle that asks whether connections are accepted.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(Arc::clone(&self.waker))
     }
 
     /// Answers requests until [`Stopper::stop`], then returns when the running requests are finished, after one deadline at

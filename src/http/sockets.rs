@@ -13,6 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketType, sockopt};
@@ -206,28 +207,62 @@ impl AsFd for Socket {
 
 /// Ends a wait for connections, from any thread.
 #[derive(Debug)]
-pub(crate) struct Waker(OwnedFd);
+pub(crate) struct Waker {
+    event: OwnedFd,
+    beats: Mutex<Beats>,
+    answered: Condvar,
+}
+
+/// How often the thread that waits was asked for a sign of life, and the question that it answered last.
+#[derive(Debug, Default)]
+struct Beats {
+    asked_count: u64,
+    answered_count: u64,
+}
 
 impl Waker {
     pub(crate) fn new() -> Result<Waker> {
         let opened = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        opened.map(Waker).map_err(|errno| Error::io("cannot wait for connections", io::Error::from(errno)))
+        let event = opened.map_err(|errno| Error::io("cannot wait for connections", io::Error::from(errno)))?;
+        Ok(Waker { event, beats: Mutex::default(), answered: Condvar::new() })
     }
 
-    /// Wakes the wait that runs, and each later one.
+    /// Wakes the wait that runs, or else the next one.
     pub(crate) fn wake(&self) {
         // Fails only if it is full: then the wait ends, too.
-        rustix::io::write(&self.0, &1u64.to_ne_bytes()).ok();
+        rustix::io::write(&self.event, &1u64.to_ne_bytes()).ok();
+    }
+
+    /// Wakes the wait, and waits in turn for its thread to answer: whether it does within this time.
+    pub(crate) fn beats(&self, limit: Duration) -> bool {
+        let mut beats = self.beats.lock();
+        beats.asked_count += 1;
+        let wanted = beats.asked_count;
+        self.wake();
+        !self.answered.wait_while_for(&mut beats, |beats| beats.answered_count < wanted, limit).timed_out()
+    }
+
+    fn hear(&self) {
+        // Nothing to read: another wait has heard it.
+        rustix::io::read(&self.event, &mut [0; 8]).ok();
+        let mut beats = self.beats.lock();
+        beats.answered_count = beats.asked_count;
+        self.answered.notify_all();
     }
 }
 
 /// Waits until a connection has arrived at a socket, or the waker was told; returns the sockets to ask.
 pub(crate) fn wait<'a>(sockets: &'a [Socket], waker: &Waker) -> io::Result<Vec<&'a Socket>> {
     let mut polled: Vec<PollFd<'_>> = sockets.iter().map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
-    polled.push(PollFd::new(&waker.0, PollFlags::IN));
+    polled.push(PollFd::new(&waker.event, PollFlags::IN));
     match poll(&mut polled, None) {
         Err(Errno::INTR) => Ok(Vec::new()),
         Err(errno) => Err(errno.into()),
-        Ok(_) => Ok(sockets.iter().zip(&polled).filter(|(_, at)| !at.revents().is_empty()).map(|(s, _)| s).collect()),
+        Ok(_) => {
+            if polled.last().is_some_and(|at| !at.revents().is_empty()) {
+                waker.hear();
+            }
+            Ok(sockets.iter().zip(&polled).filter(|(_, at)| !at.revents().is_empty()).map(|(s, _)| s).collect())
+        }
     }
 }

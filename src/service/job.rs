@@ -94,6 +94,7 @@ pub(crate) fn begin(shared: &Shared, make: MakeRequest, schedule: Option<&Schedu
     let (of_job, config_of_job) = (Arc::clone(&control), Arc::clone(&config));
     let job = Job { status, scope, started_ms, started, control: of_job, config: config_of_job, kept: None };
     shared.state.lock().jobs.insert(backup.id().clone(), job);
+    shared.changes.add();
     Ok(Begun { backup, control, config })
 }
 
@@ -248,6 +249,7 @@ fn end(shared: &Shared, id: &BackupId, ending: &Ending) -> Option<Refused> {
     }
     let refused = hook_runs::enqueue(Arc::clone(&config), &mut state, errand);
     drop(state);
+    shared.changes.add();
     ending.log(&config, id, seconds);
     refused
 }

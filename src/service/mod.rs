@@ -10,6 +10,7 @@
 //! - The end of each job is logged once, in `job::end`; a request that fails, in `worker`. Other code logs an error only if it
 //!   goes on without returning it: a file that is skipped, an attempt that is repeated, a clean-up that is postponed.
 
+pub(crate) mod activity;
 pub(crate) mod answers;
 pub(crate) mod counters;
 pub(crate) mod doctor;

@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::backups::catalog::{Catalog, Found};
 use crate::backups::details::{Details, Listed, Progress, Unreadable};
@@ -65,7 +65,24 @@ pub(crate) struct Shared {
     pub(crate) timer: OnceLock<Timer>,
     /// Wakes the backup thread, which then looks at what there is to do.
     pub(crate) ticker: OnceLock<Sender<()>>,
+    /// Told when a job begins or ends.
+    pub(crate) changes: Changes,
     pub(crate) state: Mutex<State>,
+}
+
+/// How often a job has begun or ended.
+#[derive(Default)]
+pub(crate) struct Changes {
+    pub(crate) count: Mutex<u64>,
+    pub(crate) changed: Condvar,
+}
+
+impl Changes {
+    /// A job has begun or ended.
+    pub(crate) fn add(&self) {
+        *self.count.lock() += 1;
+        self.changed.notify_all();
+    }
 }
 
 pub(crate) struct State {
@@ -212,6 +229,7 @@ impl Shared {
             timetable: Mutex::new(timetable),
             timer: OnceLock::new(),
             ticker: OnceLock::new(),
+            changes: Changes::default(),
             state: Mutex::new(state),
             config: Mutex::new(Arc::new(config)),
         })

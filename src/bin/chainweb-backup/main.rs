@@ -14,6 +14,7 @@ mod plan;
 mod reload;
 mod rules;
 mod status;
+mod supervisor;
 mod table;
 mod terminal;
 
@@ -35,6 +36,7 @@ use plan::{Around, Exit, MakePlan, Plan, ServePlan};
 use reload::{Started, reload};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
+use supervisor::Supervisor;
 use terminal::{HOOK_FAILED, LogOutput, PROGRESS_INTERVAL, draw, exit_code, print, progress_line, say, with_line};
 
 /// The longest time between a signal and the end; the next start recovers from what did not end by then.
@@ -135,7 +137,7 @@ fn answer(child: Child) -> Result<i32> {
 
 fn start_log(level: LevelFilter, warnings: &[String], notes: &[String]) {
     let config = simplelog::ConfigBuilder::new().set_time_level(LevelFilter::Off).build();
-    simplelog::WriteLogger::init(LevelFilter::Trace, config, LogOutput::default())
+    simplelog::WriteLogger::init(LevelFilter::Trace, config, LogOutput::of_process())
         .expect("this program sets its logger once");
     // This one decides, and can change while the program runs.
     log::set_max_level(level);
@@ -148,15 +150,19 @@ fn serve(mut plan: ServePlan, inherited: Vec<OwnedFd>) -> Result<i32> {
     let reach = plan.listening.reach(adopted.as_ref());
     door::equip(&mut plan, &reach)?;
     start_log(plan.log_level, &plan.warnings, &plan.notes);
+    let supervisor = Supervisor::of_process();
+    let starting = supervisor.starting();
     let (backup_directory, started) = (plan.config.backup_directory.clone(), Started::serving(&plan, reach));
     let service = Arc::new(Service::start(plan.config, plan.node.sources())?);
+    drop(starting);
     let listener = plan.listening.bind(adopted)?;
     let names = listener.names();
-    mind_signals(&service, started, Some(listener.stopper()))?;
+    mind_signals(&service, started, Some((listener.stopper(), supervisor.clone())))?;
     if let Some(path) = &plan.address_file {
         write_address(path, &names.join("\n"))?;
     }
     log::info!("serving address={} backup_directory={}", names.join(","), backup_directory.display());
+    supervisor.ready(&service, listener.pulse());
     let (answering, decorating) = (Arc::clone(&service), Arc::clone(&service));
     listener.run(
         Arc::new(move |request, peer| answering.answer(request, peer)),
@@ -168,22 +174,29 @@ fn serve(mut plan: ServePlan, inherited: Vec<OwnedFd>) -> Result<i32> {
 }
 
 /// Starts the thread that waits for signals. SIGTERM and SIGINT end the program in order: no new connections, no new jobs,
-/// the running job fails. SIGHUP reads the configuration again.
-fn mind_signals(service: &Arc<Service>, mut started: Started, stopper: Option<chainweb_backup::Stopper>) -> Result<()> {
+/// the running job fails. SIGHUP reads the configuration again. The supervisor of a service is told.
+fn mind_signals(
+    service: &Arc<Service>,
+    mut started: Started,
+    serving: Option<(chainweb_backup::Stopper, Supervisor)>,
+) -> Result<()> {
     let failed = |e| Error::io("cannot handle signals", e);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
     let service = Arc::clone(service);
     let wait = move || {
         let end = signals.forever().find(|signal| {
             if *signal == SIGHUP {
-                reload(&service, &mut started);
+                let supervisor =
+                    serving.as_ref().map_or_else(Supervisor::default, |(_, supervisor)| supervisor.clone());
+                supervisor.reloading(|| reload(&service, &mut started));
             }
             *signal != SIGHUP
         });
         let Some(signal) = end else { return };
         log::info!("stopping signal={signal}");
-        let serves = stopper.is_some();
-        if let Some(stopper) = stopper {
+        let serves = serving.is_some();
+        if let Some((stopper, supervisor)) = serving {
+            supervisor.stopping(STOP_LIMIT);
             stopper.stop();
         }
         let late = move || {

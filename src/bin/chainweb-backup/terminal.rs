@@ -41,7 +41,29 @@ pub fn print(text: &str) -> Result<i32> {
 
 /// Prints a line to the standard error. If that fails, as after a lost connection, the work goes on.
 pub fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let priority = match is_journal() {
+        true if text.starts_with("error") => "<3>",
+        true => "<4>",
+        false => "",
+    };
+    let _ = writeln!(io::stderr(), "{priority}{text}");
+}
+
+/// Whether the standard error is the socket of the journal, as systemd says in `JOURNAL_STREAM` (systemd.exec(5)).
+fn is_journal() -> bool {
+    let Ok(stat) = rustix::fs::fstat(io::stderr()) else { return false };
+    std::env::var("JOURNAL_STREAM").is_ok_and(|named| named == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// The levels as the log writes them, and the priority of the journal for each (sd-daemon(3)).
+const PRIORITIES: [(&str, &str); 5] =
+    [("[ERROR] ", "<3>"), ("[WARN] ", "<4>"), ("[INFO] ", "<6>"), ("[DEBUG] ", "<7>"), ("[TRACE] ", "<7>")];
+
+/// A line of the log as the journal wants it: with a priority in place of the level. The journal adds the time.
+fn for_journal(line: &str) -> String {
+    let prefixed =
+        PRIORITIES.iter().find_map(|(level, priority)| Some(format!("{priority}{}", line.strip_prefix(level)?)));
+    prefixed.unwrap_or_else(|| line.to_owned())
 }
 
 /// Moves the cursor of a terminal to the beginning of its line and clears the line.
@@ -90,21 +112,32 @@ pub fn draw(progress: &str) {
     let _ = write!(io::stderr(), "{CLEAR}{progress}");
 }
 
-/// The standard error for a log, which prints its lines above the progress line, each with the time.
+/// The standard error for a log, which prints its lines above the progress line, each with the time, or as the journal wants them.
 #[derive(Debug, Default)]
 pub struct LogOutput {
+    is_journal: bool,
     /// The beginning of a line that is not complete yet.
     begun: Vec<u8>,
 }
 
+impl LogOutput {
+    /// That of this process.
+    pub fn of_process() -> LogOutput {
+        LogOutput { is_journal: is_journal(), begun: Vec::new() }
+    }
+}
+
 impl Write for LogOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.begun.is_empty() {
+        if self.begun.is_empty() && !self.is_journal {
             self.begun.extend_from_slice(format!("{} ", stamp(SystemTime::now())).as_bytes());
         }
         self.begun.extend_from_slice(bytes);
         if self.begun.ends_with(b"\n") {
-            let whole = std::mem::take(&mut self.begun);
+            let mut whole = std::mem::take(&mut self.begun);
+            if self.is_journal {
+                whole = for_journal(&String::from_utf8_lossy(&whole)).into_bytes();
+            }
             let line = LINE.lock();
             if line.is_empty() {
                 io::stderr().write_all(&whole)?;
@@ -153,6 +186,13 @@ mod tests {
         assert_eq!(progress_line("verifying", &none), "verifying, 999 days");
         let begun = Progress { bytes_done: 0, bytes_total: 2048, bytes_per_second: 0, eta_seconds: None, ..all };
         assert_eq!(progress_line("copying", &begun), "copying 0 B of 2.0 KiB, 0 B/s, ETA ?");
+    }
+
+    #[test]
+    fn the_journal_gets_a_priority_in_place_of_the_level() {
+        assert_eq!(for_journal("[ERROR] backup failed id=1\n"), "<3>backup failed id=1\n");
+        assert_eq!(for_journal("[INFO] [WARN] x\n"), "<6>[WARN] x\n");
+        assert_eq!(for_journal("something else\n"), "something else\n");
     }
 
     #[test]

@@ -33,6 +33,7 @@ use serde::de::DeserializeOwned;
 use crate::config::STALL_LIMIT;
 use crate::control::Control;
 use crate::disk::Owner;
+use crate::disk::sys;
 use crate::error::{Error, IoContext, Kind, Result};
 
 /// How often a waiting parent checks whether the child has ended.
@@ -93,6 +94,7 @@ pub(crate) fn ask<T: DeserializeOwned>(program: &Path, question: &Question<'_>, 
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    sys::forget_supervisor(&mut command);
     question.as_user.iter().for_each(|user| user.runs(&mut command));
     let mut child = spawn(&mut command, control)?;
     let mut answer = Vec::new();
