@@ -125,8 +125,8 @@ cat "$manual/commands.md" "$manual/configuration.md" >flags.md
 grep -oh -- '--[a-z][a-z-]*' helps | sort -u | grep -v -e '^--help$' -e '^--version$' >flags
 check 'there are flags' [ "$(wc -l <flags)" -ge 25 ]
 while read -r flag; do has "the manual has the flag $flag" flags.md "$flag"; done <flags
-# Flags of b2sum, of rsync, and of the node in a drill or after a restore.
-grep -oh -- '--[a-z][a-z-]*' flags.md | sort -u | grep -vxF -f flags | grep -vx -e '--quiet' -e '--exclude' -e '--only-sync-pact' -e '--prune-chain-database' \
+# Flags of b2sum, of rsync, of curl, and of the node in a drill or after a restore.
+grep -oh -- '--[a-z][a-z-]*' flags.md | sort -u | grep -vxF -f flags | grep -vx -e '--quiet' -e '--unix-socket' -e '--exclude' -e '--only-sync-pact' -e '--prune-chain-database' \
   -e '--enable-ignore-bootstrap-nodes' -e '--bootstrap-reachability' -e '--no-full-historic-pact-state' >unknown
 is 'every flag of the pages commands and configuration is one of ours' "$(cat unknown)" ''
 for code in $(sed -n '/^Exit codes:/,$p' help | grep -o '[0-9][0-9]*'); do
