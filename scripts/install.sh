@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the program for the whole host: the program itself, completions, man pages, a configuration file, a systemd unit, and the
-# user as whom it runs. It prints each step. A second run brings what is there up to date.
+# Installs the program for the whole host: the program itself, completions, man pages, a configuration file, two systemd units (the
+# service, and a socket that is not enabled), and the user as whom it runs. It prints each step. A second run brings what is there up to date.
 #
 #   scripts/install.sh [OPTION...]
 #     --binary FILE              the program [the one that the other scripts build]
@@ -120,8 +120,9 @@ tell_systemd() {
 
 remove_all() {
   [ -f "$list" ] || { echo "nothing to undo: there is no $list" && return 0; }
-  unit=/etc/systemd/system/$NAME.service
-  ! is_ours "$unit" || tell_systemd disable --now "$NAME.service" || echo "systemctl failed: is the service still running?" >&2
+  for kind in socket service; do
+    ! is_ours "/etc/systemd/system/$NAME.$kind" || tell_systemd disable --now "$NAME.$kind" || echo "systemctl failed: is the $kind still running?" >&2
+  done
   # The path is what follows the sum and two blanks.
   cut -c 131- "$list" >"$new/files"
   while read -r path; do
@@ -171,9 +172,11 @@ backup:
     enabled: true
 END
   put "$new/config.yaml" "/etc/$NAME/config.yaml" 644
-  sed "s|@PROGRAM@|$prefix/bin/$NAME|; s|@USER@|$user|; s|@CONFIG@|/etc/$NAME/config.yaml|; s|@BACKUPS@|$backups|; 1d" \
-    "$ROOT_OF_SOURCE/scripts/systemd/$NAME.service" >"$new/unit"
-  put "$new/unit" "/etc/systemd/system/$NAME.service" 644
+  for kind in service socket; do
+    sed "s|@PROGRAM@|$prefix/bin/$NAME|; s|@USER@|$user|; s|@CONFIG@|/etc/$NAME/config.yaml|; s|@BACKUPS@|$backups|; 1d" \
+      "$ROOT_OF_SOURCE/scripts/systemd/$NAME.$kind" >"$new/unit"
+    put "$new/unit" "/etc/systemd/system/$NAME.$kind" 644
+  done
   tell_systemd daemon-reload
   [ -z "$dry" ] || return 0
   cat <<END

@@ -25,16 +25,22 @@ has 'and looks for the node there' err '/data'
 unit=root/etc/systemd/system/chainweb-backup.service
 has 'the unit starts the program' "$unit" 'ExecStart=/usr/local/bin/chainweb-backup serve --config-file /etc/chainweb-backup/config.yaml'
 has 'the unit waits for the disk' "$unit" 'RequiresMountsFor=/mnt/b'
-check 'nothing is left to be replaced in it' sh -c "! grep -n @ '$unit'"
+has 'the socket belongs to the user' root/etc/systemd/system/chainweb-backup.socket 'SocketUser=chainweb'
+check 'nothing is left to be replaced in them' sh -c "! grep -n '@[A-Z]*@' '$unit' root/etc/systemd/system/chainweb-backup.socket"
 for word in make restore doctor; do
   has "there is a man page of $word" "root/usr/local/share/man/man1/chainweb-backup-$word.1" .TH
 done
 has 'there are completions' root/usr/local/share/bash-completion/completions/chainweb-backup chainweb-backup
 if command -v systemd-analyze >/dev/null; then
-  sed "s|/usr/local/bin|$DIR/root/usr/local/bin|; /^User=/d; /^Group=/d; /^Documentation=/d" "$unit" >chainweb-backup.service
-  status 'systemd accepts the unit' 0 systemd-analyze verify --man=no ./chainweb-backup.service
+  for one in "$unit" root/etc/systemd/system/chainweb-backup.socket; do
+    sed "s|/usr/local/bin|$DIR/root/usr/local/bin|; s/=chainweb$/=daemon/; /^Documentation=/d" "$one" >"${one##*/}"
+  done
+  status 'systemd accepts the units' 0 systemd-analyze verify --man=no ./chainweb-backup.service ./chainweb-backup.socket
+  is 'without a word' "$(cat out err)" ''
+  status 'the unit is a sandbox: at most 2.0' 0 systemd-analyze security --offline=true --threshold=20 --no-pager ./chainweb-backup.service
+  echo "# $(tail -n 1 out)"
 else
-  skip 'systemd accepts the unit' 'there is no systemd-analyze'
+  skip 'systemd accepts the units' 'there is no systemd-analyze'
 fi
 
 all root >before
