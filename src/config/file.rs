@@ -279,11 +279,7 @@ fn read_backup(above: &Entries, prefix: &str) -> Said<FileConfig> {
         pact_method: text(backup, &prefix, "pactMethod", Expected::Method, parse_pact_method)?,
         sums: text(backup, &prefix, "sums", Expected::Sums, parse_sums)?,
         verify: text(backup, &prefix, "verify", Expected::Verify, parse_verify)?,
-        // YAML takes `off` for a truth value.
-        log_level: value(backup, &prefix, "logLevel", Expected::Level, |node| match node {
-            Node::Plain(t) | Node::Text(t) => Some(parse_log_level(t).map_err(|e| e.to_string())),
-            _ => None,
-        })?,
+        log_level: word(backup, &prefix, "logLevel", Expected::Level, parse_log_level)?,
         reserve_bytes: size("reserveBytes")?,
         limit_bytes_per_second: size("limitBytesPerSecond")?,
         reread_percent: value(backup, &prefix, "rereadPercent", Expected::Percent, |node| match node {
@@ -304,8 +300,8 @@ fn read_api(api: &Entries, prefix: &str) -> Said<FileConfig> {
     Ok(FileConfig {
         api_enabled: truth(key::API_ENABLED)?,
         interfaces: interfaces(api, prefix)?,
-        socket_mode: digits(api, prefix, "socketMode", Expected::Mode, parse_socket_mode)?,
-        socket_group: digits(api, prefix, "socketGroup", Expected::Group, parse_socket_group)?,
+        socket_mode: word(api, prefix, "socketMode", Expected::Mode, parse_socket_mode)?,
+        socket_group: word(api, prefix, "socketGroup", Expected::Group, parse_socket_group)?,
         port: value(api, prefix, "port", Expected::Port, |node| match node {
             Node::Plain(p) if p.bytes().all(|b| b.is_ascii_digit()) => p.parse().ok().map(Ok),
             _ => None,
@@ -332,8 +328,8 @@ fn interfaces(api: &Entries, prefix: &str) -> Said<Option<Vec<Interface>>> {
     })
 }
 
-/// A text that may consist of digits only.
-fn digits<T>(
+/// A word that YAML may take for a number or a truth value.
+fn word<T>(
     entries: &Entries,
     prefix: &str,
     key: &str,
@@ -341,7 +337,6 @@ fn digits<T>(
     convert: impl Fn(&str) -> Result<T>,
 ) -> Said<Option<T>> {
     value(entries, prefix, key, expected, |node| match node {
-        Node::Plain(_) if node.as_bool().is_some() => None,
         Node::Plain(t) | Node::Text(t) => Some(convert(t).map_err(|e| e.to_string())),
         Node::List(_) | Node::Map(_) => None,
     })
@@ -499,11 +494,10 @@ fn text<T>(
     expected: Expected,
     convert: impl Fn(&str) -> Result<T>,
 ) -> Said<Option<T>> {
-    value(entries, prefix, key, expected, |node| match node {
-        Node::Plain(_) if node.as_bool().is_some() || node.is_number() => None,
-        Node::Plain(t) | Node::Text(t) => Some(convert(t).map_err(|e| e.to_string())),
-        Node::List(_) | Node::Map(_) => None,
-    })
+    match get(entries, prefix, key)? {
+        Some(node) if node.as_bool().is_some() || node.is_number() => Err(mismatch(prefix, key, expected, node)),
+        _ => word(entries, prefix, key, expected, convert),
+    }
 }
 
 /// A list of texts.
