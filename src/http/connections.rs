@@ -266,6 +266,13 @@ impl Connections {
         }
     }
 
+    /// Waits until all connections have ended, no longer than this.
+    pub(crate) fn wait_for_end(&self, limit: Duration) {
+        let give_up = Instant::now() + limit;
+        let mut state = self.state.lock();
+        while !state.slots.is_empty() && !self.released.wait_until(&mut state, give_up).timed_out() {}
+    }
+
     /// After the last accept: waits for the running requests, then closes all connections.
     pub(crate) fn finish(&self, deadline: Duration) {
         let give_up = Instant::now() + deadline;

@@ -5,6 +5,11 @@
 //!
 //! **Invariants.** No client can end the accept loop. One thread accepts at all sockets, so the limits hold for all clients together;
 //! while nobody connects it sleeps.
+//!
+//! **The end.** After a stop the files of our own sockets are removed, and connections that have arrived are still accepted: closing a socket
+//! would reset them. Connections that wait at an inherited socket are for the next process.
+//!
+//! **Limitations.** A connection of TCP that the kernel makes between our last accept and the close is reset; nothing of it was read.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
@@ -22,6 +27,8 @@ use crate::http::connections::{Connections, Decorate, Duty, Handler, How, Limits
 use crate::http::inherited;
 use crate::http::sockets::{self, Socket, Waker};
 
+const LAST_ACCEPTS: Duration = Duration::from_millis(250); // how long connections that have arrived are still accepted after a stop
+const LAST_WORDS: Duration = Duration::from_millis(50); // for clients that have connected and are about to send
 const LOG_EVERY: Duration = Duration::from_secs(1); // failures to accept connections are logged once in this time
 
 /// Bound sockets. Clients can connect from here on; they are answered once [`Listener::run`] runs.
@@ -131,7 +138,7 @@ impl Listener {
     /// most. The ports are free again on return, and the files of Unix sockets are gone. `decorate` gets every response that the handler
     /// has not made.
     pub fn run(self, handler: Handler, decorate: Decorate) {
-        let Listener { sockets, limits, connections, waker } = self;
+        let Listener { mut sockets, limits, connections, waker } = self;
         // A backup needs descriptors too: a crowd of clients must not take the last one.
         let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |count| count as usize);
         let cap = limits.connections.min(descriptors / 2).max(1);
@@ -152,15 +159,23 @@ impl Listener {
                 accept(socket, &connections, &how, cap, &mut log);
             }
         }
+        let give_up = Instant::now() + LAST_ACCEPTS;
+        for socket in &mut sockets {
+            let loses_connections = socket.retire();
+            while loses_connections && Instant::now() < give_up && accept(socket, &connections, &how, cap, &mut log) {}
+        }
         // Nobody can connect any more while the last requests are finished.
         drop(sockets);
+        connections.wait_for_end(LAST_WORDS);
         connections.finish(limits.deadline);
     }
 }
 
-/// Takes one connection; the next look finds further ones.
-fn accept(socket: &Socket, connections: &Arc<Connections>, how: &How, cap: usize, log: &mut Log) {
-    match socket.accept() {
+/// Takes one connection; the next look finds further ones. Returns whether there may be one.
+fn accept(socket: &Socket, connections: &Arc<Connections>, how: &How, cap: usize, log: &mut Log) -> bool {
+    let accepted = socket.accept();
+    let may_have_more = accepted.is_ok();
+    match accepted {
         Ok((stream, peer)) => {
             if let Err(cause) = connections.take(stream, peer, how, cap) {
                 log.warn("no thread for a connection", &cause);
@@ -174,6 +189,7 @@ fn accept(socket: &Socket, connections: &Arc<Connections>, how: &How, cap: usize
             connections.release();
         }
     }
+    may_have_more
 }
 
 /// Logs failures of which a client can cause many.

@@ -101,6 +101,8 @@ pub(crate) struct Socket {
     accepting: Accepting,
     /// That of a Unix socket that we have made.
     file: Option<SocketFile>,
+    /// Whether the process that opened it goes on to use it.
+    is_inherited: bool,
 }
 
 #[derive(Debug)]
@@ -122,13 +124,14 @@ impl Socket {
         })?;
         // A kernel that refuses this keeps its default.
         rustix::net::listen(&listener, BACKLOG_COUNT).ok();
-        Socket { accepting: Accepting::Tcp(listener), file: None }.ready(address)
+        Socket { accepting: Accepting::Tcp(listener), file: None, is_inherited: false }.ready(address)
     }
 
     /// Creates a Unix socket.
     pub(crate) fn unix(path: &Path, access: SocketAccess) -> Result<Socket> {
         let (listener, file) = unix_socket::listen(path, access, BACKLOG_COUNT)?;
-        Socket { accepting: Accepting::Unix(listener), file: Some(file) }.ready(&path.display().to_string())
+        Socket { accepting: Accepting::Unix(listener), file: Some(file), is_inherited: false }
+            .ready(&path.display().to_string())
     }
 
     /// Takes a socket that another process has opened; `number` is that of its descriptor.
@@ -146,7 +149,7 @@ impl Socket {
             Ok(AddressFamily::UNIX) => Accepting::Unix(UnixListener::from(opened)),
             _ => return Err(wrong("is neither a TCP socket nor a Unix socket")),
         };
-        Socket { accepting, file: None }.ready(&format!("descriptor {number}"))
+        Socket { accepting, file: None, is_inherited: true }.ready(&format!("descriptor {number}"))
     }
 
     fn ready(self, name: &str) -> Result<Socket> {
@@ -170,6 +173,12 @@ impl Socket {
                 Ok((Stream::Unix(stream), Peer::Unix { uid }))
             }
         }
+    }
+
+    /// Prepares its end: new clients find no file any more. Returns whether the connections that wait here are lost when it is closed.
+    pub(crate) fn retire(&mut self) -> bool {
+        self.file = None;
+        !self.is_inherited
     }
 
     /// The address of a TCP socket.

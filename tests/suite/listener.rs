@@ -875,3 +875,28 @@ fn the_pulse_beats_while_connections_are_accepted() {
     running.join().expect("it does not panic");
     assert!(!pulse.beats(BRIEF), "it runs no more");
 }
+
+#[test]
+fn what_has_arrived_is_answered_at_the_end() {
+    let scratch = scratch();
+    let path = scratch.path().join("api.sock");
+    let access = SocketAccess { mode: 0o600, gid: None };
+    let listener = Listener::bind("127.0.0.1:0").unwrap().and(Listener::bind_unix(&path, access).unwrap());
+    let address = listener.local_addr().unwrap();
+    let mut by_tcp: Vec<_> = (0..20).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let mut by_unix: Vec<_> = (0..20).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    by_tcp.iter_mut().for_each(|stream| stream.write_all(LAST.as_bytes()).unwrap());
+    by_unix.iter_mut().for_each(|stream| stream.write_all(LAST.as_bytes()).unwrap());
+    // They wait, not accepted yet, when the stop comes.
+    listener.stopper().stop();
+    listener.run(handler(), decorate());
+    let is_answered = |stream: &mut dyn Read| {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).is_ok_and(|_| answer.starts_with("HTTP/1.1 200"))
+    };
+    let count = by_tcp.iter_mut().map(|stream| is_answered(stream)).filter(|answered| *answered).count();
+    assert_eq!(count, 20, "requests by TCP were answered");
+    let count = by_unix.iter_mut().map(|stream| is_answered(stream)).filter(|answered| *answered).count();
+    assert_eq!(count, 20, "requests by the Unix socket were answered");
+    assert!(!path.exists(), "its file is gone");
+}
