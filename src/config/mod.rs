@@ -346,7 +346,8 @@ pub fn parse_interface(text: &str) -> Result<Interface> {
     let Some(path) = text.strip_prefix("unix:") else { return parse_address(text).map(Interface::Ip) };
     let path = Path::new(path);
     require_no_tilde(path)?;
-    if !path.is_absolute() || path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+    let is_odd = text.ends_with('/') || text.contains(char::is_control);
+    if !path.is_absolute() || path.file_name().is_none() || is_odd {
         let context =
             format!("{} is not a socket: write a whole path, like unix:/run/chainweb-backup.sock", quote(text));
         return Err(Error::new(Kind::Usage, context));

@@ -18,6 +18,7 @@ use crate::error::{Error, IoContext, Result, failed};
 
 /// The mode of a lock file, before the umask.
 const LOCK_MODE: u32 = 0o644;
+const PRIVATE_LOCK_MODE: u32 = 0o600;
 
 /// A flock, held until dropped; the kernel releases it when the process dies.
 #[derive(Debug)]
@@ -27,12 +28,19 @@ pub(crate) struct Lock(File);
 impl Lock {
     /// Takes the exclusive lock of a file, which is created if it is missing; `None` if it is locked already.
     pub(crate) fn try_take(path: &Path, owner: Option<Owner>) -> Result<Option<Lock>> {
-        let file = pass("lock", path).and_then(|()| open_or_create_lock(path));
+        let file = pass("lock", path).and_then(|()| open_or_create(path, LOCK_MODE));
         let (file, is_new) = file.context(|| failed("open lock file", path))?;
         if let Some(owner) = owner.filter(|_| is_new) {
             let given = pass("chown", path).and_then(|()| give_open(&file, owner));
             given.context(|| failed("change the owner of", path))?;
         }
+        Lock::of(file, FlockOperation::NonBlockingLockExclusive, path)
+    }
+
+    /// As [`Lock::try_take`], of a file that other users cannot open: they cannot lock it either.
+    pub(crate) fn try_take_private(path: &Path) -> Result<Option<Lock>> {
+        let opened = pass("lock", path).and_then(|()| open_or_create(path, PRIVATE_LOCK_MODE));
+        let (file, _) = opened.context(|| failed("open lock file", path))?;
         Lock::of(file, FlockOperation::NonBlockingLockExclusive, path)
     }
 
@@ -117,10 +125,10 @@ impl Drop for Lock {
 }
 
 /// Opens a lock file, and returns whether it is new.
-fn open_or_create_lock(path: &Path) -> io::Result<(File, bool)> {
+fn open_or_create(path: &Path, mode: u32) -> io::Result<(File, bool)> {
     let place = Place::of(path)?;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
-    match place.open(flags | OFlags::CREATE | OFlags::EXCL, Mode::from_raw_mode(LOCK_MODE)) {
+    match place.open(flags | OFlags::CREATE | OFlags::EXCL, Mode::from_raw_mode(mode)) {
         Ok(file) => Ok((File::from(file), true)),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             Ok((nofollow::require_regular(place.open(flags, Mode::empty()))?, false))

@@ -1,19 +1,25 @@
 //! The file of a Unix socket: created with its final mode, in the place of one that is dead, and removed at the end.
 //!
 //! # Protocol
-//! 1. Lock the directory (flock): of several programs that start at once only one goes on.
+//! 1. Take the lock of the name, `.NAME.guard`, which only its owner and root can open: of several programs that start at once only one
+//!    goes on.
 //! 2. Look at the name. A socket to which a program listens is in use. One that refuses connections is stale: its program was killed.
 //!    Anything but a socket is refused, and never removed.
 //! 3. Bind a socket to a temporary name, for its owner alone; set group and mode; listen.
 //! 4. Give it its name: by an exchange with the stale socket, which is removed then, or only if there is still nothing.
 //!
-//! A crash leaves the temporary name, which the next start removes, or the socket itself, which is stale then.
+//! The end takes the lock, too: from the moment at which a program accepts no more, its successor may take the name.
 //!
-//! Invariant: at no moment more users can connect than at the end.
+//! A crash leaves the temporary name, which the next start removes, or the socket itself, which is stale then. The lock file stays.
+//!
+//! Invariants
+//! - At no moment more users can connect than at the end.
+//! - The system's calls get short paths by `/proc/self/fd`, however deep the directory is.
 //!
 //! # Limitations
-//! A program that does not lock the directory, such as another kind of server, and takes the same name within these microseconds loses it.
+//! A program that does not take the lock, such as another kind of server, and takes the same name within these microseconds loses it.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -32,10 +38,14 @@ use crate::disk::lock::Lock;
 use crate::disk::nofollow::Place;
 use crate::error::{Error, IoContext, Kind, Result, failed};
 
-/// The longest path that fits into an address, unix(7).
+/// The longest path that fits into an address, unix(7), so that clients can name it.
 const PATH_BYTES_MAX: usize = 107;
-/// How long another program may have the lock of the directory: it creates a socket there.
+/// The longest name of the file: with it and a descriptor of its directory an address is complete.
+const NAME_BYTES_MAX: usize = 80;
+/// How long another program may have the lock: it creates or removes the socket.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// How long the end waits for it.
+const END_WAIT: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// How often the name may change between a look and the next step.
 const TRIES: u32 = 8;
@@ -44,18 +54,21 @@ const TRIES: u32 = 8;
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
+    /// As it was configured, with the links on the way that clients may need: the path without them may be too long.
+    configured: PathBuf,
     id: FileId,
 }
 
 impl SocketFile {
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    pub(crate) fn configured(&self) -> &Path {
+        &self.configured
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let remove = || -> io::Result<()> {
+            let Ok(Some(_lock)) = lock(&self.path, END_WAIT) else { return Ok(()) };
             let place = Place::of(&self.path)?;
             match place.look()? {
                 Some(stat) if FileId::from(&stat) == self.id => {
@@ -76,17 +89,24 @@ impl Drop for SocketFile {
 /// not exist. [`Kind::Io`].
 pub(crate) fn listen(path: &Path, access: SocketAccess, backlog: i32) -> Result<(UnixListener, SocketFile)> {
     let shown = path.display();
-    if path.as_os_str().len() > PATH_BYTES_MAX {
-        let context = format!("{shown} is too long for a socket: its path may have {PATH_BYTES_MAX} bytes");
-        return Err(Error::new(Kind::Usage, context));
+    let name_bytes = path.file_name().map_or(0, |name| name.len());
+    if path.as_os_str().len() > PATH_BYTES_MAX || name_bytes > NAME_BYTES_MAX {
+        let most = format!("its path may have {PATH_BYTES_MAX} bytes, and its name {NAME_BYTES_MAX}");
+        return Err(Error::new(Kind::Usage, format!("{shown} is too long for a socket: {most}")));
     }
+    let configured = path;
     let path = resolved(path)?;
-    let _lock = lock_directory(&path)?;
+    let Some(_lock) = lock(&path, LOCK_WAIT)? else {
+        let context =
+            format!("{shown} is in use: another service takes it at this moment; stop one, or choose another name");
+        return Err(Error::new(Kind::Usage, context));
+    };
     let place = Place::of(&path).context(|| failed("open the directory of", &path))?;
     for _ in 0..TRIES {
         let stale = stale_socket(&place, &path)?;
-        if let Some(listening) = create(&place, &path, stale, access, backlog)? {
-            return Ok(listening);
+        if let Some((listener, id)) = create(&place, &path, stale, access, backlog)? {
+            let configured = configured.to_owned();
+            return Ok((listener, SocketFile { path, configured, id }));
         }
     }
     Err(Error::new(Kind::Usage, format!("{shown} is in use: other programs create files there again and again")))
@@ -108,19 +128,16 @@ fn resolved(path: &Path) -> Result<PathBuf> {
     Ok(directory.join(name))
 }
 
-fn lock_directory(path: &Path) -> Result<Lock> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let give_up = Instant::now() + LOCK_WAIT;
+/// The lock of the name; `None` if another program has it for longer than `wait`.
+fn lock(path: &Path, wait: Duration) -> Result<Option<Lock>> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".guard");
+    let (path, give_up) = (path.with_file_name(name), Instant::now() + wait);
     loop {
-        if let Some(lock) = Lock::try_take_directory(directory)? {
-            return Ok(lock);
-        }
-        if Instant::now() > give_up {
-            let context = format!(
-                "another program holds the lock of {}: end it, or choose another directory",
-                directory.display()
-            );
-            return Err(Error::new(Kind::Busy, context));
+        let taken = Lock::try_take_private(&path)?;
+        if taken.is_some() || Instant::now() > give_up {
+            return Ok(taken);
         }
         thread::sleep(LOCK_PAUSE);
     }
@@ -133,7 +150,7 @@ fn stale_socket(place: &Place<'_>, path: &Path) -> Result<Option<Stat>> {
         let context = format!("{} is not a socket: remove it, or choose another name", path.display());
         return Err(Error::new(Kind::Usage, context));
     }
-    match connect(path) {
+    match connect(place) {
         Err(Errno::CONNREFUSED) => Ok(Some(stat)),
         Err(Errno::NOENT) => Ok(None),
         // A program that listens and is busy.
@@ -151,10 +168,10 @@ fn stale_socket(place: &Place<'_>, path: &Path) -> Result<Option<Stat>> {
 }
 
 /// Connects without waiting.
-fn connect(path: &Path) -> rustix::io::Result<()> {
+fn connect(place: &Place<'_>) -> rustix::io::Result<()> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let client = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&client, &SocketAddrUnix::new(path)?)
+    rustix::net::connect(&client, &SocketAddrUnix::new(by_descriptor(&place.directory).join(place.name))?)
 }
 
 /// Steps 3 and 4; `None` if the name has changed meanwhile.
@@ -164,7 +181,7 @@ fn create(
     stale: Option<Stat>,
     access: SocketAccess,
     backlog: i32,
-) -> Result<Option<(UnixListener, SocketFile)>> {
+) -> Result<Option<(UnixListener, FileId)>> {
     let temporary = Temporary::of(place);
     let name = Path::new(&temporary.name);
     pass("bind", path).and_then(|()| temporary.remove()).context(|| failed("remove", name))?;
@@ -174,17 +191,23 @@ fn create(
     let stat = rustix::fs::statat(&place.directory, name, AtFlags::SYMLINK_NOFOLLOW);
     let id = FileId::from(&stat.map_err(io::Error::from).context(|| failed("look at", path))?);
     let named = temporary.give_name(stale.as_ref()).context(|| failed("create", path))?;
-    Ok(named.then(|| (UnixListener::from(socket), SocketFile { path: path.to_owned(), id })))
+    Ok(named.then(|| (UnixListener::from(socket), id)))
 }
 
-/// Sets group and mode of a socket that only its owner can reach until then.
+/// Sets group and mode of a socket that only its owner can reach until then. The directory may have given it another group.
 fn give(place: &Place<'_>, name: &Path, access: SocketAccess) -> io::Result<()> {
-    let opened =
-        rustix::fs::openat(&place.directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    if let Some(gid) = access.gid {
-        rustix::fs::chownat(&opened, "", None, Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(&place.directory, name, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&opened)?;
+    let is_ours = stat.st_nlink == 1 && stat.st_uid == rustix::process::geteuid().as_raw();
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || !is_ours {
+        return Err(io::Error::other("another file has replaced the socket that we created"));
     }
-    // A descriptor of the file itself, not of its name: fchmod(2) does not take one of this kind.
+    let gid = access.gid.map_or_else(rustix::process::getegid, Gid::from_raw);
+    if stat.st_gid != gid.as_raw() {
+        rustix::fs::chownat(&opened, "", None, Some(gid), AtFlags::EMPTY_PATH)?;
+    }
+    // By a descriptor of the file itself, not by its name; fchmod(2) does not take one of this kind.
     Ok(rustix::fs::chmod(by_descriptor(&opened), Mode::from_raw_mode(access.mode))?)
 }
 
@@ -195,12 +218,12 @@ fn by_descriptor(opened: impl AsFd) -> PathBuf {
 /// The name of a socket that is not finished. It is removed when this is dropped.
 struct Temporary<'a> {
     place: &'a Place<'a>,
-    name: std::ffi::OsString,
+    name: OsString,
 }
 
 impl<'a> Temporary<'a> {
     fn of(place: &'a Place<'a>) -> Temporary<'a> {
-        let mut name = std::ffi::OsString::from(".");
+        let mut name = OsString::from(".");
         name.push(place.name);
         name.push(".new");
         Temporary { place, name }
@@ -223,7 +246,6 @@ impl<'a> Temporary<'a> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-        // The path is short, whatever that of the directory is.
         let address = SocketAddrUnix::new(by_descriptor(&self.place.directory).join(&self.name))?;
         rustix::net::bind(&socket, &address)?;
         Ok(socket)
@@ -287,7 +309,11 @@ mod tests {
         assert_eq!(path.metadata().expect("it works").permissions().mode() & 0o7777, 0o600);
         UnixStream::connect(&path).expect("it works");
         drop(file);
-        assert_eq!(std::fs::read_dir(scratch.path()).expect("it works").count(), 0, "nothing is left");
+        let left: Vec<_> =
+            std::fs::read_dir(scratch.path()).expect("a directory").flatten().map(|e| e.file_name()).collect();
+        assert_eq!(left, [".api.sock.guard"]);
+        let lock = scratch.path().join(".api.sock.guard").metadata().expect("the lock file");
+        assert_eq!(lock.permissions().mode() & 0o777, 0o600, "other users cannot lock it");
     }
 
     #[test]
@@ -305,7 +331,23 @@ mod tests {
         assert!(
             listen_at(&scratch.path().join("x".repeat(200))).expect_err("it is refused").chain().contains("too long")
         );
-        assert_eq!(std::fs::read_dir(scratch.path()).expect("it works").count(), 3);
+        let is_visible = |entry: &std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
+        assert_eq!(std::fs::read_dir(scratch.path()).expect("it works").flatten().filter(is_visible).count(), 3);
+    }
+
+    #[test]
+    fn the_end_leaves_the_name_to_a_successor_that_has_the_lock() {
+        let scratch = tempfile::tempdir().expect("it works");
+        let path = scratch.path().join("api.sock");
+        let (listener, file) = listen_at(&path).expect("it works");
+        let successor = lock(&path, END_WAIT).expect("it works").expect("it is free");
+        drop(listener);
+        drop(file);
+        assert!(path.exists(), "the successor may have replaced it since the last look");
+        drop(successor);
+        let (_listener, file) = listen_at(&path).expect("it was stale");
+        drop(file);
+        assert!(!path.exists());
     }
 
     #[test]
@@ -318,6 +360,30 @@ mod tests {
         drop(file);
         UnixStream::connect(&path).expect("it works");
         drop(kept);
+    }
+
+    #[test]
+    fn names_and_directories_may_be_long_and_a_directory_may_give_its_group() {
+        let scratch = tempfile::tempdir().expect("it works");
+        let (deep, short) = (scratch.path().join("d".repeat(90)), scratch.path().join("s"));
+        std::fs::create_dir(&deep).expect("it works");
+        std::os::unix::fs::symlink(&deep, &short).expect("it works");
+        let path = short.join("n".repeat(60));
+        for _ in 0..2 {
+            let (listener, file) = listen_at(&path).expect("also in the place of a stale one");
+            UnixStream::connect(&path).expect("by the path that was configured");
+            assert_eq!(file.configured(), path);
+            std::mem::forget(file);
+            drop(listener);
+        }
+        if rustix::process::geteuid().is_root() {
+            let setgid = scratch.path().join("setgid");
+            std::fs::create_dir(&setgid).expect("it works");
+            std::os::unix::fs::chown(&setgid, None, Some(1234)).expect("it works");
+            std::fs::set_permissions(&setgid, std::fs::Permissions::from_mode(0o2755)).expect("it works");
+            let (_listener, file) = listen_at(&setgid.join("s")).expect("it works");
+            assert_eq!(file.configured().metadata().expect("it works").gid(), rustix::process::getegid().as_raw());
+        }
     }
 
     #[test]

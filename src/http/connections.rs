@@ -337,7 +337,9 @@ impl Connection {
             outcome = self.exchange();
         }
         if let Err(Some(refusal)) = outcome {
-            outcome = self.send(self.own(refusal, Framing::LAST)).map(|()| false);
+            // The head is still there, unless it was answered already.
+            let framing = Framing { with_body: !self.buffer.starts_with(b"HEAD "), ..Framing::LAST };
+            outcome = self.send(self.own(refusal, framing)).map(|()| false);
         }
         if outcome.is_ok() {
             self.slot.stream.shutdown(Shutdown::Write).ok();

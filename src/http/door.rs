@@ -127,7 +127,7 @@ fn is_local(name: &str) -> bool {
 
 fn refuse_site(from_elsewhere: FromElsewhere, request: &Request) -> Option<Refused> {
     let is_site = |site: &str| matches!(site, "same-origin" | "none");
-    let other_site = request.header("Sec-Fetch-Site").is_some_and(|site| !is_site(site));
+    let other_site = values(request, "Sec-Fetch-Site").any(|site| !is_site(site));
     let other_origin = request.header("Origin").is_some_and(|origin| {
         let authority = origin.split_once("://").map_or(origin, |(_, authority)| authority);
         request.header("Host").is_none_or(|host| !host.eq_ignore_ascii_case(authority))

@@ -77,7 +77,8 @@ pub(crate) fn parse(bytes: &[u8], body_bytes: usize) -> std::result::Result<Opti
 
 /// The authority of a request target, if it is an absolute URL; its path and query.
 fn target(target: &str) -> Option<(Option<&str>, String)> {
-    let rest = ["http://", "https://"].iter().find_map(|scheme| target.strip_prefix(scheme));
+    let is_scheme = |scheme: &&str| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    let rest = ["http://", "https://"].iter().find(|scheme| is_scheme(scheme)).map(|scheme| &target[scheme.len()..]);
     let (authority, path) = match rest {
         Some(rest) => {
             let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));

@@ -19,7 +19,7 @@ use crate::backups::details::Details;
 use crate::chainweb::API_PREFIX;
 use crate::clock::now_ms;
 use crate::config::access::OpenEndpoint;
-use crate::config::suggest;
+use crate::config::{Config, suggest};
 use crate::error::{Error, Kind};
 use crate::format::record::Scope;
 use crate::http::accept;
@@ -48,7 +48,8 @@ const BODY_BYTES: u64 = 1024;
 const RETRY_SECONDS: &str = "5";
 
 /// No page of another site may have it as a script, an image or a frame, take it for another type, or tell its address; no cache keeps it.
-const GUARDS: [(&str, &str); 4] = [
+const GUARDS: [(&str, &str); 5] = [
+    ("X-Frame-Options", "DENY"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
@@ -82,8 +83,10 @@ impl Service {
         let url = request.raw_url();
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
         let route = self.route(path)?;
-        let response =
-            self.refuse(route.room(request), request).unwrap_or_else(|| answer(self, &route, request, query));
+        // The same configuration lets a request in and answers it, whatever SIGHUP changes meanwhile.
+        let config = self.shared().config();
+        let response = refuse(&config, route.room(request), request)
+            .unwrap_or_else(|| answer((self, &config), &route, request, query));
         self.shared().counters.requests.count(route.name(), response.status_code);
         Some(self.decorate(response, &request.remote_addr().to_string()))
     }
@@ -96,8 +99,9 @@ impl Service {
             ("/", query) => (Route::Page.room(request), Some((Route::Page, query))),
             _ => (Room { open_as: None, from_elsewhere: FromElsewhere::Permitted }, None),
         };
-        let response = self.refuse(room, request).unwrap_or_else(|| match route {
-            Some((page, query)) => answer(self, &page, request, query),
+        let config = self.shared().config();
+        let response = refuse(&config, room, request).unwrap_or_else(|| match route {
+            Some((page, query)) => answer((self, &config), &page, request, query),
             None => text(404, "no such endpoint"),
         });
         self.shared().counters.requests.count(OTHER_ENDPOINT, response.status_code);
@@ -114,15 +118,6 @@ impl Service {
     pub fn decorate_for(&self, response: Response, peer: Peer) -> Response {
         self.shared().counters.requests.count(OTHER_ENDPOINT, response.status_code);
         self.decorate(response, &peer.to_string())
-    }
-
-    /// The answer to a request that is not let in.
-    fn refuse(&self, room: Room, request: &Request) -> Option<Response> {
-        let Refused { status, sentence, challenges } = door::refuse(&self.shared().config().access, room, request)?;
-        let with = |response: Response, challenge: &&'static str| {
-            response.with_additional_header("WWW-Authenticate", *challenge)
-        };
-        Some(challenges.iter().fold(text(status, &sentence), with))
     }
 
     fn decorate(&self, response: Response, peer: &str) -> Response {
@@ -194,9 +189,17 @@ impl Route<'_> {
     }
 }
 
-fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> Response {
+/// The answer to a request that is not let in.
+fn refuse(config: &Config, room: Room, request: &Request) -> Option<Response> {
+    let Refused { status, sentence, challenges } = door::refuse(&config.access, room, request)?;
+    let with =
+        |response: Response, challenge: &&'static str| response.with_additional_header("WWW-Authenticate", *challenge);
+    Some(challenges.iter().fold(text(status, &sentence), with))
+}
+
+fn answer((service, config): (&Service, &Config), route: &Route, request: &Request, query: &str) -> Response {
     let is_api = matches!(route, Route::Make | Route::Check(_) | Route::List | Route::Page);
-    if is_api && !service.shared().config().api_enabled {
+    if is_api && !config.api_enabled {
         return text(404, "the backup API is off; enable it with --enable-backup-api");
     }
     let post = matches!(route, Route::Make);
@@ -215,7 +218,7 @@ fn answer(service: &Service, route: &Route, request: &Request, query: &str) -> R
             Ok(backup_pact) => make(service, MakeRequest { backup_pact }),
             Err(sentence) => text(400, &sentence),
         },
-        Route::Check(segment) => check(service, segment, request),
+        Route::Check(segment) => check((service, config), segment, request),
         Route::List => match page(&parameters) {
             Ok(page) => list(service, page),
             Err(sentence) => text(400, &sentence),
@@ -244,10 +247,13 @@ fn make(service: &Service, request: MakeRequest) -> Response {
     }
 }
 
-fn check(service: &Service, segment: &str, request: &Request) -> Response {
+fn check((service, config): (&Service, &Config), segment: &str, request: &Request) -> Response {
     let decoded = percent_decode_str(segment).decode_utf8().ok();
     let Some(id) = decoded.and_then(|d| BackupId::parse(&d)) else { return text(404, "no such backup") };
-    let answer = if wants_json(request) {
+    let (as_json, access) = (wants_json(request), &config.access);
+    // Those without a token get the text.
+    let is_open = !as_json && access.tokens.is_some() && access.open.contains(&OpenEndpoint::CheckBackup);
+    let answer = if as_json {
         let held = |details: &Details| service.hold_json(details).map_or_else(too_much, |held| shared(JSON, held));
         service.details(&id).map(|found| found.map(|details| (held(&details), details.scope)))
     } else {
@@ -256,6 +262,10 @@ fn check(service: &Service, segment: &str, request: &Request) -> Response {
     match answer {
         Ok(Some((response, scope))) => with_scope(response, scope),
         Ok(None) => text(404, "no such backup"),
+        // The reason tells paths.
+        Err(_) if is_open => {
+            text(500, "the status cannot be read: ask for application/json, with a token, for the reason")
+        }
         Err(e) => failure(&e),
     }
 }

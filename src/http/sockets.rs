@@ -195,7 +195,7 @@ impl Socket {
             return address.to_string();
         }
         if let Some(file) = &self.file {
-            return format!("unix:{}", file.path().display());
+            return format!("unix:{}", file.configured().display());
         }
         let address =
             rustix::net::getsockname(self).ok().and_then(|any: SocketAddrAny| SocketAddrUnix::try_from(any).ok());

@@ -1,9 +1,11 @@
 //! The front door: names under which a request came, sites that sent it, tokens; and the file of the tokens.
 
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
 
 use chainweb_backup::rouille::Request;
 use chainweb_backup::{Access, Hosts, Kind, OpenEndpoint, Service, Tokens, read_tokens};
@@ -512,4 +514,51 @@ fn a_file_that_others_can_read_or_change_is_refused() {
     fs::write(&path, FIRST).unwrap();
     chown(&path, Some(65534), None).unwrap();
     refused(&path, "belongs to user 65534, who can change it: give it to user 0, or to root");
+}
+
+/// The configuration changes between "off, so no token is needed" and "on, with a token": neither answers without one.
+#[test]
+fn a_configuration_that_changes_meanwhile_lets_nobody_in() {
+    let node = Node::new();
+    let with = |api_enabled, tokens| {
+        let mut config = node.config();
+        (config.api_enabled, config.access) = (api_enabled, Access { tokens, ..Access::default() });
+        config
+    };
+    let service = Service::start(with(true, tokens()), node.embedded()).unwrap();
+    let running_count = AtomicUsize::new(2);
+    thread::scope(|scope| {
+        let client = || {
+            let statuses: BTreeSet<u16> =
+                (0..20_000).map(|_| ask(&service, "GET", "/list-backups?limit=1", &[]).status).collect();
+            running_count.fetch_sub(1, Relaxed);
+            statuses
+        };
+        let clients = [scope.spawn(client), scope.spawn(client)];
+        let mut is_on = false;
+        while running_count.load(Relaxed) > 0 {
+            service.reconfigure(with(is_on, if is_on { tokens() } else { None })).unwrap();
+            is_on = !is_on;
+        }
+        let statuses: BTreeSet<u16> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        assert_eq!(statuses, BTreeSet::from([401, 404]));
+    });
+}
+
+#[test]
+fn an_open_endpoint_tells_no_path_even_if_the_status_cannot_be_read() {
+    let node = Node::new();
+    let open = Access { tokens: tokens(), open: vec![OpenEndpoint::CheckBackup], ..Access::default() };
+    let service = start(&node, open);
+    let bearer = format!("Bearer {FIRST}");
+    let id = make_done(&service, ROCKSDB);
+    let url = format!("/check-backup/{id}");
+    assert_eq!(ask(&service, "GET", &url, &[]).body, "backup-done");
+    fs::write(node.backups().join(id.as_str()).join("status"), "garbage").unwrap();
+    let told = ask(&service, "GET", &url, &[]);
+    assert_eq!(told.status, 500, "{told:?}");
+    assert!(!told.body.contains('/') || told.body.contains("application/json"), "{told:?}");
+    assert!(!told.body.contains(&*node.backups().to_string_lossy()), "{told:?}");
+    let reason = ask(&service, "GET", &url, &[("Accept", "application/json"), ("Authorization", &bearer)]);
+    assert!(reason.status == 500 && reason.body.contains(&*node.backups().to_string_lossy()), "{reason:?}");
 }

@@ -816,6 +816,18 @@ fn sockets_of_each_kind_are_one_listener_with_one_set_of_limits() {
 }
 
 #[test]
+fn what_is_refused_to_head_has_no_body() {
+    let server = server(Limits::default());
+    for header in ["Transfer-Encoding: chunked", "Content-Length: 65537", "Expect: x", "Host: again"] {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.write_all(format!("HEAD /health-check HTTP/1.1\r\nHost: h\r\n{header}\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 4") && answer.ends_with("\r\n\r\n"), "{header}: {answer}");
+    }
+}
+
+#[test]
 fn an_inherited_socket_is_used_and_left_as_it_was() {
     let scratch = scratch();
     let path = scratch.path().join("api.sock");

@@ -99,6 +99,16 @@ fn unguarded(interface: IpAddr) -> String {
     )
 }
 
+/// Who on this host can reach it.
+fn whose(plan: &ServePlan) -> &'static str {
+    let has_address = !plan.listening.addresses().is_empty();
+    match plan.listening.access.mode & 0o066 {
+        0 if !has_address => "the user of the service and root",
+        0o040 | 0o020 | 0o060 if !has_address => "the user and the group of the socket, and root,",
+        _ => "every user and every program of this host",
+    }
+}
+
 /// What doctor says about it.
 pub(crate) fn finding(plan: &ServePlan) -> Finding {
     let finding = |health, text| Finding { about: "access", health, text };
@@ -107,10 +117,7 @@ pub(crate) fn finding(plan: &ServePlan) -> Finding {
     let places: Vec<String> = plan.listening.places().iter().map(shown).collect();
     let (reach, whose) = match others {
         Some(interface) => (format!("other hosts can reach it on {interface}"), "every host that reaches this port"),
-        None => (
-            format!("only this host reaches it, on {}", places.join(" and ")),
-            "every user and every program of this host",
-        ),
+        None => (format!("only this host reaches it, on {}", places.join(" and ")), whose(plan)),
     };
     let tokens = match plan.guard.token_file.as_deref().map(read_tokens) {
         Some(Err(e)) => return finding(Health::Fault, e.chain()),

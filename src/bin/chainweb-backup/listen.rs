@@ -109,7 +109,8 @@ impl Listening {
 
 /// The number of a group of this host.
 fn group_number(group: &str, around: &Around) -> std::result::Result<u32, String> {
-    if let Ok(gid) = group.parse() {
+    // The largest number means "unchanged" to chown(2).
+    if let Some(gid) = group.parse().ok().filter(|gid| *gid != u32::MAX) {
         return Ok(gid);
     }
     // group(5): name, password, number, members.

@@ -217,7 +217,12 @@ fn mind_signals(
 fn write_address(path: &Path, address: &str) -> Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
-    std::fs::write(&temporary, address)
+    let written = match std::fs::remove_file(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        // A link that was planted there is not followed.
+        _ => std::fs::File::create_new(&temporary).and_then(|mut file| file.write_all(address.as_bytes())),
+    };
+    written
         .and_then(|()| std::fs::rename(&temporary, path))
         .map_err(|e| Error::io(format!("cannot write the address file {}", path.display()), e))
 }

@@ -21,6 +21,8 @@ pub struct Started {
     listening: Option<Listening>,
     /// The addresses at which clients come, also those of inherited sockets.
     reach: Vec<IpAddr>,
+    /// Whether a token is required.
+    has_token: bool,
     /// The warnings and notes that are in the log already.
     told: Vec<String>,
 }
@@ -29,7 +31,7 @@ impl Started {
     /// Of a service.
     pub fn serving(plan: &ServePlan, reach: Vec<IpAddr>) -> Started {
         let started = Started::new(&plan.node, &plan.config, Some(&plan.listening), [&plan.warnings, &plan.notes]);
-        Started { reach, ..started }
+        Started { reach, has_token: plan.guard.token_file.is_some(), ..started }
     }
 
     /// Of one backup.
@@ -44,6 +46,7 @@ impl Started {
             backup_directory: config.backup_directory.clone(),
             listening: listening.cloned(),
             reach: Vec::new(),
+            has_token: false,
             told,
         }
     }
@@ -94,6 +97,10 @@ pub fn reload(service: &Service, started: &mut Started) {
     };
     log::set_max_level(log_level);
     log::info!("configuration read again limit_bytes_per_second={limit} changed={changed:?}");
+    if started.has_token && !now.has_token {
+        log::warn!("no token is required any more note=\"every program that reaches the service can use it\"");
+    }
+    started.has_token = now.has_token;
     let fixed = started.fixed(&now).join(" ");
     if !fixed.is_empty() {
         log::warn!("configuration applies only after a restart keys={fixed:?}");
