@@ -119,6 +119,44 @@ stop TERM
 status 'doctor without a service' 0 chainweb-backup doctor --config-file config.yaml --service-port "${address##*:}" --node-version 1
 is 'it says that none listens' "$(grep -c 'no service listens on' out)" 2
 
+# SIGTERM under load: each request that was sent is answered, the running backup fails with the reason, and the end comes in time.
+node large --chains 1 --fill 3000000
+start serve.log chainweb-backup serve --database-directory large --enable-backup-api --limit-bytes-per-second 200kB \
+  --service-interface 127.0.0.1 --service-interface "unix:$sock"
+address=$(sed -n 1p address)
+: >go
+# load KIND CURL-ARGUMENT...: requests, one after the other, each on a connection of its own.
+load() {
+  kind=$1 n=0
+  shift
+  while [ -e go ] && [ "$n" -lt 3000 ]; do
+    n=$((n + 1)) asked=0
+    curl -sS --max-time 20 -o "body.$kind" "$@" 2>"err.$kind" || asked=$?
+    echo "$asked" >>"codes.$kind"
+  done
+}
+load unix --unix-socket "$sock" http://localhost/list-backups &
+loads=$!
+load tcp "http://$address/list-backups" &
+loads="$loads $!"
+sleep 0.5
+http POST '/make-backup?backupPact'
+id=$(cat body)
+sleep 1
+began=$(date +%s)
+stop TERM
+is 'under load SIGTERM ends it with 0' "$got" 0
+check 'within ten seconds' [ "$(($(date +%s) - began))" -lt 10 ]
+rm go
+# shellcheck disable=SC2086 # two processes
+wait $loads
+# 7: nobody listens any more. 56: the kernel makes a TCP connection between our last accept and the close, and resets it.
+is 'each request was answered, or found nobody' "$(grep -vxc -e 0 -e 7 codes.unix) $(grep -vxc -e 0 -e 7 -e 56 codes.tcp)" '0 0'
+check 'there were many' [ "$(grep -xc 0 codes.unix)" -gt 20 ]
+has 'the running backup failed with the reason' "large/backups/$id/backup.json" 'shut down'
+is 'its status is failed' "$(cat "large/backups/$id/status")" backup-failed
+check 'the socket is gone' [ ! -e "$sock" ]
+
 # Sockets that a supervisor passes.
 if ! cc -O1 -Wall -Wextra -o activate "$ROOT/tests/shell/activate.c" 2>cc.log; then
   skip 'sockets of a supervisor' 'there is no cc'
