@@ -234,4 +234,44 @@ doctor fault 'serve does not start: .*--auth-token-file FILE' --enable-backup-ap
 doctor warning 'every host that reaches this port can start backups' --enable-backup-api --service-interface '*' --allow-unauthenticated
 doctor ok 'the backup API is off' --service-interface '*'
 doctor ok 'other hosts can reach it on 0.0.0.0; a request needs one of 1 tokens$' --service-interface '*' --enable-backup-api --auth-token-file tokens
+
+# A browser: a page of another site sends what it can, and a name was made to lead here.
+if ! command -v chromium >/dev/null; then
+  skip 'a page of another site in a browser' 'there is no chromium'
+  end
+fi
+# browse URL: leaves what the page shows in the file dom.
+browse() {
+  timeout 120 chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
+    --disable-component-update --disable-sync --user-data-dir="$DIR/profile" --virtual-time-budget=5000 \
+    --host-resolver-rules='MAP evil.example 127.0.0.1' --dump-dom "$1" >dom 2>chromium.log </dev/null
+}
+node other --chains 1
+start browsed.log chainweb-backup serve --database-directory other --enable-backup-api
+cat >page.html <<END
+<iframe name="t"></iframe><iframe src="http://$address/"></iframe><img src="http://$address/list-backups">
+<form id="f" method="post" target="t" action="http://$address/make-backup"></form><pre id="o"></pre>
+<script>
+(async () => {
+  for (const [path, method, mode] of [["make-backup", "POST", "no-cors"], ["make-backup?backupPact", "POST", "cors"],
+                                      ["list-backups", "GET", "cors"], ["list-backups", "GET", "no-cors"]]) {
+    try {
+      const answer = await fetch("http://$address/" + path, {method, mode});
+      o.textContent += path + " read: " + answer.type + " " + answer.status + ";";
+    } catch { o.textContent += path + " refused;" }
+  }
+  o.textContent += "end";
+  f.submit();
+})();
+</script>
+END
+browse "file://$DIR/page.html"
+has 'the page did all that it can' dom 'list-backups refused;end'
+check 'it read nothing' sh -c '! grep -q "read: [a-z]* [1-9]" dom'
+check 'its requests came' [ "$(http GET /metrics && sed -n 's/^chainweb_backup_requests_total{endpoint="make-backup",code="403"} //p' body)" -ge 2 ]
+is 'no backup was begun' "$(grep -c 'backup started' browsed.log)" 0
+browse "http://evil.example:${address##*:}/list-backups"
+has 'a name that was made to lead here is refused' dom 'does not answer under the name evil.example'
+browse "http://$address/"
+has 'our own page is there' dom '<h1>Backups'
 end

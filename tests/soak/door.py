@@ -13,6 +13,7 @@ Ends with 1 if an answer was lost or wrong, a backup failed, or memory, threads 
 import http.client, json, os, shutil, socket, statistics, subprocess, sys, tempfile, threading, time
 
 RATE, WORKERS = 50, 5
+LINES_MAX = 300 # more lines are a grey area
 GROWTH = {"RssAnon KiB": 4096, "threads": 8, "descriptors": 8}  # between the medians of the first and the last tenth that count
 
 
@@ -107,15 +108,15 @@ def graphs(samples, backups, path):
         x = lambda at: left + wide * at / end
         y = lambda value: top + high - high * value / most
         parts.append('<rect x="%d" y="%d" width="%d" height="%d" fill="#f4f4f4"/>' % (left, top, wide, high))
-        for at in backups if row == 0 else []:
+        for at in backups if row == 0 and len(backups) <= LINES_MAX else []:
             parts.append('<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="#ddd"/>' % (x(at), top, x(at), top + high))
         points = " ".join("%.1f,%.1f" % (x(at), y(values[name])) for at, values in samples)
         parts.append('<polyline points="%s" fill="none" stroke="#1f6feb"/>' % points)
         parts.append('<text x="%d" y="%d" text-anchor="end">%d</text><text x="%d" y="%d" text-anchor="end">0</text>' % (
             left - 6, top + 10, most, left - 6, top + high))
         parts.append('<text x="%d" y="%d" font-weight="bold">%s</text>' % (left, top - 5, name))
-    parts.append('<text x="%d" y="%d">%.0f minutes; in the first graph a line for each backup</text></svg>' % (
-        left, 20 + len(samples[0][1]) * (high + gap), end / 60))
+    parts.append('<text x="%d" y="%d">%.0f minutes; %d backups%s</text></svg>' % (
+        left, 20 + len(samples[0][1]) * (high + gap), end / 60, len(backups), ", the lines in the first graph" * (len(backups) <= LINES_MAX)))
     with open(path, "w") as file:
         file.write("\n".join(parts))
 
