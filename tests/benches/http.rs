@@ -36,6 +36,11 @@ pub fn serve_bare_rouille(address_file: &Path) -> ! {
             .with_unique_header("x-server-timestamp", seconds.to_string())
             .with_unique_header("x-chainweb-node-version", "unknown")
             .with_unique_header("x-backup-scope", "rocksdb-and-pact")
+            .with_unique_header("X-Frame-Options", "DENY")
+            .with_unique_header("Cross-Origin-Resource-Policy", "same-origin")
+            .with_unique_header("X-Content-Type-Options", "nosniff")
+            .with_unique_header("Referrer-Policy", "no-referrer")
+            .with_unique_header("Cache-Control", "no-store")
     })
     .unwrap();
     fs::write(address_file, server.server_addr().to_string()).unwrap();
