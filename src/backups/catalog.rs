@@ -267,7 +267,12 @@ impl Catalog {
 
     /// The same, but each is read only when the iterator reaches it: a catalog of any length uses the memory of one record.
     pub(crate) fn each(&self) -> Result<impl Iterator<Item = Result<Found>>> {
-        Ok(self.ids_newest_first()?.into_iter().filter_map(|id| self.find(&id).transpose()))
+        Ok(self.found(self.ids_newest_first()?))
+    }
+
+    /// The backups of these identifiers that exist.
+    pub(crate) fn found(&self, ids: Vec<BackupId>) -> impl Iterator<Item = Result<Found>> {
+        ids.into_iter().filter_map(|id| self.find(&id).transpose())
     }
 
     /// Every backup that can be read, newest first; the others are logged. For work that must not fail because of one bad backup.

@@ -1,4 +1,5 @@
-//! Who may use the HTTP interface: the tokens, what answers without one, and the names by which a client may address it.
+//! Which clients may use the HTTP interface: the tokens, the endpoints that answer without one, and the names by which a client may
+//! address it.
 //!
 //! Invariants
 //! - No message has a token or a part of one, and of a token only its checksum is kept.
@@ -25,12 +26,12 @@ pub(crate) const TOKEN_FILE_BYTES_MAX: u64 = 512 * 1024;
 const HOST_CHARS_MAX: usize = 253;
 pub(crate) const HOSTS_MAX: usize = 64;
 
-/// Who may use the HTTP interface. The default is everybody, by any name: a node that embeds the library decides by itself.
+/// Which clients may use the HTTP interface. The default is every client, by any name: a node that embeds the library decides by itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Access {
     /// A request needs one of these tokens; `None`: it needs none.
     pub tokens: Option<Tokens>,
-    /// What answers without a token all the same.
+    /// The endpoints that answer without a token all the same.
     pub open: Vec<OpenEndpoint>,
     /// The names by which a client may address the service.
     pub hosts: Hosts,
@@ -113,7 +114,7 @@ impl Tokens {
         self.0.len()
     }
 
-    /// Whether this is one of them. What is compared are checksums, whose comparison takes the same time for any two; none is left out.
+    /// Whether this is one of them. It compares checksums, which takes the same time for any two, and leaves none out.
     pub(crate) fn has(&self, candidate: &[u8]) -> bool {
         let sum = blake2b(candidate);
         self.0.iter().fold(false, |found, token| found | (*token == sum))

@@ -141,7 +141,7 @@ pub struct Config {
     pub backup_directory: PathBuf,
     /// Whether the backup endpoints answer; off by default. Health and metrics always answer.
     pub api_enabled: bool,
-    /// Who may use the HTTP interface.
+    /// Which clients may use the HTTP interface.
     pub access: Access,
     /// The `{chainwebVersion}` of the URL prefix; `None` accepts any.
     pub chainweb_version: Option<String>,
@@ -313,7 +313,7 @@ pub enum Interface {
     Unix(PathBuf),
 }
 
-/// Who can connect to a Unix socket that we create.
+/// Which users can connect to a Unix socket that we create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketAccess {
     /// The mode of its file.

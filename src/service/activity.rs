@@ -1,6 +1,6 @@
 //! What the service does at the moment, for a supervisor that shows it, and for one that asks whether the service is alive.
 //!
-//! Invariant: who waits here sleeps until a job begins or ends.
+//! Invariant: a thread that waits here sleeps until a job begins or ends.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ impl Service {
         running.map(|(id, job)| (id.clone(), job.progress()))
     }
 
-    /// The newest good backup, whoever made it. It reads the backup directory, which takes as long as the disk does.
+    /// The newest good backup, also one that another program made. It reads the backup directory, which takes as long as the disk does.
     ///
     /// # Errors
     /// [`crate::Kind::Io`]: the backup directory, or a backup that is newer, cannot be read.

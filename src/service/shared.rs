@@ -342,7 +342,7 @@ impl Shared {
 
     /// Every backup, the newest first.
     pub(crate) fn each(&self) -> Result<impl Iterator<Item = Result<Found>>> {
-        Ok(self.ids_newest_first()?.into_iter().filter_map(|id| self.catalog.find(&id).transpose()))
+        Ok(self.catalog.found(self.ids_newest_first()?))
     }
 
     /// Counts again what was forgotten.

@@ -21,7 +21,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// How much of the answer is read at most.
 const ANSWER_BYTES: u64 = 64 * 1024;
 
-/// What is in the metrics of every service of this program, or in its refusal to show them without a token.
+/// Texts in the answer of every service of this program: in its metrics, or in its refusal to show them without a token.
 const OURS: [&str; 2] = ["chainweb_backup_", "realm=\"chainweb-backup\""];
 
 /// Examines the node, the backups and the service of this plan. Returns the exit code: 1 if there is a fault.

@@ -1,4 +1,4 @@
-//! Who may use the HTTP interface: the flags, what they mean together with the configuration files, and the refusal to serve other hosts
+//! Which clients may use the HTTP interface: the flags, what they mean together with the configuration files, and the refusal to serve other hosts
 //! without a token.
 //!
 //! Invariants
@@ -19,7 +19,7 @@ use crate::args::path;
 use crate::listen::shown;
 use crate::plan::ServePlan;
 
-/// Who may use the HTTP interface.
+/// Which clients may use the HTTP interface.
 #[derive(Args)]
 pub(crate) struct Door {
     /// Require a token that is a line of this file [default: none is required]
@@ -99,7 +99,7 @@ fn unguarded(interface: IpAddr) -> String {
     )
 }
 
-/// Who on this host can reach it.
+/// Which users of this host can reach it.
 fn whose(plan: &ServePlan) -> &'static str {
     let has_address = !plan.listening.addresses().is_empty();
     match plan.listening.access.mode & 0o066 {

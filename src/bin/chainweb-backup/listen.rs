@@ -42,7 +42,7 @@ pub struct Listening {
     pub named: Vec<Interface>,
     /// The port of the IP addresses; 0 takes a free one for each.
     pub port: u16,
-    /// Who can connect to the Unix sockets.
+    /// Which users can connect to the Unix sockets.
     pub access: SocketAccess,
 }
 
@@ -74,19 +74,27 @@ impl Listen {
 impl Listening {
     /// The places, if no socket was inherited.
     pub fn places(&self) -> Vec<Interface> {
-        if self.named.is_empty() { vec![Interface::Ip(Ipv4Addr::LOCALHOST.into())] } else { self.named.clone() }
+        self.places_beside(None)
     }
 
-    /// The IP addresses of these places.
+    /// The places to bind: those that were named, or without inherited sockets the default one.
+    fn places_beside(&self, adopted: Option<&Listener>) -> Vec<Interface> {
+        if self.named.is_empty() && adopted.is_none() {
+            return vec![Interface::Ip(Ipv4Addr::LOCALHOST.into())];
+        }
+        self.named.clone()
+    }
+
+    /// The IP addresses of the places, if no socket was inherited.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        let address = |place| if let Interface::Ip(address) = place { Some(address) } else { None };
-        self.places().into_iter().filter_map(address).collect()
+        self.reach(None)
     }
 
-    /// The addresses at which clients come, also those of inherited sockets.
+    /// The addresses at which clients connect, also those of inherited sockets.
     pub fn reach(&self, adopted: Option<&Listener>) -> Vec<IpAddr> {
-        let own = if adopted.is_some() && self.named.is_empty() { Vec::new() } else { self.addresses() };
-        own.into_iter().chain(adopted.into_iter().flat_map(Listener::addresses)).collect()
+        let address = |place| if let Interface::Ip(address) = place { Some(address) } else { None };
+        let own = self.places_beside(adopted).into_iter().filter_map(address);
+        own.chain(adopted.into_iter().flat_map(Listener::addresses)).collect()
     }
 
     /// Binds the places that were named, beside the inherited sockets; without both 127.0.0.1.
@@ -94,7 +102,7 @@ impl Listening {
     /// # Errors
     /// [`Kind::Usage`]: one of them cannot be bound.
     pub fn bind(&self, adopted: Option<Listener>) -> Result<Listener> {
-        let places = if adopted.is_some() { self.named.clone() } else { self.places() };
+        let places = self.places_beside(adopted.as_ref());
         let bind = |place: &Interface| match place {
             Interface::Ip(address) => Listener::bind(&SocketAddr::new(*address, self.port).to_string()),
             Interface::Unix(path) => Listener::bind_unix(path, self.access),

@@ -51,7 +51,7 @@ const WAIT_INTERVAL: Duration = Duration::from_millis(16);
 const LOOKS_MAX: u32 = 20;
 
 fn main() -> ExitCode {
-    // First: what is open now was inherited.
+    // First: a descriptor that is open now was inherited.
     let inherited = inherited_sockets();
     // With this, a file at its size limit (`ulimit -f`) fails the write instead of killing the program.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());

@@ -68,7 +68,7 @@ pub(crate) struct Starting {
 }
 
 impl Supervisor {
-    /// As the environment names it. What is wrong there is logged, and then there is none.
+    /// The supervisor that the environment names. A name that cannot be used is logged, and then there is none.
     pub(crate) fn of_process() -> Supervisor {
         let Some(name) = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Supervisor::default();
