@@ -17,7 +17,7 @@
 //! - Commands come from the configuration only. Nothing that a client sent becomes a word of one.
 //! - A hook ends when its time is over, or `control` is stopped: first by SIGTERM to its process group, then by SIGKILL.
 //! - A hook that is not run is a failure with a reason, in the note and in the report: the rest if `control` is stopped; after a crash those
-//!   whose note has no end ([`settle`]).
+//!   whose note has no end ([`settle`]). What failed for no other reason is noted as unfinished, so that a service can run it later.
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -94,7 +94,7 @@ pub(crate) fn run(
             Ok(()) => run_one((&words[..], hooks.time_limit), catalog, occasion, control, &mut hook),
             // The end of the job tells.
             Err(_) if occasion.event == Event::Before => return,
-            Err(why) => hook.give_up(format!("{NOT_RUN}: {}", why.chain())),
+            Err(why) => hook.leave(format!("{NOT_RUN}: {}", why.chain())),
         }
         occasion.note(catalog, &|runs| put(runs, &hook));
         report(&hook);
@@ -125,6 +125,7 @@ fn run_one(
         Err(e) => hook.reason = Some(e.chain()),
     }
     hook.passed = hook.reason.is_none();
+    hook.unfinished = !hook.passed && control.check().is_err();
     hook.duration_ms = Some(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
     log::debug!("hook ended id={} hook={} output={:?}", occasion.details.id, hook.event.word(), hook.output);
 }
@@ -163,9 +164,16 @@ pub(crate) fn settle(catalog: &Catalog, id: &BackupId, status: Status) -> Result
     for run in runs.iter_mut().filter(|run| run.ended_ms().is_none()) {
         let reason = if run.waits { format!("{NOT_RUN}: {ENDED}") } else { INTERRUPTED.to_owned() };
         log::warn!("hook interrupted id={id} hook={} program={:?} reason={reason:?}", run.event.word(), run.program);
-        run.give_up(reason);
+        run.leave(reason);
     }
     write(catalog, id, runs)
+}
+
+/// The events with a hook that is unfinished, in their order.
+pub(crate) fn unfinished(catalog: &Catalog, id: &BackupId) -> Result<Vec<Event>> {
+    let runs = catalog.hooks(id)?;
+    let is_left = |event: &Event| runs.iter().any(|run| run.event == *event && run.unfinished);
+    Ok(Event::ALL.into_iter().filter(|event| *event != Event::Before && is_left(event)).collect())
 }
 
 /// Runs the hooks of [`Event::OnVerified`] on a backup that the command `verify` has verified; returns their outcomes.

@@ -12,6 +12,7 @@ use rustix::fs::FileType;
 use crate::backups::catalog::{Catalog, INTERRUPTED, is_there, look, read_record, read_status};
 use crate::backups::commit;
 use crate::backups::hooks;
+use crate::config::hooks::Event;
 use crate::disk::lock::Lock;
 use crate::disk::{self, fault_gate, nofollow};
 use crate::error::{IoContext, Result};
@@ -22,10 +23,18 @@ use crate::format::layout::{
 use crate::format::record::{Record, Status};
 use crate::id::BackupId;
 
-/// Settles every status that a crash left open, and returns the number of backups that it interrupted. Removes nothing: that is the
-/// sweep's work.
-pub(crate) fn recover(catalog: &Catalog) -> Result<u64> {
-    let mut interrupted_count = 0;
+/// What a crash has left.
+#[derive(Debug, Default)]
+pub(crate) struct Recovered {
+    /// The backups that it interrupted, which have failed now.
+    pub(crate) interrupted: Vec<BackupId>,
+    /// The other backups with a hook that is unfinished, and the events of these hooks.
+    pub(crate) unfinished: Vec<(BackupId, Vec<Event>)>,
+}
+
+/// Settles every status that a crash left open. Removes nothing: that is the sweep's work.
+pub(crate) fn recover(catalog: &Catalog) -> Result<Recovered> {
+    let mut recovered = Recovered::default();
     // While another process makes a backup, the directory that it is creating must not be changed.
     if let Some(_job_lock) = Lock::try_take(&catalog.job_lock_path(), catalog.owner())? {
         for (name, id) in catalog.names()?.iter().filter_map(|name| Some((name, layout::id_in_creating(name)?))) {
@@ -40,11 +49,16 @@ pub(crate) fn recover(catalog: &Catalog) -> Result<u64> {
     for id in catalog.ids()? {
         // If one cannot be settled, the others must be served all the same: the next start tries again.
         match settle(catalog, &id) {
-            Ok(is_interrupted) => interrupted_count += u64::from(is_interrupted),
+            Ok(true) => recovered.interrupted.push(id),
+            Ok(false) => match hooks::unfinished(catalog, &id) {
+                Ok(events) if events.is_empty() => {}
+                Ok(events) => recovered.unfinished.push((id, events)),
+                Err(e) => log::warn!("hooks not read id={id} reason={:?}", e.chain()),
+            },
             Err(e) => log::warn!("backup not settled id={id} reason={:?}", e.chain()),
         }
     }
-    Ok(interrupted_count)
+    Ok(recovered)
 }
 
 /// Whether a crash has interrupted the backup.

@@ -39,6 +39,9 @@ pub struct HookRun {
     /// Why it failed, or was not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Whether it failed only because the program ended that ran it, or was to run it: the next start of a service runs it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
     /// The end of what it wrote.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub output: String,
@@ -50,7 +53,7 @@ impl HookRun {
     /// A run that begins.
     pub(crate) fn begun(event: Event, number: usize, program: &str, at_ms: u64) -> HookRun {
         let (program, version) = (program.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
-        let (output, waits) = (String::new(), false);
+        let (output, waits, unfinished) = (String::new(), false, false);
         HookRun {
             event,
             number,
@@ -60,6 +63,7 @@ impl HookRun {
             at_ms,
             duration_ms: None,
             reason: None,
+            unfinished,
             output,
             version,
         }
@@ -73,6 +77,12 @@ impl HookRun {
     /// Ends one that was not run, or whose end is not known.
     pub(crate) fn give_up(&mut self, reason: String) {
         (self.waits, self.passed, self.duration_ms, self.reason) = (false, false, Some(0), Some(reason));
+    }
+
+    /// The same of one that the next start of a service runs.
+    pub(crate) fn leave(&mut self, reason: String) {
+        self.give_up(reason);
+        self.unfinished = true;
     }
 
     /// When it ended, milliseconds since the epoch; `None` if it has not.

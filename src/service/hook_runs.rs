@@ -12,6 +12,9 @@
 //! - Each outcome is counted, logged and noted in the backup; a failure is never only in the log. A hook that is not run is a failure. While
 //!   the service shuts down, no hook is begun. What follows a good backup is noted before the commit: after a crash, `recover` sees what
 //!   was not run.
+//! - What a crash or a shutdown has left unfinished is run after the next start ([`resume`]): by a service only, because of two processes
+//!   that start at the same time one has the lock of the service. All hooks of the event run again. The hooks after the failure of a
+//!   backup that a crash interrupted are run by the process that has noted this failure.
 //! - Errands of a job that stalled touch no disk: it hangs.
 //!
 //! The thread exists from the moment on in which a hook is configured.
@@ -24,6 +27,7 @@ use crossbeam_channel::{Receiver, SendError, bounded, unbounded};
 
 use crate::backups::details::Details;
 use crate::backups::hooks::{self, Occasion};
+use crate::backups::recover::Recovered;
 use crate::capture::in_use;
 use crate::config::Config;
 use crate::config::hooks::{Event, Hooks};
@@ -89,14 +93,18 @@ pub(crate) struct Refused {
 pub(crate) fn enqueue(config: Arc<Config>, state: &mut State, mut errand: Errand) -> Option<Refused> {
     let status = if errand.reason.is_none() { Status::Done } else { Status::Failed };
     errand.events = events(&config, status);
-    let id = errand.id.clone();
     if errand.events.is_empty() {
         // To unlock it may hang as its disk does: then it stays locked until its thread returns.
-        if let Some(job) = state.jobs.get_mut(&id).filter(|_| errand.stalled.is_some()) {
+        if let Some(job) = state.jobs.get_mut(&errand.id).filter(|_| errand.stalled.is_some()) {
             job.kept = errand.kept;
         }
         return None;
     }
+    send(config, state, errand)
+}
+
+fn send(config: Arc<Config>, state: &mut State, errand: Errand) -> Option<Refused> {
+    let id = errand.id.clone();
     let (errand, reason) = match &state.hook_orders {
         Some(orders) if orders.len() >= MAX_WAITING => (errand, "too many hooks are waiting"),
         Some(orders) => match orders.send(Order::Run(Box::new(errand))) {
@@ -107,6 +115,35 @@ pub(crate) fn enqueue(config: Arc<Config>, state: &mut State, mut errand: Errand
     };
     state.failed_hook = Some(id);
     Some(Refused { errand, config, reason })
+}
+
+/// Puts the hooks that an earlier process has left into the queue.
+pub(crate) fn resume(shared: &Shared, recovered: Recovered) {
+    let config = shared.config();
+    let failed = recovered.interrupted.into_iter().map(|id| (id, vec![Event::AfterFailure]));
+    for (id, mut events) in recovered.unfinished.into_iter().chain(failed) {
+        events.retain(|event| config.hooks.has(*event));
+        if events.is_empty() {
+            continue;
+        }
+        if let Err(e) = resume_one(shared, &config, &id, events) {
+            log::error!("hooks not run id={id} reason={:?}", e.chain());
+        }
+    }
+}
+
+fn resume_one(shared: &Shared, config: &Arc<Config>, id: &BackupId, events: Vec<Event>) -> Result<()> {
+    // Somebody may delete it at this moment.
+    let Some(kept) = in_use::keep(&shared.catalog.path(id))? else { return Ok(()) };
+    let Some(found) = shared.catalog.find(id)? else { return Ok(()) };
+    let reason = found.record.and_then(|record| record.reason);
+    hooks::plan(&config.hooks, &shared.catalog, id, &events);
+    let words: Vec<&str> = events.iter().map(|event| event.word()).collect();
+    log::info!("hooks resumed id={id} hooks={}", words.join(","));
+    let errand = Errand { id: id.clone(), events, reason, stalled: None, kept: Some(kept) };
+    let refused = send(Arc::clone(config), &mut shared.state.lock(), errand);
+    refused.iter().for_each(|refused| refuse(shared, refused));
+    Ok(())
 }
 
 /// Notes, counts and logs that the hooks of an errand are not run.

@@ -122,7 +122,10 @@ impl Service {
             Role::Service => Some(catalog.lock_service()?),
             Role::Beside => None,
         };
-        let interrupted_count = recover::recover(&catalog)?;
+        let mut recovered = recover::recover(&catalog)?;
+        if role == Role::Beside {
+            recovered.unfinished.clear();
+        }
         let running = if role == Role::Beside { catalog.running()? } else { None };
         if let Some(running) = running {
             return Err(Error::new(Kind::Busy, format!("backup {running} is being made; wait for it, then try again")));
@@ -132,10 +135,11 @@ impl Service {
         let timetable = Timetable::new(&config.schedules, fastrand::u64(..));
         let parts = Parts { named, sources, catalog };
         let shared = Arc::new(Shared::new(config, parts, timetable, State::new(sender))?);
-        if interrupted_count > 0 {
+        if !recovered.interrupted.is_empty() {
             shared.counters.interruption_ms.store(now_ms(), Relaxed);
         }
         let threads = Threads::start(&shared, requests)?;
+        hook_runs::resume(&shared, recovered);
         Ok(Service { shared, role, threads: Mutex::new(Some(threads)), _service_lock: service_lock })
     }
 

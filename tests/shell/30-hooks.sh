@@ -125,10 +125,21 @@ has 'its standard input is the record' success.json "\"id\":\"$id\",\"status\":\
 }
 
 sed 's/limitSeconds: 2/limitSeconds: 300/; s/^backup:/&\n  api: {enabled: true}/' config.yaml >serve.yaml
+# passes ID: whether its hooks pass soon.
+passes() {
+  tries=0
+  until http GET "/check-backup/$1" -H 'Accept: application/json' && ! grep -q '"passed":false' body || [ "$tries" -ge 500 ]; do
+    tries=$((tries + 1)) && sleep 0.02
+  done
+  grep -q '"event":"after-success","number":1,"program":"[^"]*","passed":true' body && ! grep -q '"passed":false' body
+}
+interrupted=$(chainweb-backup list --backup-directory node/backups --columns all | awk '/hook after-success FAILED.*interrupted/ { print $1 }')
 start serve.log chainweb-backup serve --config-file serve.yaml
+check 'a service runs the hooks of the backup whose make was killed' passes "$interrupted"
 : >success.slow
 rm -f success.pid
 backup
+first=$id
 is 'a client sees the end of the backup before that of its hooks' "$word" backup-done
 until [ -s success.pid ]; do sleep 0.01; done
 backup
@@ -144,6 +155,12 @@ has 'the log tells of the hook that was ended' serve.log 'hook failed'
 has 'and of the one that was not begun' serve.log 'reason="not run: shut down"'
 chainweb-backup list --backup-directory node/backups --json >list
 has 'so does the list' list '"reason": "not run: shut down"'
+rm success.slow
+start serve.log chainweb-backup serve --config-file serve.yaml
+check 'after the next start the hook that was ended passes' passes "$first"
+check 'so does the one that was not begun' passes "$id"
+stop TERM
+: >success.slow
 
 # A crash: one hook runs, one waits. Another process leaves both alone as long as the service lives; the next start tells of them.
 rm -f success.pid
@@ -160,16 +177,37 @@ chainweb-backup list --backup-directory node/backups --columns all >list
 check 'leaves the hooks alone' grep -q "^$id .*hook after-success waits since" list
 check 'also the one that runs' grep -q "^$first .*hook after-success has not ended" list
 stop KILL
-kill -KILL -- "-$(cat success.pid)"
+kill -KILL "-$(cat success.pid)"
 rm success.slow
 start serve.log chainweb-backup serve --config-file serve.yaml
 is 'the next start tells of them' "$(grep -c "hook interrupted id=$id .*not run: the program" serve.log) $(grep -c "hook interrupted id=$first" serve.log)" '3 2'
-chainweb-backup list --backup-directory node/backups --columns all >list
-check 'what was not run has failed' grep -q "^$id .*hook after-success FAILED .*: not run: the program that made the backup ended before" list
-check 'so has what was interrupted' grep -q "^$first .*hook after-success FAILED .*: interrupted: the program that ran it ended before" list
+has 'it says that it runs them' serve.log "hooks resumed id=$first hooks=after-success"
+check 'what was interrupted passes' passes "$first"
+check 'so does what was not run' passes "$id"
 http GET /metrics
-has 'the metrics say so' body 'chainweb_backup_last_hook_passed{hook="after-success"} 0'
+has 'the metrics say so' body 'chainweb_backup_last_hook_passed{hook="after-success"} 1'
 status 'then the backup can be deleted' 0 chainweb-backup delete --backup-directory node/backups "$id"
+
+# A crash during a backup: the hook after the failure runs when the next start has noted it.
+: >before.slow
+rm -f before.pid failure.env
+curl -fsS -X POST "http://$address/make-backup" >interrupted
+until [ -s before.pid ]; do sleep 0.01; done
+stop KILL
+kill -KILL "-$(cat before.pid)"
+rm before.slow
+start serve.log chainweb-backup serve --config-file serve.yaml
+passes_failure() {
+  tries=0
+  until http GET "/check-backup/$1" -H 'Accept: application/json' && grep -q '"event":"after-failure","number":0,"program":"[^"]*","passed":true' body ||
+    [ "$tries" -ge 500 ]; do
+    tries=$((tries + 1)) && sleep 0.02
+  done
+  [ "$tries" -lt 500 ]
+}
+check 'the hook after the failure of a backup that a crash interrupted passes' passes_failure "$(cat interrupted)"
+has 'it knows the backup' failure.env "CHAINWEB_BACKUP_ID=$(cat interrupted)"
+has 'and why it failed' failure.env 'CHAINWEB_BACKUP_REASON=interrupted'
 stop TERM
 
 # What a client sends is no word of a hook, and a file with a mistake is refused.

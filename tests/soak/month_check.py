@@ -47,9 +47,11 @@ class Judge:
         self.looked = 0
         self.faults = collections.defaultdict(list)
         self.leftover = collections.Counter()
-        self.unsure = set()         # backups whose hooks may have been killed with the service
+        self.unsure = set()         # backups whose hooks may have been killed with the service, and run again
+        self.unnoted = set()        # backups of a full disk, on which it may not have been noted that their hooks are to run again
         self.endless = set()        # hooks that are said to be running
         self.hookless = set()       # good backups whose hooks have not run
+        self.repeated = set()       # those whose hooks have run again
         self.excused = 0            # backups too many, after the clock was set
         self.latest = {schedule: 0 for schedule in SCHEDULES}
 
@@ -223,9 +225,9 @@ class Judge:
             if fails and is_overdue and not said:
                 self.fault("visible", "%s is overdue, and the metrics know of no failure" % schedule.label)
 
-    def compare_hooks(self, listed, metrics, runs, life):
+    def compare_hooks(self, listed, metrics, runs, life, earlier):
         """No hook is said to be running; those of this life of the service are counted; the newest ones say how they ended, also after a
-        restart."""
+        restart. `earlier` backups had ended before this life."""
         for backup in listed:
             for hook in backup["hooks"]:
                 if "duration_ms" not in hook and (backup["id"], hook["event"]) not in self.endless:
@@ -234,7 +236,9 @@ class Judge:
                         continue
                     self.fault("visible", "the hook %s of %s is said to be running" % (hook["event"], backup["id"]))
         if self.is_open("full"):
-            self.unsure |= set(sorted([backup["id"] for backup in listed], key=int)[-4:])
+            newest = set(sorted([backup["id"] for backup in listed], key=int)[-4:])
+            self.unsure |= newest
+            self.unnoted |= newest
         for event in EVENTS:
             ends = [end for of, _, _, end in life if of == event]
             for result, count in (("passed", ends.count("passed")), ("failed", len(ends) - ends.count("passed"))):
@@ -244,17 +248,19 @@ class Judge:
             newest = max(ended, key=int, default=None)
             if newest and newest not in self.unsure:
                 self.expect(metrics, 'last_hook_passed{hook="%s"}' % event, ended[newest] == "passed")
-        self.expect(metrics, 'jobs_total{result="failed"}', sum(of == "after-failure" for of, _, _, _ in life))
+        self.expect(metrics, 'jobs_total{result="failed"}', sum(of == "after-failure" and id not in earlier for of, id, _, _ in life))
 
     def complete(self, new, runs):
-        """The hooks of each good backup have run, once each."""
+        """The hooks of each good backup have run, once each; also if the service was stopped before, or meanwhile, and then twice."""
         for good in new:
             for event in EVENTS[:3]:
                 count = sum((of, id) == (event, good.id) for of, id, _, _ in runs)
-                if count != 1 and (good.id not in self.unsure or count > 1):
+                if (count == 0 and good.id not in self.unnoted) or (count > 1 and good.id not in self.unsure):
                     self.fault("hooks", "the hook %s of %s ran %d times" % (event, good.id, count))
-                elif count != 1:
+                elif count == 0:
                     self.hookless.add(good.id)
+                elif count > 1:
+                    self.repeated.add(good.id)
 
     def shows_interrupted(self, id, pact, metrics):
         """A backup that was being made when the service was killed is a failure, which must be seen after the restart."""
