@@ -29,8 +29,8 @@
 //!           sqlite::watch start_proof
 //! backups   finished backups, and how one becomes finished
 //!           below catalog command commit damage details drill drill_command due filling history hooks journal moving operations
-//!           pact_base pact_pieces pairs placement prune recover rehearsal reread restore retention start_proofs sums sums_list
-//!           verification verify
+//!           pact_base pairs placement prune recover rehearsal reread restore retention start_proofs sums sums_list
+//!           verification verify verify_pact
 //! service   the one thread, the channel, the status map; one backup from start to end
 //!           activity answers counters doctor fill hook_runs increments job listing making metrics repair shared status_page summary textfile timer
 //!           timetable watchdog worker

@@ -26,25 +26,25 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use crate::backups::catalog::{MAX_RECORD_BYTES, is_there};
+use crate::backups::catalog::MAX_RECORD_BYTES;
 use crate::backups::sums_list::{Compared, Place};
 use crate::backups::verification::Verification;
-use crate::backups::{pact_pieces, pairs, sums};
+use crate::backups::{pairs, sums, verify_pact};
 use crate::capture::rocksdb::chain_cut::Heights;
 use crate::capture::rocksdb::{self, engine, live_files};
-use crate::capture::sqlite::{self, finished, history};
+use crate::capture::sqlite;
 use crate::chainweb::{self, DIRECTORIES, ROCKSDB, SQLITE};
 use crate::config::{Depth, Verify};
 use crate::control::Control;
 use crate::database_files::{
     self, CURRENT, is_immutable, is_manifest, is_of_rocksdb, is_replayed_by_sqlite, is_sst, wal_number,
 };
-use crate::disk::quiet_reader::{self, PageCache};
+use crate::disk::quiet_reader::PageCache;
 use crate::disk::sum::{self, Sum};
 use crate::disk::{medium, nofollow, off_heap};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::fault::Fault;
-use crate::format::layout::{self, MANIFEST_FILE, PACT_SUMS_FILE, RECORD_FILE, SUMS_FILE, WHOLE};
+use crate::format::layout::{self, MANIFEST_FILE, RECORD_FILE, SUMS_FILE, WHOLE};
 use crate::format::manifest::{self, Entry, Manifest};
 use crate::format::pact_sums::PactSums;
 use crate::format::record::Record;
@@ -147,13 +147,15 @@ impl Deep<'_> {
         if let Some(said) = self.existing.said {
             self.compare_with_sums_of_manifest(said, &agreed, result)?;
         }
+        let path = self.existing.path;
+        let recorded =
+            self.record.map_or_else(|| Ok(PactSums::default()), |record| PactSums::require(path, &record.id))?;
+        self.check_pact(databases, &recorded, result)?;
         if let Some(record) = self.record {
-            let path = self.existing.path;
-            let sums = PactSums::require(path, &record.id)?;
-            pact_pieces::check((record, &sums, path), databases, result, self.control)?;
-            pairs::check_folds((record, &sums, path), result, self.control)?;
+            verify_pact::note_missing(record, &recorded, result);
+            pairs::check_folds((record, &recorded, path), result, self.control)?;
+            verify_pact::compare_heights((record, path), databases, result)?;
         }
-        self.check_pact(databases, result)?;
         // A CURRENT that is not ours may be huge, and RocksDB reads all of it into memory.
         let current = chainweb::path_in(ROCKSDB, CURRENT);
         if self.is_openable && !result.names(&current) && self.inspect_rocksdb(result)? {
@@ -163,17 +165,17 @@ impl Deep<'_> {
         self.compare_cut(result)
     }
 
-    /// How many bytes will be read: files with a checksum are read for it, and once more by RocksDB or SQLite.
+    /// How many bytes will be read: files with a checksum are read for it, and RocksDB's once more by RocksDB; the databases of Pact once,
+    /// and pairs once more for what both files are together.
     fn bytes_to_read(&self, databases: &[&str]) -> Result<u64> {
         let Existing { path, files, said } = *self.existing;
         let has_list = sums::has_sums(&layout::directory_in(path, ROCKSDB))?;
-        let times_of_pact = 1 + u64::from(is_there(&path.join(PACT_SUMS_FILE))?);
         let of_rocksdb = files.files().enumerate().filter(|(_, file)| is_rocksdbs(file.path));
         let has_sum = |at: usize| has_list || said.is_some_and(|said| said.sums[at].is_some());
         // Of a RocksDB that is read in this process, no bytes are known.
         let times = |at: usize| u64::from(self.program.is_some()) + u64::from(has_sum(at));
         let of_rocksdb = of_rocksdb.map(|(at, file)| file.bytes.saturating_mul(times(at)));
-        let of_pact = databases.iter().filter_map(|name| Some(files.bytes_of(name)?.saturating_mul(times_of_pact)));
+        let of_pact = databases.iter().filter_map(|name| files.bytes_of(name));
         let parts = self.record.iter().flat_map(|record| &record.pact).filter(|part| part.pair.is_some());
         Ok(total(of_rocksdb.chain(of_pact).chain(parts.map(|part| part.bytes))))
     }
@@ -238,57 +240,31 @@ impl Deep<'_> {
         Ok(())
     }
 
-    /// Checks the databases one after the other: each is read from beginning to end, and then checked while it is in the page cache,
-    /// because SQLite reads it in no order.
-    fn check_pact(&self, databases: &[&str], result: &mut Verification) -> Result<()> {
+    /// Checks the databases one after the other.
+    fn check_pact(&self, databases: &[&str], recorded: &PactSums, result: &mut Verification) -> Result<()> {
         let (existing, control) = (self.existing, self.control);
-        let mut damaged = Vec::new();
-        let mut checked = vec![false; databases.len()];
+        let (mut defects, mut checked) = (Vec::new(), vec![false; databases.len()]);
         let (has_list, suspects) = existing.compare_with_list(SQLITE, result, &mut |at, place| {
-            let sum = sum::of(place, PageCache::Filled, control)?;
             let name = existing.files.file(at).path;
-            if let Some(n) = databases.iter().position(|database| *database == name) {
-                checked[n] = true;
-                let fault = finished::integrity_fault(place, control)?;
-                damaged.extend(fault.map(|why| Fault { file: name.to_owned(), why }));
-            }
-            quiet_reader::forget_cached(place);
+            let Some(n) = databases.iter().position(|database| *database == name) else {
+                return sum::of(place, PageCache::Unchanged, control);
+            };
+            let (sum, defect) = verify_pact::check(place, (name, recorded), control)?;
+            checked[n] = true;
+            defects.extend(defect.map(|defect| (name, defect)));
             Ok(sum)
         })?;
-        result.faults.append(&mut damaged);
-        result.faults_by_list(suspects);
         for (name, is_checked) in databases.iter().zip(checked) {
-            let place = existing.path.join(name);
             // If there is a list, files with a fault are not read.
-            let is_left_out = has_list && result.names(name);
-            if !is_checked && !is_left_out {
-                let read = sum::of(&place, PageCache::Filled, control);
-                let fault = read.and_then(|_| finished::integrity_fault(&place, control));
-                quiet_reader::forget_cached(&place);
-                if let Some(why) = result.read(name, fault)?.flatten() {
-                    result.fault(*name, why);
-                    continue;
-                }
+            if is_checked || (has_list && result.names(name)) {
+                continue;
             }
-            let part = self.record.and_then(|r| r.pact.iter().find(|part| name.ends_with(&format!("/{}", part.file))));
-            if let Some(part) = part.filter(|_| result.is_good()) {
-                let newest = match result.read(name, history::newest_block(&place)) {
-                    Err(e) if e.kind() == Kind::Damaged => {
-                        result.fault(*name, e.chain());
-                        continue;
-                    }
-                    newest => newest?.flatten(),
-                };
-                let height = newest.map(|(height, _)| height);
-                if height != part.block_height && result.is_good() {
-                    let (height, expected) = (height.unwrap_or(0), part.block_height.unwrap_or(0));
-                    result.fault(
-                        *name,
-                        format!("its newest block is at height {height} instead of the {expected} in the record"),
-                    );
-                }
-            }
+            let found = verify_pact::check(&existing.path.join(name), (name, recorded), control);
+            let defect = result.read(name, found)?.and_then(|(_, defect)| defect);
+            defects.extend(defect.map(|defect| (*name, defect)));
         }
+        defects.into_iter().for_each(|(name, defect)| defect.note(name, result));
+        result.faults_by_list(suspects);
         Ok(())
     }
 }

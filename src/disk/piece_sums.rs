@@ -141,14 +141,14 @@ impl PieceSum {
 
 /// The sums of the pieces so far.
 #[derive(Debug, Default)]
-struct Pieces {
+pub(crate) struct Pieces {
     piece: PieceSum,
     sums: PieceSums,
 }
 
 impl Pieces {
     /// Takes the next bytes, as [`PieceSum::take`].
-    fn take(&mut self, mut bytes: &[u8]) {
+    pub(crate) fn take(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let left = usize::try_from(PIECE_BYTES - self.piece.bytes).unwrap_or(usize::MAX);
             let (now, rest) = bytes.split_at(left.min(bytes.len()));
@@ -160,7 +160,7 @@ impl Pieces {
         }
     }
 
-    fn finish(self) -> PieceSums {
+    pub(crate) fn finish(self) -> PieceSums {
         let Pieces { piece, mut sums } = self;
         sums.push_last(piece);
         sums

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::control::Control;
 use crate::disk::nofollow;
+use crate::disk::piece_sums::{PieceSums, Pieces};
 use crate::disk::quiet_reader::{PageCache, QuietReader, Sink, each_window};
 use crate::error::{IoContext, Result};
 
@@ -70,10 +71,22 @@ impl<'de> Deserialize<'de> for Sum {
 
 /// Computes the checksum of a file; the page cache is `cache` afterwards.
 pub(crate) fn of(path: &Path, cache: PageCache, control: &Control) -> Result<Sum> {
+    beside(path, cache, control, &mut |_| ())
+}
+
+/// The same, and the sums of its pieces, in one reading.
+pub(crate) fn with_pieces(path: &Path, cache: PageCache, control: &Control) -> Result<(Sum, PieceSums)> {
+    let mut pieces = Pieces::default();
+    let sum = beside(path, cache, control, &mut |window| pieces.take(window))?;
+    Ok((sum, pieces.finish()))
+}
+
+/// Computes the checksum of a file, whose windows `also` gets, too.
+fn beside(path: &Path, cache: PageCache, control: &Control, also: &mut dyn FnMut(&[u8])) -> Result<Sum> {
     let failed = || format!("cannot read {}", path.display());
     let file = nofollow::open_regular(path).context(failed)?;
     let bytes = file.metadata().context(failed)?.len();
-    let mut summing = Summing { state: State::new(), control };
+    let mut summing = Summing { state: State::new(), also, control };
     each_window(&mut QuietReader::leaving(cache, &file), bytes, &failed, &mut summing)?;
     Ok(finish(&summing.state))
 }
@@ -84,6 +97,7 @@ fn finish(state: &State) -> Sum {
 
 struct Summing<'a> {
     state: State,
+    also: &'a mut dyn FnMut(&[u8]),
     control: &'a Control,
 }
 
@@ -94,6 +108,7 @@ impl Sink for Summing<'_> {
 
     fn take(&mut self, window: &[u8]) -> Result<()> {
         self.state.update(window);
+        (self.also)(window);
         self.control.add_done(window.len() as u64);
         self.control.throttle(window.len() as u64)
     }
