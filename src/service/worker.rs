@@ -5,7 +5,7 @@
 //! Invariants
 //! - Only this thread changes the catalog or reads a source.
 //! - Work between backups ends as soon as a request arrives, or as the timer of the schedules tells.
-//! - A scheduled backup is a job as any other: a client that asks meanwhile gets its identifier.
+//! - A scheduled backup is a job as any other: a client that asks meanwhile gets its identifier. After each job, what is due comes first.
 //! - Backups are deleted only after a good one was made.
 
 use std::sync::Arc;
@@ -125,6 +125,14 @@ pub(crate) fn work(shared: &Arc<Shared>, inbox: &Inbox) {
     shared.count_exclusive_bytes();
     let mut todo = Todo::ALL;
     loop {
+        // First, so that a client that asks without a pause does not keep schedules from their turn.
+        if todo.is_to_look {
+            todo.is_to_look = false;
+            if let Some(is_good) = make_due(shared, inbox) {
+                todo = todo.after(is_good);
+            }
+            continue;
+        }
         match inbox.try_next() {
             Arrived::Request(request) => {
                 let is_good = matches!(make(shared, request, inbox), Outcome::Good(_));
@@ -133,12 +141,6 @@ pub(crate) fn work(shared: &Arc<Shared>, inbox: &Inbox) {
             Arrived::Tick => {
                 shared.count_forgotten_bytes();
                 todo = todo.after(false);
-            }
-            _ if todo.is_to_look => {
-                todo.is_to_look = false;
-                if let Some(is_good) = make_due(shared, inbox) {
-                    todo = todo.after(is_good);
-                }
             }
             _ if todo.has_garbage => todo.has_garbage = sweep(shared, inbox),
             _ if todo.lacks_proof => {
