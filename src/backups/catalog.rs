@@ -418,6 +418,11 @@ impl Catalog {
         Ok(names)
     }
 
+    /// Whether there are data that the sweep removes, or another process that deletes a backup.
+    pub(crate) fn has_garbage(&self) -> Result<bool> {
+        Ok(self.names()?.iter().any(|name| layout::is_garbage(name)))
+    }
+
     pub(crate) fn ids(&self) -> Result<Vec<BackupId>> {
         Ok(self.names()?.iter().filter_map(|n| BackupId::parse(n)).collect())
     }

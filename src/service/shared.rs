@@ -90,8 +90,10 @@ pub(crate) struct State {
     pub(crate) jobs: HashMap<BackupId, Job>,
     /// The job that has the backup thread.
     pub(crate) running: Option<BackupId>,
-    /// For each backup that existed at the last count; an empty map has to be counted.
+    /// For each backup that existed at the begin of the last count; an empty map has to be counted.
     pub(crate) exclusive_bytes: HashMap<BackupId, Option<u64>>,
+    /// Whether there was garbage at the end of that count, which shared files with the backups.
+    counted_garbage: bool,
     /// Work that the backup thread does only between backups; the next request stops it.
     pub(crate) idle_work: Option<Arc<Control>>,
     /// The queue of the thread that runs hooks; absent if there are none, and once no more are accepted.
@@ -191,6 +193,7 @@ impl State {
             jobs: HashMap::new(),
             running: None,
             exclusive_bytes: HashMap::new(),
+            counted_garbage: false,
             idle_work: None,
             hook_orders: None,
             hook: None,
@@ -312,27 +315,33 @@ impl Shared {
     /// Computes anew how many bytes the deletion of each backup would free, the newest first. It may take long to find out which blocks
     /// are shared: after [`COUNTING_LIMIT`] the figures of the older backups are kept as they were.
     pub(crate) fn count_exclusive_bytes(&self) {
-        let Ok(readable) = self.catalog.readable() else { return };
+        let (Ok(ids), Ok(readable)) = (self.catalog.ids(), self.catalog.readable()) else { return };
         let began = Instant::now();
         let mut before = std::mem::take(&mut self.state.lock().exclusive_bytes);
-        let count = |Found { id, .. }: Found| {
+        // One that is deleted meanwhile has its place, too: so it is seen to be gone.
+        let mut counted: HashMap<BackupId, Option<u64>> = ids.into_iter().map(|id| (id, None)).collect();
+        for Found { id, .. } in readable {
             let known = before.remove(&id).filter(|_| began.elapsed() > COUNTING_LIMIT);
             let bytes = known.unwrap_or_else(|| self.catalog.exclusive_bytes(&id));
-            (id, bytes)
-        };
-        let counted = readable.map(count).collect();
-        self.state.lock().exclusive_bytes = counted;
+            counted.insert(id, bytes);
+        }
+        let counted_garbage = self.catalog.has_garbage().unwrap_or(false);
+        let mut state = self.state.lock();
+        (state.exclusive_bytes, state.counted_garbage) = (counted, counted_garbage);
     }
 
     /// The identifiers of all backups, the newest first. If one is gone whose bytes were counted, another process has deleted it, and others
     /// may hold alone now what they shared with it: then all these figures are forgotten, and the backup thread counts again when it has
-    /// nothing else to do.
+    /// nothing else to do. The same if garbage is gone that was there at the count.
     pub(crate) fn ids_newest_first(&self) -> Result<Vec<BackupId>> {
         let ids = self.catalog.ids_newest_first()?;
         let is_there: HashSet<&BackupId> = ids.iter().collect();
+        let counted_garbage = self.state.lock().counted_garbage;
+        let garbage_is_gone = counted_garbage && self.catalog.has_garbage().is_ok_and(|has_garbage| !has_garbage);
         let mut state = self.state.lock();
-        if !state.exclusive_bytes.keys().all(|id| is_there.contains(id)) {
+        if garbage_is_gone || !state.exclusive_bytes.keys().all(|id| is_there.contains(id)) {
             state.exclusive_bytes.clear();
+            state.counted_garbage = false;
             // A tick that is there already is enough.
             let _ = self.ticker.get().map(|ticker| ticker.try_send(()));
         }
