@@ -102,6 +102,13 @@ pub struct Found {
     pub families: u64,
 }
 
+impl Found {
+    /// The last ingested file and the last column family.
+    pub fn files(&self) -> (u64, u64) {
+        (self.ingested, self.families)
+    }
+}
+
 /// Opens a copy read-write with RocksDB, as the node would after a crash, and reads all of it. The error names the first fault.
 pub fn judge(directory: &Path, families: usize, transactions: bool) -> Result<Found, String> {
     let names = DB::list_cf(&Options::default(), directory).map_err(|e| format!("does not open: {e}"))?;

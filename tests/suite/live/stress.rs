@@ -27,6 +27,9 @@ const COPIES: u32 = 25;
 /// A thread's pause between two steps.
 const PAUSE_US: u64 = 200;
 
+/// How long a step waits at most until the writer has gone on.
+const LONGEST_PAUSE: Duration = Duration::from_millis(300);
+
 /// How the copies are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -114,9 +117,15 @@ fn run(scenario: Scenario, way: Way, copies: u32) -> Tally {
         Way::LateSizes | Way::LatePause => {
             // Ingestion also deletes files meanwhile; a new column family takes longer than that.
             let pause = Duration::from_millis(if scenario == Ingest { 3 } else { 12 });
+            let writer = writer.observer();
             gate::at_point(&database, move |point| {
                 if point == "live-held" {
+                    let (before, began) = (writer.committed(), Instant::now());
                     sleep(pause);
+                    // On a busy machine the writer may not have had a processor meanwhile.
+                    while before.files() == writer.committed().files() && began.elapsed() < LONGEST_PAUSE {
+                        sleep(Duration::from_millis(1));
+                    }
                 }
             });
         }
