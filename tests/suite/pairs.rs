@@ -584,6 +584,22 @@ impl Parts {
     }
 }
 
+/// Takes this range out of the WAL, or fills it with zeroes.
+fn without(parts: &Parts, range: std::ops::Range<u64>, zeroed: bool) {
+    let mut wal = fs::read(&parts.wal).unwrap();
+    let range = range.start as usize..range.end as usize;
+    let by = if zeroed { vec![0; range.len()] } else { Vec::new() };
+    wal.splice(range, by);
+    fs::write(&parts.wal, wal).unwrap();
+}
+
+/// A symbolic link in the place of a file, to the same content.
+fn link_instead(path: &Path) {
+    let moved = path.parent().unwrap().parent().unwrap().parent().unwrap().join("moved");
+    fs::rename(path, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, path).unwrap();
+}
+
 fn swap_frames(parts: &Parts, a: u64, b: u64) {
     let mut wal = fs::read(&parts.wal).unwrap();
     let (a, b, length) = (parts.frame(a) as usize, parts.frame(b) as usize, parts.frame_bytes as usize);
@@ -630,6 +646,40 @@ const CASES: &[Case] = &[
     Case { what: "drop: the WAL", is_quick: true, act: |p| fs::remove_file(&p.wal).unwrap() },
     Case { what: "exchange: the WAL of another chain", is_quick: true, act: |p| p.replace(&p.wal, &p.other_wal) },
     Case { what: "wrong day: the WAL", is_quick: true, act: |p| p.replace(&p.wal, &p.next_wal) },
+    Case { what: "flip: the page size in the header of the WAL", is_quick: true, act: |p| flip(&p.wal, 10) },
+    Case { what: "flip: the number of checkpoints", is_quick: true, act: |p| flip(&p.wal, 15) },
+    Case { what: "cut: the WAL in the middle of a frame", is_quick: true, act: |p| p.cut(&p.wal, p.frame(p.frames_count / 2) + 500) },
+    Case { what: "drop: a frame", is_quick: true, act: |p| without(p, p.frame(3)..p.frame(4), false) },
+    Case { what: "zeroes: a frame", is_quick: false, act: |p| without(p, p.frame(3)..p.frame(4), true) },
+    Case { what: "zeroes: the last frame", is_quick: true, act: |p| without(p, p.frame(p.frames_count - 1)..p.frame(p.frames_count), true) },
+    Case { what: "exchange: a link as WAL", is_quick: true, act: |p| link_instead(&p.wal) },
+    Case { what: "exchange: a link as base", is_quick: true, act: |p| link_instead(&p.base) },
+    Case { what: "swap: base and WAL", is_quick: true, act: |p| {
+        let (base, wal) = (fs::read(&p.base).unwrap(), fs::read(&p.wal).unwrap());
+        fs::remove_file(&p.base).unwrap();
+        fs::write(&p.base, wal).unwrap();
+        fs::write(&p.wal, base).unwrap();
+    } },
+    Case { what: "rot: a page of the base that the WAL has, too", is_quick: false, act: |p| {
+        let mut number = [0; 4];
+        File::open(&p.wal).unwrap().read_exact_at(&mut number, p.frame(p.frames_count / 2)).unwrap();
+        rot(&p.base, u64::from(u32::from_be_bytes(number) - 1) * 1024 + 700);
+    } },
+    Case { what: "cut: the base to nothing", is_quick: true, act: |p| p.cut(&p.base, 0) },
+    Case { what: "exchange: a FIFO as guard", is_quick: true, act: |p| {
+        fs::remove_dir(&p.guard).unwrap();
+        assert!(Command::new("mkfifo").arg(&p.guard).status().unwrap().success());
+    } },
+    Case { what: "drop: the record", is_quick: true, act: |p| fs::remove_file(p.backup.join("backup.json")).unwrap() },
+    Case { what: "wrong day: the record, the manifest and the sums", is_quick: true, act: |p| {
+        for name in ["backup.json", "manifest.json", "pact-sums.json"] {
+            p.replace(&p.backup.join(name), &p.next.join(name));
+        }
+    } },
+    Case { what: "wrong day: the WAL and the sums", is_quick: true, act: |p| {
+        p.replace(&p.wal, &p.next_wal);
+        p.replace(&p.backup.join("pact-sums.json"), &p.next.join("pact-sums.json"));
+    } },
     Case { what: "flip: the base", is_quick: true, act: |p| flip(&p.base, p.base.metadata().unwrap().len() / 2) },
     Case { what: "rot: the base", is_quick: false, act: |p| rot(&p.base, p.base.metadata().unwrap().len() / 2) },
     Case { what: "rot: the first page of the base", is_quick: false, act: |p| rot(&p.base, 400) },
