@@ -24,24 +24,24 @@ for archive in "$ROOT"/tests/data/golden-*.tar.gz; do
     for part in rocksDb sqlite; do
       check "$version $id: b2sum agrees about $part" sh -c "cd '$version/$id/0/$part' && b2sum --quiet -c BLAKE2SUMS"
     done
-    status "$version $id: restore" 0 chainweb-backup restore $at "$id" --to "restored-$version"
+    status "$version $id: restore" 0 chainweb-backup restore $at "$id" --to "restored-$version-$id"
     if grep -q "  $version/" "$ROOT/tests/data/golden-sums"; then
       sed -n "s,  $version/,  ,p" "$ROOT/tests/data/golden-sums" | sort -k 2 >sums.known
-      sums_of "restored-$version" >sums.restored
+      sums_of "restored-$version-$id" >sums.restored
       check "$version $id: every file is as it was, and there is no other" diff sums.known sums.restored
-      status "$version $id: today's node refuses it" 1 demo-node --database-directory "restored-$version"
+      status "$version $id: today's node refuses it" 1 demo-node --database-directory "restored-$version-$id"
       has "$version $id: and says why" err 'written by an older demo node'
-      sums_of "restored-$version" >sums.restored
+      sums_of "restored-$version-$id" >sums.restored
       check "$version $id: and leaves it as it was" diff sums.known sums.restored
     else
-      status "$version $id: a node's history is whole in it" 0 demo-node verify "restored-$version"
+      status "$version $id: a node's history is whole in it" 0 demo-node verify "restored-$version-$id"
       # The node continues from there.
-      node "restored-$version"
-      status "$version $id: and stays so" 0 demo-node verify "restored-$version"
+      node "restored-$version-$id"
+      status "$version $id: and stays so" 0 demo-node verify "restored-$version-$id"
     fi
-    chainweb-backup make --database-directory "restored-$version" --backup-directory "$version" --backup-pact --log-level warn >new
+    chainweb-backup make --database-directory "restored-$version-$id" --backup-directory "$version" --backup-pact --log-level warn >new
     status "$version $id: new backups go beside it" 0 chainweb-backup verify $at "$(cat new)" --deep
-    status "$version $id: prune keeps it when asked" 0 chainweb-backup prune $at --keep-last 2
+    status "$version $id: prune keeps it when asked" 0 chainweb-backup prune $at --keep-last 9
     has "$version $id: and says so" out "$id: kept"
   done
   check "$version: there was a backup in it" [ -s new ]
