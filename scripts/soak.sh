@@ -12,6 +12,9 @@
 #   scripts/soak.sh hostile [N] [SEED]              N random trees of links, FIFOs, devices, huge files; run as root (10000)
 #   scripts/soak.sh clone-life [MINUTES]            what a clone costs Pact's writer while it lives, xfs and btrfs (60)
 #   scripts/soak.sh increments [N]                  N increments of Pact, for each scenario, on xfs and btrfs, and N pairs; as root (130)
+#   scripts/soak.sh chains [DAYS] [KILLS] [CUTS] [SEED]  days of Pact: each backup restores to its own, whatever is killed; as root (60 300 100)
+#   scripts/soak.sh sqlite-versions                 delta pairs read by SQLite 3.13 to 3.45; needs cargo and cc
+#   scripts/soak.sh off-host [DAYS]                 a week of backups by each ready hook, and starts from the copies; as root (7)
 #   scripts/soak.sh raw [N]                         N raw copies of SQLite under load, for each scenario (130)
 #   scripts/soak.sh live [N] [SCENARIO [WAY]]       N live copies under load, for each scenario, twice (100)
 #   scripts/soak.sh other-disk [N] [SEED]           N backups on another disk: node restores, blobs, ingestions, rot (500)
@@ -21,6 +24,7 @@
 #   scripts/soak.sh starts [N] [SEED]               N start-up proofs, half of them of planted faults, beside the start itself (300)
 #   scripts/soak.sh hour [MINUTES]                  a backup a minute, with proof and drill: what the node's heights take (60)
 #   scripts/soak.sh month [DAYS] [SEED]             simulated days of schedules, hooks, drills: kills, full disks, clocks; as root (30)
+#   scripts/soak.sh month-sabotage [DAYS] [SEED]    that the month's checks can fail: one month for each of nine acts; as root (2)
 #   scripts/soak.sh door [MINUTES] [FILE]           50 requests a second beside backups: memory, threads; graphs in FILE, SVG (60)
 #   scripts/soak.sh attacks [N]                     attacks on the listener, the last one with N fuzzed heads, as a table (1000000)
 #   scripts/soak.sh container [FEATURES]            the image of scripts/container, built and run beside a node; as root
@@ -42,6 +46,9 @@ case ${1:-} in
   restores) KILLS=${2:-240} SEED=${3:-$(date +%s)} exec sh "$ROOT/tests/shell/14-restore-kill.sh" ;;
   restarts) RESTORES=${2:-60} exec sh "$ROOT/tests/shell/19-restart.sh" ;;
   increments) exec sh "$ROOT/tests/soak/run.sh" increments "${2:-130}" ;;
+  chains) exec python3 "$ROOT/tests/soak/chains.py" "$BIN" "${2:-60}" "${3:-300}" "${4:-100}" ${5:+"$5"} ;;
+  sqlite-versions) exec python3 "$ROOT/tests/soak/sqlite_versions.py" "$BIN" ;;
+  off-host) exec python3 "$ROOT/tests/soak/off_host.py" "$BIN" "${2:-7}" ;;
   raw) exec sh "$ROOT/tests/soak/run.sh" raw "${2:-130}" ;;
   mutations) exec sh "$ROOT/tests/soak/run.sh" mutations "${2:-60}" "${3:-$(date +%s)}" ;;
   hostile) exec sh "$ROOT/tests/soak/run.sh" hostile "${2:-10000}" "${3:-$(date +%s)}" ;;
@@ -55,6 +62,7 @@ case ${1:-} in
   attacks) exec python3 "$ROOT/tests/soak/attacks.py" "$BIN" "${2:-1000000}" ;;
   container) exec sh "$ROOT/tests/soak/container.sh" "${2:-}" ;;
   month) exec python3 "$ROOT/tests/soak/month.py" "$BIN" "${2:-30}" ${3:+"$3"} ;;
+  month-sabotage) exec python3 "$ROOT/tests/soak/month_sabotage.py" "$BIN" "${2:-2}" "${3:-7}" ;;
   live) shift && exec sh "$ROOT/tests/soak/run.sh" own "$@" ;;
   foreign | timing | untouched) exec sh "$ROOT/tests/soak/run.sh" "$@" ;;
 esac

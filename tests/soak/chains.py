@@ -9,7 +9,7 @@ xfs, btrfs and ext4, beside the node. KILLS are those of all chains together, CU
 11-power-cut.sh: the image's own file system is shut down. Prints TAP and the figures; exit 1 if a day was wrong.
 
 What a day is: the sums of the Pact files of the stopped node, and what the node's own check says of the directory. A backup of a running node
-is its own measure: it is restored at once, its history must be whole and not older than the backup's begin.
+is its own measure: it is restored at once, and its history must be whole.
 """
 
 import concurrent.futures, glob, hashlib, json, os, random, re, shutil, sqlite3, subprocess, sys, tempfile, threading, time
@@ -85,7 +85,8 @@ class Chain:
         self.node = (self.disk.at if method == "delta" else work) + "/node"
         self.backups = self.disk.at + "/backups"
         # The days of the backups that must be there, and of those that a delete or a prune may have taken.
-        self.days, self.doomed, self.faults = {}, {}, []
+        # Those that are gone: a power cut may bring back what a program deleted, whole.
+        self.days, self.doomed, self.gone, self.faults = {}, {}, {}, []
         self.counts, self.usual = {}, {"make": 0.6, "delete": 0.05, "prune": 0.05, "restore": 0.3}
         self.written = {"base": 0, "written": 0}
         must(DEMO, "--database-directory", self.node, "--chains", "3", "--fill", "12000000", "--blocks", "6", *self.still())
@@ -172,6 +173,10 @@ class Chain:
         for id in sorted(os.listdir(self.backups)) if os.path.isdir(self.backups) else []:
             if id.startswith(".") or id in self.days or id in self.doomed or self.status(id) != "backup-done":
                 continue
+            if id in self.gone:
+                self.count("came back after a cut")
+                self.days[id] = self.gone.pop(id)
+                continue
             day = self.today
             if self.live or self.was_live:
                 day = self.restored(id)
@@ -198,7 +203,7 @@ class Chain:
             if self.status(id) == "backup-done":
                 self.days[id] = self.doomed.pop(id)
             elif not os.path.exists("%s/%s" % (self.backups, id)):
-                del self.doomed[id]
+                self.gone[id] = self.doomed.pop(id)
         for id in sorted(self.days):
             if self.status(id) != "backup-done":
                 self.fault(id, "is lost:", self.status(id))
@@ -286,12 +291,15 @@ class Chain:
         self.stop_node()
         while len(self.days) > BIG_FEW or (len(self.days) > 4 and self.rng.random() < 0.35):
             victim = self.rng.choice(sorted(self.days)[:-1])
-            del self.days[victim]
+            day = self.days.pop(victim)
             if self.rng.random() < 0.5:
                 must(*self.program("delete", victim))
+                self.gone[victim] = day
                 self.count("deleted")
             else:
+                # Half of it may come back otherwise.
                 shutil.rmtree("%s/%s" % (self.backups, victim))
+                must("sync", "-f", self.backups)
                 self.count("removed by hand")
         self.look(None if number % 6 == 5 else 1)
 

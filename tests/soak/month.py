@@ -16,6 +16,7 @@ sys.dont_write_bytecode = True
 
 import heapq, os, random, shutil, signal, tempfile, time
 
+import month_sabotage
 from month_check import DAY, EVENTS, HOUR, KEEP, SCHEDULES, Judge
 from month_world import Fault, World, run
 
@@ -57,6 +58,8 @@ class Month:
             chosen = rng.sample(choices, min(count, len(choices))) + rng.choices(choices, k=max(0, count - len(choices)))
             for words in chosen:
                 self.at(rng.uniform(0.02, 0.95) * self.end_ms, "plan", action, words)
+        if SABOTAGE:
+            self.at(0.55 * self.end_ms, "sabotage")
 
     def at(self, when, *what):
         self.number += 1
@@ -304,6 +307,10 @@ class Month:
         else:
             self.world.node.start()
 
+    def sabotage(self):
+        if month_sabotage.act(self, SABOTAGE) is False:
+            self.after(0.5, "sabotage")
+
     # What the service says.
 
     def look(self):
@@ -404,6 +411,7 @@ def main():
 
 if len(sys.argv) < 2:
     sys.exit(__doc__)
+SABOTAGE = os.environ.get("SABOTAGE")
 BIN, DAYS = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 30
 SEED = int(sys.argv[3]) if len(sys.argv) > 3 else random.randrange(1 << 30)
 sys.exit(main())

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Delta pairs read by other versions of SQLite: each one reads the day of the backup, or refuses loudly; none of them reads the base alone, and
-none changes a file, root included.
+"""Delta pairs read by other versions of SQLite, from 3.13 to 3.45: from 3.22 on they read the day of the backup, an older one refuses; none reads
+the base alone, and none changes a file, root included.
 
     sqlite_versions.py BIN     BIN is the directory of chainweb-backup and demo-node
 
@@ -9,8 +9,8 @@ The versions are those that the crate libsqlite3-sys has bundled; cargo fetches 
 
 import ctypes, glob, hashlib, os, shutil, subprocess, sys, tempfile
 
-CRATES = ["0.9.4", "0.12.0", "0.18.0", "0.22.2", "0.23.1", "0.23.2", "0.24.2", "0.25.2", "0.26.0", "0.28.0"]
-FIRST_READER = (3, 36, 0)
+CRATES = ["0.6.2", "0.9.0", "0.9.4", "0.12.0", "0.18.0", "0.22.2", "0.23.1", "0.23.2", "0.24.2", "0.25.2", "0.26.0", "0.28.0"]
+FIRST_READER = (3, 22, 0)  # the first one that reads a WAL without a -shm that it may write
 QUESTION = b"SELECT count(*), max(blockheight), group_concat(hex(hash)) FROM BlockHistory; PRAGMA integrity_check;"
 CHANGES = [b"DELETE FROM BlockHistory", b"VACUUM", b"CREATE TABLE x (y)", b"PRAGMA journal_mode=DELETE; CREATE TABLE x (y)"]
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_char_p), ctypes.c_void_p)
@@ -32,7 +32,7 @@ def library(crate, work):
         file.write('[package]\nname = "p"\nversion = "0.1.0"\n[dependencies]\nlibsqlite3-sys = "=%s"\n' % crate)
     must("cargo", "vendor", "-q", cwd=project)
     (source,) = glob.glob(project + "/vendor/libsqlite3-sys/sqlite3/sqlite3.c")
-    must("cc", "-O1", "-w", "-shared", "-fPIC", "-DSQLITE_THREADSAFE=1", "-o", project + "/sqlite3.so", source, "-lpthread", "-ldl", "-lm")
+    must("cc", "-O0", "-w", "-shared", "-fPIC", "-DSQLITE_THREADSAFE=1", "-o", project + "/sqlite3.so", source, "-lpthread", "-ldl", "-lm")
     loaded = ctypes.CDLL(project + "/sqlite3.so", mode=os.RTLD_LOCAL | os.RTLD_DEEPBIND)
     loaded.sqlite3_libversion.restype = loaded.sqlite3_errmsg.restype = ctypes.c_char_p
     return loaded
@@ -92,12 +92,12 @@ def main(binaries):
         if not isinstance(wanted, list) or wanted == stale or wanted[1] != [b"ok"]:
             wrong.append("the measure is wrong: %s" % (wanted,))
         if (found != wanted) if reads else not isinstance(found, str):
-            wrong.append("it reads %s" % (found,))
+            wrong.append("it reads %.200s" % (found,))
         wrong += ["it could: %s" % change.decode() for change, did in zip(CHANGES, changes) if isinstance(did, list)]
         if state(os.path.dirname(pair)) != before:
             wrong.append("a file has changed")
         number, failed = number + 1, failed + bool(wrong)
-        what = "reads the day" if reads else "refuses: %s" % found
+        what = "reads the day" if reads else "refuses: %.80s" % found
         print("%s %d - SQLite %s %s; it cannot write: %s" % ("not ok" if wrong else "ok", number, version, what, changes[0]), flush=True)
         for line in wrong:
             print("# " + line)
