@@ -92,6 +92,8 @@ done
 answers GET /list-backups 200
 answers GET /list-backups 421 --request-target http://evil.example/list-backups
 answers GET /list-backups 200 --request-target "http://localhost/list-backups" -H 'Host: evil.example'
+answers GET /list-backups 421 --request-target HTTP://evil.example/list-backups -H 'Host: localhost'
+answers GET /list-backups 200 --request-target HTTP://localhost/list-backups -H 'Host: evil.example'
 answers GET /list-backups 400 -H 'Host: user@localhost'
 answers GET /list-backups 200 --http1.0 -H 'Host:'
 
@@ -104,7 +106,7 @@ answers GET / 200 -H 'Sec-Fetch-Site: cross-site' -H 'Sec-Fetch-Mode: navigate' 
 has 'no other site may have it in a frame' head "frame-ancestors 'none'"
 is 'nor as anything else' "$(header cross-origin-resource-policy) $(header x-content-type-options) $(header referrer-policy)" 'same-origin nosniff no-referrer'
 is 'nothing was made' "$(ls db/backups)" ''
-is 'the names are counted' "$(counted list-backups 421) $(counted make-backup 421)" '4 3'
+is 'the names are counted' "$(counted list-backups 421) $(counted make-backup 421)" '5 3'
 is 'so are the sites' "$(counted make-backup 403) $(counted other 403)" '2 1'
 stop TERM
 
