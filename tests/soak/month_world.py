@@ -343,7 +343,7 @@ class World:
         return json.loads(listed.stdout)
 
     def ids(self):
-        return [name for name in os.listdir(self.backups) if name.isdigit()]
+        return [name for name in os.listdir(self.backups) if name.isdigit()] if os.path.isdir(self.backups) else []
 
     def status(self, id):
         try:

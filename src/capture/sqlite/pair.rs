@@ -6,7 +6,8 @@
 //!                the pages ascend, the last frame commits; the first salt is the identity of the base
 //! X.sqlite-shm/  an empty directory, read only, the guard
 //! ```
-//! SQLite (3.36 and newer) opens such a pair by itself and reads the right content: the newest version of each page is in the WAL.
+//! SQLite opens such a pair by itself (3.22 and newer, which read a WAL without an index that they may write; tried are 3.24 to 3.45, and
+//! 3.13 and 3.17, which refuse) and reads the right content: the newest version of each page is in the WAL.
 //! Instead of the file with the index of the WAL it finds a directory, into which it cannot write, so it makes the index in memory and
 //! changes nothing. Without the guard, the last connection of a user that may write would copy the WAL into the base, under all other
 //! backups. Without the WAL the base is an older commit, which a node brings forward.
