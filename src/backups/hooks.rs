@@ -57,6 +57,9 @@ const TERM_LIMIT: Duration = Duration::from_secs(2);
 /// The reason of a hook whose end was not noted.
 const INTERRUPTED: &str = "interrupted: the program that ran it ended before, or its end could not be noted";
 
+/// How often a hook is run again whose program ended while it ran: it may be the hook that ends it.
+const MAX_INTERRUPTIONS: u32 = 3;
+
 /// How the reason of a hook begins that was not run, and how it goes on after a crash.
 const NOT_RUN: &str = "not run";
 const ENDED: &str = "the program that made the backup ended before";
@@ -164,7 +167,8 @@ pub(crate) fn settle(catalog: &Catalog, id: &BackupId, status: Status) -> Result
     for run in runs.iter_mut().filter(|run| run.ended_ms().is_none()) {
         let reason = if run.waits { format!("{NOT_RUN}: {ENDED}") } else { INTERRUPTED.to_owned() };
         log::warn!("hook interrupted id={id} hook={} program={:?} reason={reason:?}", run.event.word(), run.program);
-        run.leave(reason);
+        run.interrupted_count = run.interrupted_count.saturating_add(u32::from(!run.waits));
+        if run.interrupted_count < MAX_INTERRUPTIONS { run.leave(reason) } else { run.give_up(reason) }
     }
     write(catalog, id, runs)
 }
@@ -258,15 +262,18 @@ fn plan_event(runs: &mut Vec<HookRun>, event: Event, commands: &[Vec<String>]) {
     if noted.clone().all(|run| run.waits) && noted.map(|run| &run.program).eq(commands.iter().map(|words| &words[0])) {
         return;
     }
-    runs.retain(|run| run.event != event);
-    let waiting = |(number, words): (usize, &Vec<String>)| HookRun::waiting(event, number, &words[0], now_ms());
+    let before: Vec<HookRun> = runs.extract_if(.., |run| run.event == event).collect();
+    let waiting = |(number, words): (usize, &Vec<String>)| HookRun {
+        interrupted_count: before.iter().find(|run| run.number == number).map_or(0, |run| run.interrupted_count),
+        ..HookRun::waiting(event, number, &words[0], now_ms())
+    };
     runs.extend(commands.iter().enumerate().map(waiting));
 }
 
 /// A run takes the place of the one before of the same command.
 fn put(runs: &mut Vec<HookRun>, hook: &HookRun) {
     match runs.iter_mut().find(|run| (run.event, run.number) == (hook.event, hook.number)) {
-        Some(run) => *run = hook.clone(),
+        Some(run) => *run = HookRun { interrupted_count: run.interrupted_count, ..hook.clone() },
         None => runs.push(hook.clone()),
     }
 }

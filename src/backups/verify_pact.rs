@@ -50,8 +50,12 @@ pub(crate) fn check(
     Ok((sum, defect?))
 }
 
-/// An increment has sums: if they are gone, that is noted.
+/// An increment has sums: if they are gone, that is noted. Those of another backup are a fault: what they belong to may be here, too.
 pub(crate) fn note_missing(record: &Record, recorded: &PactSums, result: &mut Verification) {
+    if let Some(other) = recorded.of_another.as_ref().filter(|_| !result.names(PACT_SUMS_FILE)) {
+        result.fault(PACT_SUMS_FILE, format!("it is that of backup {other}"));
+        return;
+    }
     let has_sum = |file: &String| recorded.files.contains_key(file);
     if record.pact.iter().any(|part| part.method == Method::Increment && !has_sum(&part.file)) {
         let why = format!(

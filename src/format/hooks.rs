@@ -42,11 +42,19 @@ pub struct HookRun {
     /// Whether it failed only because the program ended that ran it, or was to run it: the next start of a service runs it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
+    /// How often the program ended while it ran.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interrupted_count: u32,
     /// The end of what it wrote.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub output: String,
     /// The version of this program.
     pub version: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde gives a reference
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl HookRun {
@@ -64,6 +72,7 @@ impl HookRun {
             duration_ms: None,
             reason: None,
             unfinished,
+            interrupted_count: 0,
             output,
             version,
         }

@@ -40,6 +40,8 @@ pub(crate) struct PactSums {
     pub(crate) files: BTreeMap<String, PieceSums>,
     /// Those of what pairs are together.
     pub(crate) folds: BTreeMap<String, PieceSums>,
+    /// The backup whose sums are in its place, if they are whole and those of another one: then there are none here.
+    pub(crate) of_another: Option<BackupId>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,11 +87,10 @@ impl PactSums {
             read => read.context(|| format!("cannot read {}", file.display()))?,
         };
         Ok(PactSums::parse(&bytes, id).unwrap_or_else(|| {
-            log::warn!(
-                "sums not used path={} reason=\"damaged, of an unknown form, or of another backup\"",
-                file.display()
-            );
-            PactSums::default()
+            let of_another = PactSums::owner(&bytes);
+            let why = if of_another.is_some() { "of another backup" } else { "damaged, or of an unknown form" };
+            log::warn!("sums not used path={} reason={why:?}", file.display());
+            PactSums { of_another, ..PactSums::default() }
         }))
     }
 
@@ -101,14 +102,21 @@ impl PactSums {
         })
     }
 
-    fn parse(bytes: &[u8], id: &BackupId) -> Option<PactSums> {
+    /// Whose sums these bytes are.
+    fn owner(bytes: &[u8]) -> Option<BackupId> {
+        PactSums::text(bytes).map(|text| text.id)
+    }
+
+    fn text(bytes: &[u8]) -> Option<Text> {
         if seal::is_whole(bytes, bytes.len() as u64).ok()? != Some(true) {
             return None;
         }
         let text: Text = serde_json::from_slice(bytes).ok()?;
-        if text.format != FORMAT || text.id != *id || text.piece_bytes != PIECE_BYTES {
-            return None;
-        }
+        (text.format == FORMAT && text.piece_bytes == PIECE_BYTES).then_some(text)
+    }
+
+    fn parse(bytes: &[u8], id: &BackupId) -> Option<PactSums> {
+        let text = PactSums::text(bytes).filter(|text| text.id == *id)?;
         let one = |TextOfOne { bytes, sums: text }: TextOfOne| {
             let digits = text.as_bytes().chunks(DIGITS);
             let number = |digits: &[u8]| u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
@@ -119,7 +127,7 @@ impl PactSums {
         let all = |text: BTreeMap<String, TextOfOne>| {
             text.into_iter().map(|(file, text)| Some((file, one(text)?))).collect::<Option<BTreeMap<_, _>>>()
         };
-        Some(PactSums { files: all(text.databases)?, folds: all(text.folds)? })
+        Some(PactSums { files: all(text.databases)?, folds: all(text.folds)?, of_another: None })
     }
 }
 
@@ -132,7 +140,7 @@ mod tests {
     fn sums_are_read_as_they_were_written_or_not_at_all() {
         let one = |bytes: u64| PieceSums { bytes, sums: (0..bytes.div_ceil(PIECE_BYTES)).map(|n| n * n + 7).collect() };
         let files = [("a".to_owned(), one(3 * PIECE_BYTES + 512)), ("b".to_owned(), one(0))].into();
-        let plain = PactSums { files, folds: BTreeMap::new() };
+        let plain = PactSums { files, ..PactSums::default() };
         let bytes = plain.to_bytes(&BackupId::from_millis(5));
         // As a release without pairs wrote it.
         assert!(!String::from_utf8_lossy(&bytes).contains("folds"));

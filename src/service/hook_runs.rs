@@ -251,9 +251,11 @@ fn try_each_occasion(shared: &Shared, errand: &Errand, work: Work<'_>) -> Result
             &found
         }
     };
+    // Those that are known now: a good job has found none, but its hooks may have waited.
+    let known_count = details.verified.as_ref().map_or(0, |verified| verified.faults_count);
     for event in events {
-        // A good job has verified its backup, and found none.
-        let faults_count = (*event == Event::OnVerified).then_some(0);
+        let is_told = *event == Event::OnVerified || (*event == Event::AfterSuccess && known_count > 0);
+        let faults_count = is_told.then_some(known_count);
         let occasion =
             Occasion { event: *event, details, reason: reason.as_deref(), faults_count, is_noted: stalled.is_none() };
         work(&occasion, &|hook: &HookRun| {

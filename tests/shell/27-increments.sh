@@ -83,6 +83,14 @@ increments_on() {
   make_one
   is "$1: also of a stopped node" "$code $(methods "$made")" '0 "method": "increment" '
   check "$1: which is good" good "$made"
+  # The sums of another backup, which may have come with its databases.
+  cp "$backups/$made/pact-sums.json" kept.sums
+  other=$(ls -d "$backups"/*/pact-sums.json | grep -v "/$made/" | tail -n 1)
+  cp "$other" "$backups/$made/pact-sums.json"
+  status "$1: the sums of another backup are damage" 13 chainweb-backup verify --backup-directory "$backups" "$made" --deep
+  has "$1: it says whose they are" err "it is that of backup $(basename "$(dirname "$other")")"
+  cp kept.sums "$backups/$made/pact-sums.json"
+  check "$1: with its own it is good again" good "$made"
   rm -rf node restored by-hand
 }
 

@@ -210,6 +210,36 @@ has 'it knows the backup' failure.env "CHAINWEB_BACKUP_ID=$(cat interrupted)"
 has 'and why it failed' failure.env 'CHAINWEB_BACKUP_REASON=interrupted'
 stop TERM
 
+# A hook that waited knows the damage that a verification has found meanwhile.
+start serve.log chainweb-backup serve --config-file serve.yaml
+: >success.slow
+rm -f success.pid success.env
+backup
+until [ -s success.pid ]; do sleep 0.01; done
+backup
+rm "node/backups/$id/0/rocksDb/CURRENT"
+status 'a verification finds damage' 13 chainweb-backup verify --backup-directory node/backups "$id"
+rm success.slow
+kill -KILL "-$(cat success.pid)"
+tries=0
+until grep -qx "CHAINWEB_BACKUP_ID=$id" success.env || [ "$tries" -ge 500 ]; do tries=$((tries + 1)) && sleep 0.02; done
+check 'the hook after its verification knows it' grep -qx 'CHAINWEB_BACKUP_FAULTS=[1-9][0-9]*' verified.env
+check 'so does the one after its success' grep -qx 'CHAINWEB_BACKUP_FAULTS=[1-9][0-9]*' success.env
+stop TERM
+rm -rf "node/backups/${id:?}"
+
+# A hook that ends the program is not run again for ever.
+printf '#!/bin/sh\necho attempt >>%s/attempts\nkill -KILL $PPID\n' "$DIR" >deadly.sh
+chmod +x deadly.sh
+printf 'databaseDirectory: node\nbackup: {hooks: {afterSuccess: [%s/deadly.sh]}}\n' "$DIR" >deadly.yaml
+chainweb-backup make --config-file deadly.yaml >made 2>make.log
+for _ in 1 2 3 4 5; do
+  timeout 2 chainweb-backup serve --config-file deadly.yaml --service-port 0 >deadly.log 2>&1
+done
+is 'a hook that ends the program three times is not run again' "$(wc -l <attempts)" 3
+chainweb-backup list --backup-directory node/backups --columns all >list
+check 'and has failed' grep -q "^$(cat made) .*hook after-success FAILED .*interrupted" list
+
 # What a client sends is no word of a hook, and a file with a mistake is refused.
 start serve.log chainweb-backup serve --config-file serve.yaml
 http POST '/make-backup?hook=/bin/true'
