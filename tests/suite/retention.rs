@@ -187,7 +187,15 @@ fn whatever_the_clock_said_the_last_backup_is_the_newest() {
 fn a_newest_backup_that_was_damaged_by_hand_is_no_reason_to_delete_another() {
     let cut = |path: &Path| fs::File::options().write(true).open(path).unwrap().set_len(1000).unwrap();
     let pact = "0/sqlite/pact-v1-chain-0.sqlite";
-    let damages: [&dyn Fn(&Path); 3] = [
+    let zeroes = |backup: &Path| {
+        let rocksdb = backup.join("0/rocksDb");
+        let sst = rocksdb.join(names(&rocksdb).into_iter().find(|name| name.ends_with(".sst")).unwrap());
+        let bytes = sst.metadata().unwrap().len();
+        fs::remove_file(&sst).unwrap(); // the other backups and the node have it, too
+        fs::File::create(&sst).unwrap().set_len(bytes).unwrap();
+    };
+    let damages: [&dyn Fn(&Path); 4] = [
+        &zeroes,
         &|backup| fs::remove_dir_all(backup.join("0/rocksDb")).unwrap(),
         &|backup| fs::remove_file(backup.join(pact)).unwrap(),
         &|backup| cut(&backup.join(pact)),
