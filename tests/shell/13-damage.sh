@@ -107,7 +107,8 @@ one_case() {
   at='' path=copy/$id/$file
   case $kind in
     flip) flip "$path" "$4" "$5" ;;
-    cut) at=$(part "$4" "$(stat -c %s "$path")") && truncate -s "$at" "$path" ;;
+    # At least two bytes: a list without its last end of line is whole.
+    cut) at=$(part "$4" "$(($(stat -c %s "$path") - 1))") && truncate -s "$at" "$path" ;;
     delete) rm "$path" ;;
     swap) swap "copy/$id" "$class" "$file" "$4" ;;
   esac
